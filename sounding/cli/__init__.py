@@ -1,0 +1,66 @@
+"""The command line: arguments in, objects wired, answers on stdout and everything else on stderr.
+
+A command's module is imported when that command runs, so starting costs no torch.
+"""
+
+import importlib
+import sys
+
+import click
+
+# name: (module under sounding.cli, one-line help). The help is repeated here so that
+# `sounding --help` imports none of the modules; a test keeps it equal to the command's own.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "inspect": ("models", "Describe a model: layers, parameters, bytes, state."),
+    "plan": ("models", "Say what running a model takes beside what this machine has."),
+    "convert": ("models", "Rewrite a checkpoint in another format and report the error made."),
+    "logits": ("models", "Compute logits for given tokens."),
+    "generate": ("models", "Continue a prompt, streaming."),
+    "encode": ("prompts", "Turn conversations into prompt text, JSONL to JSONL."),
+    "parse": ("prompts", "Turn completions into messages, JSONL to JSONL."),
+    "tokenizer": ("prompts", "Train a tokenizer, or look into one."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"sounding.cli.{COMMANDS[name][0]}")
+        command: click.Command = getattr(module, name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sounding")
+def cli() -> None:
+    """Sounding: a DeepSeek-V4 language model for code, and everything around it.
+
+    Answers go to stdout, progress and warnings to stderr. `sounding COMMAND --help` explains one.
+    """
+
+
+def main() -> None:
+    """Run the command line; a user's mistake becomes one line on stderr and exit code 1."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    except (ValueError, OSError) as error:
+        click.echo(f"sounding: {error}", err=True)
+        sys.exit(1)
