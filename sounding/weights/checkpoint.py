@@ -1,0 +1,373 @@
+"""A model folder as an object: config, every tensor under its published name, read when used.
+
+Opening reads headers only and holds them against the layout the config implies, whatever dialect
+and number formats the files are in. Structure of single files is the business of `shards`.
+Source: spec/checkpoint.md 1 to 5.
+"""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from sounding.config import ModelConfig, QuantizationConfig, parse_config
+from sounding.ops.quant import dequantize_fp4, dequantize_fp8
+from sounding.weights.layout import (
+    FLOATS,
+    Kind,
+    Parameter,
+    Storage,
+    StoredTensor,
+    parameters,
+    stored_as,
+)
+from sounding.weights.names import expert_parts, fused_experts, is_transformers, published_name
+from sounding.weights.shards import Shard, parse_json, read_folder
+
+CONFIG_NAME = "config.json"
+
+logger = logging.getLogger(__name__)
+
+# Dtypes a weight may have, the published ones first.
+_ALLOWED = {
+    Kind.EXPERT: ("I8", "F8_E4M3", *FLOATS),
+    Kind.LINEAR: ("F8_E4M3", *FLOATS),
+    Kind.PLAIN: FLOATS,
+    Kind.PRECISE: FLOATS,
+    Kind.TABLE: ("I64", "I32"),
+}
+_TORCH_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_DRAFT = re.compile(r"mtp\.\d+\.")
+# Copies of the embedding and the vocabulary head inside a draft block, which shares the main ones.
+_DRAFT_COPY = re.compile(r"mtp\.\d+\.(.*emb.*|(.+\.)?head\.weight)")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a published tensor lies: a tensor of a shard, or one expert's part of a fused one."""
+
+    shard: Shard
+    stored_name: str
+    shape: tuple[int, ...]
+    dtype: str
+    expert: int | None = None
+    first_row: int = 0
+
+    @property
+    def where(self) -> str:
+        """File and tensor, to open an error message with."""
+        return f"{self.shard.path}: tensor {self.stored_name!r}"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in the file."""
+        return StoredTensor(self.stored_name, self.shape, self.dtype).num_bytes
+
+    def read(self) -> Tensor:
+        """The tensor as stored, without a copy."""
+        whole = self.shard.read(self.stored_name)
+        if self.expert is None:
+            return whole
+        return whole[self.expert, self.first_row : self.first_row + self.shape[0]]
+
+
+class Checkpoint:
+    """An opened model folder; `sources` and `parameters` carry published names.
+
+    `config` agrees with the formats found in the files, which overrule what config.json says.
+    Nothing but headers has been read. Raises ValueError naming file, tensor, rule and way out.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        config = read_config(folder)
+        shards = read_folder(folder)
+        self.dialect: Literal["published", "transformers"] = (
+            "transformers" if any(map(is_transformers, shards)) else "published"
+        )
+        self.sources = _resolve(shards)
+        if self.dialect == "transformers":
+            config = _without_absent_drafts(config, self.sources)
+        self.parameters = tuple(parameters(config))
+        self.skipped = _skip_drafts(self.sources, config, folder)
+        _require_all(self.sources, self.parameters, folder)
+        expected = _validate(self.sources, self.parameters)
+        _refuse_unknown(self.sources, expected, folder)
+        self.storage = _detect_storage(self.sources, self.parameters)
+        self.config = reconcile(config, self.storage)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors that belong to the network."""
+        return sum(source.num_bytes for source in self.sources.values())
+
+    def read(self, name: str) -> Shaped[Tensor, "..."]:
+        """A tensor by its published name, as stored; scales and tables are checked on the way.
+
+        Raises ValueError for scales that are not finite and for expert ids out of range.
+        """
+        source = self.sources[name]
+        tensor = source.read()
+        if name.endswith(".scale"):
+            _require_finite_scale(tensor, source.where)
+        elif name.endswith(".tid2eid"):
+            _require_expert_ids(tensor, self.config.n_routed_experts, source.where)
+        return tensor
+
+    def read_packed(
+        self, parameter: Parameter
+    ) -> tuple[Shaped[Tensor, "..."], Shaped[Tensor, "..."] | None]:
+        """A parameter as stored, and its scales if it is quantized."""
+        weight = self.read(parameter.name)
+        has_scale = weight.dtype in (torch.int8, torch.float8_e4m3fn)
+        return weight, self.read(parameter.scale_name) if has_scale else None
+
+    def read_float(self, parameter: Parameter, dtype: torch.dtype) -> Float[Tensor, "..."]:
+        """A parameter unpacked to a floating-point dtype, rounded once."""
+        return unpack(*self.read_packed(parameter), dtype)
+
+
+def unpack(
+    weight: Shaped[Tensor, "*batch"], scale: Shaped[Tensor, "*grid"] | None, dtype: torch.dtype
+) -> Float[Tensor, "..."]:
+    """A stored weight as numbers; the format is told by its dtype. Rounds once, to `dtype`."""
+    # Base scales are arbitrary float32 numbers: the product needs more than a bf16 mantissa.
+    wide = torch.promote_types(dtype, torch.float32)
+    if weight.dtype == torch.int8:
+        assert scale is not None
+        return dequantize_fp4(weight, scale, wide).to(dtype)
+    if weight.dtype == torch.float8_e4m3fn:
+        assert scale is not None
+        return dequantize_fp8(weight, scale, wide).to(dtype)
+    return weight.to(dtype)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The config of a model folder, in its published or its transformers form."""
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder} is not a folder; a model is a folder with {CONFIG_NAME} and safetensors"
+        )
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {CONFIG_NAME}; it is not a model, or not all of one")
+    try:
+        return parse_config(parse_json(path.read_bytes(), str(path)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") if str(path) not in str(error) else error from None
+
+
+def reconcile(config: ModelConfig, storage: Storage) -> ModelConfig:
+    """The config that describes these formats, changed only where it says otherwise."""
+    if storage.linears in FLOATS and storage.experts in FLOATS:
+        return dataclasses.replace(
+            config,
+            quantization_config=None,
+            expert_dtype=None,
+            torch_dtype=_TORCH_NAMES[storage.plain],
+        )
+    quantization = config.quantization_config or QuantizationConfig()
+    quantization = dataclasses.replace(
+        quantization, scale_fmt="ue8m0" if storage.scales == "F8_E8M0" else None
+    )
+    config = dataclasses.replace(config, quantization_config=quantization)
+    formats: dict[str, Literal["fp4", "fp8"]] = {"I8": "fp4", "F8_E4M3": "fp8"}
+    found = formats.get(storage.experts)
+    if found is None or found == config.expert_format:
+        return config
+    quantization = dataclasses.replace(quantization, expert_dtype=None)
+    return dataclasses.replace(config, expert_dtype=found, quantization_config=quantization)
+
+
+# --------------------------------------------------------------------------------------------------
+# Names
+
+
+def _resolve(shards: Mapping[str, Shard]) -> dict[str, Source]:
+    """Published name to source, for every tensor of the files."""
+    sources: dict[str, Source] = {}
+    for stored_name, shard in shards.items():
+        for name, source in _published(stored_name, shard):
+            if name in sources:
+                raise ValueError(
+                    f"{source.where} and {sources[name].where} are both {name!r}; "
+                    "each tensor must be there once: remove one"
+                )
+            sources[name] = source
+    return sources
+
+
+def _published(stored_name: str, shard: Shard) -> Iterable[tuple[str, Source]]:
+    entry = shard.entries[stored_name]
+    fused = fused_experts(stored_name)
+    if fused is None:
+        yield published_name(stored_name), Source(shard, stored_name, entry.shape, entry.dtype)
+        return
+    prefix, linears, suffix = fused
+    if len(entry.shape) != 3 or entry.shape[1] % len(linears):
+        raise ValueError(
+            f"{shard.path}: tensor {stored_name!r} has shape {list(entry.shape)}; fused experts "
+            "must have shape [experts, outputs, inputs], gate and up stacked in the outputs"
+        )
+    experts, rows, columns = entry.shape
+    rows //= len(linears)
+    for expert in range(experts):
+        for position, linear in enumerate(linears):
+            name = f"{prefix}.{expert}.{linear}.{suffix}"
+            yield (
+                name,
+                Source(shard, stored_name, (rows, columns), entry.dtype, expert, position * rows),
+            )
+
+
+def _without_absent_drafts(config: ModelConfig, names: Collection[str]) -> ModelConfig:
+    """transformers drops the MTP block on saving but keeps announcing it in the config."""
+    if config.num_mtp_layers == 0 or any(_DRAFT.match(name) for name in names):
+        return config
+    logger.warning("the checkpoint has no mtp tensors: the model has no MTP block to draft with")
+    return dataclasses.replace(config, num_nextn_predict_layers=0)
+
+
+def _skip_drafts(sources: dict[str, Source], config: ModelConfig, folder: Path) -> tuple[str, ...]:
+    """Take out draft tensors the network does not have; returns their names."""
+    unused = _DRAFT if config.num_mtp_layers == 0 else _DRAFT_COPY
+    skipped = tuple(name for name in sources if unused.match(name))
+    for name in skipped:
+        del sources[name]
+    if skipped:
+        what = "a DSpark drafter, not an MTP block" if config.dspark else "not part of the network"
+        logger.warning(
+            "%s: skipped %d tensors under mtp.* (%s, ...): %s",
+            folder, len(skipped), skipped[0], what,
+        )  # fmt: skip
+    return skipped
+
+
+# --------------------------------------------------------------------------------------------------
+# Checks
+
+
+def _require_all(
+    sources: Mapping[str, Source], expected: Iterable[Parameter], folder: Path
+) -> None:
+    missing = [parameter.name for parameter in expected if parameter.name not in sources]
+    if not missing:
+        return
+    hint = "download the missing shards, or correct the sizes in config.json"
+    if all(name.startswith("mtp.") for name in missing):
+        hint = "to run without drafts set num_nextn_predict_layers to 0 in config.json"
+    raise ValueError(f"{folder} lacks {_some(missing)}, which its config calls for; {hint}")
+
+
+def _refuse_unknown(sources: Mapping[str, Source], expected: Collection[str], folder: Path) -> None:
+    unknown = [source for name, source in sources.items() if name not in expected]
+    if unknown:
+        names = _some([source.stored_name for source in unknown])
+        raise ValueError(
+            f"{unknown[0].shard.path} holds {names}, which this network does not have; config.json "
+            "may belong to another model, or the model to a later release"
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:3])
+    return f"tensor {shown}" if len(names) == 1 else f"{len(names)} tensors ({shown}, ...)"
+
+
+def _validate(sources: Mapping[str, Source], network: Iterable[Parameter]) -> set[str]:
+    """Hold dtypes and shapes against the layout; returns the names that belong to it."""
+    expected: set[str] = set()
+    expert_dtypes: dict[tuple[str, str], str] = {}
+    for parameter in network:
+        weight = sources[parameter.name]
+        _require_dtype(weight, _ALLOWED[parameter.kind])
+        if parameter.kind is Kind.EXPERT:
+            _require_same_format(parameter, weight, expert_dtypes)
+        scale = sources.get(parameter.scale_name)
+        packed = weight.dtype in ("I8", "F8_E4M3")
+        if packed and scale is None:
+            raise ValueError(
+                f"{weight.where} is quantized but its scales {parameter.scale_name!r} are "
+                "missing; download the whole model"
+            )
+        if packed and scale is not None:
+            allowed = ("F8_E8M0",) if weight.dtype == "I8" else ("F8_E8M0", "F32")
+            _require_dtype(scale, allowed)
+        for tensor in stored_as(parameter, weight.dtype, scale.dtype if scale else "F8_E8M0"):
+            _require_shape(sources[tensor.name], tensor)
+            expected.add(tensor.name)
+    return expected
+
+
+def _require_same_format(
+    parameter: Parameter, weight: Source, seen: dict[tuple[str, str], str]
+) -> None:
+    parts = expert_parts(parameter.name)
+    assert parts is not None
+    first = seen.setdefault((parts[0], parts[2]), weight.dtype)
+    if first != weight.dtype:
+        raise ValueError(
+            f"{weight.where} is {weight.dtype} while other experts of its layer are {first}; "
+            "one layer's experts must share a format: convert the checkpoint again"
+        )
+
+
+def _require_dtype(source: Source, allowed: tuple[str, ...]) -> None:
+    if source.dtype not in allowed:
+        raise ValueError(
+            f"{source.where} has dtype {source.dtype}; it must be {' or '.join(allowed)}"
+        )
+
+
+def _require_shape(source: Source, expected: StoredTensor) -> None:
+    if source.shape != expected.shape:
+        raise ValueError(
+            f"{source.where} has shape {list(source.shape)}; by config.json it must be "
+            f"{list(expected.shape)} for {expected.dtype}: config and weights are from "
+            "different models"
+        )
+
+
+def _require_finite_scale(scale: Tensor, where: str) -> None:
+    if scale.dtype == torch.float8_e8m0fnu:
+        bad = scale.view(torch.uint8) == 255
+    else:
+        bad = ~torch.isfinite(scale)
+    if bad.any():
+        place = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"{where} has {int(bad.sum())} scales that are not finite, the first at {place}; "
+            "the file is damaged: download it again"
+        )
+
+
+def _require_expert_ids(table: Tensor, experts: int, where: str) -> None:
+    if ((table < 0) | (table >= experts)).any():
+        raise ValueError(
+            f"{where} has expert ids from {int(table.min())} to {int(table.max())}; they must be "
+            f"below n_routed_experts = {experts}"
+        )
+
+
+def _detect_storage(sources: Mapping[str, Source], network: Iterable[Parameter]) -> Storage:
+    """The formats of a checkpoint, by the first weight of each kind."""
+    dtypes: dict[Kind, str] = {}
+    scales = "F8_E8M0"
+    for parameter in network:
+        dtype = sources[parameter.name].dtype
+        if parameter.kind not in dtypes and dtype == "F8_E4M3":
+            scales = sources[parameter.scale_name].dtype
+        dtypes.setdefault(parameter.kind, dtype)
+    return Storage(
+        experts=dtypes[Kind.EXPERT],
+        linears=dtypes[Kind.LINEAR],
+        plain=dtypes[Kind.PLAIN],
+        scales=scales,
+    )
