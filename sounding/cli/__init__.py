@@ -52,7 +52,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; a user's mistake becomes one line on stderr and exit code 1."""
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="sounding", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -1,0 +1,538 @@
+"""What a model is, as plain values: the published `config.json`, read strictly, and presets.
+
+Fields carry their published names. Three dialects are read and become one `ModelConfig`: the
+published file (first release, Base, DSpark and dated refreshes) and the one `transformers` writes.
+Nothing here knows tensors or files; imports nothing of ours.
+Source: spec/architecture.md 1, spec/checkpoint.md 4 and 5.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+WINDOW, CSA, HCA = 0, 4, 128  # the compression ratio names the kind of a layer
+
+RATIO_NAMES = {WINDOW: "window", CSA: "CSA", HCA: "HCA"}
+_TRANSFORMERS_RATIOS = {
+    "sliding_attention": WINDOW,
+    "compressed_sparse_attention": CSA,
+    "heavily_compressed_attention": HCA,
+}
+
+# Keys that transformers adds to every config and that do not change the network.
+_TRANSFORMERS_RUNTIME_KEYS = frozenset(
+    "transformers_version dtype output_hidden_states output_attentions return_dict pad_token_id "
+    "chunk_size_feed_forward is_encoder_decoder id2label label2id problem_type _name_or_path "
+    "output_router_logits router_aux_loss_coef router_jitter_noise _attn_implementation".split()
+)
+
+ExpertDtype = Literal["fp4", "fp8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """YaRN, the only rotary scaling V4 uses; it applies to compressed layers at every length."""
+
+    type: str = "yarn"
+    factor: float = 16.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    original_max_position_embeddings: int = 65536
+
+    def __post_init__(self) -> None:
+        _require_choice("rope_scaling.type", self.type, ("yarn",))
+        for name in ("factor", "beta_fast", "beta_slow", "original_max_position_embeddings"):
+            _require_positive(f"rope_scaling.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationConfig:
+    """How the linears of a published checkpoint are stored."""
+
+    quant_method: str = "fp8"
+    activation_scheme: str = "dynamic"
+    fmt: str = "e4m3"
+    scale_fmt: str | None = "ue8m0"  # Base checkpoints have float32 scales
+    weight_block_size: tuple[int, int] = (128, 128)
+    expert_dtype: ExpertDtype | None = None  # transformers keeps a copy here
+
+    def __post_init__(self) -> None:
+        prefix = "quantization_config"
+        _require_choice(f"{prefix}.quant_method", self.quant_method, ("fp8",))
+        _require_choice(f"{prefix}.activation_scheme", self.activation_scheme, ("dynamic",))
+        _require_choice(f"{prefix}.fmt", self.fmt, ("e4m3",))
+        _require_choice(f"{prefix}.scale_fmt", self.scale_fmt, ("ue8m0", None))
+        _require_choice(f"{prefix}.expert_dtype", self.expert_dtype, (*get_args(ExpertDtype), None))
+        _require_choice(f"{prefix}.weight_block_size", self.weight_block_size, ((128, 128),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of a V4 network. Required fields have no sensible default; the rest are V4's own.
+
+    Raises ValueError naming the field, its value and the rule for values no V4 network can have.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    q_lora_rank: int
+    o_groups: int
+    o_lora_rank: int
+    moe_intermediate_size: int
+    n_routed_experts: int
+    num_experts_per_tok: int
+    compress_ratios: tuple[int, ...]
+    """One entry per layer (0 window, 4 CSA, 128 HCA), then one 0 per draft block."""
+    index_topk: int
+
+    head_dim: int = 512
+    qk_rope_head_dim: int = 64
+    index_head_dim: int = 128
+    index_n_heads: int = 64
+    sliding_window: int = 128
+    num_hash_layers: int = 3
+    n_shared_experts: int = 1
+    num_nextn_predict_layers: int = 1
+    num_key_value_heads: int = 1
+    routed_scaling_factor: float = 1.5
+    scoring_func: str = "sqrtsoftplus"
+    topk_method: str = "noaux_tc"
+    norm_topk_prob: bool = True
+    hidden_act: str = "silu"
+    swiglu_limit: float = 10.0
+    hc_mult: int = 4
+    hc_sinkhorn_iters: int = 20
+    hc_eps: float = 1e-6
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    compress_rope_theta: float = 160000.0
+    rope_scaling: RopeScaling | None = field(default_factory=RopeScaling)
+    max_position_embeddings: int = 1048576
+    initializer_range: float = 0.02
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    attention_dropout: float = 0.0
+    tie_word_embeddings: bool = False
+    use_cache: bool = True
+    bos_token_id: int | None = 0
+    eos_token_id: int | None = 1
+    torch_dtype: str | None = "bfloat16"
+    model_type: str = "deepseek_v4"
+    architectures: tuple[str, ...] | None = ("DeepseekV4ForCausalLM",)
+    expert_dtype: ExpertDtype | None = None
+    """Storage of routed experts. The first release lacks the key, so weights decide where they are
+    at hand; without weights None means fp4 in a quantized checkpoint."""
+    quantization_config: QuantizationConfig | None = None
+    dspark: Mapping[str, Any] | None = None
+    """The dspark_* keys of refreshes that store a DSpark drafter in place of the MTP block."""
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE_INTEGERS:
+            _require_integer(name, getattr(self, name), minimum=1)
+        for name in ("num_hash_layers", "num_nextn_predict_layers"):
+            _require_integer(name, getattr(self, name), minimum=0)
+        for name in _POSITIVE_NUMBERS:
+            _require_positive(name, getattr(self, name))
+        for name, choices in _ONLY_CHOICES.items():
+            _require_choice(name, getattr(self, name), choices)
+        self._require_consistent_widths()
+        self._require_consistent_layers()
+
+    def _require_consistent_widths(self) -> None:
+        _require_multiple("qk_rope_head_dim", self.qk_rope_head_dim, 2, "2 (rotary pairs)")
+        for name in ("head_dim", "index_head_dim"):
+            if getattr(self, name) < self.qk_rope_head_dim:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} must hold the rotary slice: at least "
+                    f"qk_rope_head_dim = {self.qk_rope_head_dim}"
+                )
+        if self.index_head_dim & (self.index_head_dim - 1):
+            raise ValueError(
+                f"index_head_dim = {self.index_head_dim} must be a power of two (Hadamard rotation)"
+            )
+        _require_multiple(
+            "num_attention_heads",
+            self.num_attention_heads,
+            self.o_groups,
+            f"o_groups = {self.o_groups}",
+        )
+        if self.num_experts_per_tok > self.n_routed_experts:
+            raise ValueError(
+                f"num_experts_per_tok = {self.num_experts_per_tok} must not exceed "
+                f"n_routed_experts = {self.n_routed_experts}"
+            )
+        for name in ("bos_token_id", "eos_token_id"):
+            token = getattr(self, name)
+            if token is not None and not 0 <= token < self.vocab_size:
+                raise ValueError(
+                    f"{name} = {token} must be a token id below vocab_size = {self.vocab_size}"
+                )
+
+    def _require_consistent_layers(self) -> None:
+        if self.num_hash_layers > self.num_hidden_layers:
+            raise ValueError(
+                f"num_hash_layers = {self.num_hash_layers} must not exceed "
+                f"num_hidden_layers = {self.num_hidden_layers}"
+            )
+        for layer, ratio in enumerate(self.compress_ratios):
+            if ratio not in RATIO_NAMES:
+                raise ValueError(
+                    f"compress_ratios[{layer}] = {ratio} must be 0 (window), 4 (CSA) or 128 (HCA)"
+                )
+        if len(self.compress_ratios) < self.num_hidden_layers:
+            raise ValueError(
+                f"compress_ratios has {len(self.compress_ratios)} entries; it needs one for each "
+                f"of num_hidden_layers = {self.num_hidden_layers}, then a 0 for each draft block"
+            )
+        if any(self.compress_ratios[self.num_hidden_layers :]):
+            raise ValueError(
+                f"compress_ratios[{self.num_hidden_layers}:] = "
+                f"{list(self.compress_ratios[self.num_hidden_layers :])} describes draft blocks "
+                f"and must be all 0; num_hidden_layers = {self.num_hidden_layers} may be too small"
+            )
+
+    @property
+    def ratios(self) -> tuple[int, ...]:
+        """Compression ratio of each decoder layer, without the draft blocks' entries."""
+        return self.compress_ratios[: self.num_hidden_layers]
+
+    @property
+    def num_mtp_layers(self) -> int:
+        """MTP blocks of the network; a DSpark drafter under the same names is none."""
+        return 0 if self.dspark else self.num_nextn_predict_layers
+
+    @property
+    def linear_format(self) -> Literal["fp8"] | None:
+        """Deployed format of the dense linears: None in an unquantized checkpoint."""
+        return "fp8" if self.quantization_config else None
+
+    @property
+    def expert_format(self) -> ExpertDtype | None:
+        """Deployed format of the routed experts: None in an unquantized checkpoint."""
+        if self.quantization_config is None:
+            return None
+        return self.expert_dtype or self.quantization_config.expert_dtype or "fp4"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The published `config.json`."""
+        raw = dataclasses.asdict(self)
+        dspark = raw.pop("dspark")
+        if not raw["mlp_bias"]:
+            del raw["mlp_bias"]  # only transformers writes it
+        for name in ("expert_dtype", "quantization_config"):
+            if raw[name] is None:
+                del raw[name]
+        quantization = raw.get("quantization_config")
+        if quantization is not None:
+            quantization["weight_block_size"] = list(quantization["weight_block_size"])
+            if quantization["expert_dtype"] is None:
+                del quantization["expert_dtype"]
+        listed = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in raw.items()
+        }
+        return {**listed, **(dspark or {})}
+
+    def to_transformers_dict(self) -> dict[str, Any]:
+        """The config that `transformers` writes and reads for the same network."""
+        raw = self.to_dict()
+        for name in ("compress_ratios", "num_hash_layers", "qk_rope_head_dim", "rope_scaling"):
+            del raw[name]
+        names = {ratio: name for name, ratio in _TRANSFORMERS_RATIOS.items()}
+        partial = self.qk_rope_head_dim / self.head_dim
+        main = {"rope_type": "default", "rope_theta": self.rope_theta}
+        compress: dict[str, Any] = {"rope_type": "default"}
+        if self.rope_scaling is not None:
+            compress = dataclasses.asdict(self.rope_scaling)
+            compress["rope_type"] = compress.pop("type")
+            compress["attention_factor"] = 1.0  # V4 leaves cos and sin unscaled
+        compress["rope_theta"] = self.compress_rope_theta
+        hashed = self.num_hash_layers
+        return {
+            **raw,
+            "dtype": raw.pop("torch_dtype"),
+            "layer_types": [names[ratio] for ratio in self.ratios],
+            "mlp_layer_types": ["hash_moe"] * hashed + ["moe"] * (self.num_hidden_layers - hashed),
+            "compress_rates": {names[CSA]: CSA, names[HCA]: HCA},
+            "partial_rotary_factor": partial,
+            "rope_parameters": {
+                "main": {**main, "partial_rotary_factor": partial},
+                "compress": {**compress, "partial_rotary_factor": partial},
+            },
+        }
+
+
+_POSITIVE_INTEGERS = (
+    "vocab_size hidden_size num_hidden_layers num_attention_heads q_lora_rank o_groups o_lora_rank "
+    "moe_intermediate_size n_routed_experts num_experts_per_tok index_topk head_dim "
+    "qk_rope_head_dim index_head_dim index_n_heads sliding_window hc_mult hc_sinkhorn_iters "
+    "max_position_embeddings"
+).split()
+_POSITIVE_NUMBERS = (
+    "routed_scaling_factor swiglu_limit hc_eps rms_norm_eps rope_theta compress_rope_theta "
+    "initializer_range"
+).split()
+# Published fields that have one value in every V4: another value is another network.
+_ONLY_CHOICES: dict[str, tuple[Any, ...]] = {
+    "model_type": ("deepseek_v4",),
+    "n_shared_experts": (1,),
+    "num_key_value_heads": (1,),
+    "scoring_func": ("sqrtsoftplus",),
+    "topk_method": ("noaux_tc",),
+    "norm_topk_prob": (True,),
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "attention_dropout": (0,),
+    "tie_word_embeddings": (False,),
+    "expert_dtype": (*get_args(ExpertDtype), None),
+}
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading
+
+
+def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
+    """Read a `config.json` in its published or its `transformers` form.
+
+    Raises ValueError for unknown keys (naming the nearest known one), missing keys and impossible
+    values.
+    """
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"a model config must be a JSON object, not {type(raw).__name__}")
+    values = _from_transformers(raw) if "layer_types" in raw else dict(raw)
+    for key in _TRANSFORMERS_RUNTIME_KEYS & values.keys():
+        del values[key]
+    dspark = {key: values.pop(key) for key in list(values) if key.startswith("dspark_")}
+    if "rope_scaling" in values and values["rope_scaling"] is not None:
+        values["rope_scaling"] = _parse(RopeScaling, values["rope_scaling"], "rope_scaling")
+    if values.get("quantization_config") is not None:
+        values["quantization_config"] = _parse(
+            QuantizationConfig, values["quantization_config"], "quantization_config"
+        )
+    config = _parse(ModelConfig, values, "the model config")
+    return dataclasses.replace(config, dspark=dspark) if dspark else config
+
+
+def _parse(kind: type[Any], raw: Any, where: str) -> Any:
+    """Build the dataclass `kind` from JSON values: known keys only, types checked."""
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"{where} must be a JSON object, not {raw!r}")
+    fields = {entry.name: entry for entry in dataclasses.fields(kind) if entry.name != "dspark"}
+    refuse_unknown(raw, fields, where)
+    missing = [
+        name
+        for name, entry in fields.items()
+        if name not in raw
+        and entry.default is dataclasses.MISSING
+        and entry.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    return kind(**{name: _typed(name, value, fields[name].type) for name, value in raw.items()})
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """Check a JSON value against a field's annotation; JSON has one kind of list and of number."""
+    if isinstance(value, list):
+        value = tuple(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if not _matches(value, kind):
+        raise ValueError(f"{name} = {value!r} must be {getattr(kind, '__name__', kind)}")
+    return value
+
+
+def _matches(value: Any, kind: Any) -> bool:
+    """Whether a value has an annotated type; unlike isinstance, true is not an integer here."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_matches(value, option) for option in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_matches(item, arguments[0]) for item in value)
+    return type(value) is kind
+
+
+def _from_transformers(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate the config that `transformers` writes into the published keys."""
+    values = dict(raw)
+    layer_types = values.pop("layer_types")
+    for layer, name in enumerate(layer_types):
+        _require_choice(f"layer_types[{layer}]", name, tuple(_TRANSFORMERS_RATIOS))
+    drafts = [0] * values.get("num_nextn_predict_layers", 0)
+    values["compress_ratios"] = [_TRANSFORMERS_RATIOS[name] for name in layer_types] + drafts
+    rates = values.pop("compress_rates", None)
+    for name, rate in (rates or {}).items():
+        _require_choice("compress_rates key", name, tuple(_TRANSFORMERS_RATIOS)[1:])
+        _require_choice(f"compress_rates.{name}", rate, (_TRANSFORMERS_RATIOS[name],))
+    mlp_types = values.pop("mlp_layer_types", None)
+    if mlp_types is not None:
+        hashed = sum(1 for name in mlp_types if name == "hash_moe")
+        expected = ["hash_moe"] * hashed + ["moe"] * (len(mlp_types) - hashed)
+        if list(mlp_types) != expected:
+            raise ValueError(
+                f"mlp_layer_types = {list(mlp_types)} must be hash_moe layers, then moe layers"
+            )
+        values["num_hash_layers"] = hashed
+    partial = values.pop("partial_rotary_factor", None)
+    if partial is not None and "qk_rope_head_dim" not in values:
+        values["qk_rope_head_dim"] = round(partial * values.get("head_dim", 512))
+    values.setdefault("torch_dtype", values.pop("dtype", None))
+    rope = values.pop("rope_parameters", None)
+    if rope is not None:
+        _read_rope_parameters(rope, values)
+    return values
+
+
+def _read_rope_parameters(rope: Mapping[str, Any], values: dict[str, Any]) -> None:
+    if not (isinstance(rope, Mapping) and {"main", "compress"} <= rope.keys()):
+        raise ValueError(
+            f"rope_parameters = {rope!r} must have the entries 'main' (window layers) and "
+            "'compress' (compressed layers)"
+        )
+    refuse_unknown(rope, ("main", "compress"), "rope_parameters")
+    main, compress = dict(rope["main"]), dict(rope["compress"])
+    _require_choice("rope_parameters.main.rope_type", main.get("rope_type"), ("default",))
+    values["rope_theta"] = main.get("rope_theta", 10000.0)
+    values["compress_rope_theta"] = compress.pop("rope_theta", 160000.0)
+    compress.pop("partial_rotary_factor", None)
+    factor = compress.pop("attention_factor", 1.0)
+    _require_choice("rope_parameters.compress.attention_factor", factor, (1.0,))
+    kind = compress.pop("rope_type", None) or compress.get("type", "default")
+    compress.pop("type", None)
+    values["rope_scaling"] = None if kind == "default" else {**compress, "type": kind}
+
+
+def refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise ValueError for a key outside `known`, suggesting the nearest one."""
+    known = list(known)
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+            raise ValueError(f"{where} has an unknown key {key!r}{hint}")
+
+
+def _require_integer(name: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} = {value!r} must be an integer of at least {minimum}")
+
+
+def _require_positive(name: str, value: Any) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} = {value!r} must be a finite number above 0")
+
+
+def _require_multiple(name: str, value: int, divisor: int, rule: str) -> None:
+    if value % divisor:
+        raise ValueError(f"{name} = {value} must be a multiple of {rule}")
+
+
+def _require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        allowed = " or ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} = {value!r} must be {allowed}")
+
+
+# --------------------------------------------------------------------------------------------------
+# Presets
+
+
+def tiny() -> ModelConfig:
+    """Every mechanism in 4.4 MB: the shape of the golden vectors, for tests."""
+    return ModelConfig(
+        vocab_size=512,
+        hidden_size=128,
+        moe_intermediate_size=128,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        head_dim=128,
+        q_lora_rank=128,
+        num_experts_per_tok=2,
+        n_routed_experts=8,
+        o_groups=2,
+        o_lora_rank=64,
+        index_n_heads=8,
+        index_topk=16,
+        compress_ratios=(0, 128, 4, 128, 4, 0),
+        num_hash_layers=1,
+        expert_dtype="fp4",
+        quantization_config=QuantizationConfig(),
+    )
+
+
+def nano() -> ModelConfig:
+    """The small model for code that one laptop can train and run."""
+    return ModelConfig(
+        vocab_size=8192,
+        hidden_size=384,
+        moe_intermediate_size=256,
+        num_hidden_layers=8,
+        num_attention_heads=6,
+        head_dim=128,
+        q_lora_rank=256,
+        num_experts_per_tok=2,
+        n_routed_experts=16,
+        o_groups=2,
+        o_lora_rank=128,
+        index_n_heads=4,
+        index_topk=128,
+        compress_ratios=(0, 0, 4, 128, 4, 128, 4, 0, 0),
+        num_hash_layers=1,
+        expert_dtype="fp4",
+        quantization_config=QuantizationConfig(),
+    )
+
+
+def flash() -> ModelConfig:
+    """DeepSeek-V4-Flash, 284B parameters, 13B active."""
+    return ModelConfig(
+        vocab_size=129280,
+        hidden_size=4096,
+        moe_intermediate_size=2048,
+        num_hidden_layers=43,
+        num_attention_heads=64,
+        q_lora_rank=1024,
+        o_groups=8,
+        o_lora_rank=1024,
+        n_routed_experts=256,
+        num_experts_per_tok=6,
+        routed_scaling_factor=1.5,
+        index_topk=512,
+        compress_ratios=(0, 0, *(4, 128) * 20, 4, 0),
+        expert_dtype="fp4",
+        quantization_config=QuantizationConfig(),
+    )
+
+
+def pro() -> ModelConfig:
+    """DeepSeek-V4-Pro, 1.6T parameters, 49B active."""
+    return ModelConfig(
+        vocab_size=129280,
+        hidden_size=7168,
+        moe_intermediate_size=3072,
+        num_hidden_layers=61,
+        num_attention_heads=128,
+        q_lora_rank=1536,
+        o_groups=16,
+        o_lora_rank=1024,
+        n_routed_experts=384,
+        num_experts_per_tok=6,
+        routed_scaling_factor=2.5,
+        index_topk=1024,
+        compress_ratios=(128, 128, *(4, 128) * 29, 4, 0),
+        expert_dtype="fp4",
+        quantization_config=QuantizationConfig(),
+    )
+
+
+PRESETS = {preset.__name__: preset for preset in (tiny, nano, flash, pro)}

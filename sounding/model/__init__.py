@@ -1,0 +1,1 @@
+"""The network. It knows no files, devices, requests or optimizers."""

@@ -1,0 +1,99 @@
+"""Attention of one layer: low-rank queries, one shared key/value head, compressed entries beside
+the window, grouped output. Source: spec/architecture.md 5.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sounding.config import CSA, ModelConfig
+from sounding.model.chunk import Chunk
+from sounding.model.compressor import Compressor, Indexer, simulate_kv
+from sounding.model.layers import Linear, RMSNorm, Simulation
+from sounding.model.state import CompressorState, LayerState
+from sounding.ops.attention import attend
+from sounding.ops.matmul import grouped_linear
+from sounding.ops.norm import rms_norm
+from sounding.ops.rope import rope_frequencies, rotate, rotation
+
+
+class Attention(nn.Module):
+    """What a token reads from its own sequence: the window, and by `ratio` compressed entries."""
+
+    def __init__(self, config: ModelConfig, ratio: int, simulation: Simulation) -> None:
+        super().__init__()
+        heads, width = config.num_attention_heads, config.head_dim
+        groups, rank = config.o_groups, config.o_lora_rank
+
+        def quantized(inputs: int, outputs: int) -> Linear:
+            return Linear(inputs, outputs, format=config.linear_format, simulation=simulation)
+
+        self.wq_a = quantized(config.hidden_size, config.q_lora_rank)  # queries, down
+        self.q_norm = RMSNorm(config.q_lora_rank, config.rms_norm_eps)
+        self.wq_b = quantized(config.q_lora_rank, heads * width)  # queries, up
+        self.wkv = quantized(config.hidden_size, width)  # the one key, which is also the value
+        self.kv_norm = RMSNorm(width, config.rms_norm_eps)
+        self.attn_sink = nn.Parameter(torch.zeros(heads))  # a logit that no value answers
+        self.wo_a = quantized(heads * width // groups, groups * rank)  # output, down, per group
+        self.wo_b = quantized(groups * rank, config.hidden_size)  # output, up
+        self.compressor = Compressor(config, ratio, width, simulation) if ratio else None
+        self.indexer = Indexer(config, simulation) if ratio == CSA else None
+        self.config = config
+        self.ratio = ratio
+        self.simulate_kv = simulation.kv
+
+    def forward(
+        self, x: Float[Tensor, "t c"], chunk: Chunk, states: list[LayerState]
+    ) -> Float[Tensor, "t c"]:
+        """Read for every token of the chunk, and take the chunk into the states."""
+        config = self.config
+        frequencies = self._frequencies(x.device)
+        by = rotation(chunk.positions, frequencies)
+        qr = self.q_norm(self.wq_a(x))
+        q = self.wq_b(qr).unflatten(-1, (config.num_attention_heads, config.head_dim))
+        q = rotate(rms_norm(q, None, config.rms_norm_eps), by)
+        kv = rotate(self.kv_norm(self.wkv(x)), by)
+        if self.simulate_kv:
+            kv = simulate_kv(kv, config.qk_rope_head_dim)
+        entries, selected = None, None
+        if self.compressor is not None:
+            parts = [_present(state.compressor) for state in states]
+            entries = self.compressor(x, chunk, parts, frequencies)
+        if self.indexer is not None:
+            parts = [_present(state.indexer) for state in states]
+            selected = self.indexer(x, qr, chunk, parts, by, frequencies)
+        read = [
+            attend(
+                q[span.rows],
+                state.window.append(kv[span.rows]),
+                entries[index] if entries is not None else None,
+                selected[index] if selected is not None else None,
+                self.attn_sink,
+                start=span.start,
+                sliding_window=config.sliding_window,
+                ratio=self.ratio,
+            )
+            for index, (span, state) in enumerate(zip(chunk, states, strict=True))
+        ]
+        # Values carry the rotation of their own position; seen from the query only the distance
+        # should remain.
+        return self._project(rotate(torch.cat(read), by, inverse=True))
+
+    def _project(self, o: Float[Tensor, "t h d"]) -> Float[Tensor, "t c"]:
+        groups = self.config.o_groups
+        grouped = o.flatten(1).unflatten(-1, (groups, -1))
+        # wo_a is stored in FP8 but its input is never rounded (spec 5.6)
+        return self.wo_b(grouped_linear(grouped, self.wo_a.stored, groups).flatten(1))
+
+    def _frequencies(self, device: torch.device) -> Float[Tensor, " pairs"]:
+        config = self.config
+        if self.ratio == 0:
+            return rope_frequencies(config.qk_rope_head_dim, config.rope_theta, None, device)
+        return rope_frequencies(
+            config.qk_rope_head_dim, config.compress_rope_theta, config.rope_scaling, device
+        )
+
+
+def _present(part: CompressorState | None) -> CompressorState:
+    assert part is not None, "the state was made for layers of another kind"
+    return part

@@ -1,0 +1,54 @@
+"""A ragged chunk: the next tokens of several sequences, laid end to end."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Span:
+    """One sequence's part of a chunk."""
+
+    rows: slice  # where its tokens lie in the chunk
+    start: int  # absolute position of its first token
+    length: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens with the absolute position of each, and where one sequence ends and the next begins.
+
+    What is done to a token alone works on all rows at once; attention and compression go span by
+    span, so sequences never see each other and nothing is padded.
+    """
+
+    tokens: Int[Tensor, " t"]
+    positions: Int[Tensor, " t"]
+    spans: tuple[Span, ...]
+
+    def __iter__(self) -> Iterator[Span]:
+        return iter(self.spans)
+
+
+def make_chunk(tokens: Int[Tensor, " t"], lengths: Sequence[int], starts: Sequence[int]) -> Chunk:
+    """Lay out a chunk: sequence i brings lengths[i] tokens from position starts[i] on.
+
+    Raises ValueError when the lengths do not add up to the tokens given.
+    """
+    if sum(lengths) != len(tokens) or min(lengths, default=0) < 0:
+        raise ValueError(
+            f"lengths {list(lengths)} must be counts that add up to the {len(tokens)} tokens given"
+        )
+    spans, low = [], 0
+    for start, length in zip(starts, lengths, strict=True):
+        spans.append(Span(slice(low, low + length), start, length))
+        low += length
+    positions = [torch.arange(span.start, span.start + span.length) for span in spans]
+    return Chunk(
+        tokens,
+        torch.cat(positions).to(tokens.device) if positions else tokens.new_zeros(0),
+        tuple(spans),
+    )

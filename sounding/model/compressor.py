@@ -1,0 +1,171 @@
+"""From tokens to compressed entries, and the lightning indexer that chooses among them.
+
+Source: spec/architecture.md 6 and 7.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sounding.config import CSA, ModelConfig
+from sounding.model.chunk import Chunk
+from sounding.model.layers import Linear, RMSNorm, Simulation
+from sounding.model.state import CompressorState
+from sounding.ops.attention import select_entries
+from sounding.ops.norm import upcast
+from sounding.ops.pool import overlap, pool
+from sounding.ops.quant import KV_BLOCK, hadamard, simulate_fp4, simulate_fp8
+from sounding.ops.rope import Rotation, rotate, rotation
+
+
+def simulate_kv(x: Float[Tensor, "*t d"], rotary: int) -> Float[Tensor, "*t d"]:
+    """Round a key/value entry as it is stored: FP8, except its rotary channels."""
+    plain = x.shape[-1] - rotary
+    return torch.cat((simulate_fp8(x[..., :plain], KV_BLOCK), x[..., plain:]), -1)
+
+
+def simulate_index(x: Float[Tensor, "*t d"]) -> Float[Tensor, "*t d"]:
+    """Round an index query or key as it is stored: rotated by Hadamard, then FP4."""
+    return simulate_fp4(hadamard(x))
+
+
+class Compressor(nn.Module):
+    """Gated pooling of each group of `ratio` tokens into one entry of `width` channels.
+
+    In a CSA layer the groups overlap: a token's first half-channels go to the next entry, its
+    second half-channels to its own.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        ratio: int,
+        width: int,
+        simulation: Simulation,
+        *,
+        for_index: bool = False,
+    ) -> None:
+        super().__init__()
+        projected = (2 if ratio == CSA else 1) * width
+        self.ape = nn.Parameter(torch.empty(ratio, projected))  # gate bias by place in the group
+        self.wkv = Linear(config.hidden_size, projected)
+        self.wgate = Linear(config.hidden_size, projected)
+        self.norm = RMSNorm(width, config.rms_norm_eps)
+        self.ratio = ratio
+        self.rotary = config.qk_rope_head_dim
+        self.simulate_kv = simulation.kv and not for_index
+        self.simulate_index = simulation.indexer and for_index
+
+    def forward(
+        self,
+        x: Float[Tensor, "t c"],
+        chunk: Chunk,
+        states: list[CompressorState],
+        frequencies: Float[Tensor, " pairs"],
+    ) -> list[Float[Tensor, "s d"]]:
+        """Take in the chunk's tokens; return all entries of each sequence so far."""
+        wide = upcast(x)
+        gates = self.wgate(wide) + self.ape[chunk.positions % self.ratio]
+        projections = torch.cat((self.wkv(wide), gates), -1)
+        return [
+            state.entries.append(
+                self._compress(
+                    state.projections.append(projections[span.rows]),
+                    span.start + span.length,
+                    done=state.entries.length,
+                    frequencies=frequencies,
+                    dtype=x.dtype,
+                )
+            )
+            for span, state in zip(chunk, states, strict=True)
+        ]
+
+    def _compress(
+        self,
+        projections: Float[Tensor, "p w"],
+        end: int,
+        *,
+        done: int,
+        frequencies: Tensor,
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "g d"]:
+        """The entries of the groups that became complete: from `done` up to position `end`.
+
+        `projections` are values and gates of the tokens before `end`.
+        """
+        groups = torch.arange(done, end // self.ratio, device=projections.device)
+        width = self.norm.weight.shape[0]
+        if len(groups) == 0:
+            return projections.new_zeros(0, width, dtype=dtype)
+        first = len(projections) - (end - done * self.ratio)  # row of the first new group
+        last = first + len(groups) * self.ratio
+        if self.wkv.weight.shape[0] == width:
+            values, gates = self._groups(projections[first:last])
+        else:
+            before = projections[max(0, first - self.ratio) : last]
+            values, gates = (
+                overlap(part) for part in self._groups(self._with_predecessor(before, done))
+            )
+        entries: Tensor = self.norm(pool(values, gates).to(dtype))
+        entries = rotate(entries, rotation(groups * self.ratio, frequencies))
+        if self.simulate_kv:
+            entries = simulate_kv(entries, self.rotary)
+        if self.simulate_index:
+            entries = simulate_index(entries)
+        return entries
+
+    def _groups(self, projections: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and gates, each [group, token in group, channels]."""
+        values, gates = projections.unflatten(0, (-1, self.ratio)).chunk(2, -1)
+        return values, gates
+
+    def _with_predecessor(self, rows: Tensor, done: int) -> Tensor:
+        """The group before entry 0 is a blank one: value 0 and gate -inf."""
+        if done > 0:
+            return rows
+        blank = rows.new_zeros(self.ratio, rows.shape[1] // 2)
+        return torch.cat((torch.cat((blank, blank - torch.inf), 1), rows))
+
+
+class Indexer(nn.Module):
+    """Scores compressed entries cheaply, so that attention reads only the best of them."""
+
+    def __init__(self, config: ModelConfig, simulation: Simulation) -> None:
+        super().__init__()
+        heads, width = config.index_n_heads, config.index_head_dim
+        self.wq_b = Linear(
+            config.q_lora_rank, heads * width, format=config.linear_format, simulation=simulation
+        )
+        self.weights_proj = Linear(config.hidden_size, heads)  # how much each head's match counts
+        self.compressor = Compressor(config, CSA, width, simulation, for_index=True)
+        self.heads = heads
+        self.width = width
+        self.limit = config.index_topk
+        self.simulate = simulation.indexer
+
+    def forward(
+        self,
+        x: Float[Tensor, "t c"],
+        qr: Float[Tensor, "t ql"],
+        chunk: Chunk,
+        states: list[CompressorState],
+        by: Rotation,
+        frequencies: Float[Tensor, " pairs"],
+    ) -> list[Int[Tensor, "t k"]]:
+        """The entries that each token of each sequence attends to, as indices, -1 for none."""
+        q = rotate(self.wq_b(qr).unflatten(-1, (self.heads, self.width)), by)
+        if self.simulate:
+            q = simulate_index(q)
+        weights = self.weights_proj(x) * (self.width**-0.5 * self.heads**-0.5)
+        keys = self.compressor(x, chunk, states, frequencies)
+        return [
+            select_entries(
+                q[span.rows],
+                weights[span.rows],
+                mine,
+                start=span.start,
+                ratio=CSA,
+                limit=self.limit,
+            )
+            for span, mine in zip(chunk, keys, strict=True)
+        ]

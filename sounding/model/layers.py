@@ -1,0 +1,84 @@
+"""Parameters with their published names: a weight may be plain or quantized, a layer cannot tell.
+
+A quantized weight is two parameters, `weight` in packed form and `scale`; a plain one has no scale.
+`format` is how the weight is deployed (spec/architecture.md 9.4), whatever it is stored as now.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sounding.ops import matmul, norm
+
+Format = Literal["fp8", "fp4"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """Which activations are rounded, as in the deployed network. Source: spec/architecture.md 9."""
+
+    linear_inputs: bool = False
+    """Inputs of quantized linears to FP8, per 128 channels."""
+    kv: bool = False
+    """Window and compressed entries to FP8 per 64 channels, the rotary channels left alone."""
+    indexer: bool = False
+    """Index queries and keys rotated by Hadamard, then to FP4 per 32 channels."""
+
+
+EXACT = Simulation()
+DEPLOYED = Simulation(linear_inputs=True, kv=True, indexer=True)
+
+
+class Linear(nn.Module):
+    """x W^T without bias. `weight` is [o, i]; with `stack`, [stack, o, i] for one per expert."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        format: Format = None,
+        simulation: Simulation = EXACT,
+        stack: int | None = None,
+    ) -> None:
+        super().__init__()
+        shape = (outputs, inputs) if stack is None else (stack, outputs, inputs)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.scale: nn.Parameter | None
+        self.register_parameter("scale", None)
+        self.format = format
+        self.simulate = simulation.linear_inputs and format is not None
+
+    @property
+    def stored(self) -> matmul.Weight:
+        """The weight as the ops take it."""
+        return matmul.Weight(self.weight, self.scale)
+
+    def forward(self, x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch o"]:
+        return matmul.linear(x, self.stored, simulate=self.simulate)
+
+
+class RMSNorm(nn.Module):
+    """x * rsqrt(mean(x^2) + eps) * weight."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*batch c"]) -> Float[Tensor, "*batch c"]:
+        return norm.rms_norm(x, self.weight, self.eps)
+
+
+class Embedding(nn.Module):
+    """One vector per token, unscaled, in the dtype the network computes in."""
+
+    def __init__(self, vocab_size: int, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, channels))
+
+    def forward(self, tokens: Int[Tensor, " t"], dtype: torch.dtype) -> Float[Tensor, "t c"]:
+        return nn.functional.embedding(tokens, self.weight).to(dtype)

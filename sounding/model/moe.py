@@ -1,0 +1,107 @@
+"""Mixture of experts: routed by a hash of the token or by learned scores, and a shared one.
+
+Source: spec/architecture.md 10.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sounding.config import ModelConfig
+from sounding.model.layers import Format, Linear, Simulation
+from sounding.ops import experts as ops
+from sounding.ops.attention import top_k
+from sounding.ops.norm import upcast
+
+
+class Routing(NamedTuple):
+    """Where one layer sent each token: for load counts and for balance losses."""
+
+    chosen: Int[Tensor, "t k"]
+    scores: Float[Tensor, "t e"]  # affinity to every expert, before the selection bias
+
+
+class Gate(nn.Module):
+    """Chooses experts for each token. The bias steers the choice and is not trained by gradient."""
+
+    def __init__(self, config: ModelConfig, *, hashed: bool) -> None:
+        super().__init__()
+        experts, picks = config.n_routed_experts, config.num_experts_per_tok
+        self.weight = nn.Parameter(torch.empty(experts, config.hidden_size))
+        if hashed:  # a fixed table: token id to experts
+            table = torch.empty(config.vocab_size, picks, dtype=torch.int64)
+            self.tid2eid: nn.Parameter | None = nn.Parameter(table, requires_grad=False)
+            self.register_parameter("bias", None)
+        else:
+            self.register_parameter("tid2eid", None)
+            self.bias = nn.Parameter(torch.zeros(experts), requires_grad=False)
+        self.picks = picks
+        self.scale = config.routed_scaling_factor
+
+    def forward(
+        self, x: Float[Tensor, "t c"], tokens: Int[Tensor, " t"]
+    ) -> tuple[Routing, Float[Tensor, "t k"]]:
+        """The routing and the weight of each chosen expert."""
+        scores = ops.affinity(x, self.weight)
+        if self.tid2eid is not None:
+            chosen = self.tid2eid[tokens].long()
+        else:
+            chosen = top_k(scores.detach() + self.bias.to(scores.dtype), self.picks)
+        return Routing(chosen, scores), ops.routing_weights(scores, chosen, self.scale)
+
+
+class Experts(nn.Module):
+    """Three linears, clamped SwiGLU: w1 gate, w3 up, w2 down; one set, or a stack of them."""
+
+    def __init__(
+        self, config: ModelConfig, format: Format, simulation: Simulation, stack: int | None = None
+    ) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.moe_intermediate_size
+
+        def one(inputs: int, outputs: int) -> Linear:
+            return Linear(inputs, outputs, format=format, simulation=simulation, stack=stack)
+
+        self.w1 = one(width, inner)
+        self.w2 = one(inner, width)
+        self.w3 = one(width, inner)
+
+
+class MoE(nn.Module):
+    """Every token goes to its chosen experts and to the shared one."""
+
+    def __init__(self, config: ModelConfig, simulation: Simulation, *, hashed: bool) -> None:
+        super().__init__()
+        self.gate = Gate(config, hashed=hashed)
+        self.experts = Experts(
+            config, config.expert_format, simulation, stack=config.n_routed_experts
+        )
+        self.shared_experts = Experts(config, config.linear_format, simulation)
+        self.limit = config.swiglu_limit
+
+    def forward(
+        self, x: Float[Tensor, "t c"], tokens: Int[Tensor, " t"]
+    ) -> tuple[Float[Tensor, "t c"], Routing]:
+        routing, weights = self.gate(x, tokens)
+        routed, shared = self.experts, self.shared_experts
+        output = ops.experts(
+            x,
+            routing.chosen,
+            weights,
+            routed.w1.stored,
+            routed.w2.stored,
+            routed.w3.stored,
+            limit=self.limit,
+            simulate=routed.w1.simulate,
+        )
+        always = ops.swiglu(
+            x,
+            shared.w1.stored,
+            shared.w2.stored,
+            shared.w3.stored,
+            limit=self.limit,
+            simulate=shared.w1.simulate,
+        )
+        return (output + upcast(always)).to(x.dtype), routing

@@ -1,0 +1,51 @@
+"""Linear maps whose weight may be plain, FP8 or FP4: the storage decides, the caller does not."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from sounding.ops.quant import LINEAR_INPUT_BLOCK, dequantize_fp4, dequantize_fp8, simulate_fp8
+
+
+class Weight(NamedTuple):
+    """A matrix [..., o, i] as stored: its dtype says how (int8 is packed FP4, e4m3 is FP8)."""
+
+    values: Tensor
+    scale: Tensor | None = None
+
+    def dense(self, dtype: torch.dtype) -> Float[Tensor, "*batch o i"]:
+        """The numbers it stands for."""
+        if self.scale is None:
+            return self.values.to(dtype)
+        if self.values.dtype == torch.int8:
+            return dequantize_fp4(self.values, self.scale, dtype)
+        return dequantize_fp8(self.values, self.scale, dtype)
+
+    def unstack(self) -> "list[Weight]":
+        """The matrices of a stack, e.g. one per expert."""
+        values = self.values.unbind(0)
+        scales = (None,) * len(values) if self.scale is None else self.scale.unbind(0)
+        return [Weight(*pair) for pair in zip(values, scales, strict=True)]
+
+
+def linear(
+    x: Float[Tensor, "*batch i"], weight: Weight, *, simulate: bool = False
+) -> Float[Tensor, "*batch o"]:
+    """x W^T in the dtype of x. `simulate` quantizes x to FP8 per 128 channels first.
+
+    Source: spec/architecture.md 9.3; its blockwise scaling is the same sum in another order.
+    """
+    if simulate:
+        x = simulate_fp8(x, LINEAR_INPUT_BLOCK)
+    return functional.linear(x, weight.dense(x.dtype))
+
+
+def grouped_linear(
+    x: Float[Tensor, "t g i"], weight: Weight, groups: int
+) -> Float[Tensor, "t g o"]:
+    """Group a of x times its own rows of W [g * o, i]. Source: spec/architecture.md 5.6."""
+    dense = weight.dense(x.dtype).unflatten(0, (groups, -1))
+    return torch.einsum("tgi,goi->tgo", x, dense)

@@ -1,0 +1,72 @@
+"""Rotary position embedding on the last channels of a head, plain or with YaRN, and its inverse.
+
+Source: spec/architecture.md 4.
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sounding.config import RopeScaling
+from sounding.ops.norm import upcast
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of every token's angles, float32 [t, pairs]."""
+
+    cos: Float[Tensor, "t pairs"]
+    sin: Float[Tensor, "t pairs"]
+
+
+@lru_cache
+def rope_frequencies(
+    width: int, theta: float, scaling: RopeScaling | None, device: torch.device
+) -> Float[Tensor, " pairs"]:
+    """Angle per position of each of the width / 2 channel pairs, float32.
+
+    Plain: theta^(-2i / width). YaRN blends that with itself / factor, by how many turns a pair
+    makes over the original context; unlike stock YaRN, V4 scales neither cosine nor sine.
+    """
+    exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
+    frequencies = 1.0 / torch.pow(torch.tensor(theta, dtype=torch.float32), exponents)
+    if scaling is not None:
+
+        def pair_with_turns(turns: float) -> float:
+            wavelength = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
+            return width * math.log(wavelength) / (2 * math.log(theta))
+
+        low = max(math.floor(pair_with_turns(scaling.beta_fast)), 0)
+        high = min(math.ceil(pair_with_turns(scaling.beta_slow)), width - 1)
+        pairs = torch.arange(width // 2, dtype=torch.float32)
+        ramp = ((pairs - low) / max(high - low, 1e-3)).clamp(0, 1)
+        frequencies = frequencies * (1 - ramp) + frequencies / scaling.factor * ramp
+    return frequencies.to(device)
+
+
+def rotation(positions: Int[Tensor, " t"], frequencies: Float[Tensor, " pairs"]) -> Rotation:
+    """The angles of tokens at absolute positions, float32 as the published code computes them."""
+    angles = positions.float()[:, None] * frequencies
+    return Rotation(angles.cos(), angles.sin())
+
+
+def rotate(
+    x: Float[Tensor, "t *heads d"], by: Rotation, *, inverse: bool = False
+) -> Float[Tensor, "t *heads d"]:
+    """Turn the last 2 * pairs channels; channels (2i, 2i + 1) form pair i.
+
+    The inverse takes back the rotation that keys carry when they also serve as values.
+    """
+    cos, sin = by
+    if inverse:
+        sin = -sin
+    if x.ndim == 3:
+        cos, sin = cos[:, None], sin[:, None]
+    width = 2 * cos.shape[-1]
+    plain, rotary = x[..., :-width], upcast(x[..., -width:])
+    even, odd = rotary[..., 0::2], rotary[..., 1::2]
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+    return torch.cat((plain, turned.to(x.dtype)), -1)
