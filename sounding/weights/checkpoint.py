@@ -36,7 +36,7 @@ CONFIG_NAME = "config.json"
 logger = logging.getLogger(__name__)
 
 # Dtypes a weight may have, the published ones first.
-_ALLOWED = {
+ALLOWED_DTYPES = {
     Kind.EXPERT: ("I8", "F8_E4M3", *FLOATS),
     Kind.LINEAR: ("F8_E4M3", *FLOATS),
     Kind.PLAIN: FLOATS,
@@ -100,7 +100,9 @@ class Checkpoint:
         _require_all(self.sources, self.parameters, folder)
         expected = _validate(self.sources, self.parameters)
         _refuse_unknown(self.sources, expected, folder)
-        self.storage = _detect_storage(self.sources, self.parameters)
+        self.storage = detect_storage(
+            self.parameters, {name: source.dtype for name, source in self.sources.items()}
+        )
         self.config = reconcile(config, self.storage)
 
     @property
@@ -164,26 +166,39 @@ def read_config(folder: Path) -> ModelConfig:
         raise ValueError(f"{path}: {error}") if str(path) not in str(error) else error from None
 
 
+def detect_storage(network: Iterable[Parameter], dtypes: Mapping[str, str]) -> Storage:
+    """The formats of a checkpoint with these dtypes, by the first weight of each kind."""
+    found: dict[Kind, str] = {}
+    scales = "F8_E8M0"
+    for parameter in network:
+        dtype = dtypes[parameter.name]
+        if parameter.kind not in found and dtype == "F8_E4M3":
+            scales = dtypes[parameter.scale_name]
+        found.setdefault(parameter.kind, dtype)
+    return Storage(
+        experts=found[Kind.EXPERT],
+        linears=found[Kind.LINEAR],
+        plain=found[Kind.PLAIN],
+        scales=scales,
+    )
+
+
 def reconcile(config: ModelConfig, storage: Storage) -> ModelConfig:
     """The config that describes these formats, changed only where it says otherwise."""
+    if config.torch_dtype is not None:
+        config = dataclasses.replace(config, torch_dtype=_TORCH_NAMES[storage.plain])
     if storage.linears in FLOATS and storage.experts in FLOATS:
-        return dataclasses.replace(
-            config,
-            quantization_config=None,
-            expert_dtype=None,
-            torch_dtype=_TORCH_NAMES[storage.plain],
-        )
-    quantization = config.quantization_config or QuantizationConfig()
+        return dataclasses.replace(config, quantization_config=None, expert_dtype=None)
     quantization = dataclasses.replace(
-        quantization, scale_fmt="ue8m0" if storage.scales == "F8_E8M0" else None
+        config.quantization_config or QuantizationConfig(),
+        scale_fmt="ue8m0" if storage.scales == "F8_E8M0" else None,
     )
-    config = dataclasses.replace(config, quantization_config=quantization)
     formats: dict[str, Literal["fp4", "fp8"]] = {"I8": "fp4", "F8_E4M3": "fp8"}
     found = formats.get(storage.experts)
-    if found is None or found == config.expert_format:
-        return config
-    quantization = dataclasses.replace(quantization, expert_dtype=None)
-    return dataclasses.replace(config, expert_dtype=found, quantization_config=quantization)
+    if found not in (None, config.expert_format):  # the first release lacks the key and may
+        quantization = dataclasses.replace(quantization, expert_dtype=None)
+        config = dataclasses.replace(config, expert_dtype=found)
+    return dataclasses.replace(config, quantization_config=quantization)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -287,7 +302,7 @@ def _validate(sources: Mapping[str, Source], network: Iterable[Parameter]) -> se
     expert_dtypes: dict[tuple[str, str], str] = {}
     for parameter in network:
         weight = sources[parameter.name]
-        _require_dtype(weight, _ALLOWED[parameter.kind])
+        _require_dtype(weight, ALLOWED_DTYPES[parameter.kind])
         if parameter.kind is Kind.EXPERT:
             _require_same_format(parameter, weight, expert_dtypes)
         scale = sources.get(parameter.scale_name)
@@ -354,20 +369,3 @@ def _require_expert_ids(table: Tensor, experts: int, where: str) -> None:
             f"{where} has expert ids from {int(table.min())} to {int(table.max())}; they must be "
             f"below n_routed_experts = {experts}"
         )
-
-
-def _detect_storage(sources: Mapping[str, Source], network: Iterable[Parameter]) -> Storage:
-    """The formats of a checkpoint, by the first weight of each kind."""
-    dtypes: dict[Kind, str] = {}
-    scales = "F8_E8M0"
-    for parameter in network:
-        dtype = sources[parameter.name].dtype
-        if parameter.kind not in dtypes and dtype == "F8_E4M3":
-            scales = sources[parameter.scale_name].dtype
-        dtypes.setdefault(parameter.kind, dtype)
-    return Storage(
-        experts=dtypes[Kind.EXPERT],
-        linears=dtypes[Kind.LINEAR],
-        plain=dtypes[Kind.PLAIN],
-        scales=scales,
-    )

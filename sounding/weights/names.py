@@ -113,6 +113,17 @@ def fused_experts(name: str) -> tuple[str, tuple[str, ...], str] | None:
     return prefix, ("w1", "w3") if which == "gate_up_proj" else ("w2",), scale or "weight"
 
 
+def fused_place(prefix: str, linear: str) -> tuple[str, int, int]:
+    """The fused tensor that transformers keeps w1, w2 or w3 of a layer in.
+
+    Returns its name, which of the weights stacked in its outputs this is, and how many there are.
+    """
+    module = "model." + prefix.replace(".ffn.", ".mlp.")
+    if linear == "w2":
+        return f"{module}.down_proj", 0, 1
+    return f"{module}.gate_up_proj", ("w1", "w3").index(linear), 2
+
+
 def expert_parts(name: str) -> tuple[str, int, str] | None:
     """Prefix, expert and linear of `<prefix>.<expert>.<w>.weight`, or None for other names."""
     match = _EXPERT.fullmatch(name)
