@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -87,10 +87,11 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        config = read_config(folder)
+        raw, config = read_config(folder)
         shards = read_folder(folder)
+        by_transformers = "layer_types" in raw or any(map(is_transformers, shards))
         self.dialect: Literal["published", "transformers"] = (
-            "transformers" if any(map(is_transformers, shards)) else "published"
+            "transformers" if by_transformers else "published"
         )
         self.sources = _resolve(shards)
         if self.dialect == "transformers":
@@ -151,8 +152,8 @@ def unpack(
     return weight.to(dtype)
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """The config of a model folder, in its published or its transformers form."""
+def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
+    """The config of a model folder, in its published or its transformers form, and its JSON."""
     if not folder.is_dir():
         raise ValueError(
             f"{folder} is not a folder; a model is a folder with {CONFIG_NAME} and safetensors"
@@ -160,10 +161,11 @@ def read_config(folder: Path) -> ModelConfig:
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise ValueError(f"{folder} has no {CONFIG_NAME}; it is not a model, or not all of one")
+    raw = parse_json(path.read_bytes(), str(path))
     try:
-        return parse_config(parse_json(path.read_bytes(), str(path)))
+        return raw, parse_config(raw)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") if str(path) not in str(error) else error from None
+        raise ValueError(f"{path}: {error}") from error
 
 
 def detect_storage(network: Iterable[Parameter], dtypes: Mapping[str, str]) -> Storage:

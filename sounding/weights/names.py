@@ -41,6 +41,9 @@ _PATTERNS = (
     (re.compile(r"indexer\.scorer\.weights_proj\b"), "indexer.weights_proj"),
     (re.compile(r"compressor\.indexer\b"), "indexer.compressor"),
     (re.compile(r"compressor\.kv_norm\b"), "compressor.norm"),
+    (re.compile(r"\battn\.norm\b"), "attn.kv_norm"),  # what save_pretrained of transformers writes
+    # transformers 5.23 saves "in the original format" by default, but names this one so.
+    (re.compile(r"\battn\.norm\b"), "attn.kv_norm"),
 )
 
 # Inside one layer, published module or parameter to that of transformers, longest match first.

@@ -1,0 +1,393 @@
+"""Commands about models: what one is, what running it takes, rewriting it in another format."""
+
+import dataclasses
+import difflib
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sounding.config import PRESETS, RATIO_NAMES, ModelConfig
+from sounding.weights.description import (
+    Description,
+    StateSize,
+    describe_checkpoint,
+    describe_config,
+)
+from sounding.weights.layout import count_parameters
+from sounding.weights.machine import this_machine
+from sounding.weights.plan import Plan, human_bytes, make_plan
+
+if TYPE_CHECKING:  # torch takes a second to import, and presets are described without it
+    from sounding.weights.checkpoint import Checkpoint
+    from sounding.weights.quantize import Report
+
+_MILLION = 2**20  # the context the published models are made for
+_DEFAULT_CONTEXT = 32_768
+_PLAIN: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE}
+
+
+# --------------------------------------------------------------------------------------------------
+# Finding a model
+
+
+def open_checkpoint(model: str) -> "Checkpoint":
+    """The checkpoint in a folder. Raises ValueError, with a hint, for anything else."""
+    from sounding.weights.checkpoint import Checkpoint
+
+    if Path(model).is_dir():
+        return Checkpoint(Path(model))
+    if model in PRESETS:
+        raise ValueError(
+            f"{model!r} is a preset, a shape without weights; give the folder of a checkpoint"
+        )
+    raise ValueError(_unknown_model(model))
+
+
+def describe(model: str) -> tuple[Description, "Checkpoint | None"]:
+    """A model by the name of a preset or by its folder, and its checkpoint if it has one."""
+    if model in PRESETS:
+        return describe_config(PRESETS[model]()), None
+    checkpoint = open_checkpoint(model)
+    return describe_checkpoint(checkpoint), checkpoint
+
+
+def _unknown_model(model: str) -> str:
+    path = Path(model)
+    if path.is_file():
+        return f"{model} is a file; give the folder with config.json and the safetensors in it"
+    folders = []
+    if path.parent.is_dir():
+        folders = [str(other) for other in path.parent.iterdir() if other.is_dir()]
+    near = difflib.get_close_matches(model, [*PRESETS, *folders], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{model!r} is neither a preset ({', '.join(PRESETS)}) nor a folder{hint}"
+
+
+# --------------------------------------------------------------------------------------------------
+# inspect
+
+
+@click.command()
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def inspect(model: str, as_json: bool) -> None:
+    """Describe a model: layers, parameters, bytes, state.
+
+    MODEL is a preset (tiny, nano, flash, pro), described without weights at hand, or a folder with
+    config.json and safetensors, of which only the headers are read. A folder that is called like a
+    preset is written ./flash.
+
+    \b
+    Examples:
+      sounding inspect flash
+      sounding inspect ~/models/DeepSeek-V4-Flash --json | jq .state.bytes_per_token
+
+    \b
+    Keys of the JSON:
+      model, source       the argument; "preset" or "folder"
+      dialect             "published" or "transformers": whose names the files use
+      layers              [{layer, attention: window|CSA|HCA, router: hash|scored}]
+      parameters          {main, mtp, active}, counted unpacked
+      tensors             number of tensors in the files
+      bytes               {total, components: {component: {format: bytes}}}
+      state               {bytes_per_token, constant_bytes, bytes_at_1m_tokens,
+                          entry_bytes, index_entry_bytes}, packed deploy format
+    """
+    description, checkpoint = describe(model)
+    answer = _inspection(model, description, checkpoint)
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        _print_inspection(description.config, answer)
+
+
+def _inspection(
+    model: str, description: Description, checkpoint: "Checkpoint | None"
+) -> dict[str, Any]:
+    config = description.config
+    state = StateSize(config)
+    components: dict[str, dict[str, int]] = {}
+    for (component, name), size in description.bytes_by_part.items():
+        components.setdefault(str(component), {})[name] = size
+    return {
+        "model": model,
+        "source": "preset" if checkpoint is None else "folder",
+        "dialect": "published" if checkpoint is None else checkpoint.dialect,
+        "layers": [
+            {
+                "layer": layer,
+                "attention": RATIO_NAMES[ratio],
+                "router": "hash" if layer < config.num_hash_layers else "scored",
+            }
+            for layer, ratio in enumerate(config.ratios)
+        ],
+        "parameters": dataclasses.asdict(count_parameters(config)),
+        "tensors": description.num_tensors,
+        "bytes": {"total": description.total_bytes, "components": components},
+        "state": {
+            "bytes_per_token": state.bytes_per_token,
+            "constant_bytes": state.constant_bytes,
+            "bytes_at_1m_tokens": state.bytes_at(_MILLION),
+            "entry_bytes": state.entry_bytes,
+            "index_entry_bytes": state.index_entry_bytes,
+        },
+    }
+
+
+def _print_inspection(config: ModelConfig, answer: dict[str, Any]) -> None:
+    counts, state = answer["parameters"], answer["state"]
+    facts = _facts(
+        ("layers", f"{config.num_hidden_layers}: {_layer_summary(answer['layers'])}"),
+        ("hidden size", f"{config.hidden_size:,}"),
+        ("experts", f"{config.n_routed_experts}, of which {config.num_experts_per_tok} per token"),
+        ("parameters", f"{counts['main']:,}, of which {counts['active']:,} active per token"),
+        ("MTP block", f"{counts['mtp']:,} parameters" if counts["mtp"] else "none"),
+        ("weights", f"{human_bytes(answer['bytes']['total'])} in {answer['tensors']:,} tensors"),
+        ("state", f"{state['bytes_per_token']:,.2f} B per token"),
+        ("state at 1M tokens", human_bytes(state["bytes_at_1m_tokens"])),
+    )
+    table = Table("component", "format", title="weights", **_PLAIN)
+    table.add_column("bytes", justify="right")
+    for component, formats in answer["bytes"]["components"].items():
+        for name, size in formats.items():
+            table.add_row(component, name, f"{size:,}")
+    layers = Table("attention", "router", "which", title="layers", **_PLAIN)
+    for row in _kinds(answer["layers"]):
+        layers.add_row(*row)
+    Console().print(facts, layers, table)
+
+
+def _layer_summary(layers: list[dict[str, Any]]) -> str:
+    kinds = [layer["attention"] for layer in layers]
+    present = [kind for kind in RATIO_NAMES.values() if kind in kinds]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in present)
+
+
+def _kinds(layers: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """One row for each kind of layer there is: its attention, its router, which layers."""
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for layer in layers:
+        kinds.setdefault((layer["attention"], layer["router"]), []).append(layer["layer"])
+    return [(*kind, _span(numbers)) for kind, numbers in kinds.items()]
+
+
+def _span(numbers: list[int]) -> str:
+    steps = {after - before for before, after in itertools.pairwise(numbers)}
+    if len(numbers) < 4 or len(steps) > 1:
+        return ", ".join(map(str, numbers))
+    if steps == {1}:
+        return f"{numbers[0]}-{numbers[-1]}"
+    return f"{numbers[0]}, {numbers[1]}, ..., {numbers[-1]}"
+
+
+# --------------------------------------------------------------------------------------------------
+# plan
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--context",
+    type=int,
+    default=_DEFAULT_CONTEXT,
+    show_default=True,
+    help="Tokens of prompt and answer to make room for.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def plan(model: str, context: int, as_json: bool) -> None:
+    """Say what running a model takes beside what this machine has.
+
+    MODEL is a preset (tiny, nano, flash, pro) or a folder, as for inspect. Weights, state and
+    workspace of one sequence are held against free memory and disk; memory speed is measured, disk
+    speed too where a shard is large enough to tell, else 2 GB/s are assumed. Tokens per second are
+    a ceiling: one sequence, each byte read once per token, experts equally likely.
+
+    \b
+    Example:
+      sounding plan flash --context 131072
+
+    \b
+    Keys of the JSON:
+      model               the argument
+      verdict             "memory": fits in RAM; "stream": experts are read from disk as
+                          needed; "none": does not fit; reason says why
+      context_tokens, weight_bytes, expert_bytes, state_bytes
+      needed_bytes        memory to hold everything, 1 GiB of workspace included
+      streaming_bytes     memory to hold everything but the routed experts
+      dense_bytes_per_token, expert_bytes_per_token, state_bytes_per_token
+      cached_experts      share of the experts that memory has room for
+      tokens_per_second   bound by reading alone; 0 where it does not fit
+      machine             {memory_bytes, available_bytes, disk_free_bytes, memory_bandwidth,
+                          disk_bandwidth, disk_bandwidth_measured}, bandwidths in bytes/s
+    """
+    description, checkpoint = describe(model)
+    folder = Path.cwd() if checkpoint is None else checkpoint.folder
+    machine = this_machine(folder, _largest_shard(checkpoint))
+    found = make_plan(description, machine, context, on_disk=checkpoint is not None)
+    answer = {"model": model, **dataclasses.asdict(found), "machine": dataclasses.asdict(machine)}
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        _print_plan(found, answer["machine"])
+
+
+def _largest_shard(checkpoint: "Checkpoint | None") -> Path | None:
+    if checkpoint is None:
+        return None
+    files = {source.shard.path for source in checkpoint.sources.values()}
+    return max(files, key=os.path.getsize)
+
+
+def _print_plan(found: Plan, machine: dict[str, Any]) -> None:
+    verdicts = {
+        "memory": "[bold green]fits in memory[/]",
+        "stream": "[bold yellow]needs streaming from disk[/]",
+        "none": "[bold red]does not fit[/]",
+    }
+    per_token = (
+        found.dense_bytes_per_token + found.expert_bytes_per_token + found.state_bytes_per_token
+    )
+    free = human_bytes(machine["available_bytes"])
+    origin = "measured" if machine["disk_bandwidth_measured"] else "assumed"
+    takes = _facts(
+        (
+            "weights",
+            f"{human_bytes(found.weight_bytes)}, routed experts {human_bytes(found.expert_bytes)}",
+        ),
+        ("state", f"{human_bytes(found.state_bytes)} at {found.context_tokens:,} tokens"),
+        ("in all", f"{human_bytes(found.needed_bytes)} with workspace"),
+        ("read per token", human_bytes(per_token)),
+    )
+    has = _facts(
+        ("memory", f"{free} free of {human_bytes(machine['memory_bytes'])}"),
+        ("memory speed", f"{machine['memory_bandwidth'] / 1e9:.1f} GB/s, measured"),
+        ("disk", f"{human_bytes(machine['disk_free_bytes'])} free"),
+        ("disk speed", f"{machine['disk_bandwidth'] / 1e9:.1f} GB/s, {origin}"),
+    )
+    console = Console()
+    console.print("[bold]it takes[/]", takes, "[bold]this machine has[/]", has)
+    console.print(f"{verdicts[found.verdict]}: {found.reason}")
+    if found.verdict != "none":
+        console.print(f"at most {found.tokens_per_second:,.2f} tokens per second, by bandwidth")
+
+
+# --------------------------------------------------------------------------------------------------
+# convert
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "target",
+    type=click.Choice(["bf16", "fp8", "fp4", "transformers"]),
+    required=True,
+    help="Format of the result.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float32"]),
+    default="bfloat16",
+    show_default=True,
+    help="Numbers of a transformers result; float32 loses nothing of any source.",
+)
+@click.option("--force", is_flag=True, help="Replace the checkpoint at DESTINATION.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def convert(
+    source: Path,
+    destination: Path,
+    target: Literal["bf16", "fp8", "fp4", "transformers"],
+    dtype: Literal["bfloat16", "float32"],
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Rewrite a checkpoint in another format and report the error made.
+
+    SOURCE is a folder in the published layout or in that of transformers, in any format.
+    DESTINATION appears when it is complete, never half-written. Formats:
+
+    \b
+      fp4           as V4 is published: experts FP4, other linears FP8
+      fp8           experts and linears FP8; from fp4 this is exact
+      bf16          nothing quantized; from fp4 or fp8 this is exact
+      transformers  nothing quantized, named and laid out as the transformers library does
+
+    \b
+    Examples:
+      sounding convert V4-Flash V4-Flash-fp8 --to fp8
+      sounding convert V4-Flash V4-Flash-hf --to transformers --dtype bfloat16
+
+    \b
+    Keys of the JSON:
+      target, exact       the format; whether every number is what it was before
+      rows                [{component, source, target, num_tensors, num_exact, num_values,
+                          saturated, underflowed, max_abs_error, relative_rms}]
+      notes               what else to know, as sentences
+    """
+    from sounding.weights.quantize import convert as convert_checkpoint
+
+    checkpoint = open_checkpoint(str(source))
+    columns = (TextColumn("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("converting", total=checkpoint.num_bytes)
+        report = convert_checkpoint(
+            checkpoint,
+            destination,
+            target,
+            plain=dtype,
+            overwrite=force,
+            on_progress=lambda num_bytes: progress.advance(task, num_bytes),
+        )
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        _print_report(destination, report)
+
+
+def _print_report(destination: Path, report: "Report") -> None:
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("component", "change"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("exact", "rel. rms", "max abs", "cut off", "to zero"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report.rows:
+        if row.source == row.target:
+            continue
+        table.add_row(
+            row.component,
+            f"{row.source} to {row.target}",
+            f"{row.num_exact:,}/{row.num_tensors:,}",
+            f"{row.relative_rms:.3g}",
+            f"{row.max_abs_error:.3g}",
+            f"{row.saturated:,}",
+            f"{row.underflowed:,}",
+        )
+    copied = sum(row.num_tensors for row in report.rows if row.source == row.target)
+    console = Console()
+    if table.rows:
+        console.print(table)
+    console.print(f"{copied:,} tensors had their format already and were copied", highlight=False)
+    verdict = "exact: every number is what it was" if report.exact else "not exact"
+    console.print(f"{destination}: {verdict}", highlight=False)
+    for note in report.notes:
+        console.print(f"note: {note}", highlight=False)
+
+
+# --------------------------------------------------------------------------------------------------
+# Printing
+
+
+def _facts(*rows: tuple[str, str]) -> Table:
+    table = Table(show_header=False, box=None)
+    for name, value in rows:
+        table.add_row(f"[dim]{name}[/]", value)
+    return table
