@@ -77,10 +77,12 @@ def dequantize_fp8(
 ) -> Float[Tensor, "*batch o i"]:
     """value[o, i] = weight[o, i] * scale[o // 128, i // 128]."""
     rows, columns = weight.shape[-2:]
-    wide = decode_scale(scale, dtype)
+    # Base scales are any float32 numbers: rounding comes last.
+    exact = torch.promote_types(dtype, torch.float32)
+    wide = decode_scale(scale, exact)
     wide = wide.repeat_interleave(WEIGHT_TILE, -2)[..., :rows, :]
     wide = wide.repeat_interleave(WEIGHT_TILE, -1)[..., :columns]
-    return weight.to(dtype) * wide
+    return (weight.to(exact) * wide).to(dtype)
 
 
 def quantize_fp4(
@@ -118,7 +120,7 @@ def repack_fp4_as_fp8(
     rows, columns = values.shape[-2:]
     blocks = decode_scale(scale)
     largest = _tiles(blocks, WEIGHT_TILE // FP4_BLOCK).amax((-3, -1))
-    tile_scale = largest / 64
+    tile_scale = (largest / 64).clamp_min(2.0**-_SCALE_BIAS)  # e8m0 goes no lower
     wide = tile_scale.repeat_interleave(WEIGHT_TILE, -2)[..., :rows, :]
     wide = wide.repeat_interleave(WEIGHT_TILE // FP4_BLOCK, -1)[..., : blocks.shape[-1]]
     factor = (blocks / wide).repeat_interleave(FP4_BLOCK, -1)[..., :columns]
