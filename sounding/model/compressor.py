@@ -62,7 +62,7 @@ class Compressor(nn.Module):
         chunk: Chunk,
         states: list[CompressorState],
         frequencies: Float[Tensor, " pairs"],
-    ) -> list[Float[Tensor, "s d"]]:
+    ) -> list[Float[Tensor, "_ d"]]:
         """Take in the chunk's tokens; return all entries of each sequence so far."""
         wide = upcast(x)
         gates = self.wgate(wide) + self.ape[chunk.positions % self.ratio]
@@ -151,7 +151,7 @@ class Indexer(nn.Module):
         states: list[CompressorState],
         by: Rotation,
         frequencies: Float[Tensor, " pairs"],
-    ) -> list[Int[Tensor, "t k"]]:
+    ) -> list[Int[Tensor, "_ _"]]:
         """The entries that each token of each sequence attends to, as indices, -1 for none."""
         q = rotate(self.wq_b(qr).unflatten(-1, (self.heads, self.width)), by)
         if self.simulate:

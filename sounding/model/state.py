@@ -13,7 +13,7 @@ format. Source: spec/architecture.md 8.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import safetensors.torch
 import torch
@@ -33,6 +33,7 @@ from sounding.ops.quant import (
 )
 
 
+@runtime_checkable  # so that the shape checks of the tests can run
 class Rows(Protocol):
     """Rows that are appended in order; `length` counts all there ever were, kept or not."""
 

@@ -5,7 +5,8 @@ Each file holds one idea, written as plain differentiable PyTorch that reads lik
 Shape letters, used in every signature of the package:
   b sequence, t token of a chunk (sequences of a ragged chunk laid end to end), s entry that a query
   may see, c hidden channel, m residual stream, h head, d channel of a head or entry, g group,
-  r token within a group, e expert, k choice, v vocabulary; o and i are a linear's output and input.
+  r token within a group, e expert, k choice, v vocabulary; o and i are a linear's output and input;
+  _ a size that differs from one sequence to the next.
 """
 
 import torch
