@@ -1,0 +1,44 @@
+"""The mathematics of the prompt: tokens, conversations to text, completions to messages.
+
+Needs neither torch nor a server, so that others can import it alone.
+"""
+
+from sounding.text.chat import encode, encode_completion
+from sounding.text.events import (
+    ArgumentsDelta,
+    Call,
+    CallBegun,
+    CallDone,
+    Completion,
+    ContentDelta,
+    End,
+    Event,
+    ReasoningDelta,
+    Repair,
+    coalesce,
+    collect,
+)
+from sounding.text.parse import Malformed, Parser, parse, parser
+from sounding.text.replay import Replay
+
+__all__ = [
+    "ArgumentsDelta",
+    "Call",
+    "CallBegun",
+    "CallDone",
+    "Completion",
+    "ContentDelta",
+    "End",
+    "Event",
+    "Malformed",
+    "Parser",
+    "ReasoningDelta",
+    "Repair",
+    "Replay",
+    "coalesce",
+    "collect",
+    "encode",
+    "encode_completion",
+    "parse",
+    "parser",
+]
