@@ -1,0 +1,267 @@
+"""Commands that run a model: logits for given tokens, and text continued."""
+
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from sounding.cli.models import open_checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sounding.model.transformer import Transformer
+
+
+def load_network(model: str, *, simulate: bool = False) -> "Transformer":
+    """The network of a model folder, computing in float32.
+
+    A quantized weight is unpacked at every use; where memory allows, once and for all here.
+    """
+    import psutil
+    import torch
+
+    from sounding.model.layers import DEPLOYED, EXACT
+    from sounding.weights.layout import count_parameters
+    from sounding.weights.network import load_model
+
+    checkpoint = open_checkpoint(model)
+    counts = count_parameters(checkpoint.config)
+    fits = 4 * (counts.main + counts.mtp) < psutil.virtual_memory().available / 2
+    return load_model(
+        checkpoint,
+        simulation=DEPLOYED if simulate else EXACT,
+        dequantize=torch.float32 if fits else None,
+    )
+
+
+def _progress() -> Progress:
+    """A bar of tokens on stderr; it shows nothing where stderr is no terminal."""
+    return Progress(
+        *Progress.get_default_columns()[:2],
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# logits
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--tokens",
+    "source",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Safetensors file with input_ids, I64 [b, t].",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Safetensors file to write: logits, F32 [b, t, v].",
+)
+@click.option(
+    "--simulate", is_flag=True, help="Round activations to FP8 and FP4 as the deployed network."
+)
+@click.option(
+    "--split",
+    help="Feed the tokens in pieces: sizes such as 137,1,1, of which the last one repeats, or "
+    "random:SEED for other random pieces in every sequence. The logits are the same.",
+)
+def logits(model: str, source: Path, out: Path, simulate: bool, split: str | None) -> None:
+    """Compute logits for given tokens.
+
+    Every position of every sequence in the file, in float32. With --split the tokens arrive as
+    they would in a server, in chunks and one by one; whatever the split, the result is the same
+    up to rounding, which is how to convince yourself of that.
+
+    \b
+    Example:
+      sounding logits MODEL --tokens in.safetensors --out out.safetensors --split random:1
+    """
+    from safetensors.torch import save
+
+    from sounding.engine.generate import split_logits
+    from sounding.files import write_file
+
+    tokens = _read_tokens(source)
+    splits = [_pieces(split, tokens.shape[1], row) for row in range(len(tokens))]
+    network = load_network(model, simulate=simulate)
+    with _progress() as progress:
+        task = progress.add_task("logits", total=tokens.numel())
+        result = split_logits(
+            network, tokens, splits, lambda done: progress.update(task, advance=done)
+        )
+    write_file(out, save({"logits": result}))
+    click.echo(f"wrote logits {list(result.shape)} to {out}", err=True)
+
+
+def _read_tokens(path: Path) -> "Tensor":
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    if "input_ids" not in tensors:
+        raise ValueError(f"{path} holds {sorted(tensors) or 'nothing'}; it must hold 'input_ids'")
+    tokens = tensors["input_ids"]
+    if tokens.dtype != torch.int64 or tokens.ndim != 2 or 0 in tokens.shape:
+        raise ValueError(
+            f"input_ids in {path} is {tokens.dtype} of shape {list(tokens.shape)}; it must be "
+            "int64 [sequences, tokens] with at least one of each"
+        )
+    return tokens
+
+
+def _pieces(split: str | None, length: int, row: int) -> list[int]:
+    """The sizes in which sequence `row` of `length` tokens arrives."""
+    if split is None:
+        return [length]
+    kind, _, seed = split.partition(":")
+    if kind == "random" and seed.isdecimal():
+        return _random_pieces(length, random.Random(f"{seed}:{row}"))
+    parts = split.split(",")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(
+            f"--split {split!r} must be sizes of at least 1 such as 137,1,1, or random:SEED"
+        )
+    sizes = [int(part) for part in parts]
+    if sum(sizes) > length:
+        raise ValueError(f"--split {split} asks for {sum(sizes)} tokens; there are {length}")
+    rest, last = length - sum(sizes), sizes[-1]
+    return sizes + [last] * (rest // last) + ([rest % last] if rest % last else [])
+
+
+def _random_pieces(length: int, choose: random.Random) -> list[int]:
+    """Pieces of every scale: single tokens and long chunks alike."""
+    sizes: list[int] = []
+    while (rest := length - sum(sizes)) > 0:
+        sizes.append(choose.randint(1, min(rest, choose.choice((1, 5, 200, length)))))
+    return sizes
+
+
+# --------------------------------------------------------------------------------------------------
+# generate
+
+
+@click.command()
+@click.argument("model")
+@click.option("--prompt", help="Text to continue; '-' reads it from stdin.")
+@click.option(
+    "--tokens",
+    help="Token ids to continue, such as 5,17,3; the answer is token ids too. For models without "
+    "a tokenizer.",
+)
+@click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--temperature",
+    default=0.0,
+    show_default=True,
+    help="0 takes the likeliest token. The published models are meant for 1.",
+)
+@click.option(
+    "--top-p", default=1.0, show_default=True, help="Sample among the likeliest this much."
+)
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same answer.")
+@click.option("--stop", multiple=True, help="Stop before this string; can be given repeatedly.")
+def generate(
+    model: str,
+    prompt: str | None,
+    tokens: str | None,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    stop: tuple[str, ...],
+) -> None:
+    """Continue a prompt, streaming.
+
+    The prompt is taken as it is, special tokens included: chat prompts come from `encode`. The
+    answer goes to stdout as it is made; it ends at an end-of-sentence token, a stop string or
+    --max-tokens. Ctrl-C stops it.
+
+    \b
+    Examples:
+      sounding generate MODEL --prompt 'def fibonacci(n):' --stop $'\\n\\n'
+      sounding generate MODEL --tokens 0,17,4 --max-tokens 8
+    """
+    from sounding.engine import generate as engine
+    from sounding.engine.sampling import SamplingParams
+
+    if (prompt is None) == (tokens is None):
+        raise click.UsageError("give either --prompt or --tokens")
+    if tokens is not None and stop:
+        raise click.UsageError("--stop is text; it goes with --prompt, not with --tokens")
+    params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
+    if tokens is not None:
+        dialect: _Tokens | _Text = _Tokens(tokens)
+    else:
+        text = click.get_text_stream("stdin").read() if prompt == "-" else prompt or ""
+        dialect = _Text(Path(model), text, stop)
+    network = load_network(model)
+    eos = network.config.eos_token_id
+    with _progress() as progress:
+        task = progress.add_task("prompt", total=len(dialect.prompt))
+        answer = engine.generate(
+            network,
+            dialect.prompt,
+            params,
+            max_tokens=max_tokens,
+            stop_tokens=() if eos is None else (eos,),
+            prefilled=lambda done: progress.update(task, advance=done),
+        )
+        first = list(itertools.islice(answer, 1))
+    for piece in dialect.render(itertools.chain(first, answer)):
+        click.echo(piece, nl=False)
+    click.echo()
+
+
+class _Tokens:
+    """A prompt and an answer as token ids."""
+
+    def __init__(self, ids: str) -> None:
+        parts = ids.replace(",", " ").split()
+        if not all(part.isdecimal() for part in parts):
+            raise ValueError(f"--tokens {ids!r} must be token ids such as 5,17,3")
+        self.prompt = [int(part) for part in parts]
+
+    def render(self, tokens: Iterator[int]) -> Iterator[str]:
+        for count, token in enumerate(tokens):
+            yield f",{token}" if count else str(token)
+
+
+class _Text:
+    """A prompt and an answer as text, through the tokenizer beside the weights."""
+
+    def __init__(self, folder: Path, text: str, stop: tuple[str, ...]) -> None:
+        from sounding.engine.stop import StopStrings
+        from sounding.text.tokenizer import Tokenizer
+
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise ValueError(f"{folder} has no tokenizer.json; give token ids with --tokens")
+        self._tokenizer = Tokenizer.load(path)
+        self._stops = StopStrings(stop)
+        self.prompt = self._tokenizer.encode(text)
+
+    def render(self, tokens: Iterator[int]) -> Iterator[str]:
+        stream = self._tokenizer.stream()
+        for token in tokens:
+            yield self._stops.feed(stream.feed(token))
+            if self._stops.found is not None:
+                return
+        yield self._stops.feed(stream.flush())
+        yield self._stops.flush()

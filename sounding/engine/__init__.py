@@ -1,0 +1,1 @@
+"""Running a model for somebody: sampling and generation, from tokens to tokens."""

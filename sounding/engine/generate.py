@@ -1,0 +1,91 @@
+"""Running one model over given tokens: logits under any split, and generation token by token."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sounding.engine.sampling import SamplingParams, sample
+from sounding.model.state import growing_state
+from sounding.model.transformer import Transformer
+
+PREFILL_TOKENS = 2048  # a prompt goes in chunks of this, so that memory does not grow with it
+
+
+def require_tokens(tokens: Int[Tensor, "*batch"], vocab_size: int) -> None:
+    """Raise ValueError for an id outside the vocabulary, which would index past the embedding."""
+    outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
+    if len(outside):
+        raise ValueError(
+            f"token id {int(outside[0])} is outside the model's vocabulary of {vocab_size}: "
+            "were these tokens made with its own tokenizer?"
+        )
+
+
+@torch.inference_mode()
+def split_logits(
+    model: Transformer,
+    tokens: Int[Tensor, "b t"],
+    splits: Sequence[Sequence[int]],
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> Float[Tensor, "b t v"]:
+    """Logits of every position, float32; splits[i] says how sequence i comes in pieces.
+
+    Step k is one ragged chunk of the k-th piece of every sequence that has one. `progress` is
+    told the tokens done in each step.
+    """
+    require_tokens(tokens, model.config.vocab_size)
+    states = [growing_state(model.config) for _ in tokens]
+    logits = torch.empty(*tokens.shape, model.config.vocab_size)
+    for step in range(max(map(len, splits), default=0)):
+        active = [index for index, sizes in enumerate(splits) if step < len(sizes)]
+        sizes = [splits[index][step] for index in active]
+        starts = [states[index].length for index in active]
+        spans = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+        chunk = torch.cat([tokens[index, span] for index, span in zip(active, spans, strict=True)])
+        output = model(chunk, sizes, [states[index] for index in active])
+        rows = model.logits(model.hidden(output.streams)).float().split(sizes)
+        for index, span, row in zip(active, spans, rows, strict=True):
+            logits[index, span] = row
+        progress(sum(sizes))
+    return logits
+
+
+@torch.inference_mode()
+def generate(
+    model: Transformer,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    *,
+    max_tokens: int,
+    stop_tokens: Collection[int] = (),
+    prefilled: Callable[[int], None] = lambda tokens: None,
+) -> Iterator[int]:
+    """Continue a prompt, yielding each token as it is chosen; ends before a stop token.
+
+    Raises ValueError for an empty prompt, ids outside the vocabulary, and a length past what the
+    model is made for. `prefilled` is told the tokens of each piece of the prompt as it is done.
+    """
+    limit = model.config.max_position_embeddings
+    if not prompt:
+        raise ValueError("the prompt has no tokens; give at least one to continue from")
+    if len(prompt) + max_tokens > limit:
+        raise ValueError(
+            f"{len(prompt)} prompt tokens and max_tokens = {max_tokens} exceed the "
+            f"{limit} positions of the model; shorten the prompt or ask for fewer"
+        )
+    chunk = torch.tensor(prompt)
+    require_tokens(chunk, model.config.vocab_size)
+    state = growing_state(model.config)
+    for piece in chunk.split(PREFILL_TOKENS):
+        streams = model(piece, states=[state]).streams
+        prefilled(len(piece))
+    generator = torch.Generator().manual_seed(params.seed)
+    for remaining in range(max_tokens, 0, -1):
+        token = sample(model.logits(model.hidden(streams[-1:]))[0], params, generator)
+        if token in stop_tokens:
+            return
+        yield token
+        if remaining > 1:
+            streams = model(torch.tensor([token]), states=[state]).streams

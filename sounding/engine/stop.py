@@ -1,0 +1,43 @@
+"""Stop strings in a stream of text, wherever the stream happens to be cut."""
+
+from collections.abc import Sequence
+
+
+class StopStrings:
+    """Passes text on until one of the given strings appears; that string is not passed on.
+
+    Text that could be the beginning of a stop string is held back until it is decided.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """Raises ValueError for an empty stop string, which would stop everything."""
+        if not all(stops):
+            raise ValueError("a stop string is empty; give at least one character")
+        self.found: str | None = None
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        """Take a piece of the stream; return what may be shown now."""
+        if self.found is not None:
+            return ""
+        self._held += text
+        hits = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if hits:
+            at, self.found = min(hits, key=lambda hit: hit[0])
+            shown, self._held = self._held[:at], ""
+            return shown
+        keep = max((self._overlap(stop) for stop in self._stops), default=0)
+        shown = self._held[: len(self._held) - keep]
+        self._held = self._held[len(shown) :]
+        return shown
+
+    def flush(self) -> str:
+        """The stream is over: what was held back is plain text after all."""
+        shown, self._held = self._held, ""
+        return shown
+
+    def _overlap(self, stop: str) -> int:
+        """Length of the longest end of the held text that begins `stop`."""
+        longest = min(len(stop) - 1, len(self._held))
+        return next((size for size in range(longest, 0, -1) if self._held.endswith(stop[:size])), 0)
