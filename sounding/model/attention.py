@@ -2,19 +2,36 @@
 the window, grouped output. Source: spec/architecture.md 5.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from sounding.config import CSA, ModelConfig
 from sounding.model.chunk import Chunk
-from sounding.model.compressor import Compressor, Indexer, simulate_kv
+from sounding.model.compressor import Compressor, Index, Indexer, simulate_kv
 from sounding.model.layers import Linear, RMSNorm, Simulation
 from sounding.model.state import CompressorState, LayerState
 from sounding.ops.attention import attend
+from sounding.ops.index_loss import index_loss
 from sounding.ops.matmul import grouped_linear
 from sounding.ops.norm import rms_norm
 from sounding.ops.rope import rope_frequencies, rotate, rotation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """How CSA layers choose entries. Other than the default is for training and measuring only:
+    a dense chunk that does not learn leaves the indexer's state behind."""
+
+    dense: bool = False
+    """Attend to every visible entry instead of the indexer's choice."""
+    learn: bool = False
+    """Also measure how far the indexer's scores are from the attention paid."""
+
+
+SPARSE = Selection()
 
 
 class Attention(nn.Module):
@@ -43,9 +60,16 @@ class Attention(nn.Module):
         self.simulate_kv = simulation.kv
 
     def forward(
-        self, x: Float[Tensor, "t c"], chunk: Chunk, states: list[LayerState]
-    ) -> Float[Tensor, "t c"]:
-        """Read for every token of the chunk, and take the chunk into the states."""
+        self,
+        x: Float[Tensor, "t c"],
+        chunk: Chunk,
+        states: list[LayerState],
+        selection: Selection = SPARSE,
+    ) -> tuple[Float[Tensor, "t c"], Float[Tensor, ""] | None]:
+        """Read for every token of the chunk, and take the chunk into the states.
+
+        The second value is the indexer's loss, summed over tokens, where `selection` asks for it.
+        """
         config = self.config
         frequencies = self._frequencies(x.device)
         by = rotation(chunk.positions, frequencies)
@@ -55,17 +79,23 @@ class Attention(nn.Module):
         kv = rotate(self.kv_norm(self.wkv(x)), by)
         if self.simulate_kv:
             kv = simulate_kv(kv, config.qk_rope_head_dim)
-        entries, selected = None, None
+        windows = [
+            state.window.append(kv[span.rows]) for span, state in zip(chunk, states, strict=True)
+        ]
+        entries, selected, indexes = None, None, None
         if self.compressor is not None:
             parts = [_present(state.compressor) for state in states]
             entries = self.compressor(x, chunk, parts, frequencies)
-        if self.indexer is not None:
+        if self.indexer is not None and (selection.learn or not selection.dense):
             parts = [_present(state.indexer) for state in states]
-            selected = self.indexer(x, qr, chunk, parts, by, frequencies)
+            # Choosing has no gradient, and what the indexer learns must not reach the network.
+            indexes = self.indexer(x.detach(), qr.detach(), chunk, parts, by, frequencies)
+            if not selection.dense:
+                selected = [self.indexer.select(*pair) for pair in zip(indexes, chunk, strict=True)]
         read = [
             attend(
                 q[span.rows],
-                state.window.append(kv[span.rows]),
+                windows[index],
                 entries[index] if entries is not None else None,
                 selected[index] if selected is not None else None,
                 self.attn_sink,
@@ -73,11 +103,40 @@ class Attention(nn.Module):
                 sliding_window=config.sliding_window,
                 ratio=self.ratio,
             )
-            for index, (span, state) in enumerate(zip(chunk, states, strict=True))
+            for index, span in enumerate(chunk)
         ]
+        loss = None
+        if selection.learn and entries is not None and indexes is not None:
+            loss = self._index_loss(q, windows, entries, selected, indexes, chunk)
         # Values carry the rotation of their own position; seen from the query only the distance
         # should remain.
-        return self._project(rotate(torch.cat(read), by, inverse=True))
+        output = self._project(rotate(torch.cat(read), by, inverse=True))
+        return output, loss
+
+    def _index_loss(
+        self,
+        q: Float[Tensor, "t h d"],
+        windows: list[Tensor],
+        entries: list[Tensor],
+        selected: list[Tensor] | None,
+        indexes: list[Index],
+        chunk: Chunk,
+    ) -> Float[Tensor, ""]:
+        losses = [
+            index_loss(
+                q[span.rows],
+                windows[number],
+                entries[number],
+                selected[number] if selected is not None else None,
+                self.attn_sink,
+                *indexes[number],
+                start=span.start,
+                sliding_window=self.config.sliding_window,
+                ratio=self.ratio,
+            )
+            for number, span in enumerate(chunk)
+        ]
+        return torch.stack(losses).sum()
 
     def _project(self, o: Float[Tensor, "t h d"]) -> Float[Tensor, "t c"]:
         groups = self.config.o_groups

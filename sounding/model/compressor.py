@@ -3,12 +3,14 @@
 Source: spec/architecture.md 6 and 7.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sounding.config import CSA, ModelConfig
-from sounding.model.chunk import Chunk
+from sounding.model.chunk import Chunk, Span
 from sounding.model.layers import Linear, RMSNorm, Simulation
 from sounding.model.state import CompressorState
 from sounding.ops.attention import select_entries
@@ -127,6 +129,14 @@ class Compressor(nn.Module):
         return torch.cat((torch.cat((blank, blank - torch.inf), 1), rows))
 
 
+class Index(NamedTuple):
+    """What the indexer compares in one sequence: queries with head weights, and entries' keys."""
+
+    q: Float[Tensor, "t h d"]
+    weights: Float[Tensor, "t h"]
+    keys: Float[Tensor, "s d"]
+
+
 class Indexer(nn.Module):
     """Scores compressed entries cheaply, so that attention reads only the best of them."""
 
@@ -151,21 +161,18 @@ class Indexer(nn.Module):
         states: list[CompressorState],
         by: Rotation,
         frequencies: Float[Tensor, " pairs"],
-    ) -> list[Int[Tensor, "_ _"]]:
-        """The entries that each token of each sequence attends to, as indices, -1 for none."""
+    ) -> list[Index]:
+        """Take in the chunk's tokens; return what to compare, per sequence."""
         q = rotate(self.wq_b(qr).unflatten(-1, (self.heads, self.width)), by)
         if self.simulate:
             q = simulate_index(q)
         weights = self.weights_proj(x) * (self.width**-0.5 * self.heads**-0.5)
         keys = self.compressor(x, chunk, states, frequencies)
         return [
-            select_entries(
-                q[span.rows],
-                weights[span.rows],
-                mine,
-                start=span.start,
-                ratio=CSA,
-                limit=self.limit,
-            )
+            Index(q[span.rows], weights[span.rows], mine)
             for span, mine in zip(chunk, keys, strict=True)
         ]
+
+    def select(self, index: Index, span: Span) -> Int[Tensor, "t k"]:
+        """The entries that each token of a sequence attends to, as indices, -1 for none."""
+        return select_entries(*index, start=span.start, ratio=CSA, limit=self.limit)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sounding.ops import matmul, norm
+from sounding.ops.quant import simulate_weight
 
 Format = Literal["fp8", "fp4"] | None
 
@@ -26,10 +27,13 @@ class Simulation:
     """Window and compressed entries to FP8 per 64 channels, the rotary channels left alone."""
     indexer: bool = False
     """Index queries and keys rotated by Hadamard, then to FP4 per 32 channels."""
+    weights: bool = False
+    """Plain weights that are deployed in FP8 or FP4, for training; packed ones are so already."""
 
 
 EXACT = Simulation()
 DEPLOYED = Simulation(linear_inputs=True, kv=True, indexer=True)
+QUANTIZATION_AWARE = Simulation(linear_inputs=True, kv=True, indexer=True, weights=True)
 
 
 class Linear(nn.Module):
@@ -51,10 +55,13 @@ class Linear(nn.Module):
         self.register_parameter("scale", None)
         self.format = format
         self.simulate = simulation.linear_inputs and format is not None
+        self.simulate_weight = simulation.weights and format is not None
 
     @property
     def stored(self) -> matmul.Weight:
         """The weight as the ops take it."""
+        if self.simulate_weight and self.format is not None and self.scale is None:
+            return matmul.Weight(simulate_weight(self.weight, self.format))
         return matmul.Weight(self.weight, self.scale)
 
     def forward(self, x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch o"]:

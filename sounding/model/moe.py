@@ -17,10 +17,12 @@ from sounding.ops.norm import upcast
 
 
 class Routing(NamedTuple):
-    """Where one layer sent each token: for load counts and for balance losses."""
+    """What one layer chose for each token: for load counts and the losses that steer choices."""
 
     chosen: Int[Tensor, "t k"]
     scores: Float[Tensor, "t e"]  # affinity to every expert, before the selection bias
+    index_loss: Float[Tensor, ""] | None = None
+    """Of the same layer's indexer, summed over tokens, where the selection asks for it."""
 
 
 class Gate(nn.Module):

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sounding.config import ModelConfig
-from sounding.model.attention import Attention
+from sounding.model.attention import SPARSE, Attention, Selection
 from sounding.model.chunk import Chunk, make_chunk
 from sounding.model.layers import EXACT, Embedding, Linear, RMSNorm, Simulation
 from sounding.model.moe import MoE, Routing
@@ -52,15 +52,21 @@ class Block(nn.Module):
         self.config = config
 
     def forward(
-        self, streams: Float[Tensor, "t m c"], chunk: Chunk, states: list[LayerState]
+        self,
+        streams: Float[Tensor, "t m c"],
+        chunk: Chunk,
+        states: list[LayerState],
+        selection: Selection = SPARSE,
     ) -> tuple[Float[Tensor, "t m c"], Routing]:
         by = self._connect("attn", streams)
         x = self.attn_norm(hyper_connection.read(streams, by.pre))
-        streams = hyper_connection.write(streams, self.attn(x, chunk, states), by)
+        output, index_loss = self.attn(x, chunk, states, selection)
+        streams = hyper_connection.write(streams, output, by)
         by = self._connect("ffn", streams)
         x = self.ffn_norm(hyper_connection.read(streams, by.pre))
         output, routing = self.ffn(x, chunk.tokens)
-        return hyper_connection.write(streams, output, by), routing
+        streams = hyper_connection.write(streams, output, by)
+        return streams, routing._replace(index_loss=index_loss)
 
     def _connect(self, name: str, streams: Tensor) -> hyper_connection.Coefficients:
         return hyper_connection.coefficients(
@@ -140,6 +146,7 @@ class Transformer(nn.Module):
         tokens: Int[Tensor, " t"],
         lengths: Sequence[int] | None = None,
         states: Sequence[SequenceState] | None = None,
+        selection: Selection = SPARSE,
     ) -> Output:
         """Append a chunk: lengths[i] tokens to the sequence that states[i] remembers.
 
@@ -153,7 +160,8 @@ class Transformer(nn.Module):
         streams = embedded[:, None].expand(-1, self.config.hc_mult, -1)
         routing = []
         for index, block in enumerate(self.layers):
-            streams, routed = block(streams, chunk, [state.layers[index] for state in states])
+            layer_states = [state.layers[index] for state in states]
+            streams, routed = block(streams, chunk, layer_states, selection)
             routing.append(routed)
         return Output(streams, routing)
 

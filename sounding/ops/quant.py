@@ -6,7 +6,7 @@ Source: spec/architecture.md 9, spec/checkpoint.md 3.
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -196,11 +196,26 @@ def simulate_fp4(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
     return _StraightThrough.apply(x, "fp4", FP4_BLOCK)
 
 
+def simulate_weight(
+    weight: Float[Tensor, "*batch o i"], format: Literal["fp8", "fp4"]
+) -> Float[Tensor, "*batch o i"]:
+    """A weight as it will be after quantization; the gradient passes unchanged to the original.
+
+    Raises ValueError for FP4 unless the input width is a multiple of 32.
+    """
+    if format == "fp8":
+        return _StraightThrough.apply(weight, "tiles", WEIGHT_TILE)
+    _require_fp4_width(weight)
+    return _StraightThrough.apply(weight, "fp4", FP4_BLOCK)
+
+
 class _StraightThrough(torch.autograd.Function):
     """Rounding has no useful gradient; training treats it as the identity (spec/training.md 2)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kind: str, block: int) -> Tensor:
+        if kind == "tiles":
+            return dequantize_fp8(*quantize_fp8(x), x.dtype)
         wide = x if x.dtype == torch.float64 else x.float()
         values, scale = fp8_blocks(wide, block) if kind == "fp8" else fp4_blocks(wide)
         return (values * scale[..., None]).flatten(-2)[..., : x.shape[-1]].to(x.dtype)
