@@ -52,11 +52,7 @@ def render_call(name: str, arguments: str) -> str:
     encoder does. Raises ValueError for JSON that is not an object, and for a name, key or value
     that could not be read back.
     """
-    if PARAMETER_OPEN in name or INVOKE_CLOSE in name:
-        raise ValueError(
-            f"the tool name {name!r:.80} contains tool markup and could not be read back; "
-            "rename the tool"
-        )
+    check_name(name)
     values: Any
     try:
         values = json.loads(arguments)
@@ -76,15 +72,30 @@ def render_block(rendered: list[str]) -> str:
     return f"{CALLS_OPEN}>\n" + "\n".join(rendered) + f"\n{CALLS_CLOSE}"
 
 
-def _parameter(name: str, key: str, value: Any) -> str:
-    kind, text = ("true", value) if isinstance(value, str) else ("false", to_json(value))
-    head = f'{key}" string="{kind}">'
+def check_name(name: str) -> None:
+    """Raise ValueError for a tool name that could not be read back."""
+    if PARAMETER_OPEN in name or INVOKE_CLOSE in name:
+        raise ValueError(
+            f"the tool name {name!r:.80} contains tool markup and could not be read back; "
+            "rename the tool"
+        )
+
+
+def parameter_head(name: str, key: str, string: bool) -> str:
+    """The opening tag of a parameter. Raises ValueError for a key that cannot be read back."""
+    head = f'{key}" string="{"true" if string else "false"}">'
     found = _END_OF_KEY.search(head)
     if PARAMETER_CLOSE in key or found is None or found.start() != len(key):
         raise ValueError(
             f"the parameter name {key!r:.80} of {name} contains tool markup "
             "and could not be read back; rename the parameter"
         )
+    return f'{PARAMETER_OPEN} name="{head}'
+
+
+def _parameter(name: str, key: str, value: Any) -> str:
+    text = value if isinstance(value, str) else to_json(value)
+    head = parameter_head(name, key, isinstance(value, str))
     if PARAMETER_CLOSE in text:
         at = text.index(PARAMETER_CLOSE)
         raise ValueError(
@@ -92,4 +103,4 @@ def _parameter(name: str, key: str, value: Any) -> str:
             f"{PARAMETER_CLOSE!r} at character {at}; the format has no escape for it, "
             f"so write {DSML} in another way, for instance with ASCII bars"
         )
-    return f'{PARAMETER_OPEN} name="{head}{text}<{PARAMETER_CLOSE}>'
+    return f"{head}{text}<{PARAMETER_CLOSE}>"

@@ -1,0 +1,96 @@
+"""Token healing: a prompt that ends inside a token continues as if it did not.
+
+The last tokens of such a prompt are taken back as far as a continuation could change them, and
+the bytes they stood for are asked of the model again: it may sample any token that begins with
+what is left of them, or that they begin with. Named tokens are neither taken back nor asked for.
+"""
+
+import unicodedata
+from bisect import bisect_left
+
+from sounding.text.tokenizer import BYTE_OF, Tokenizer
+
+_CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
+
+
+class Healer:
+    """The tokens of a vocabulary by their bytes. Made once for a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._named = set(tokenizer.named.values())
+        table = enumerate(tokenizer.token_bytes)
+        self._sorted = sorted((text, i) for i, text in table if text and i not in self._named)
+        self._ids = dict(self._sorted)
+        self._longest = max(map(len, self._ids))
+
+    def heal(self, text: str) -> "Healing":
+        """The tokens of a prompt that every continuation has too, and the bytes after them."""
+        encoding = self.tokenizer.core.encode(text, add_special_tokens=False)
+        ids, words, offsets = encoding.ids, encoding.word_ids, encoding.offsets
+        first, num_words, tail = len(ids), 0, ""
+        # The last word may still grow, and white space at the end be split into words anew.
+        while first and ids[first - 1] not in self._named and not tail.strip():
+            start = first - 1
+            while start and words[start - 1] == words[start]:
+                start -= 1
+            longer = text[offsets[start][0] :]
+            if num_words and longer.strip():
+                break
+            first, num_words, tail = start, num_words + 1, longer
+        raw, kept = tail.encode(), []
+        # Control and unassigned characters are in none of the split's classes: their words too
+        # may be split anew.
+        if num_words == 1 and not any(unicodedata.category(c)[0] == "C" for c in tail):
+            kept = self._stable(ids[first:], raw)
+        rest = raw[self.tokenizer.count_bytes(kept) :]
+        return Healing(self, [*ids[:first], *kept], rest)
+
+    def allowed(self, rest: bytes) -> list[int]:
+        """The ids that begin with `rest`, and those it begins with."""
+        shorter = (self._ids.get(rest[:length]) for length in range(1, len(rest)))
+        found = [token for token in shorter if token is not None]
+        at = bisect_left(self._sorted, (rest, -1))
+        while at < len(self._sorted) and self._sorted[at][0].startswith(rest):
+            found.append(self._sorted[at][1])
+            at += 1
+        return found
+
+    def _stable(self, ids: list[int], word: bytes) -> list[int]:
+        """The first ids of an unfinished word that it has however it goes on.
+
+        Up to any token boundary, BPE gives a word the tokens of its beginning alone. So look at
+        each place where a token could begin that reaches beyond the word, and keep what all
+        agree on.
+        """
+        kept = ids
+        for start in range(max(0, len(word) - self._longest), len(word)):
+            at = bisect_left(self._sorted, (word[start:] + b"\0", -1))
+            if at == len(self._sorted) or not self._sorted[at][0].startswith(word[start:]):
+                continue
+            mapped = "".join(_CHARACTER_OF[byte] for byte in word[:start])
+            other = [t.id for t in self.tokenizer.core.model.tokenize(mapped)] if mapped else []
+            agree = 0
+            while agree < min(len(kept), len(other)) and kept[agree] == other[agree]:
+                agree += 1
+            kept = kept[:agree]
+        return kept
+
+
+class Healing:
+    """A prompt's tokens that stay, `ids`, and the bytes to be sampled again, `rest`."""
+
+    def __init__(self, healer: Healer, ids: list[int], rest: bytes) -> None:
+        self._healer = healer
+        self.ids, self.rest = ids, rest
+
+    def allowed(self) -> list[int] | None:
+        """The ids that may be sampled next; None when any may, the prompt being complete."""
+        return self._healer.allowed(self.rest) if self.rest else None
+
+    def advance(self, token: int) -> None:
+        """Account for a sampled id. Raises ValueError for one that is not allowed."""
+        sampled = self._healer.tokenizer.bytes_of(token)
+        if not (sampled.startswith(self.rest) or (sampled and self.rest.startswith(sampled))):
+            raise ValueError(f"token {token} ({sampled!r}) does not continue {self.rest!r}")
+        self.rest = self.rest[len(sampled) :]

@@ -1,0 +1,243 @@
+"""Text to token ids and back: byte-level BPE in the published `tokenizer.json` layout.
+
+Loads the published file or one of ours, trains ours with the same split and the same named
+tokens, decodes a stream without ever giving half a character. The BPE itself is the `tokenizers`
+library's. Source: spec encoding 1.
+"""
+
+import codecs
+import difflib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
+
+from sounding.text.markup import BOS, EOS, FIRST_TOKENS, NAMED_TOKENS, PAD
+
+# Each match stands alone, in this order: digits by threes, CJK runs, then everything else.
+_DIGITS = r"\p{N}{1,3}"
+_CJK = "[一-龥぀-ゟ゠-ヿ]+"
+_WORDS = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
+    "|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+    "| ?[\\p{P}\\p{S}]+[\r\n]*"
+    "|\\s*[\r\n]+"
+    r"|\s+(?!\S)"
+    r"|\s+"
+).replace('\\"', '"')
+
+# What a tokenizer cannot do without: its own first tokens, every byte, the tokens with a name.
+SMALLEST_VOCABULARY = len(FIRST_TOKENS) + 256 + len(NAMED_TOKENS)
+
+
+class Tokenizer:
+    """A vocabulary of `num_tokens` ids; named tokens such as <｜User｜> are found in the text."""
+
+    def __init__(self, core: tokenizers.Tokenizer) -> None:
+        self.core = core
+        self.num_tokens = max(core.get_vocab(with_added_tokens=True).values()) + 1
+        self.named = {token.content: i for i, token in core.get_added_tokens_decoder().items()}
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+        """Load a tokenizer.json, or the one in a checkpoint's folder.
+
+        Raises ValueError for a file of another kind, OSError for one that cannot be read.
+        """
+        file = Path(path)
+        if file.is_dir():
+            file = file / "tokenizer.json"
+        try:
+            return cls.from_json(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """Load the text of a tokenizer.json. Raises ValueError if it is none."""
+        try:
+            core = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises nothing more special
+            raise ValueError(f"not a tokenizer.json ({error})") from None
+        return cls(core)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write tokenizer.json under a temporary name and rename it."""
+        target = Path(path)
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        temporary.write_text(self.core.to_str(pretty=True), encoding="utf-8")
+        temporary.replace(target)
+
+    def id_of(self, name: str) -> int:
+        """The id of a named token. Raises ValueError with the nearest name if there is none."""
+        if name in self.named:
+            return self.named[name]
+        near = difflib.get_close_matches(name, self.named, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"this vocabulary has no token named {name!r}{hint}")
+
+    @property
+    def bos_id(self) -> int:
+        return self.id_of(BOS)
+
+    @property
+    def eos_id(self) -> int:
+        return self.id_of(EOS)
+
+    @property
+    def pad_id(self) -> int:
+        return self.id_of(PAD)
+
+    def encode(self, text: str, *, named: bool = True) -> list[int]:
+        """The ids of a text. Nothing is added: a prompt brings its own BOS.
+
+        With `named=False` the names of special tokens in the text are ordinary characters, which
+        is what documents and anything a stranger wrote should be.
+        """
+        ids: list[int] = self._core(named).encode(_checked(text), add_special_tokens=False).ids
+        return ids
+
+    def encode_many(self, texts: Sequence[str], *, named: bool = True) -> list[list[int]]:
+        """`encode` for many texts, on all cores."""
+        texts = [_checked(text) for text in texts]
+        encoded = self._core(named).encode_batch(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
+    def count(self, text: str, *, named: bool = True) -> int:
+        """How many tokens a text has."""
+        core = self._core(named)
+        return len(core.encode(_checked(text), add_special_tokens=False))
+
+    def count_bytes(self, ids: Iterable[int]) -> int:
+        """How many bytes of UTF-8 the ids stand for, without decoding them."""
+        lengths = self._lengths
+        return sum(lengths[i] for i in ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; bytes that are no character become U+FFFD.
+
+        Raises ValueError for an id outside of the vocabulary.
+        """
+        return b"".join(map(self.bytes_of, ids)).decode("utf-8", "replace")
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes one id stands for, which may be part of a character only."""
+        if not 0 <= token < self.num_tokens:
+            raise ValueError(f"{token} is no token; ids go from 0 to {self.num_tokens - 1}")
+        return self.token_bytes[token]
+
+    def stream(self) -> "TextStream":
+        """A decoder for ids that come one by one."""
+        return TextStream(self)
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every id; b"" for an id without a token."""
+        table = [b""] * self.num_tokens
+        for token, i in self.core.get_vocab(with_added_tokens=False).items():
+            table[i] = bytes(BYTE_OF[character] for character in token if character in BYTE_OF)
+        for name, i in self.named.items():
+            table[i] = name.encode()
+        return table
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        return [len(token) for token in self.token_bytes]
+
+    @cached_property
+    def _nameless(self) -> tokenizers.Tokenizer:
+        layout = json.loads(self.core.to_str())
+        layout["added_tokens"] = []
+        return tokenizers.Tokenizer.from_str(json.dumps(layout))
+
+    def _core(self, named: bool) -> tokenizers.Tokenizer:
+        return self.core if named else self._nameless
+
+
+class TextStream:
+    """Decodes ids as they come: text only once it is whole characters.
+
+    A byte that cannot become a character any more is U+FFFD; one that still can is waited for.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """The text that one more id completes, often ""."""
+        return self._decoder.decode(self._tokenizer.bytes_of(token))
+
+    def finish(self) -> str:
+        """What is left when no more ids come: "" or U+FFFD for a character cut short."""
+        return self._decoder.decode(b"", final=True)
+
+
+def train(texts: Iterable[str], num_tokens: int, *, progress: bool = False) -> Tokenizer:
+    """Train a byte-level BPE of exactly `num_tokens` ids, laid out like the published one.
+
+    BOS, EOS and PAD are 0, 1, 2, then bytes and merges, then the other named tokens. `progress`
+    shows a bar on stderr. Raises ValueError for a vocabulary too small for these, or too large
+    for the texts.
+    """
+    if num_tokens < SMALLEST_VOCABULARY:
+        raise ValueError(
+            f"a vocabulary of {num_tokens} is too small; bytes and named tokens alone "
+            f"are {SMALLEST_VOCABULARY}"
+        )
+    core = tokenizers.Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(r), "isolated") for r in (_DIGITS, _CJK, _WORDS)),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    core.post_processor = processors.ByteLevel(trim_offsets=False)
+    first = [AddedToken(name, normalized=False, special=True) for name in FIRST_TOKENS]
+    trainer = trainers.BpeTrainer(
+        vocab_size=num_tokens - len(NAMED_TOKENS),
+        special_tokens=first,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=progress,
+    )
+    core.train_from_iterator(texts, trainer)
+    missing = num_tokens - len(NAMED_TOKENS) - core.get_vocab_size()
+    if missing:
+        raise ValueError(
+            f"the texts give a vocabulary of {num_tokens - missing} at most, not {num_tokens}; "
+            "ask for less or give more text"
+        )
+    # Not marked special, as in the published file: decoding must not drop them.
+    core.add_tokens([AddedToken(name, normalized=True, special=False) for name in NAMED_TOKENS])
+    return Tokenizer(core)
+
+
+def _checked(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start} is half of a surrogate pair and has no UTF-8 form; "
+            "replace it first"
+        ) from None
+    return text
+
+
+def _byte_of() -> dict[str, int]:
+    """The byte each character of the byte-level alphabet stands for.
+
+    Printable Latin-1 stands for itself; the other bytes, in order, for U+0100 and up.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    table.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
+    return table
+
+
+BYTE_OF = _byte_of()
