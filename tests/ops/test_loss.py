@@ -1,0 +1,71 @@
+"""Cross-entropy against its definition.
+
+Catches: a mean instead of a sum, ignored positions that count, a chunk left out or counted twice,
+gradients lost where logits are made again.
+"""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sounding.ops import loss as ops
+from tests.oracles import loss as oracle
+from tests.oracles.compare import array, assert_matches
+
+
+def example(t: int, v: int, c: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden vectors, head, and targets of which some are ignored."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(t, c, generator=generator, dtype=dtype)
+    head = torch.randn(v, c, generator=generator, dtype=dtype)
+    targets = torch.randint(v, (t,), generator=generator)
+    ignored = torch.rand(t, generator=generator) < 0.3
+    return hidden, head, targets.masked_fill(ignored, ops.IGNORED)
+
+
+@settings(max_examples=40)
+@given(
+    t=st.integers(0, 11),
+    v=st.integers(1, 7),
+    c=st.integers(1, 5),
+    chunk=st.sampled_from([1, 3, 1024]),
+    size=st.sampled_from([1.0, 100.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 99),
+)
+def test_definition(
+    t: int, v: int, c: int, chunk: int, size: float, dtype: torch.dtype, seed: int
+) -> None:
+    hidden, head, targets = example(t, v, c, seed, dtype)
+    hidden = hidden * size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "CHUNK_TOKENS", chunk)
+        actual = ops.cross_entropy(hidden, head, targets)
+    losses = oracle.cross_entropy(array(hidden), array(head), targets.tolist(), ops.IGNORED)
+    counted = [value for value in losses if value is not None]
+    expected = torch.tensor(sum(counted), dtype=torch.float64).numpy()
+    assert_matches(actual, expected, terms=1 + t * v * c, scale=size * 10 * max(t, 1))
+
+
+def test_all_ignored() -> None:
+    targets = torch.full((3,), ops.IGNORED)
+    assert ops.cross_entropy(torch.ones(3, 2), torch.ones(4, 2), targets) == 0
+
+
+def test_bfloat16_logits_are_made_in_float32() -> None:
+    hidden, head, targets = example(5, 6, 32, 0, torch.float32)
+    low, low_head = hidden.bfloat16(), head.bfloat16()
+    actual = ops.cross_entropy(low, low_head, targets)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, ops.cross_entropy(low.float(), low_head.float(), targets))
+
+
+def test_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "CHUNK_TOKENS", 2)
+    hidden, head, targets = example(5, 4, 3, 1, torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda hidden, head: ops.cross_entropy(hidden, head, targets),
+        (hidden.requires_grad_(), head.requires_grad_()),
+    )
