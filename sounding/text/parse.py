@@ -90,8 +90,10 @@ class Parser:
         raise NotImplementedError
 
     def _take(self, length: int) -> str:
-        text = self._buffer[:length]
-        self._buffer = self._buffer[length:]
+        if length == len(self._buffer):
+            text, self._buffer = self._buffer, ""
+        else:
+            text, self._buffer = self._buffer[:length], self._buffer[length:]
         if self._sampled is not None:
             self._sampled.append(text)
         return text
@@ -138,7 +140,10 @@ class Markers:
     def find(self, text: str) -> tuple[int, str]:
         """Where the text stops being plain, and the marker there: "" if it may only begin one."""
         end = len(text)
-        for start in self._starts.finditer(text, max(0, end - self._reach)):
+        first = self._starts.search(text)
+        if first is None:  # most pieces
+            return end, ""
+        for start in self._starts.finditer(text, max(first.start(), end - self._reach)):
             if text[start.start() :] in self._prefixes:
                 end = start.start()
                 break
