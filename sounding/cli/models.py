@@ -274,7 +274,7 @@ def _print_plan(found: Plan, machine: dict[str, Any]) -> None:
     )
     console = Console()
     console.print("[bold]it takes[/]", takes, "[bold]this machine has[/]", has)
-    console.print(f"{verdicts[found.verdict]}: {found.reason}")
+    console.print(f"{verdicts[found.verdict]}: {found.reason}", soft_wrap=True)
     if found.verdict != "none":
         console.print(f"at most {found.tokens_per_second:,.2f} tokens per second, by bandwidth")
 
@@ -372,14 +372,13 @@ def _print_report(destination: Path, report: "Report") -> None:
             f"{row.underflowed:,}",
         )
     copied = sum(row.num_tensors for row in report.rows if row.source == row.target)
-    console = Console()
     if table.rows:
-        console.print(table)
-    console.print(f"{copied:,} tensors had their format already and were copied", highlight=False)
+        Console().print(table)
+    click.echo(f"{copied:,} tensors had their format already and were copied")
     verdict = "exact: every number is what it was" if report.exact else "not exact"
-    console.print(f"{destination}: {verdict}", highlight=False)
+    click.echo(f"{destination}: {verdict}")
     for note in report.notes:
-        console.print(f"note: {note}", highlight=False)
+        click.echo(f"note: {note}")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -113,7 +113,11 @@ def fused_experts(name: str) -> tuple[str, tuple[str, ...], str] | None:
     if match is None:
         return None
     prefix, which, scale = match.groups()
-    return prefix, ("w1", "w3") if which == "gate_up_proj" else ("w2",), scale or "weight"
+    return (
+        prefix,
+        ("w1", "w3") if which == "gate_up_proj" else ("w2",),
+        "scale" if scale else "weight",
+    )
 
 
 def fused_place(prefix: str, linear: str) -> tuple[str, int, int]:

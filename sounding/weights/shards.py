@@ -7,6 +7,7 @@ mean is left to `checkpoint`.
 
 import json
 import mmap
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -30,6 +31,11 @@ DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 _LENGTH_BYTES = 8  # the header's length, little-endian, opens the file
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format
+# Without a reservation of memory for pages that may be written: a model larger than memory would be
+# refused. Linux had the flag long before Python 3.13 named it.
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+_MAP_FLAGS = mmap.MAP_PRIVATE | _NO_RESERVE
+_MAP_PROTECTION = mmap.PROT_READ | mmap.PROT_WRITE
 # What people put in place of a safetensors file, by how it starts.
 _FOREIGN = (
     (b"PK\x03\x04", "a zip archive, as torch.save writes; it holds a pickle, which can run code"),
@@ -80,12 +86,12 @@ class Shard:
         dtype = TORCH_DTYPES[entry.dtype]
         if entry.begin == entry.end:
             return torch.empty(entry.shape, dtype=dtype)
-        # One small mapping per tensor, which dies with it: mapping a 160 GB file whole and
-        # writable could be refused by the kernel's accounting, read-only alarms torch.
+        # One mapping per tensor, which dies with it. Private and writable, because a tensor over
+        # read-only pages would crash whoever writes into it.
         page = entry.begin - entry.begin % mmap.ALLOCATIONGRANULARITY
         with self.path.open("rb") as file:
             mapped = mmap.mmap(
-                file.fileno(), entry.end - page, access=mmap.ACCESS_COPY, offset=page
+                file.fileno(), entry.end - page, flags=_MAP_FLAGS, prot=_MAP_PROTECTION, offset=page
             )
         raw = torch.frombuffer(mapped, dtype=torch.uint8, offset=entry.begin - page)
         if raw.data_ptr() % dtype.itemsize:
