@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "encode": ("prompts", "Turn conversations into prompt text, JSONL to JSONL."),
     "parse": ("prompts", "Turn completions into messages, JSONL to JSONL."),
     "tokenizer": ("prompts", "Train a tokenizer, or look into one."),
+    "data": ("data", "Build a corpus of documents and turn it into tokens."),
 }
 
 

@@ -1,0 +1,207 @@
+"""`data`: build a corpus, tokenize it, look into one."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+logger = logging.getLogger(__name__)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.group()
+def data() -> None:
+    """Build a corpus of documents and turn it into tokens."""
+
+
+@data.command()
+@click.argument("out", type=_FOLDER)
+@click.option("--manifest", help="TOML file of pinned packages, or 'shipped' for ours.")
+@click.option("--source", "folders", type=_FOLDER, multiple=True, help="A folder or git tree.")
+@click.option("--heldout", multiple=True, metavar="NAME", help="Keep this package for evaluation.")
+@click.option("--exclude", type=_FILE, multiple=True, help="JSONL of texts to keep out.")
+@click.option("--suffix", "suffixes", multiple=True, default=(".py",), show_default=True)
+@click.option("--threshold", default=0.7, show_default=True, help="Similarity of near duplicates.")
+@click.option("--cache", type=_FOLDER, help="Where downloads are kept.")
+@click.option("--overwrite", is_flag=True, help="Replace a corpus of other sources.")
+@click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")
+def build(
+    out: Path,
+    manifest: str | None,
+    folders: tuple[Path, ...],
+    heldout: tuple[str, ...],
+    exclude: tuple[Path, ...],
+    suffixes: tuple[str, ...],
+    threshold: float,
+    cache: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write a corpus to the folder OUT.
+
+    Without --source it is made of the shipped manifest: pinned public packages, fetched with pip,
+    and the standard library. With --source only of your folders, unless --manifest is given too.
+    An interrupted build goes on where it was when the same command is given again.
+    """
+    from sounding.data import corpus, overlap
+    from sounding.data.sources import folder_source
+
+    keep_out, digest = None, ""
+    if exclude:
+        keep_out = overlap.Overlap(text for path in exclude for text in overlap.read_texts(path))
+        digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in exclude)).hexdigest()
+    settings = corpus.Settings(suffixes=suffixes, threshold=threshold, overlap_digest=digest)
+    with _bar() as show:
+        sources = [folder_source(folder, "train") for folder in folders]
+        if manifest or not folders:
+            sources = _public_sources(manifest or "shipped", cache, show) + sources
+        sources = _held_out(sources, heldout)
+        stats = corpus.build(
+            out, sources, settings, overlap=keep_out, overwrite=overwrite, progress=show
+        )
+    if as_json:
+        click.echo(json.dumps(stats))
+    else:
+        _print_stats(stats)
+
+
+def _public_sources(manifest: str, cache: Path | None, show: Any) -> list[Any]:
+    """The packages of a manifest, fetched, and the standard library. Says all that failed."""
+    from sounding.data import manifest as pins
+    from sounding.data.sources import standard_library_source, wheel_source
+
+    listed = pins.read_manifest(pins.SHIPPED if manifest == "shipped" else Path(manifest))
+    folder = (cache or pins.user_cache_folder()) / "packages"
+    sources, failures = [], []
+    for index, package in enumerate(listed.packages):
+        show(f"fetching {package.name}", index, len(listed.packages))
+        try:
+            sources.append(wheel_source(package, pins.fetch(package, listed.target, folder)))
+        except ValueError as error:
+            failures.append(str(error))
+    if failures:
+        raise ValueError(
+            "\n".join(failures) + f"\n{len(failures)} of {len(listed.packages)} packages are "
+            "missing; what was fetched is kept, so run the same command again"
+        )
+    if listed.standard_library:
+        sources.append(standard_library_source(listed.standard_library))
+    return sources
+
+
+def _held_out(sources: list[Any], names: tuple[str, ...]) -> list[Any]:
+    from dataclasses import replace
+
+    unknown = sorted(set(names) - {source.name for source in sources})
+    if unknown:
+        raise ValueError(
+            f"--heldout {', '.join(unknown)}: no source has this name; they are "
+            + ", ".join(source.name for source in sources)
+        )
+    return [replace(s, split="heldout") if s.name in names else s for s in sources]
+
+
+@contextmanager
+def _bar() -> Iterator[Any]:
+    """A progress bar on stderr, as the function (what, done, total) that moves it."""
+    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        yield show
+
+
+def _print_stats(stats: dict[str, Any]) -> None:
+    console = Console()
+    table = Table("package", "version", "licence", "split", box=None)
+    for name in ("documents", "MB", "skipped", "near copies"):
+        table.add_column(name, justify="right")
+    for name, entry in stats["packages"].items():
+        skipped = entry["skipped"]
+        others = sum(n for reason, n in skipped.items() if reason not in ("type", "near-duplicate"))
+        table.add_row(
+            *(name, entry["version"], entry["license"], entry["split"], f"{entry['documents']:,}"),
+            *(
+                f"{entry['bytes'] / 1e6:.2f}",
+                f"{others:,}",
+                f"{skipped.get('near-duplicate', 0):,}",
+            ),
+        )
+    console.print(table)
+    for split, entry in stats["splits"].items():
+        console.print(f"{split}: {entry['documents']:,} documents, {entry['bytes'] / 1e6:.1f} MB")
+    console.print(
+        "skipped: " + ", ".join(f"{reason} {n:,}" for reason, n in stats["skipped"].items())
+    )
+    size = sum(stats["shards"].values())
+    console.print(f"{len(stats['shards'])} shards, {size / 1e6:.1f} MB compressed")
+
+
+@data.command()
+@click.argument("corpus", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--tokenizer", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--out", type=_FOLDER, required=True, help="Folder of the dataset.")
+@click.option("--split", default="train", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
+def tokenize(corpus: Path, tokenizer: Path, out: Path, split: str, as_json: bool) -> None:
+    """Turn one split of the folder CORPUS into a dataset: a flat file of token ids."""
+    from sounding.data.corpus import read_stats
+    from sounding.data.dataset import tokenize as write_dataset
+    from sounding.data.shards import read_documents
+    from sounding.text.tokenizer import Tokenizer
+
+    stats = read_stats(corpus)
+    total = stats["splits"].get(split, {}).get("documents", 0)
+    with _bar() as show:
+        info = write_dataset(
+            (document.text for document in read_documents(corpus, split)),
+            Tokenizer.from_file(tokenizer),
+            out,
+            source=f"{split} of corpus {stats['identity'][:16]}",
+            progress=lambda done: show("tokenizing", done, total),
+        )
+    if as_json:
+        click.echo(json.dumps(info))
+    else:
+        click.echo(
+            f"{info['documents']:,} documents, {info['tokens']:,} tokens of {info['bytes']:,} "
+            f"bytes: {info['bytes_per_token']:.2f} bytes per token"
+        )
+
+
+@data.command()
+@click.argument("corpus", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--split", help="Print the documents of this split as JSONL instead.")
+@click.option("--package", help="Of --split, only the documents of this package.")
+@click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")
+def show(corpus: Path, split: str | None, package: str | None, as_json: bool) -> None:
+    """Say what the folder CORPUS holds, or print its documents."""
+    from dataclasses import asdict
+
+    from sounding.data.corpus import read_stats
+    from sounding.data.shards import read_documents
+
+    stats = read_stats(corpus)
+    if package and not split:
+        raise ValueError("--package needs --split, which says what to print")
+    if split:
+        for document in read_documents(corpus, split):
+            if package in (None, document.package):
+                click.echo(json.dumps(asdict(document), ensure_ascii=False))
+    elif as_json:
+        click.echo(json.dumps(stats))
+    else:
+        _print_stats(stats)
