@@ -8,7 +8,7 @@ The table of shapes, repairs and results is in docs/prompt.md.
 
 import re
 
-from sounding.text.broken_markup import HALF_IN_BLOCK, HALF_IN_TEXT, IN_TEXT
+from sounding.text.broken_markup import HALF_IN_BLOCK, HALF_IN_TEXT, IN_TEXT, LONGEST_HALF
 from sounding.text.markup import END_THINK, EOS
 from sounding.text.tolerant_call import TolerantCalls
 
@@ -22,7 +22,6 @@ class TolerantParser(TolerantCalls):
     _tail = ""  # the end of the text passed on, by channel: here the content's
     _reasoning_tail = ""
     _cut_before = False  # markup was cut out before the text that comes next
-    _ends_in_block = False
     _one_block = True  # the calls are one block at the end of the message
 
     def _say(self, text: str) -> None:
@@ -43,26 +42,27 @@ class TolerantParser(TolerantCalls):
         super()._say(text)
 
     def _text(self) -> bool:
-        half = self._last_half(HALF_IN_TEXT)
+        length = len(self._buffer)
+        half = HALF_IN_TEXT.search(self._buffer, max(0, length - LONGEST_HALF))
+        end = half.start() if half else length
         found = IN_TEXT.search(self._buffer)
-        if found is not None and found.start() < half:
+        opens = found is not None and found["open"] is not None
+        if found is not None and (found.start() < end or (self._final and opens)):
             self._say(self._take(found.start()))
             self._marker(found)
             return True
         if self._final:
-            self._break_off()
+            self._break_off(half.group() if half else "")
         else:
-            self._say(self._take(half))
+            self._say(self._take(end))
         return False
 
-    def _break_off(self) -> None:
+    def _break_off(self, half: str) -> None:
         """End a text without EOS; half a tag at its end is cut, white space and a "<" are not."""
-        half = HALF_IN_TEXT.search(self._buffer)
-        rest = half.group().lstrip("\n") if half else ""
-        length = len(self._buffer) - (len(rest) if len(rest) > 1 else 0)
-        self._say(self._take(length))
-        if self._take(len(self._buffer)):
-            self._report("truncated", f"cut {rest!r}, half a tag at the end")
+        cut = half if len(half.lstrip("\n")) > 1 else ""
+        self._say(self._take(len(self._buffer) - len(cut)))
+        if self._take(len(cut)):
+            self._report("truncated", f"cut {cut.lstrip()[:60]!r}, half a tag at the end")
         self._report("missing_end", f"the text ends without {EOS}")
         self._finish("length")
 
@@ -91,7 +91,7 @@ class TolerantParser(TolerantCalls):
             self._report("missing_end", f"the text ends where {found['turn']} opens another turn")
         elif found["eos"] != EOS:
             self._report("ascii_bars", f"{found['eos']} was read as {EOS}", once=True)
-        if self._reasoning:
+        if self._reasoning and "call_in_reasoning" not in self._reported:
             self._report("missing_end", f"the reasoning ends without {END_THINK}")
         self._finish("tool_calls" if self._calls else "stop")
 
@@ -104,7 +104,7 @@ class TolerantParser(TolerantCalls):
 
     def _done(self) -> bool:
         if self._take(len(self._buffer)):
-            self._report("text_after_end", f"dropped what followed {EOS}", once=True)
+            self._report("text_after_end", "dropped what followed the end of the turn", once=True)
         return False
 
     # -- blocks of calls ----------------------------------------------------------------------
@@ -120,7 +120,7 @@ class TolerantParser(TolerantCalls):
             self._set_gap(">\n")
         else:
             self._note(self._take(len(tag)))
-            if newlines < 2:
+            if newlines < 2 and self._one_block:
                 self._report("spacing", "the block does not follow two line ends", once=True)
             self._set_gap("")
         self._step = self._between_calls

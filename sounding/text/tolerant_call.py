@@ -41,6 +41,7 @@ class TolerantCalls(Parser):
         self._gap_has_bracket = False
         self._tool = ""
         self._keys: set[str] = set()
+        self._has_parameters = False  # in the text, whatever became of them
         self._brace = "{}"  # what closes the arguments
         self._key = ""
         self._flag: bool | None = None
@@ -140,6 +141,7 @@ class TolerantCalls(Parser):
             return True
         self._tool = self._named(found, STRICT_NAME)
         self._keys, self._brace, self._closing = set(), "{}", ""
+        self._has_parameters = False
         self._begin_call(self._tool)
         self._set_gap("")
         self._step = self._inside
@@ -182,12 +184,13 @@ class TolerantCalls(Parser):
             self._step = self._loose_text
         elif tag == "parameter":
             self._settle(last=False)
-            self._space(*((">\n",) if self._keys else ("\n", "\n\n")))
+            self._space(*((">\n",) if self._has_parameters else ("\n", "\n\n")))
             self._take_tag(found)
+            self._has_parameters = True
             self._step = self._parameter
         elif tag == "invoke" and not opens:
             self._settle(last=True)
-            self._space(*((">\n",) if self._keys else ("\n\n", "\n")))
+            self._space(*((">\n",) if self._has_parameters else ("\n\n", "\n")))
             self._take_tag(found)
             self._close_call()
         elif tag in ("invoke", "tool_calls", "function_calls") or found["eos"] or found["turn"]:
@@ -232,7 +235,7 @@ class TolerantCalls(Parser):
                 self._set_gap("\n")
                 return
         self._report("stray_text", f"dropped {text.strip()[:60]!r} between parameters")
-        self._set_gap(">\n" if self._closing or self._keys else "\n")
+        self._set_gap(">\n" if self._has_parameters else "\n")
 
     def _parameter(self) -> bool:
         found = self._attributes(KEY)
