@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -198,7 +199,7 @@ def generate(
       sounding generate MODEL --prompt 'def fibonacci(n):' --stop $'\\n\\n'
       sounding generate MODEL --tokens 0,17,4 --max-tokens 8
     """
-    from sounding.engine import generate as engine
+    from sounding.engine.generate import generate as generate_tokens
     from sounding.engine.sampling import SamplingParams
 
     if (prompt is None) == (tokens is None):
@@ -209,13 +210,13 @@ def generate(
     if tokens is not None:
         dialect: _Tokens | _Text = _Tokens(tokens)
     else:
-        text = click.get_text_stream("stdin").read() if prompt == "-" else prompt or ""
+        text = sys.stdin.read() if prompt == "-" else prompt or ""
         dialect = _Text(Path(model), text, stop)
     network = load_network(model)
     eos = network.config.eos_token_id
     with _progress() as progress:
         task = progress.add_task("prompt", total=len(dialect.prompt))
-        answer = engine.generate(
+        answer = generate_tokens(
             network,
             dialect.prompt,
             params,
@@ -250,18 +251,17 @@ class _Text:
         from sounding.engine.stop import StopStrings
         from sounding.text.tokenizer import Tokenizer
 
-        path = folder / "tokenizer.json"
-        if not path.is_file():
+        if not (folder / "tokenizer.json").is_file():
             raise ValueError(f"{folder} has no tokenizer.json; give token ids with --tokens")
-        self._tokenizer = Tokenizer.load(path)
+        self._tokenizer = Tokenizer.from_file(folder)
         self._stops = StopStrings(stop)
         self.prompt = self._tokenizer.encode(text)
 
     def render(self, tokens: Iterator[int]) -> Iterator[str]:
         stream = self._tokenizer.stream()
         for token in tokens:
-            yield self._stops.feed(stream.feed(token))
+            yield self._stops.feed(stream.push(token))
             if self._stops.found is not None:
                 return
-        yield self._stops.feed(stream.flush())
+        yield self._stops.feed(stream.finish())
         yield self._stops.flush()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 # Reading speed taken where none can be measured: an ordinary NVMe drive.
 ASSUMED_DISK_BANDWIDTH = 2e9
