@@ -50,7 +50,9 @@ class Gate(nn.Module):
         if self.tid2eid is not None:
             chosen = self.tid2eid[tokens].long()
         else:
-            chosen = top_k(scores.detach() + self.bias.to(scores.dtype), self.picks)
+            # A NaN must reach the output, where it is noticed, not end in a choice of no expert.
+            ranked = (scores.detach() + self.bias.to(scores.dtype)).nan_to_num(nan=-1.0)
+            chosen = top_k(ranked, self.picks)
         return Routing(chosen, scores), ops.routing_weights(scores, chosen, self.scale)
 
 

@@ -88,7 +88,7 @@ def select_entries(
     ratio: int,
     limit: int,
 ) -> Int[Tensor, "t k"]:
-    """The entries each query attends to: the best `limit` visible ones by index score, else -1.
+    """The entries each query attends to: the best `limit` visible ones by index score, then -1.
 
     score = sum_h weight_h * relu(<q_h, key>); ties go to the lower index. Ascending in each row.
     Source: spec/architecture.md 7.
@@ -98,7 +98,8 @@ def select_entries(
     chosen = []
     for low in range(0, q.shape[0], tile):
         rows = slice(low, low + tile)
-        scores = index_scores(q[rows], weights[rows], keys, start=start + low, ratio=ratio)
+        visible = keys[: (start + min(low + tile, q.shape[0])) // ratio]
+        scores = index_scores(q[rows], weights[rows], visible, start=start + low, ratio=ratio)
         chosen.append(top_k(scores, limit))
     return torch.cat(chosen) if chosen else q.new_zeros(0, limit, dtype=torch.int64)
 
@@ -120,18 +121,24 @@ def index_scores(
 
 
 def top_k(scores: Float[Tensor, "t s"], k: int) -> Int[Tensor, "t k"]:
-    """Indices of the k largest scores in ascending order, ties to the lower index; -1 for -inf.
+    """Indices of the k largest scores in ascending order, ties to the lower index.
 
-    torch.topk breaks ties differently for different lengths, which would make a result depend on
-    how a sequence is split; so it only finds the k-th value, and ties with that are counted out.
+    Rows with fewer scores above -inf end in -1. torch.topk breaks ties differently for different
+    lengths, which would make a result depend on how a sequence is split; so it only finds the
+    k-th value, and ties with that are counted out.
     """
-    if k == 0:
-        return scores.new_zeros(scores.shape[0], 0, dtype=torch.int64)
-    threshold = scores.topk(k, -1).values[:, -1:]
-    above, equal = scores > threshold, scores == threshold
-    room = k - above.sum(-1, keepdim=True)
-    chosen = (above | (equal & (equal.cumsum(-1) <= room))) & (scores > -torch.inf)
-    rows, columns = chosen.nonzero(as_tuple=True)
     indices = scores.new_full((scores.shape[0], k), -1, dtype=torch.int64)
-    indices[rows, (chosen.cumsum(-1) - 1)[rows, columns]] = columns
+    if 0 in (k, *scores.shape):
+        return indices
+    threshold = scores.topk(min(k, scores.shape[1]), -1).values[:, -1:]
+    chosen = (scores >= threshold) & (scores > -torch.inf)
+    crowded = (chosen.sum(-1) > k).nonzero().flatten()
+    if len(crowded):
+        edge, rest = threshold[crowded], scores[crowded]
+        room = k - (rest > edge).sum(-1, keepdim=True)
+        chosen[crowded] = (rest > edge) | ((rest == edge) & ((rest == edge).cumsum(-1) <= room))
+    rows, columns = chosen.nonzero(as_tuple=True)
+    counts = chosen.sum(-1)
+    place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    indices[rows, place] = columns
     return indices
