@@ -8,9 +8,9 @@ import difflib
 import inspect as signatures
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
@@ -19,7 +19,7 @@ ROWS = click.argument("rows", type=click.File("rb"), default="-")
 
 @click.command()
 @ROWS
-def encode(rows: IO[bytes]) -> None:
+def encode(rows: Iterable[bytes]) -> None:
     """Turn conversations into prompt text, JSONL to JSONL.
 
     Each line of ROWS (a file, or standard input) is {"messages": [...], "kwargs": {...}}; its
@@ -33,7 +33,7 @@ def encode(rows: IO[bytes]) -> None:
 @click.command()
 @ROWS
 @click.option("--tolerant", is_flag=True, help="Repair malformed text and report each repair.")
-def parse(rows: IO[bytes], tolerant: bool) -> None:
+def parse(rows: Iterable[bytes], tolerant: bool) -> None:
     """Turn completions into messages, JSONL to JSONL.
 
     Each line of ROWS (a file, or standard input) is {"text", "thinking_mode"}; its answer is
@@ -132,7 +132,7 @@ def _tell_skipped(skipped: list[Path]) -> None:
         click.echo(f"skipped {len(skipped)} files that are not UTF-8 text", err=True)
 
 
-def _answer(rows: IO[bytes], respond: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def _answer(rows: Iterable[bytes], respond: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Answer each row by itself; blank lines are no rows."""
     out = sys.stdout.buffer
     for line in rows:

@@ -113,7 +113,7 @@ def encode_completion(message: Message, thinking_mode: str) -> str:
 
 
 def _effort_text(effort: str | None, scheme: str) -> str:
-    if scheme not in EFFORT_TEXTS:
+    if not isinstance(scheme, str) or scheme not in EFFORT_TEXTS:
         raise ValueError(f"effort_scheme is {scheme!r}; it is one of {list(EFFORT_TEXTS)}")
     levels = EFFORT_TEXTS[scheme]
     if not (effort is None or isinstance(effort, str)) or effort not in levels:

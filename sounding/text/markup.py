@@ -85,6 +85,9 @@ NAMED_TOKENS = (
     "<｜end_of_query｜>",
 )
 
+# Among them the only one the published file marks special.
+END_OF_QUERY = NAMED_TOKENS[-1]
+
 # Neither content nor reasoning may contain these: the parser could not tell text from structure.
 FORBIDDEN_IN_TEXT = (BOS, EOS, THINK, END_THINK, DSML)
 

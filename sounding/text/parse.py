@@ -37,6 +37,8 @@ from sounding.text.markup import (
     to_json,
 )
 
+_PAGE = 8192  # characters
+
 
 class Malformed(ValueError):
     """The text is not in the format. `events` are those of the failing piece before the fault."""
@@ -70,19 +72,25 @@ class Parser:
         """Take the next piece of text; the events it completes, deltas cut wherever it ends."""
         if self._final:
             raise ValueError("the parser is finished; use a new one for another completion")
-        self._buffer += text
-        return self._run()
+        # A long text is taken by the page: each marker in it copies what follows.
+        for start in range(0, len(text), _PAGE):
+            self._buffer += text[start : start + _PAGE]
+            self._run()
+        return self._drain()
 
     def finish(self) -> list[Event]:
         """Say that the text is over; the last events, End among them."""
         if self._final:
             raise ValueError("the parser is finished; use a new one for another completion")
         self._final = True
-        return self._run()
+        self._run()
+        return self._drain()
 
-    def _run(self) -> list[Event]:
+    def _run(self) -> None:
         while self._step():
             pass
+
+    def _drain(self) -> list[Event]:
         events, self._events = self._events, []
         return events
 
@@ -176,9 +184,8 @@ class StrictParser(Parser):
         self._string = False  # whether the value being read is written raw
 
     def _fail(self, reason: str) -> Malformed:
-        events, self._events = self._events, []
         self._final = True
-        return Malformed(reason, events)
+        return Malformed(reason, self._drain())
 
     def _text(self) -> bool:
         end, marker = _IN_TEXT.find(self._buffer)

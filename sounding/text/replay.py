@@ -48,7 +48,7 @@ class Replay:
         if not all(call.complete for call in calls):
             return
         block = None
-        if completion.tail is not None:
+        if completion.tail is not None and completion.finish_reason != "length":
             block = "".join(call.sampled for call in calls) + completion.tail
         for call_id, call in zip(ids, calls, strict=True):
             text = split_sampled(call.sampled)[1]

@@ -16,7 +16,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
-from sounding.text.markup import BOS, EOS, FIRST_TOKENS, NAMED_TOKENS, PAD
+from sounding.text.markup import BOS, END_OF_QUERY, EOS, FIRST_TOKENS, NAMED_TOKENS, PAD
 
 # Each match stands alone, in this order: digits by threes, CJK runs, then everything else.
 _DIGITS = r"\p{N}{1,3}"
@@ -212,8 +212,13 @@ def train(texts: Iterable[str], num_tokens: int, *, progress: bool = False) -> T
             f"the texts give a vocabulary of {num_tokens - missing} at most, not {num_tokens}; "
             "ask for less or give more text"
         )
-    # Not marked special, as in the published file: decoding must not drop them.
-    core.add_tokens([AddedToken(name, normalized=True, special=False) for name in NAMED_TOKENS])
+    # The flags are those of the published file.
+    core.add_tokens(
+        [
+            AddedToken(name, normalized=name != END_OF_QUERY, special=name == END_OF_QUERY)
+            for name in NAMED_TOKENS
+        ]
+    )
     return Tokenizer(core)
 
 

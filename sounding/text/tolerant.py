@@ -43,9 +43,11 @@ class TolerantParser(TolerantCalls):
 
     def _text(self) -> bool:
         length = len(self._buffer)
-        half = HALF_IN_TEXT.search(self._buffer, max(0, length - LONGEST_HALF))
+        last = max(0, length - LONGEST_HALF)
+        found, half = IN_TEXT.search(self._buffer), None
+        if found is None or found.start() >= last:
+            half = HALF_IN_TEXT.search(self._buffer, last)
         end = half.start() if half else length
-        found = IN_TEXT.search(self._buffer)
         opens = found is not None and found["open"] is not None
         if found is not None and (found.start() < end or (self._final and opens)):
             self._say(self._take(found.start()))

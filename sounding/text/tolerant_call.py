@@ -105,10 +105,16 @@ class TolerantCalls(Parser):
     def _cut(self, found: re.Match[str]) -> None:
         self._report("stray_markup", f"cut {self._take(found.end())[:60]!r}")
 
-    def _last_half(self, pattern: re.Pattern[str]) -> int:
-        """Where the text's end begins what may become a tag; its length if nothing does."""
+    def _last_half(self, pattern: re.Pattern[str], found: re.Match[str] | None = None) -> int:
+        """Where the text's end begins what may become a tag; its length if nothing does.
+
+        Not looked for when a tag has been found too early to matter.
+        """
         length = len(self._buffer)
-        half = None if self._final else pattern.search(self._buffer, max(0, length - LONGEST_HALF))
+        start = max(0, length - LONGEST_HALF)
+        if self._final or (found is not None and found.start() < start):
+            return length
+        half = pattern.search(self._buffer, start)
         return length if half is None else half.start()
 
     # -- names --------------------------------------------------------------------------------
@@ -204,8 +210,8 @@ class TolerantCalls(Parser):
 
     def _loose_text(self) -> bool:
         """Text where a parameter was due: more of the last value, bare JSON, or nothing of use."""
-        half = self._last_half(HALF_VALUE_END)
         found = VALUE_END.search(self._buffer)
+        half = self._last_half(HALF_VALUE_END, found)
         if found is None or found.start() >= half:
             self._held.append(self._take(half))
             if self._final:
@@ -282,8 +288,8 @@ class TolerantCalls(Parser):
             self._raw.append(text)
 
     def _value(self) -> bool:
-        half = self._last_half(HALF_VALUE_END)
         found = VALUE_END.search(self._buffer)
+        half = self._last_half(HALF_VALUE_END, found)
         if found is None or found.start() >= half:
             self._add(self._take(half if not self._final else self._without_half_tag()))
             if self._final:
