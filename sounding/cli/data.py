@@ -15,6 +15,7 @@ from rich.table import Table
 
 logger = logging.getLogger(__name__)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+_CORPUS = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -151,7 +152,33 @@ def _print_stats(stats: dict[str, Any]) -> None:
 
 
 @data.command()
-@click.argument("corpus", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("corpus", type=_CORPUS)
+@click.option("--vocab-size", required=True, type=int, help="Number of ids, named tokens included.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The tokenizer.json.")
+@click.option("--megabytes", default=100.0, show_default=True, help="Text to learn from, at most.")
+def vocabulary(corpus: Path, vocab_size: int, out: Path, megabytes: float) -> None:
+    """Train a tokenizer on the training split of the folder CORPUS.
+
+    Where there is more text than asked for, documents are taken evenly from all of it.
+    """
+    from sounding.data.corpus import read_stats
+    from sounding.data.shards import read_documents
+    from sounding.text.tokenizer import train
+
+    total = read_stats(corpus)["splits"]["train"]["bytes"]
+    share = min(1.0, megabytes * 1e6 / max(1, total))
+    texts = (
+        document.text
+        for index, document in enumerate(read_documents(corpus, "train"))
+        if int((index + 1) * share) > int(index * share)
+    )
+    made = train(texts, vocab_size, progress=True)
+    made.save(out)
+    click.echo(f"{out}: {made.num_tokens:,} tokens from {share:.0%} of the text", err=True)
+
+
+@data.command()
+@click.argument("corpus", type=_CORPUS)
 @click.option("--tokenizer", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--out", type=_FOLDER, required=True, help="Folder of the dataset.")
 @click.option("--split", default="train", show_default=True)
@@ -183,7 +210,7 @@ def tokenize(corpus: Path, tokenizer: Path, out: Path, split: str, as_json: bool
 
 
 @data.command()
-@click.argument("corpus", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("corpus", type=_CORPUS)
 @click.option("--split", help="Print the documents of this split as JSONL instead.")
 @click.option("--package", help="Of --split, only the documents of this package.")
 @click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")

@@ -71,10 +71,11 @@ def build(
     settings = settings or Settings()
     sources = _ordered(sources)
     identity = _digest(settings, [_source_key(source) for source in sources])
+    stage = out / _STAGE_NAME
     finished = _finished(out, identity, overwrite)
     if finished:
+        shutil.rmtree(stage, ignore_errors=True)  # where the last step was interrupted
         return finished
-    stage = out / _STAGE_NAME
     stage.mkdir(parents=True, exist_ok=True)
     staged = []
     for index, source in enumerate(sources):

@@ -79,7 +79,7 @@ def _line_span(text: str, rng: random.Random, settings: FimSettings) -> tuple[in
         last = first
     line = lines[first]
     indent = len(line) - len(line.lstrip())
-    inside = indent + _below(rng, len(line) - indent)
+    inside = indent + _below(rng, len(line.strip()))
     if kind == 0:
         return starts[first] + inside, starts[last] + len(lines[last])
     # The cursor of the others: at the line's start, after its indentation, or somewhere in it.

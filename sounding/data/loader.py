@@ -189,8 +189,10 @@ class Loader:
                         cuts.append((len(pieces), plain, parts))
                     pieces.append(None if parts else _plain(plain))
             else:
-                tokens = np.concatenate([[self._bos], tokens, [self._eos]])
-                pieces.extend(map(_plain, self._cut(tokens, self.settings.sequence_length)))
+                # Room is left for EOS, which would otherwise come to be a piece of its own.
+                limit = self.settings.sequence_length - 1
+                *runs, last = self._cut(np.concatenate([[self._bos], tokens]), limit)
+                pieces.extend(map(_plain, (*runs, np.append(last, self._eos))))
         for index, piece in self._rearranged(cuts):
             pieces[index] = piece
         return [piece for piece in pieces if piece is not None]
