@@ -19,6 +19,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "encode": ("prompts", "Turn conversations into prompt text, JSONL to JSONL."),
     "parse": ("prompts", "Turn completions into messages, JSONL to JSONL."),
     "tokenizer": ("prompts", "Train a tokenizer, or look into one."),
+    "train": ("train", "Train the named RUN, or go on where it was stopped."),
+    "plot": ("train", "Draw loss, expert load and gradient norm of a run as PNG files."),
     "data": ("data", "Build a corpus of documents and turn it into tokens."),
 }
 

@@ -12,18 +12,9 @@ from sounding.ops.index_loss import index_loss
 WINDOW, RATIO = 5, 4
 
 
-def by_definition(
-    q: Tensor,
-    window: Tensor,
-    entries: Tensor,
-    selected: Tensor | None,
-    sink: Tensor,
-    index_q: Tensor,
-    index_weights: Tensor,
-    index_keys: Tensor,
-    start: int,
-) -> float:
+def by_definition(given: list[Tensor], selected: Tensor | None, start: int) -> float:
     """Sum over queries of KL(p || softmax(I)), one number at a time."""
+    q, window, entries, sink, index_q, index_weights, index_keys = given
     total, d = 0.0, q.shape[-1]
     for t in range(len(q)):
         position = start + t
@@ -83,9 +74,8 @@ def test_it_is_the_divergence_of_its_definition(start: int, sparse: bool) -> Non
         sliding_window=WINDOW,
         ratio=RATIO,
     )
-    plain = [tensor.detach() for tensor in (q, window, entries)]
-    others = [tensor.detach() for tensor in (sink, *index)]
-    expected = by_definition(*plain, selected, *others, start)
+    given = [tensor.detach() for tensor in (q, window, entries, sink, *index)]
+    expected = by_definition(given, selected, start)
     assert loss.item() == pytest.approx(expected, rel=1e-10)
     loss.backward()
     assert all(tensor.grad is None for tensor in (q, window, entries, sink))

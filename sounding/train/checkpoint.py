@@ -1,0 +1,95 @@
+"""Everything a run needs to go on as if it had never stopped, in one folder per saved step.
+
+`model.safetensors` has the float32 weights, `optimizer.safetensors` the moments, `state.json` the
+rest. A folder appears whole or not at all; nothing in it can carry code.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from sounding.weights.writing import recover, replacing
+
+_FOLDER = re.compile(r"step-(\d{8})")
+_MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved step: tensors lie in the file's pages until copied."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save(
+    root: Path,
+    step: int,
+    *,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write the folder of a step under `root`, then drop all but the last `keep`.
+
+    Raises ValueError when the disk is too small.
+    """
+    folder = root / f"step-{step:08d}"
+    tensors = {_MODEL: model, _OPTIMIZER: optimizer}
+    num_bytes = sum(tensor.nbytes for held in tensors.values() for tensor in held.values())
+    with replacing(folder, num_bytes, overwrite=True) as partial:
+        for name, held in tensors.items():
+            plain = {key: tensor.detach().contiguous().cpu() for key, tensor in held.items()}
+            safetensors.torch.save_file(plain, partial / name)
+            _sync(partial / name)
+        (partial / _STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+        _sync(partial / _STATE)
+    for old in steps(root)[:-keep]:
+        shutil.rmtree(root / f"step-{old:08d}")
+    return folder
+
+
+def steps(root: Path) -> list[int]:
+    """The steps saved under `root`, ascending."""
+    if not root.is_dir():
+        return []
+    found = (_FOLDER.fullmatch(path.name) for path in root.iterdir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def load(root: Path, step: int) -> Saved:
+    """Read a saved step."""
+    folder = root / f"step-{step:08d}"
+    return Saved(
+        safetensors.torch.load_file(folder / _MODEL),
+        safetensors.torch.load_file(folder / _OPTIMIZER),
+        json.loads((folder / _STATE).read_text(encoding="utf-8")),
+    )
+
+
+def clean(root: Path) -> None:
+    """Finish or undo what killed saves left behind."""
+    if not root.is_dir():
+        return
+    for path in list(root.iterdir()):
+        match = re.match(r"\.(step-\d{8})\.", path.name)
+        if match:
+            recover(root / match[1])
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,211 @@
+"""Muon for matrices, AdamW for the rest, and the learning rate as a function of the step.
+
+Which parameter goes where follows the report; of what it leaves open, `ape` (2-D) and `attn_sink`
+(1-D) go to AdamW: both are tables of biases, and a bias table has no directions to orthogonalise.
+The gate's bias and the hash table take no gradient and belong to neither.
+Source: spec/training.md 1.2.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sounding.train.run_config import OptimizerConfig, TrainConfig
+
+_STEEP = (3.4445, -4.7750, 2.0315)  # drives small singular values up fast, without settling
+_SETTLE = (2.0, -1.5, 0.5)  # converges to 1 once they are near it
+_NEWTON_SCHULZ = (_STEEP,) * 8 + (_SETTLE,) * 2
+
+# Last part of the name of a parameter that is no matrix of a linear map.
+_ADAMW_LEAVES = ("ape", "attn_sink")
+_ADAMW_SUFFIXES = ("_base", "_scale")  # of the hyper-connections
+
+
+def learning_rate(step: int, schedule: TrainConfig) -> float:
+    """Rate of step 0, 1, ...: linear from 0 over `warmup_steps`, constant, cosine to the end.
+
+    The decay covers the last `decay_steps` of `steps` and ends at `final_lr`.
+    """
+    peak, final = schedule.lr, schedule.final_lr
+    if step < schedule.warmup_steps:
+        return peak * (step + 1) / schedule.warmup_steps
+    done = decay_progress(step, schedule)
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def decay_progress(step: int, schedule: TrainConfig) -> float:
+    """0 until the decay starts, 1 at the last step."""
+    begun = step + 1 - (schedule.steps - schedule.decay_steps)
+    return min(1.0, max(0.0, begun / schedule.decay_steps)) if schedule.decay_steps else 0.0
+
+
+def newton_schulz(
+    matrices: Float[Tensor, "b n m"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "b n m"]:
+    """The nearest (semi-)orthogonal matrix of each, i.e. U V^T of its singular vectors.
+
+    X <- a X + b (X X^T) X + c (X X^T)^2 X from X / ||X||_F, eight steep and two settling steps.
+    Computed in `dtype`; bfloat16 is stable enough.
+    """
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT  # X X^T is then the smaller Gram matrix
+    norm = torch.linalg.matrix_norm(x, keepdim=True)
+    x = (x / norm.clamp_min(torch.finfo(norm.dtype).tiny)).to(dtype)
+    for a, b, c in _NEWTON_SCHULZ:
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x if wide else x.mT).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalised, matrix by matrix.
+
+    M <- mu M + G;  O = NS(mu M + G) sqrt(max(n, m)) gamma;  W <- W (1 - lr wd) - lr O.
+    A parameter is a matrix or a stack of them; matrices of equal shape are orthogonalised in one
+    batch, across parameters. Source: spec/training.md 1.2.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        update_rms: float,
+        dtype: torch.dtype = torch.float32,
+        batch_elements: int = 1 << 24,
+    ) -> None:
+        """`update_rms` is gamma; `dtype` that of the matrix products; a batch holds at most
+        `batch_elements` numbers, which bounds the memory they take."""
+        defaults = {"lr": lr, "mu": momentum, "weight_decay": weight_decay, "gamma": update_rms}
+        super().__init__(params, defaults)
+        self._dtype = dtype
+        self._batch_elements = batch_elements
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            for batch in self._batches(group["params"]):
+                self._update(batch, group)
+
+    def _batches(self, params: list[Tensor]) -> Iterator[list[Tensor]]:
+        """Parameters with gradients, together as long as their matrices have equal shapes."""
+        alike: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
+        for param in params:
+            if param.grad is not None:
+                alike[(*param.shape[-2:], param.device, param.dtype)].append(param)
+        for group in alike.values():
+            batch: list[Tensor] = []
+            for param in group:
+                held = sum(other.numel() for other in batch)
+                if batch and held + param.numel() > self._batch_elements:
+                    yield batch
+                    batch = []
+                batch.append(param)
+            yield batch
+
+    def _update(self, batch: list[Tensor], group: dict[str, Any]) -> None:
+        mu, lr = group["mu"], group["lr"]
+        gradients = [param.grad for param in batch if param.grad is not None]
+        momenta = [self._momentum(param) for param in batch]
+        torch._foreach_mul_(momenta, mu)
+        torch._foreach_add_(momenta, gradients)
+        ahead = torch._foreach_add(gradients, momenta, alpha=mu)  # Nesterov
+        shape = batch[0].shape[-2:]
+        stacked = torch.cat([matrix.reshape(-1, *shape) for matrix in ahead])
+        directions = newton_schulz(stacked, self._dtype)
+        parts = directions.split([param.numel() // shape.numel() for param in batch])
+        updates = [part.reshape(param.shape) for part, param in zip(parts, batch, strict=True)]
+        torch._foreach_mul_(batch, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(batch, updates, alpha=-lr * group["gamma"] * math.sqrt(max(shape)))
+
+    def _momentum(self, param: Tensor) -> Tensor:
+        state = self.state[param]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        momentum: Tensor = state["momentum"]
+        return momentum
+
+
+def is_matrix(name: str) -> bool:
+    """Whether Muon trains the parameter of this name, rather than AdamW."""
+    *path, leaf = name.split(".")
+    owner = path[-1] if path else ""
+    if leaf in _ADAMW_LEAVES or leaf.endswith(_ADAMW_SUFFIXES) or owner in ("embed", "head"):
+        return False
+    return not owner.endswith("norm")
+
+
+class Optimizers:
+    """Both optimizers of a network as one thing that steps, and whose state has names."""
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+        """Raises ValueError for a trainable parameter stored packed, which no update can reach."""
+        self._named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        matrices = [param for name, param in self._named.items() if is_matrix(name)]
+        others = [param for name, param in self._named.items() if not is_matrix(name)]
+        self.muon = Muon(
+            matrices,
+            lr=0.0,
+            momentum=config.muon_momentum,
+            weight_decay=config.weight_decay,
+            update_rms=config.muon_update_rms,
+            dtype=getattr(torch, config.muon_dtype),
+        )
+        self.adamw = torch.optim.AdamW(
+            others,
+            lr=0.0,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def step(self, lr: float) -> None:
+        """Update every parameter that has a gradient, and drop the gradients."""
+        for optimizer in (self.muon, self.adamw):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Drop the gradients; a parameter without one is left alone by `step`."""
+        for param in self._named.values():
+            param.grad = None
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Moments and step counts as `<parameter>.<moment>`, in no other form than tensors."""
+        return {
+            f"{name}.{key}": value
+            for name, param in self._named.items()
+            for key, value in self._state_of(name)[param].items()
+        }
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `state_tensors` gave.
+
+        Raises ValueError for the state of a parameter that this network does not train.
+        """
+        for full, value in tensors.items():
+            name, _, key = full.rpartition(".")
+            if name not in self._named:
+                raise ValueError(
+                    f"the optimizer state has {full!r}, but the network trains no parameter "
+                    f"{name!r}: it belongs to another model"
+                )
+            param = self._named[name]
+            # AdamW keeps its step counts on the parameter's device, as fused kernels want them.
+            fresh = torch.empty_like(value, device=param.device).copy_(value)
+            self._state_of(name)[param][key] = fresh
+
+    def _state_of(self, name: str) -> dict[Tensor, dict[str, Tensor]]:
+        return (self.muon if is_matrix(name) else self.adamw).state

@@ -1,0 +1,76 @@
+"""Pictures of a run's metrics: loss, expert load, gradient norm."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sounding.train.metrics import Row, read_metrics
+from sounding.train.trainer import METRICS_NAME
+
+
+def draw(run: Path, out: Path) -> list[Path]:
+    """Write `loss.png`, `expert_load.png` and `gradient_norm.png` from the metrics of a run.
+
+    Raises ValueError when the run has measured nothing yet.
+    """
+    path = run / METRICS_NAME
+    rows = last_of_each_step(read_metrics(path)) if path.exists() else []
+    if not rows:
+        raise ValueError(f"{run} has no metrics to draw; is it the folder of a run?")
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, panel in (
+        ("loss", _loss),
+        ("expert_load", _expert_load),
+        ("gradient_norm", _gradient_norm),
+    ):
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.subplots()
+        panel(axes, rows)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        figure.savefig(out / f"{name}.png", dpi=120)
+        written.append(out / f"{name}.png")
+    return written
+
+
+def last_of_each_step(rows: Sequence[Row]) -> list[Row]:
+    """Rows in order of steps; of steps taken again after going back, the last time counts."""
+    kept: dict[tuple[int, bool], Row] = {}
+    for row in rows:
+        kept[row["step"], "loss" in row] = row
+    return [kept[key] for key in sorted(kept)]
+
+
+def _series(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:
+    held = [row for row in rows if name in row]
+    return [row["step"] for row in held], [row[name] for row in held]
+
+
+def _loss(axes: Axes, rows: Sequence[Row]) -> None:
+    for name, label in (("loss", "next token"), ("mtp_loss", "token after next")):
+        axes.plot(*_series(rows, name), label=label, linewidth=0.8)
+    axes.plot(*_series(rows, "validation_loss"), "k.-", label="held out")
+    axes.set_ylabel("nats per token")
+    axes.legend()
+
+
+def _expert_load(axes: Axes, rows: Sequence[Row]) -> None:
+    # While only the indexer learns, MTP blocks do not run.
+    steps, loads = _series([row for row in rows if row.get("phase") != "indexer"], "load_entropy")
+    by_layer = list(zip(*loads, strict=True)) if loads else []
+    for layer, values in enumerate(by_layer):
+        axes.plot(steps, values, label=str(layer), linewidth=0.8)
+    axes.set_ylabel("entropy of expert load (1 is even)")
+    axes.legend(title="layer, then MTP", ncols=4, fontsize="small")
+
+
+def _gradient_norm(axes: Axes, rows: Sequence[Row]) -> None:
+    axes.plot(*_series(rows, "gradient_norm"), linewidth=0.8)
+    for row in rows:
+        if "event" in row:
+            axes.axvline(row["step"], color="red", alpha=0.5, linewidth=0.8)
+    axes.set_yscale("log")
+    axes.set_ylabel("gradient norm (red: skipped or rolled back)")

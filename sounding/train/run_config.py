@@ -1,0 +1,191 @@
+"""What a training run is, as plain values: a tree of frozen dataclasses. Knows no tensors.
+
+Named runs, and the ways to change, save and read one, are in `runs`.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sounding.config import ModelConfig
+from sounding.data.fim import FimSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Muon and AdamW. Source: spec/training.md 1.2."""
+
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-20
+    muon_momentum: float = 0.95
+    muon_update_rms: float = 0.18
+    muon_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """In which Newton-Schulz multiplies matrices; weights and moments are float32 anyway."""
+    clip_norm: float = 1.0
+    """Gradients longer than this are scaled down to it."""
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2", "muon_momentum"):
+            _require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        for name in ("eps", "muon_update_rms", "clip_norm"):
+            _require(self, name, getattr(self, name) > 0, "above 0")
+        _require(self, "weight_decay", self.weight_decay >= 0, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is minimised. Source: spec/training.md 1.3."""
+
+    mtp_weight: float = 0.3
+    mtp_weight_in_decay: float = 0.1
+    balance_weight: float = 1e-4
+    """Of the loss that evens out expert load within each sequence."""
+    bias_speed: float = 0.001
+    """How far each gate's bias moves per step against its expert's load."""
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            _require(self, entry.name, getattr(self, entry.name) >= 0, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsityConfig:
+    """When CSA layers turn from all entries to chosen ones. Source: spec/training.md 1.4.
+
+    Steps [0, dense_steps): CSA layers attend to every visible entry, the indexer rests. The next
+    `indexer_steps`: still so, and only the indexer learns, from the attention it sees. After that:
+    attention is sparse, the network learns by its losses and the indexer by its own.
+    """
+
+    dense_steps: int = 0
+    indexer_steps: int = 0
+    indexer_lr: float = 1e-3
+    """Constant, while only the indexer learns."""
+
+    def __post_init__(self) -> None:
+        for name in ("dense_steps", "indexer_steps"):
+            _require(self, name, getattr(self, name) >= 0, "at least 0")
+        _require(self, "indexer_lr", self.indexer_lr > 0, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """When a step is not taken, and when training goes back."""
+
+    spike_factor: float = 10.0
+    """A gradient norm above this many times its recent median is a spike; that step is skipped."""
+    history_steps: int = 64
+    """How many steps the median is over; half of them must have passed before it counts."""
+    patience: int = 8
+    """So many skipped steps in a row lead back to the last checkpoint, with later data."""
+    rollbacks: int = 3
+    """After so many, training stops with an error."""
+
+    def __post_init__(self) -> None:
+        _require(self, "spike_factor", self.spike_factor > 1, "above 1")
+        for name in ("history_steps", "patience"):
+            _require(self, name, getattr(self, name) >= 1, "at least 1")
+        _require(self, "rollbacks", self.rollbacks >= 0, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where tokens come from, and how a batch is made of them."""
+
+    source: Literal["dataset", "copying"] = "dataset"
+    """`copying` invents sequences whose second half repeats the first: needs no files."""
+    path: str | None = None
+    """Folder of the dataset to train on, as `data tokenize` makes it."""
+    held_out: str | None = None
+    """Folder of the dataset to validate on; without it there is no validation."""
+    sequence_tokens: int = 1024
+    """Longest sequence."""
+    batch_tokens: int = 4096
+    """Most tokens of one forward pass; a step has `train.accumulation` of them."""
+    fim: FimSettings = field(default_factory=FimSettings)
+    validation_tokens: int = 65536
+    """At most so many held-out tokens are read by a validation."""
+
+    def __post_init__(self) -> None:
+        _require(self, "sequence_tokens", self.sequence_tokens >= 2, "at least 2")
+        rule = f"a multiple of sequence_tokens = {self.sequence_tokens}"
+        rows, rest = divmod(self.batch_tokens, self.sequence_tokens)
+        _require(self, "batch_tokens", rows >= 1 and rest == 0, rule)
+        _require(self, "validation_tokens", self.validation_tokens >= 1, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop itself, and how the learning rate moves. Source: spec/training.md 1.2."""
+
+    steps: int = 1000
+    """Steps of the whole run."""
+    lr: float = 2.7e-4
+    """Highest learning rate, of Muon and AdamW alike."""
+    final_lr: float = 2.7e-5
+    warmup_steps: int = 100
+    """The first steps, over which the rate rises linearly."""
+    decay_steps: int = 200
+    """The last steps, over which a cosine leads to `final_lr`; MTP weighs less from there on."""
+    accumulation: int = 1
+    """Batches whose gradients make one step."""
+    seed: int = 0
+    """Of the initial weights, the hash tables and the order of data."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """What the network computes in; weights, gradients and moments are float32."""
+    qat: bool = False
+    """Weights and activations rounded as they are deployed. Source: spec/training.md 2."""
+    compile: bool = False
+    """Run the network's blocks through torch.compile."""
+    deterministic: bool = True
+    """Only algorithms that give the same bits again; resuming is exact only then."""
+
+    def __post_init__(self) -> None:
+        _require(self, "steps", self.steps >= 1, "at least 1")
+        _require(self, "warmup_steps", self.warmup_steps >= 0, "at least 0")
+        rule = f"between 0 and steps = {self.steps}"
+        _require(self, "decay_steps", 0 <= self.decay_steps <= self.steps, rule)
+        _require(self, "lr", 0 < self.lr < math.inf, "a finite number above 0")
+        _require(self, "final_lr", 0 <= self.final_lr <= self.lr, f"from 0 to lr = {self.lr}")
+        _require(self, "accumulation", self.accumulation >= 1, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """How often a run reports and saves, in steps."""
+
+    every: int = 1
+    validate_every: int = 250
+    checkpoint_every: int = 250
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            _require(self, entry.name, getattr(self, entry.name) >= 1, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run computes; the device it runs on is no part of it."""
+
+    name: str
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    sparsity: SparsityConfig = field(default_factory=SparsityConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; the model in its published form."""
+        return {**dataclasses.asdict(self), "model": self.model.to_dict()}
+
+
+def _require(owner: object, name: str, holds: bool, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} = {getattr(owner, name)!r} must be {rule}")

@@ -1,0 +1,194 @@
+"""Named runs, and the strict ways to change one, save it, and read it back."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from sounding import config as models
+from sounding.config import ModelConfig, parse_config, refuse_unknown
+from sounding.train.run_config import DataConfig, LogConfig, RunConfig, SparsityConfig, TrainConfig
+
+# --------------------------------------------------------------------------------------------------
+# Presets
+
+
+def copying() -> RunConfig:
+    """Learn to repeat what was said: every mechanism, no data files, minutes on a CPU."""
+    return RunConfig(
+        name="copying",
+        model=ModelConfig(
+            vocab_size=64,
+            hidden_size=64,
+            moe_intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            head_dim=32,
+            qk_rope_head_dim=16,
+            q_lora_rank=64,
+            num_experts_per_tok=2,
+            n_routed_experts=4,
+            o_groups=2,
+            o_lora_rank=32,
+            index_n_heads=4,
+            index_head_dim=32,
+            index_topk=8,
+            sliding_window=16,
+            compress_ratios=(0, 4, 128, 4, 0),
+            num_hash_layers=1,
+            quantization_config=models.QuantizationConfig(),
+        ),
+        data=DataConfig(source="copying", sequence_tokens=160, batch_tokens=1280),
+        train=TrainConfig(steps=600, lr=5e-3, final_lr=5e-4, warmup_steps=20, decay_steps=200),
+        sparsity=SparsityConfig(dense_steps=300, indexer_steps=50),
+        log=LogConfig(checkpoint_every=100),
+    )
+
+
+def nano() -> RunConfig:
+    """The shipped model for code."""
+    return RunConfig(
+        name="nano",
+        model=models.nano(),
+        data=DataConfig(sequence_tokens=1024, batch_tokens=4096),
+        train=TrainConfig(
+            steps=20_000,
+            lr=1e-3,
+            final_lr=1e-4,
+            warmup_steps=200,
+            decay_steps=4000,
+            accumulation=4,
+        ),
+        sparsity=SparsityConfig(dense_steps=8000, indexer_steps=200),
+    )
+
+
+RUNS: dict[str, Callable[[], RunConfig]] = {run.__name__: run for run in (copying, nano)}
+
+
+def named_run(name: str) -> RunConfig:
+    """The preset of this name; ValueError with the nearest name if there is none."""
+    refuse_unknown([name], RUNS, "the list of runs")
+    return RUNS[name]()
+
+
+# --------------------------------------------------------------------------------------------------
+# Changing one field
+
+
+def change(run: RunConfig, settings: Sequence[str]) -> RunConfig:
+    """Apply settings such as `train.lr=3e-4`, each by the type of its field, all at once.
+
+    Raises ValueError for an unknown field (naming the nearest one) or a value of another type.
+    """
+    tree: dict[str, Any] = {}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"setting {setting!r} must have the form field.name=value")
+        *above, name = path.strip().split(".")
+        branch = tree
+        for part in above:
+            branch = branch.setdefault(part, {})
+            if not isinstance(branch, dict):
+                raise ValueError(f"setting {setting!r} goes below a field that is set itself")
+        branch[name] = text.strip()
+    changed: RunConfig = _changed(run, tree, "")
+    return changed
+
+
+def _changed(owner: Any, tree: Mapping[str, Any], above: str) -> Any:
+    fields = {entry.name: entry for entry in dataclasses.fields(owner)}
+    refuse_unknown(tree, fields, above.rstrip(".") or "a run")
+    values = {}
+    for name, given in tree.items():
+        old, where = getattr(owner, name), f"{above}{name}"
+        if not isinstance(given, str) and not dataclasses.is_dataclass(old):
+            raise ValueError(f"{where} = {old!r} has no field {next(iter(given))!r}")
+        if not isinstance(given, str):
+            values[name] = _changed(old, given, f"{where}.")
+        elif dataclasses.is_dataclass(old):
+            known = ", ".join(f"{where}.{entry.name}" for entry in dataclasses.fields(old))
+            raise ValueError(f"{where} is a group of fields; set one of {known}")
+        else:
+            values[name] = _parse_text(given, fields[name].type, where)
+    return dataclasses.replace(owner, **values)
+
+
+def _parse_text(text: str, kind: Any, where: str) -> Any:
+    """Read a value as the annotated type."""
+    origin, options = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        if NoneType in options and text.lower() in ("none", "null"):
+            return None
+        kinds = [option for option in options if option is not NoneType]
+        return _parse_text(text, kinds[0], where)
+    if origin is Literal:
+        for option in options:
+            if text == str(option):
+                return option
+        raise ValueError(f"{where} = {text!r} must be {' or '.join(map(str, options))}")
+    if origin is tuple:
+        items = text.strip("[]()").split(",")
+        return tuple(_parse_text(item.strip(), options[0], where) for item in items if item.strip())
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if kind in (int, float, str):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    raise ValueError(f"{where} = {text!r} must be of type {getattr(kind, '__name__', kind)}")
+
+
+# --------------------------------------------------------------------------------------------------
+# JSON
+
+
+def parse_run(raw: Mapping[str, Any]) -> RunConfig:
+    """Read what `RunConfig.to_dict` gave.
+
+    Raises ValueError for unknown keys and values of another type.
+    """
+    fields = {entry.name: entry for entry in dataclasses.fields(RunConfig)}
+    refuse_unknown(raw, fields, "a run")
+    values: dict[str, Any] = {}
+    for name, value in raw.items():
+        if name == "model":
+            values[name] = parse_config(value)
+        elif dataclasses.is_dataclass(fields[name].type):
+            values[name] = _parse_group(fields[name].type, value, name)
+        else:
+            values[name] = value
+    return RunConfig(**values)
+
+
+def _parse_group(kind: Any, raw: Mapping[str, Any], where: str) -> Any:
+    fields = {entry.name: entry for entry in dataclasses.fields(kind)}
+    refuse_unknown(raw, fields, where)
+    values = {}
+    for name, value in raw.items():
+        if isinstance(value, Mapping):
+            values[name] = _parse_group(fields[name].type, value, f"{where}.{name}")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            values[name] = _parse_text(text, fields[name].type, f"{where}.{name}")
+    return kind(**values)
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """Fields in which two runs differ, as `train.lr: 0.001 -> 0.0003`."""
+    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return [f"{name}: {before.get(name)} -> {after.get(name)}" for name in names]
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            rows.update(_flat(value, f"{above}{name}."))
+        else:
+            rows[above + name] = value
+    return rows

@@ -1,0 +1,130 @@
+"""Where batches come from: what the trainer asks of a source, and the sources there are."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sounding.data.dataset import Dataset
+from sounding.data.fim import FimSettings
+from sounding.data.loader import Loader, LoaderSettings
+from sounding.ops.loss import IGNORED
+from sounding.train.run_config import RunConfig
+
+_PREFETCH_BATCHES = 4
+
+State = dict[str, Any]
+"""A JSON value that says where a source stands."""
+
+
+class Batch(Protocol):
+    """Sequences laid end to end."""
+
+    @property
+    def tokens(self) -> Int[Tensor, " t"]:
+        """Token ids."""
+
+    @property
+    def targets(self) -> Int[Tensor, " t"]:
+        """The token that follows each one, or -100 where none counts."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence; sequences do not see each other."""
+
+
+Source = Callable[[State | None], Iterator[tuple[Batch, State]]]
+"""Opens the stream of batches, from its beginning or after the batch that came with a state."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch as plain tensors."""
+
+    tokens: Int[Tensor, " t"]
+    targets: Int[Tensor, " t"]
+    lengths: list[int]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Batches that are never trained on, and how many bytes of text their targets stand for."""
+
+    batches: list[Tokens]
+    num_bytes: int
+
+
+def open_source(run: RunConfig) -> Source:
+    """The source that a run trains on.
+
+    Raises ValueError when the run names no dataset, or one whose tokens the model does not know.
+    """
+    if run.data.source == "copying":
+        data = run.data
+        rows = data.batch_tokens // data.sequence_tokens
+        return copying(run.model.vocab_size, data.sequence_tokens, rows, run.train.seed)
+    if run.data.path is None:
+        raise ValueError(
+            f"run {run.name!r} names no dataset: give one with --set data.path=FOLDER "
+            "(`data tokenize` makes it)"
+        )
+    loader = _loader(run.data.path, run, run.data.fim)
+    return lambda state: loader.batches(state, prefetch=_PREFETCH_BATCHES)
+
+
+def open_held_out(run: RunConfig) -> HeldOut | None:
+    """What a run is validated on: the first tokens of its held-out dataset, in reading order."""
+    if run.data.source == "copying":
+        return None  # invented sequences never repeat: every step is a validation
+    if run.data.held_out is None:
+        return None
+    loader = _loader(run.data.held_out, run, FimSettings(rate=0))
+    batches: list[Tokens] = []
+    num_bytes = held = 0
+    for batch, _ in loader.batches(epochs=1):
+        batches.append(Tokens(batch.tokens, batch.targets, batch.lengths))
+        counted = batch.targets[batch.targets != IGNORED]
+        num_bytes += len(loader.dataset.bytes_of(counted.numpy()))
+        held += len(batch.tokens)
+        if held >= run.data.validation_tokens:
+            break
+    return HeldOut(batches, num_bytes)
+
+
+def _loader(path: str, run: RunConfig, fim: FimSettings) -> Loader:
+    dataset = Dataset.open(path)
+    if dataset.tokenizer.num_tokens > run.model.vocab_size:
+        raise ValueError(
+            f"{path} has {dataset.tokenizer.num_tokens} different tokens and the model knows "
+            f"model.vocab_size = {run.model.vocab_size}: tokenize with a smaller vocabulary, or "
+            "enlarge the model's"
+        )
+    data = run.data
+    settings = LoaderSettings(sequence_length=data.sequence_tokens, seed=run.train.seed, fim=fim)
+    return Loader(dataset, settings, rows=data.batch_tokens // data.sequence_tokens)
+
+
+def copying(vocab_size: int, sequence_tokens: int, rows: int, seed: int) -> Source:
+    """Sequences of random tokens said twice; only the second time is a target.
+
+    A network that looks back far enough brings the loss to 0, one that does not stays at
+    ln(vocab_size).
+    """
+    half = sequence_tokens // 2
+
+    def open_stream(state: State | None) -> Iterator[tuple[Tokens, State]]:
+        index = 0 if state is None else int(state["batch"])
+        while True:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+            said = torch.randint(2, vocab_size, (rows, half), generator=generator)
+            tokens = torch.cat((said, said), 1)
+            targets = torch.roll(tokens, -1, 1)
+            targets[:, : half - 1] = IGNORED
+            targets[:, -1] = IGNORED
+            index += 1
+            yield Tokens(tokens.flatten(), targets.flatten(), [2 * half] * rows), {"batch": index}
+
+    return open_stream

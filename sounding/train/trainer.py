@@ -1,0 +1,362 @@
+"""The loop: accumulate, clip, judge, step, log, validate, save, resume.
+
+A `Trainer` is one run on its way. Its weights, moments and counters are everything that decides the
+next step, and a checkpoint holds all of them: a run that was killed and resumed ends in the same
+bits as one that was not (in one process, with `train.deterministic`).
+"""
+
+import itertools
+import json
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sounding.model.layers import EXACT, QUANTIZATION_AWARE, Linear
+from sounding.model.transformer import Transformer
+from sounding.train import checkpoint, supervised
+from sounding.train.guard import Guard
+from sounding.train.initialise import initialise
+from sounding.train.metrics import Metrics, Row
+from sounding.train.optim import Optimizers, decay_progress, learning_rate
+from sounding.train.run_config import RunConfig
+from sounding.train.runs import differences, parse_run
+from sounding.train.source import Batch, HeldOut, Source, State, Tokens
+from sounding.train.supervised import Counts, Losses, Phase, phase_of
+
+logger = logging.getLogger(__name__)
+
+RUN_NAME, METRICS_NAME, CHECKPOINTS_NAME = "run.json", "metrics.jsonl", "checkpoints"
+
+
+def build_network(run: RunConfig, device: torch.device) -> Transformer:
+    """The network of a run with its initial weights.
+
+    Raises ValueError when quantization-aware training is asked for and the model has no quantized
+    form.
+    """
+    if run.train.qat and run.model.quantization_config is None:
+        raise ValueError(
+            "train.qat = True needs model.quantization_config: it says what to round to"
+        )
+    simulation = QUANTIZATION_AWARE if run.train.qat else EXACT
+    model = Transformer(run.model, simulation, getattr(torch, run.train.dtype)).to(device)
+    initialise(model, run.model, run.train.seed)
+    if run.train.qat:
+        _assert_rounded(model)
+    return model
+
+
+def _assert_rounded(model: nn.Module) -> None:
+    """Quantization-aware training that silently is not would be found out only after the run."""
+    for name, module in model.named_modules():
+        if isinstance(module, Linear) and module.format is not None:
+            with torch.no_grad():
+                rounded = module.stored.values
+            assert module.simulate, f"the inputs of {name} are not rounded"
+            assert not torch.equal(rounded, module.weight), f"the weights of {name} are not rounded"
+
+
+class Trainer:
+    """A run in a folder: made new, or found where it stopped."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        folder: Path,
+        source: Source,
+        *,
+        device: torch.device,
+        held_out: HeldOut | None = None,
+        report: Callable[[Row], None] = lambda row: None,
+        allow_change: bool = False,
+    ) -> None:
+        """Go on from the folder's last checkpoint, or begin at step 0 if it has none.
+
+        `report` is given every row of metrics. Raises ValueError when the folder holds a run with
+        another configuration, unless `allow_change`.
+        """
+        self.run_config, self.folder, self.device = run, folder, device
+        self.step, self.tokens = 0, 0
+        self.model = build_network(run, device)
+        self.optimizers = Optimizers(self.model, run.optimizer)
+        self.guard = Guard(run.guard)
+        self.metrics = Metrics(folder / METRICS_NAME)
+        self._data_state: State | None = None
+        self._held_out, self._report = held_out, report
+        self._stopping = False
+        self._claim(allow_change)
+        self._resume()
+        self._stream = source(self._data_state)
+
+    # ----------------------------------------------------------------------------------------------
+    # The loop
+
+    def train(self) -> bool:
+        """Take the steps that are left; returns whether the run is finished.
+
+        Interrupting (Ctrl-C, or a request to terminate) ends it after the current step, saved; a
+        second interrupt ends it at once.
+        """
+        run, log = self.run_config, self.run_config.log
+        started, measured = time.monotonic(), self.tokens
+        with _repeatable(run.train.deterministic), self._stop_on_signals():
+            while self.step < run.train.steps and not self._stopping:
+                row = self.take_step()
+                if self.guard.gives_up:
+                    self._roll_back()
+                    continue
+                if self.step % log.every == 0 or "event" in row:
+                    now = time.monotonic()
+                    row["tokens_per_second"] = (self.tokens - measured) / (now - started)
+                    started, measured = now, self.tokens
+                    self._record(row)
+                if self.step % log.validate_every == 0 or self.step == run.train.steps:
+                    self._validate()
+                if self.step % log.checkpoint_every == 0:
+                    self.save()
+            if self.step % log.checkpoint_every:
+                self.save()
+        return self.step >= run.train.steps
+
+    def take_step(self) -> Row:
+        """One update from `accumulation` batches, or none if the guard objects; its metrics."""
+        run = self.run_config
+        batches = self._next_batches()
+        depth = len(self.model.mtp)
+        counts = sum((supervised.count(batch, depth) for batch in batches), Counts())
+        phase = phase_of(self.step, run.sparsity)
+        self._freeze(phase)
+        sums = [self._backward(batch, counts, phase) for batch in batches]
+        total = Losses(*(torch.stack(part).sum(0) for part in zip(*sums, strict=True)))
+        norm = self._clip()
+        row = self._row(total, counts, norm, phase)
+        reason = self.guard.judge(row["loss"], row["gradient_norm"])
+        if reason is None:
+            self.optimizers.step(row["learning_rate"])
+            if phase is not Phase.INDEXER:
+                supervised.steer(self.model, total.loads, run.objective.bias_speed)
+        else:
+            self.optimizers.zero_grad()
+            row |= {"event": "skipped", "reason": reason}
+            logger.warning("step %d skipped: %s", self.step + 1, reason)
+        self.step += 1
+        self.tokens += counts.tokens
+        return row
+
+    def _next_batches(self) -> list[Batch]:
+        pairs = list(itertools.islice(self._stream, self.run_config.train.accumulation))
+        if len(pairs) < self.run_config.train.accumulation:
+            raise ValueError(
+                f"the data ended at step {self.step} of {self.run_config.train.steps}: lower "
+                "train.steps, or let the source repeat"
+            )
+        self._data_state = pairs[-1][1]
+        return [self._to_device(batch) for batch, _ in pairs]
+
+    def _to_device(self, batch: Batch) -> Batch:
+        tokens, targets = (x.to(self.device) for x in (batch.tokens, batch.targets))
+        return Tokens(tokens, targets, list(batch.lengths))
+
+    def _freeze(self, phase: Phase) -> None:
+        """While only the indexer learns, nothing else takes a gradient."""
+        for name, param in self.model.named_parameters():
+            if param.is_floating_point() and not name.endswith("gate.bias"):
+                param.requires_grad_(phase is not Phase.INDEXER or ".indexer." in name)
+
+    def _backward(self, batch: Batch, counts: Counts, phase: Phase) -> Losses:
+        sums = supervised.losses(self.model, batch, phase)
+        loss = supervised.total_loss(
+            sums,
+            counts,
+            mtp_weight=self._mtp_weight,
+            balance_weight=self.run_config.objective.balance_weight,
+        )
+        if loss.requires_grad:
+            loss.backward()
+        return Losses(*(value.detach() for value in sums))
+
+    @property
+    def _mtp_weight(self) -> float:
+        objective = self.run_config.objective
+        decaying = decay_progress(self.step, self.run_config.train) > 0
+        return objective.mtp_weight_in_decay if decaying else objective.mtp_weight
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients, the indexer's apart so that it does not slow the network down.
+
+        Returns the network's norm before clipping; the indexer's while only that learns.
+        """
+        limit = self.run_config.optimizer.clip_norm
+        named = [(n, p) for n, p in self.model.named_parameters() if p.grad is not None]
+        indexers = [param for name, param in named if ".indexer." in name]
+        others = [param for name, param in named if ".indexer." not in name]
+        norms = [nn.utils.clip_grad_norm_(group, limit) for group in (others, indexers) if group]
+        return norms[0] if norms else torch.zeros(())
+
+    def _row(self, total: Losses, counts: Counts, norm: Tensor, phase: Phase) -> Row:
+        run = self.run_config
+        scalars = torch.stack([*(value.float() for value in total[:4]), norm.float()]).tolist()
+        next_token, mtp, balance, indexer, gradient_norm = scalars
+        rate = learning_rate(self.step, run.train)
+        return {
+            "step": self.step + 1,
+            "tokens": self.tokens + counts.tokens,
+            "loss": next_token / max(1, counts.targets),
+            "mtp_loss": mtp / max(1, counts.mtp_targets),
+            "balance_loss": balance / counts.tokens,
+            "index_loss": indexer / counts.tokens,
+            "gradient_norm": gradient_norm,
+            "learning_rate": run.sparsity.indexer_lr if phase is Phase.INDEXER else rate,
+            "phase": phase.name.lower(),
+            "load_entropy": supervised.load_entropy(total.loads),
+        }
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Bits per byte of the held-out text, read as the network would now be used."""
+        if self._held_out is None:
+            return
+        phase = phase_of(self.step, self.run_config.sparsity)
+        phase = Phase.DENSE if phase is not Phase.SPARSE else Phase.SPARSE
+        total, counts = 0.0, Counts()
+        for batch in self._held_out.batches:
+            moved = self._to_device(batch)
+            total += float(supervised.next_token_loss(self.model, moved, phase))
+            counts += supervised.count(moved, 0)
+        self._record(
+            {
+                "step": self.step,
+                "tokens": self.tokens,
+                "validation_loss": total / max(1, counts.targets),
+                "bits_per_byte": total / math.log(2) / self._held_out.num_bytes,
+            }
+        )
+
+    def _record(self, row: Row) -> None:
+        self.metrics.append(row)
+        self._report(row)
+
+    # ----------------------------------------------------------------------------------------------
+    # Stopping and going on
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment."""
+        return checkpoint.save(
+            self.folder / CHECKPOINTS_NAME,
+            self.step,
+            model=dict(self.model.named_parameters()),
+            optimizer=self.optimizers.state_tensors(),
+            state={
+                "run": self.run_config.to_dict(),
+                "step": self.step,
+                "tokens": self.tokens,
+                "data": self._data_state,
+                "guard": self.guard.to_dict(),
+                "metrics_bytes": self.metrics.sync(),
+            },
+            keep=self.run_config.log.keep_checkpoints,
+        )
+
+    def _claim(self, allow_change: bool) -> None:
+        """Make the folder this run's, or check that it is."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / RUN_NAME
+        if path.exists():
+            old = parse_run(json.loads(path.read_text(encoding="utf-8")))
+            changed = differences(old, self.run_config)
+            if changed and not allow_change:
+                raise ValueError(
+                    f"{self.folder} holds a run with other settings ({'; '.join(changed)}): give "
+                    "the same ones, choose another folder, or allow the change"
+                )
+            for line in changed:
+                logger.warning("changed from here on: %s", line)
+        path.write_text(json.dumps(self.run_config.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def _resume(self) -> None:
+        root = self.folder / CHECKPOINTS_NAME
+        checkpoint.clean(root)
+        saved_steps = checkpoint.steps(root)
+        if not saved_steps:
+            self.metrics.cut(0)
+            return
+        state = self._take_over(checkpoint.load(root, saved_steps[-1]))
+        self._data_state = state["data"]
+        self.guard.restore(state["guard"])
+        self.metrics.cut(state["metrics_bytes"])
+        logger.info("resumed at step %d", self.step)
+
+    def _roll_back(self) -> None:
+        """Back to the last checkpoint's weights, on with later data."""
+        root = self.folder / CHECKPOINTS_NAME
+        saved_steps = checkpoint.steps(root)
+        rollbacks = self.guard.rollbacks + 1
+        reason = f"{self.guard.skipped_in_a_row} steps in a row were skipped"
+        if not saved_steps or rollbacks > self.run_config.guard.rollbacks:
+            raise ValueError(
+                f"step {self.step}: {reason}, and there is "
+                f"{'no checkpoint to go back to' if not saved_steps else 'no rollback left'}; "
+                "lower train.lr, or raise guard.rollbacks"
+            )
+        gone = self.step
+        state = self._take_over(checkpoint.load(root, saved_steps[-1]))
+        self.guard.restore({**state["guard"], "rollbacks": rollbacks})
+        event = {"step": self.step, "event": "rolled back", "reason": f"at step {gone}: {reason}"}
+        logger.warning("back to step %d: %s", self.step, event["reason"])
+        self._record(event)
+
+    def _take_over(self, saved: checkpoint.Saved) -> State:
+        """Copy weights and moments of a checkpoint into this run's own tensors.
+
+        Copies, because sums depend on how memory is aligned, and a file's pages are not as a
+        tensor of ours is.
+        """
+        with torch.no_grad():
+            for name, param in self.model.named_parameters():
+                param.copy_(saved.model[name])
+        self.optimizers.load_state_tensors(saved.optimizer)
+        self.step, self.tokens = int(saved.state["step"]), int(saved.state["tokens"])
+        return saved.state
+
+    @contextmanager
+    def _stop_on_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: Any) -> None:
+            if self._stopping:
+                raise KeyboardInterrupt
+            logger.warning("stopping after this step; interrupt again to stop at once, unsaved")
+            self._stopping = True
+
+        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _repeatable(on: bool) -> Iterator[None]:
+    """Only algorithms that give the same bits again, e.g. no atomic additions between threads."""
+    before, deterministic = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic
+    filling = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(on)
+    # Filling finds bugs only, and costs a pass over every new tensor.
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
