@@ -21,7 +21,8 @@ _TOKENS = (
 # its attributes if it has some. Without a "<", ASCII bars are a table's, not a tag's.
 IN_TEXT = re.compile(
     rf"(?P<open>\n{{0,2}}<{_DSML}(?:{_BLOCK}|(?P<direct>invoke))(?![a-z_]))|{_TOKENS}"
-    rf"|(?P<stray></?{_DSML}(?:[^<>\n]{{0,200}}>|[a-z_]{{0,14}})|｜{{1,3}}DSML｜{{1,3}})"
+    rf"|(?P<stray></?{_BARS}DSML(?:[^<>\n]{{0,200}}>|[｜|]{{0,3}}[a-z_]{{0,14}})"
+    r"|｜{1,3}DSML｜{1,3})"
 )
 IN_BLOCK = re.compile(rf"(?P<tag><(?P<slash>/?){_DSML}(?P<name>[a-z_]{{1,14}}))|{_TOKENS}")
 VALUE_END = re.compile(
@@ -41,15 +42,14 @@ def _beginnings(*sequences: Sequence[str]) -> re.Pattern[str]:
     return re.compile("(?:" + "|".join(nested) + r")\Z")
 
 
-_BARRED = [_BARS, *"DSML", _BARS]
-_HALF_DSML = [*_BARRED, "[a-z_]{1,13}"]
+_HALF_DSML = [_BARS, *"DSML", _BARS, "[a-z_]{1,13}"]
 _HALF_EOS = ["[｜|]", *"end", "[▁_]", *"of", "[▁_]", *"sentence", "[｜|]"]
 _HALF_TOKENS = [list(token)[:-1] for token in (BOS, USER, ASSISTANT, REMINDER, THINK, END_THINK)]
 _HALF_TAG = ["<", "/?", *_HALF_DSML]
 
 HALF_IN_TEXT = _beginnings(
     [r"\n", r"\n"],
-    [r"\n{0,2}<", "/?", *_BARRED, r"[^<>\n]{1,200}"],
+    [r"\n{0,2}<", "/?", _BARS, *"DSML", r"[^<>\n]{1,200}"],
     ["｜{1,3}", *"DSML", "｜{1,3}"],
     ["<", *_HALF_EOS],
     *_HALF_TOKENS,

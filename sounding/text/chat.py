@@ -75,7 +75,7 @@ def encode(
         turns, start = _forget(turns, start)
     last_user = _last_user(turns)
     parts = [BOS] if add_default_bos_token and not earlier else []
-    if thinking and start == 0 and turns:
+    if thinking and not earlier and turns:
         parts.append(effort)
     for index in range(start, len(turns)):
         turn, previous = turns[index], turns[index - 1] if index else None
@@ -186,7 +186,9 @@ def _order_results(turns: list[_Turn]) -> None:
         if turn.role == "assistant" and turn.message.get("tool_calls"):
             order = {}
             for index, call in enumerate(_calls(turn)):
-                call_id = call.get("id") or (call.get("function") or {}).get("id")
+                function = call.get("function")
+                inner = function.get("id") if isinstance(function, Mapping) else None
+                call_id = call.get("id") or inner
                 if isinstance(call_id, str | int) and call_id:
                     order[call_id] = index
         elif turn.blocks is not None:

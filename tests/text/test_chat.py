@@ -212,8 +212,9 @@ def test_tools_anywhere_keep_all_reasoning() -> None:
 
 
 def test_context_is_never_rendered_even_when_some_of_it_is_dropped() -> None:
-    context = [message("developer", "d"), said("a", "r")]
-    assert encode([user("q")], "thinking", context) == f"{USER}q{ASSISTANT}<think>"
+    for context in ([message("developer", "d"), said("a", "r")], [message("developer", "d")]):
+        text = encode([user("q")], "thinking", context, reasoning_effort="max")
+        assert text == f"{USER}q{ASSISTANT}<think>"
 
 
 def test_effort_texts_of_both_schemes() -> None:
@@ -255,6 +256,7 @@ def test_effort_texts_of_both_schemes() -> None:
         ([user("q", task="nap")], {}, "'nap'"),
         ([said("", tool_calls=[{"name": "f"}])], {}, "call 0"),
         ([said("", tool_calls={"name": "f"})], {}, "tool_calls"),
+        ([said("", tool_calls=[{"function": "f"}])], {}, "call 0"),
         ([said("", tool_calls=[call("f", "[1]")])], {}, "JSON object"),
         ([said("", tool_calls=[call("f", "null")])], {}, "JSON object"),
         ([said("", tool_calls=[{"function": {"name": "f", "arguments": {}}}])], {}, "JSON string"),
