@@ -1,4 +1,4 @@
-"""Golden prompts, golden messages and the published vocabulary, read once per session."""
+"""Golden prompts, golden messages and the published vocabulary."""
 
 import json
 import lzma
