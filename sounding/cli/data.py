@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-logger = logging.getLogger(__name__)
+_COLUMNS = ("documents", "MB", "skipped", "copies")
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _CORPUS = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -126,29 +124,21 @@ def _bar() -> Iterator[Any]:
 
 
 def _print_stats(stats: dict[str, Any]) -> None:
-    console = Console()
-    table = Table("package", "version", "licence", "split", box=None)
-    for name in ("documents", "MB", "skipped", "near copies"):
-        table.add_column(name, justify="right")
+    row = "{:18} {:12} {:8} {:>9} {:>8} {:>8} {:>6}  {}"
+    click.echo(row.format("package", "version", "split", *_COLUMNS, "licence"))
     for name, entry in stats["packages"].items():
-        skipped = entry["skipped"]
-        others = sum(n for reason, n in skipped.items() if reason not in ("type", "near-duplicate"))
-        table.add_row(
-            *(name, entry["version"], entry["license"], entry["split"], f"{entry['documents']:,}"),
-            *(
-                f"{entry['bytes'] / 1e6:.2f}",
-                f"{others:,}",
-                f"{skipped.get('near-duplicate', 0):,}",
-            ),
-        )
-    console.print(table)
+        skipped = {reason: n for reason, n in entry["skipped"].items() if reason != "type"}
+        copies = skipped.pop("duplicate", 0) + skipped.pop("near-duplicate", 0)
+        numbers = (f"{entry['documents']:,}", f"{entry['bytes'] / 1e6:.2f}")
+        numbers += (f"{sum(skipped.values()):,}", f"{copies:,}")
+        click.echo(row.format(name, entry["version"], entry["split"], *numbers, entry["license"]))
+    click.echo()
     for split, entry in stats["splits"].items():
-        console.print(f"{split}: {entry['documents']:,} documents, {entry['bytes'] / 1e6:.1f} MB")
-    console.print(
-        "skipped: " + ", ".join(f"{reason} {n:,}" for reason, n in stats["skipped"].items())
-    )
+        click.echo(f"{split}: {entry['documents']:,} documents, {entry['bytes'] / 1e6:.1f} MB")
+    reasons = sorted(stats["skipped"].items(), key=lambda pair: -pair[1])
+    click.echo("skipped: " + ", ".join(f"{reason} {n:,}" for reason, n in reasons))
     size = sum(stats["shards"].values())
-    console.print(f"{len(stats['shards'])} shards, {size / 1e6:.1f} MB compressed")
+    click.echo(f"{len(stats['shards'])} shards, {size / 1e6:.1f} MB compressed")
 
 
 @data.command()

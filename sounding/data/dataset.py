@@ -128,14 +128,9 @@ class Dataset:
         """Token ids of one document, a view of the file."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
-    def bytes_of(self, tokens: Tokens) -> bytes:
+    def bytes_of(self, tokens: NDArray[np.integer[Any]]) -> bytes:
         """The bytes a run of tokens stands for: exact, whatever the run."""
         return b"".join(map(self.tokenizer.token_bytes.__getitem__, tokens.tolist()))
-
-    @cached_property
-    def line_ends(self) -> NDArray[np.bool_]:
-        """For every id, whether its bytes end a line."""
-        return np.asarray([token.endswith(b"\n") for token in self.tokenizer.token_bytes])
 
     @cached_property
     def digest(self) -> str:

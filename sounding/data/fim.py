@@ -37,17 +37,15 @@ class FimSettings:
             raise ValueError(f"rest, line, few, block = {weights} must be weights, one above 0")
 
 
-def cut(text: str, rng: random.Random, settings: FimSettings) -> tuple[str, str, str] | None:
-    """Prefix, middle and suffix whose concatenation is `text`, or None if it has no middle."""
+def middle_span(text: str, rng: random.Random, settings: FimSettings) -> tuple[int, int] | None:
+    """Begin and end of a middle in `text`, in characters, or None where there is none."""
     if not text.strip():
         return None
     if rng.random() < settings.character_share:
         begin, end = sorted(_below(rng, len(text) + 1) for _ in range(2))
     else:
         begin, end = _line_span(text, rng, settings)
-    if begin == end:
-        return None
-    return text[:begin], text[begin:end], text[end:]
+    return (begin, end) if begin < end else None
 
 
 def _below(rng: random.Random, limit: int) -> int:

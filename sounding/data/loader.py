@@ -22,13 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sounding.data.dataset import Dataset
-from sounding.data.fim import FimSettings, cut
-from sounding.data.packing import best_fit, cut_lines
+from sounding.data.fim import FimSettings, middle_span
+from sounding.data.joints import Joints, Segment
+from sounding.data.packing import best_fit, cut
 from sounding.text.markup import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
 
 IGNORED = -100  # a target without loss
 State = dict[str, Any]
 
+_TEXT_TOKENS = 2  # BOS and EOS
 _FIM_TOKENS = 5  # BOS, begin, hole, end, EOS
 _FIM_SLACK = 16  # tokens by which cutting words apart may lengthen a text
 _T = TypeVar("_T")
@@ -74,6 +76,14 @@ class _Piece:
     loss_from: int  # the first token that is a target
 
 
+@dataclass(frozen=True)
+class _Gap:
+    """A run of tokens to be rearranged, and its prefix, middle and suffix."""
+
+    run: NDArray[np.int64]
+    parts: list[Segment]
+
+
 _Row = list[_Piece]
 _Position = tuple[int, int, int]  # epoch, window of it, rows of the window that are used up
 
@@ -100,6 +110,7 @@ class Loader:
         names = (BOS, EOS, FIM_BEGIN, FIM_HOLE, FIM_END)
         self._bos, self._eos, *fim = map(dataset.tokenizer.id_of, names)
         self._begin, self._hole, self._end = fim
+        self._joints = Joints(dataset.tokenizer)
         self._window_count = -(-len(dataset) // settings.window_documents)
 
     def batches(
@@ -171,63 +182,61 @@ class Loader:
     # Documents to pieces
 
     def _pieces(self, epoch: int, documents: NDArray[np.int64]) -> list[_Piece]:
-        """Pieces of the documents in order; all that must be encoded again is, in one go."""
-        pieces: list[_Piece | None] = []
-        cuts: list[tuple[int, NDArray[np.int64], tuple[str, str, str]]] = []
+        """Pieces of the documents; all the text that needs new tokens is encoded in one go."""
+        pieces: list[_Piece] = []
+        gaps: list[_Gap] = []
         for document in documents.tolist():
             # A string seeds through SHA-512, the same in every version and process.
             rng = random.Random(f"{self.settings.seed} {epoch} {document}")
+            rearrange = rng.random() < self.settings.fim.rate
             tokens = self.dataset.document(document).astype(np.int64)
-            if len(tokens) and rng.random() < self.settings.fim.rate:
-                limit = self.settings.sequence_length - _FIM_TOKENS - _FIM_SLACK
-                runs = self._cut(tokens, limit)
-                for number, run in enumerate(runs, 1):
-                    end = [self._eos] if number == len(runs) else []
-                    plain = np.concatenate([[self._bos], run, end]).astype(np.int64)
-                    parts = self._cut_middle(run, rng)
-                    if parts:
-                        cuts.append((len(pieces), plain, parts))
-                    pieces.append(None if parts else _plain(plain))
-            else:
-                # Room is left for EOS, which would otherwise come to be a piece of its own.
-                limit = self.settings.sequence_length - 1
-                *runs, last = self._cut(np.concatenate([[self._bos], tokens]), limit)
-                pieces.extend(map(_plain, (*runs, np.append(last, self._eos))))
-        for index, piece in self._rearranged(cuts):
-            pieces[index] = piece
-        return [piece for piece in pieces if piece is not None]
+            room = _FIM_TOKENS + _FIM_SLACK if rearrange else _TEXT_TOKENS
+            limit = self.settings.sequence_length - room
+            runs = cut(self._joints.find(tokens), len(tokens), limit) or [(0, 0)]
+            for number, (begin, end) in enumerate(runs, 1):
+                run = tokens[begin:end]
+                gap = self._gap(run, rng) if rearrange else None
+                if gap:
+                    gaps.append(gap)
+                else:
+                    pieces.append(self._plain(run, number == 1 or rearrange, number == len(runs)))
+        return pieces + self._filled(gaps)
 
-    def _cut(self, tokens: NDArray[np.int64], limit: int) -> list[NDArray[np.int64]]:
-        runs = cut_lines(self.dataset.line_ends[tokens], limit)
-        return [tokens[begin:end] for begin, end in runs]
+    def _plain(self, run: NDArray[np.int64], opens: bool, ends: bool) -> _Piece:
+        bos, eos = [self._bos] if opens else [], [self._eos] if ends else []
+        return _Piece(np.concatenate([bos, run, eos]).astype(np.int64), 0)
 
-    def _cut_middle(
-        self, tokens: NDArray[np.int64], rng: random.Random
-    ) -> tuple[str, str, str] | None:
+    def _gap(self, run: NDArray[np.int64], rng: random.Random) -> _Gap | None:
+        """Where to cut a run, or None if it has no middle or ends inside of a character."""
+        content = self.dataset.bytes_of(run)
         try:
-            text = self.dataset.bytes_of(tokens.astype(np.uint32)).decode()
-        except UnicodeDecodeError:  # an overlong line was cut inside of a character
+            text = content.decode()
+        except UnicodeDecodeError:
             return None
-        return cut(text, rng, self.settings.fim)
+        span = middle_span(text, rng, self.settings.fim)
+        if span is None:
+            return None
+        if len(text) != len(content):
+            span = len(text[: span[0]].encode()), len(text[: span[1]].encode())
+        return _Gap(run, self._joints.segments(run, content, span))
 
-    def _rearranged(
-        self, cuts: list[tuple[int, NDArray[np.int64], tuple[str, str, str]]]
-    ) -> Iterator[tuple[int, _Piece]]:
-        texts = [part for _, _, parts in cuts for part in parts]
-        encoded = self.dataset.tokenizer.encode_many(texts, named=False)
-        for number, (index, plain, _) in enumerate(cuts):
-            prefix, middle, suffix = encoded[3 * number : 3 * number + 3]
-            ids = [self._bos, self._begin, *prefix, self._hole, *suffix, self._end]
-            ids += [*middle, self._eos]
-            if len(ids) > self.settings.sequence_length:
-                yield index, _plain(plain)  # the cuts made it too long, which is rare
-                continue
-            loss_from = len(ids) - len(middle) - 1 if self.settings.middle_only else 0
-            yield index, _Piece(np.asarray(ids, np.int64), loss_from)
-
-
-def _plain(tokens: NDArray[np.int64]) -> _Piece:
-    return _Piece(tokens, 0)
+    def _filled(self, gaps: list[_Gap]) -> list[_Piece]:
+        texts = [text for gap in gaps for part in gap.parts for text in (part.head, part.tail)]
+        encoded = iter(self.dataset.tokenizer.encode_many(texts, named=False))
+        pieces = []
+        for gap in gaps:
+            prefix, middle, suffix = (
+                np.concatenate([next(encoded), part.tokens, next(encoded)]) for part in gap.parts
+            )
+            ids = np.concatenate(
+                [[self._bos, self._begin], prefix, [self._hole], suffix, [self._end], middle]
+            )
+            if len(ids) < self.settings.sequence_length:
+                loss_from = len(ids) - len(middle) if self.settings.middle_only else 0
+                pieces.append(_Piece(np.append(ids, self._eos).astype(np.int64), loss_from))
+            else:  # the cuts made too many new tokens, which is rare
+                pieces.append(self._plain(gap.run, True, False))
+        return pieces
 
 
 def _collate(pieces: list[_Piece]) -> Batch:

@@ -1,4 +1,4 @@
-"""Cutting documents into pieces that fit a row, and packing pieces into rows.
+"""Cutting documents into runs that fit a row, and packing pieces into rows.
 
 Best fit, longest first: pieces are never truncated, and rows are nearly full.
 Source: Ding et al., "Fewer truncations improve language modeling", 2024.
@@ -11,23 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def cut_lines(line_ends: NDArray[np.bool_], limit: int) -> list[tuple[int, int]]:
+def cut(joints: NDArray[np.int64], num_tokens: int, limit: int) -> list[tuple[int, int]]:
     """Cut a document into runs (begin, end) of at most `limit` tokens, in order and without gaps.
 
-    `line_ends` tells for each token whether it ends a line. A cut comes after the last such token
-    that fits; a line longer than `limit` is cut where it must be.
+    Every run but the last ends at the last of the `joints`, sorted positions, that it can reach;
+    where there is none within the limit it ends at the limit.
     """
     if limit < 1:
         raise ValueError(f"the limit of {limit} tokens must be at least 1")
-    ends = np.flatnonzero(line_ends) + 1
     runs, begin = [], 0
-    while len(line_ends) - begin > limit:
-        index = int(np.searchsorted(ends, begin + limit, side="right")) - 1
-        end = int(ends[index]) if index >= 0 and ends[index] > begin else begin + limit
+    while num_tokens - begin > limit:
+        index = int(np.searchsorted(joints, begin + limit, side="right")) - 1
+        end = int(joints[index]) if index >= 0 and joints[index] > begin else begin + limit
         runs.append((begin, end))
         begin = end
-    if begin < len(line_ends):
-        runs.append((begin, len(line_ends)))
+    if begin < num_tokens:
+        runs.append((begin, num_tokens))
     return runs
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sounding.data.packing import best_fit, cut_lines
+from sounding.data.packing import best_fit, cut
 
 CAPACITY = 64
 _lengths = st.lists(st.integers(1, CAPACITY), max_size=80)
@@ -59,18 +59,20 @@ def test_pieces_that_cannot_be_packed(length: int) -> None:
         best_fit([length], 10)
 
 
-@given(st.lists(st.booleans(), max_size=200), st.integers(1, 40))
-def test_cuts_have_no_gaps_and_fall_on_line_ends(ends: list[bool], limit: int) -> None:
-    runs = cut_lines(np.array(ends, dtype=np.bool_), limit)
-    assert [position for run in runs for position in range(*run)] == list(range(len(ends)))
+@given(st.sets(st.integers(1, 199)), st.integers(0, 200), st.integers(1, 40))
+def test_runs_have_no_gaps_and_end_at_joints(places: set[int], count: int, limit: int) -> None:
+    joints = np.array(sorted(place for place in places if place < count), dtype=np.int64)
+    runs = cut(joints, count, limit)
+    assert [position for run in runs for position in range(*run)] == list(range(count))
     for begin, end in runs:
         assert end - begin <= limit
-        if end < len(ends) and not ends[end - 1]:  # only where no line ends in the piece
-            assert end - begin == limit and not any(ends[begin:end])
+        if end < count and end not in places:  # only where there is no joint in reach
+            assert end - begin == limit and not places & set(range(begin + 1, end))
 
 
-def test_a_cut_is_as_late_as_possible() -> None:
-    ends = np.array([0, 1, 0, 1, 0, 0, 1], dtype=np.bool_)
-    assert cut_lines(ends, 5) == [(0, 4), (4, 7)]
+def test_a_run_is_as_long_as_possible() -> None:
+    joints = np.array([2, 4, 6])
+    assert cut(joints, 7, 5) == [(0, 4), (4, 7)]
+    assert cut(joints, 7, 7) == [(0, 7)]
     with pytest.raises(ValueError, match="limit of 0 tokens"):
-        cut_lines(ends, 0)
+        cut(joints, 7, 0)
