@@ -298,7 +298,7 @@ _ONLY_CHOICES: dict[str, tuple[Any, ...]] = {
 # Reading
 
 
-def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
+def parse_config(raw: Any) -> ModelConfig:
     """Read a `config.json` in its published or its `transformers` form.
 
     Raises ValueError for unknown keys (naming the nearest known one), missing keys and impossible

@@ -222,6 +222,7 @@ def generate(
             params,
             max_tokens=max_tokens,
             stop_tokens=() if eos is None else (eos,),
+            num_tokens=dialect.num_tokens,
             prefilled=lambda done: progress.update(task, advance=done),
         )
         first = list(itertools.islice(answer, 1))
@@ -238,6 +239,7 @@ class _Tokens:
         if not all(part.isdecimal() for part in parts):
             raise ValueError(f"--tokens {ids!r} must be token ids such as 5,17,3")
         self.prompt = [int(part) for part in parts]
+        self.num_tokens = None
 
     def render(self, tokens: Iterator[int]) -> Iterator[str]:
         for count, token in enumerate(tokens):
@@ -256,6 +258,7 @@ class _Text:
         self._tokenizer = Tokenizer.from_file(folder)
         self._stops = StopStrings(stop)
         self.prompt = self._tokenizer.encode(text)
+        self.num_tokens = self._tokenizer.num_tokens
 
     def render(self, tokens: Iterator[int]) -> Iterator[str]:
         stream = self._tokenizer.stream()

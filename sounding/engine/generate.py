@@ -60,9 +60,13 @@ def generate(
     *,
     max_tokens: int,
     stop_tokens: Collection[int] = (),
+    num_tokens: int | None = None,
     prefilled: Callable[[int], None] = lambda tokens: None,
 ) -> Iterator[int]:
     """Continue a prompt, yielding each token as it is chosen; ends before a stop token.
+
+    Ids from `num_tokens` on are never chosen: a vocabulary may have more rows than its tokenizer
+    has tokens.
 
     Raises ValueError for an empty prompt, ids outside the vocabulary, and a length past what the
     model is made for. `prefilled` is told the tokens of each piece of the prompt as it is done.
@@ -83,7 +87,8 @@ def generate(
         prefilled(len(piece))
     generator = torch.Generator().manual_seed(params.seed)
     for remaining in range(max_tokens, 0, -1):
-        token = sample(model.logits(model.hidden(streams[-1:]))[0], params, generator)
+        logits = model.logits(model.hidden(streams[-1:]))[0, :num_tokens]
+        token = sample(logits, params, generator)
         if token in stop_tokens:
             return
         yield token

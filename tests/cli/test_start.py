@@ -1,0 +1,46 @@
+"""Starting: the overview names every command as its own help does, and costs no torch."""
+
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from sounding.cli import COMMANDS, cli
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_overview_and_help_agree(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.get_short_help_str(200) == COMMANDS[name][1]
+    assert CliRunner().invoke(cli, [name, "--help"]).exit_code == 0
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-X", "importtime", "-m", "sounding", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_help_imports_no_torch() -> None:
+    result = _run("--help")
+    assert result.returncode == 0
+    assert "inspect" in result.stdout
+    modules = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "click" in modules
+    assert not {"torch", "numpy", "rich", "tokenizers"} & modules
+
+
+def test_a_mistake_is_one_line_and_exit_code_1() -> None:
+    command = [sys.executable, "-m", "sounding", "inspect", "flsh"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("sounding: 'flsh' is neither a preset")
+    assert "Traceback" not in result.stderr
+
+
+def test_unknown_command() -> None:
+    result = CliRunner().invoke(cli, ["inspct"])
+    assert result.exit_code == 2
+    assert "inspct" in result.output

@@ -1,0 +1,76 @@
+"""How much memory a sequence takes: the state's bytes, and the peak of long chunks.
+
+Peaks are taken in a process of its own, whose highest resident size is then only this.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sounding.config import nano, tiny
+from sounding.model.layers import Simulation
+from sounding.model.state import packed_state
+from sounding.model.transformer import Transformer
+from sounding.weights.description import StateSize
+from tests.conftest import make_network
+
+VECTORS = Path(__file__).parent.parent / "vectors" / "tiny"
+GIB = 2**30
+
+
+@pytest.mark.parametrize("max_tokens", [0, 4096, 65536])
+def test_packed_state_is_as_large_as_the_formula_says(max_tokens: int) -> None:
+    """spec/architecture.md 8.1, and one window more for the MTP block."""
+    size = StateSize(nano())
+    drafts = nano().num_mtp_layers * nano().sliding_window * size.entry_bytes
+    assert packed_state(nano(), max_tokens=max_tokens).nbytes == size.bytes_at(max_tokens) + drafts
+
+
+def test_packed_state_does_not_grow() -> None:
+    model: Transformer = make_network(tiny(), simulation=Simulation(kv=True, indexer=True))
+    state = packed_state(tiny(), max_tokens=512)
+    before = state.nbytes
+    with torch.no_grad():
+        model(torch.arange(400) % 512, states=[state])
+    assert (state.length, state.nbytes) == (400, before)
+
+
+PREFILL = """
+with torch.no_grad():
+    model(torch.randint(512, (65536,)))
+"""
+TRAIN = """
+tokens = torch.randint(512, (8192,))
+output = model(tokens)
+loss = cross_entropy(model.hidden(output.streams), model.head.weight, tokens.roll(-1))
+drafted = model.draft(output.streams, tokens.roll(-1))
+hidden = model.mtp[0].hidden(drafted.streams)
+loss = loss + cross_entropy(hidden, model.head.weight, tokens.roll(-2))
+loss.backward()
+assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+"""
+SETUP = f"""
+import resource
+from pathlib import Path
+import torch
+from sounding.ops.loss import cross_entropy
+from sounding.weights.checkpoint import Checkpoint
+from sounding.weights.network import load_model
+model = load_model(Checkpoint(Path({str(VECTORS)!r})), dequantize=torch.float32)
+"""
+REPORT = """
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", [PREFILL, TRAIN], ids=["prefill 65536", "train 8192"])
+def test_peak_memory(work: str) -> None:
+    """A matrix of 65,536 x 65,536 scores alone would be 16 GiB; one of 8,192 x 8,192 for each of
+    four heads and five layers, kept for the gradient, 5 GiB."""
+    command = [sys.executable, "-c", SETUP + work + REPORT]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 4 * GIB

@@ -1,0 +1,202 @@
+"""Configs: every published variant is read, and what cannot be a V4 is refused by name."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sounding.config import PRESETS, ModelConfig, RopeScaling, flash, parse_config, pro, tiny
+
+VECTORS = Path(__file__).parent / "vectors" / "tiny"
+
+
+def published(**changes: Any) -> dict[str, Any]:
+    """Flash's config.json with changes; a value of ... removes the key."""
+    raw = {**flash().to_dict(), **changes}
+    return {key: value for key, value in raw.items() if value is not ...}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_both_written_forms(name: str) -> None:
+    config = PRESETS[name]()
+    assert parse_config(json.loads(json.dumps(config.to_dict()))) == config
+    assert parse_config(json.loads(json.dumps(config.to_transformers_dict()))) == config
+
+
+def test_tiny_is_the_golden_config() -> None:
+    raw = json.loads((VECTORS / "config.json").read_text())
+    assert parse_config(raw) == tiny()
+    assert tiny().to_dict() == raw
+
+
+def test_published_layer_kinds() -> None:
+    """Counts of spec/architecture.md 1.1."""
+    assert [flash().ratios.count(kind) for kind in (0, 4, 128)] == [2, 21, 20]
+    assert [pro().ratios.count(kind) for kind in (0, 4, 128)] == [0, 30, 31]
+
+
+def test_first_release_without_expert_dtype() -> None:
+    config = parse_config(published(expert_dtype=...))
+    assert config.expert_dtype is None
+    assert config.expert_format == "fp4"
+
+
+def test_base() -> None:
+    quantization = {**published()["quantization_config"], "scale_fmt": None}
+    config = parse_config(published(expert_dtype="fp8", quantization_config=quantization))
+    assert (config.linear_format, config.expert_format) == ("fp8", "fp8")
+
+
+def test_unquantized() -> None:
+    config = parse_config(published(expert_dtype=..., quantization_config=...))
+    assert (config.linear_format, config.expert_format) == (None, None)
+
+
+def test_dspark_refresh() -> None:
+    ratios = [*flash().compress_ratios, 0, 0]
+    config = parse_config(published(compress_ratios=ratios, dspark_block_size=5))
+    assert config.ratios == flash().ratios
+    assert config.num_mtp_layers == 0
+    assert config.to_dict()["dspark_block_size"] == 5
+    assert parse_config(config.to_dict()) == config
+
+
+def test_ratios_without_an_entry_for_the_draft() -> None:
+    assert parse_config(published(compress_ratios=list(flash().ratios))).ratios == flash().ratios
+
+
+def test_transformers_rope_without_scaling() -> None:
+    config = dataclasses.replace(tiny(), rope_scaling=None)
+    raw = config.to_transformers_dict()
+    assert raw["rope_parameters"]["compress"]["rope_type"] == "default"
+    assert parse_config(raw) == config
+
+
+def test_transformers_old_rope_key() -> None:
+    """YaRN is called `type` in files that transformers copied from the published one."""
+    raw = tiny().to_transformers_dict()
+    compress = raw["rope_parameters"]["compress"]
+    compress["type"] = compress.pop("rope_type")
+    assert parse_config(raw).rope_scaling == RopeScaling()
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown key": (
+        {"hiden_size": 4096},
+        "the model config has an unknown key 'hiden_size'; did you mean 'hidden_size'?",
+    ),
+    "unknown nested key": (
+        {"rope_scaling": {"type": "yarn", "faktor": 16}},
+        "rope_scaling has an unknown key 'faktor'; did you mean 'factor'?",
+    ),
+    "missing": ({"hidden_size": ...}, "the model config lacks hidden_size"),
+    "no integer": ({"hidden_size": 4096.5}, "hidden_size = 4096.5 must be int"),
+    "boolean for integer": ({"o_groups": True}, "o_groups = True must be int"),
+    "string": ({"rms_norm_eps": "1e-6"}, "rms_norm_eps = '1e-6' must be float"),
+    "not positive": ({"q_lora_rank": 0}, "q_lora_rank = 0 must be an integer of at least 1"),
+    "not finite": (
+        {"rope_theta": float("nan")},
+        "rope_theta = nan must be a finite number above 0",
+    ),
+    "foreign model": (
+        {"model_type": "deepseek_v3"},
+        "model_type = 'deepseek_v3' must be 'deepseek_v4'",
+    ),
+    "foreign scoring": (
+        {"scoring_func": "sigmoid"},
+        "scoring_func = 'sigmoid' must be 'sqrtsoftplus'",
+    ),
+    "foreign ratio": (
+        {"compress_ratios": [2] * 44},
+        "compress_ratios[0] = 2 must be 0 (window), 4 (CSA) or 128 (HCA)",
+    ),
+    "too few ratios": (
+        {"compress_ratios": [0] * 40},
+        "compress_ratios has 40 entries; it needs one for each of num_hidden_layers = 43",
+    ),
+    "compressed draft": (
+        {"compress_ratios": [0] * 43 + [4]},
+        "describes draft blocks and must be all 0; num_hidden_layers = 43 may be too small",
+    ),
+    "heads and groups": (
+        {"o_groups": 7},
+        "num_attention_heads = 64 must be a multiple of o_groups = 7",
+    ),
+    "odd rotary": ({"qk_rope_head_dim": 63}, "qk_rope_head_dim = 63 must be a multiple of 2"),
+    "small head": (
+        {"index_head_dim": 32},
+        "index_head_dim = 32 must hold the rotary slice: at least qk_rope_head_dim = 64",
+    ),
+    "Hadamard": ({"index_head_dim": 96}, "index_head_dim = 96 must be a power of two"),
+    "experts": (
+        {"num_experts_per_tok": 300},
+        "num_experts_per_tok = 300 must not exceed n_routed_experts = 256",
+    ),
+    "hash layers": (
+        {"num_hash_layers": 44},
+        "num_hash_layers = 44 must not exceed num_hidden_layers = 43",
+    ),
+    "token": (
+        {"eos_token_id": 200000},
+        "eos_token_id = 200000 must be a token id below vocab_size = 129280",
+    ),
+    "rope kind": (
+        {"rope_scaling": {"type": "linear"}},
+        "rope_scaling.type = 'linear' must be 'yarn'",
+    ),
+    "block size": (
+        {"quantization_config": {"weight_block_size": [64, 64]}},
+        "quantization_config.weight_block_size = (64, 64) must be (128, 128)",
+    ),
+    "expert format": ({"expert_dtype": "int4"}, "expert_dtype = 'int4' must be"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(case: str) -> None:
+    changes, message = REFUSED[case]
+    with pytest.raises(ValueError) as caught:
+        parse_config(published(**changes))
+    assert message in str(caught.value)
+
+
+TRANSFORMERS_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "layer type": ({"layer_types": ["full_attention"]}, "layer_types[0] = 'full_attention' must"),
+    "rate": (
+        {"compress_rates": {"compressed_sparse_attention": 8}},
+        "compress_rates.compressed_sparse_attention = 8 must be 4",
+    ),
+    "order of experts": (
+        {"mlp_layer_types": ["moe", "hash_moe", "moe", "moe", "moe"]},
+        "must be hash_moe layers, then moe layers",
+    ),
+    "rope": ({"rope_parameters": {"main": {}}}, "must have the entries 'main'"),
+}
+
+
+@pytest.mark.parametrize("case", TRANSFORMERS_REFUSED)
+def test_refusals_in_the_transformers_form(case: str) -> None:
+    changes, message = TRANSFORMERS_REFUSED[case]
+    with pytest.raises(ValueError) as caught:
+        parse_config({**tiny().to_transformers_dict(), **changes})
+    assert message in str(caught.value)
+
+
+def test_mscale_is_refused() -> None:
+    raw = tiny().to_transformers_dict()
+    raw["rope_parameters"]["compress"]["attention_factor"] = 1.277
+    with pytest.raises(ValueError, match=r"attention_factor = 1.277 must be 1.0"):
+        parse_config(raw)
+
+
+def test_not_an_object() -> None:
+    with pytest.raises(ValueError, match="must be a JSON object, not list"):
+        parse_config([])
+
+
+def test_nothing_changes_a_config() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tiny().hidden_size = 1  # type: ignore[misc]
+    assert isinstance(tiny(), ModelConfig)
