@@ -56,6 +56,7 @@ def check_attend(
 ) -> None:
     """One chunk of t queries at `start`, with at least the `kept` keys before it, or all."""
     total = start + t
+    k = min(k, total // ratio) if ratio else 0  # as select_entries gives
     q = random(seed, dtype, t, heads, width) * 2
     keys = random(seed + 1, dtype, total, width)
     sinks = random(seed + 2, torch.float32, heads) + sink
