@@ -129,8 +129,8 @@ def _print_stats(stats: dict[str, Any]) -> None:
     for name, entry in stats["packages"].items():
         skipped = {reason: n for reason, n in entry["skipped"].items() if reason != "type"}
         copies = skipped.pop("duplicate", 0) + skipped.pop("near-duplicate", 0)
-        numbers = (f"{entry['documents']:,}", f"{entry['bytes'] / 1e6:.2f}")
-        numbers += (f"{sum(skipped.values()):,}", f"{copies:,}")
+        numbers = [f"{entry['documents']:,}", f"{entry['bytes'] / 1e6:.2f}"]
+        numbers += [f"{sum(skipped.values()):,}", f"{copies:,}"]
         click.echo(row.format(name, entry["version"], entry["split"], *numbers, entry["license"]))
     click.echo()
     for split, entry in stats["splits"].items():

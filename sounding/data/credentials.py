@@ -9,22 +9,34 @@ import math
 import re
 from collections import Counter
 
-_SHAPES = {
-    "private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----[ \t]*\\?n?[\"']?\s*[\"']?"
-    r"[A-Za-z0-9+/=:,\- \t]{16,}",
-    "AWS key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-    "GitHub token": r"\bgh[pousr]_[0-9A-Za-z]{36}\b|\bgithub_pat_[0-9A-Za-z_]{60,}",
-    "GitLab token": r"\bglpat-[0-9A-Za-z_\-]{20}",
-    "Slack token": r"\bxox[abeoprs]-[0-9A-Za-z\-]{20,}|hooks\.slack\.com/services/T\w{8,}/B\w{8,}/",
-    "Stripe key": r"\b[rs]k_live_[0-9A-Za-z]{20,}",
-    "Google key": r"\bAIza[0-9A-Za-z_\-]{35}\b",
-    "package index token": r"\bpypi-AgEI[0-9A-Za-z_\-]{50,}|\bnpm_[0-9A-Za-z]{36}\b",
-    "model hub token": r"\bhf_[A-Za-z]{34}\b|\bsk-(?:ant-|proj-)?[0-9A-Za-z_\-]{40,}",
-    "SendGrid key": r"\bSG\.[0-9A-Za-z_\-]{22}\.[0-9A-Za-z_\-]{43}",
-    "URL with password": r"\b(?:postgres(?:ql)?|mysql|mongodb(?:\+srv)?|amqps?|redis)://"
-    r"[^\s:@/'\"]{2,}:(?=[^\s@/'\"]*\d)[^\s:@/'\"{}<>%]{12,}@",
-}
-_SHAPE = re.compile("|".join(f"(?:{pattern})" for pattern in _SHAPES.values()))
+# Words one of which any match contains, and the form. Looking for the words first is twenty times
+# faster than looking for the forms.
+_SHAPES = (
+    (
+        "PRIVATE",
+        r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----[ \t]*\\?n?[\"']?\s*[\"']?"
+        r"[A-Za-z0-9+/=:,\- \t]{16,}",
+    ),
+    ("AKIA ASIA", r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
+    ("ghp_ gho_ ghu_ ghs_ ghr_", r"\bgh[pousr]_[0-9A-Za-z]{36}\b"),
+    ("github_pat_", r"\bgithub_pat_[0-9A-Za-z_]{60,}"),
+    ("glpat-", r"\bglpat-[0-9A-Za-z_\-]{20}"),
+    ("xox", r"\bxox[abeoprs]-[0-9A-Za-z\-]{20,}"),
+    ("hooks.slack.com", r"hooks\.slack\.com/services/T\w{8,}/B\w{8,}/"),
+    ("k_live_", r"\b[rs]k_live_[0-9A-Za-z]{20,}"),
+    ("AIza", r"\bAIza[0-9A-Za-z_\-]{35}\b"),
+    ("pypi-AgEI", r"\bpypi-AgEI[0-9A-Za-z_\-]{50,}"),
+    ("npm_", r"\bnpm_[0-9A-Za-z]{36}\b"),
+    ("hf_", r"\bhf_[A-Za-z]{34}\b"),
+    ("sk-", r"\bsk-(?:ant-|proj-)?[0-9A-Za-z_\-]{40,}"),
+    ("SG.", r"\bSG\.[0-9A-Za-z_\-]{22}\.[0-9A-Za-z_\-]{43}"),
+    (
+        "postgres mysql:// mongodb amqp redis://",
+        r"\b(?:postgres(?:ql)?|mysql|mongodb(?:\+srv)?|amqps?|redis)://"
+        r"[^\s:@/'\"]{2,}:(?=[^\s@/'\"]*\d)[^\s:@/'\"{}<>%]{12,}@",
+    ),
+)
+_FORMS = [(words.split(), re.compile(form)) for words, form in _SHAPES]
 _ASSIGNMENT = re.compile(
     r"(?i)(?:api_?key|secret|passwd|password|auth_?token|access_?token|private_?key)\w*[\"']?\]?"
     r"\s*[:=]\s*[\"']([0-9A-Za-z+/_\-]{24,}={0,2})[\"']"
@@ -34,9 +46,10 @@ _MIN_BITS_PER_CHARACTER = 3.8  # random base64 of this length has 4.2 and more, 
 
 def find_credential(text: str) -> str | None:
     """The first piece of text that looks like a credential, or None."""
-    found = _SHAPE.search(text)
-    if found:
-        return found.group(0)
+    for words, form in _FORMS:
+        found = form.search(text) if any(word in text for word in words) else None
+        if found:
+            return found.group(0)
     for match in _ASSIGNMENT.finditer(text):
         value = match.group(1)
         mixed = any(c.isdigit() for c in value) and any(c.isalpha() for c in value)
