@@ -90,9 +90,9 @@ class _Bar:
         """Take in one row of metrics."""
         if "bits_per_byte" in row:
             self._bits = f", held out {row['bits_per_byte']:.3f} bits per byte"
-        elif "loss" in row:
-            speed = f"{row['tokens_per_second']:,.0f} tokens/s"
-            measured = f"loss {row['loss']:.3f}{self._bits}, {speed}"
+        elif "tokens_per_second" in row:
+            loss = f"loss {row['loss']:.3f}" if "loss" in row else f"KL {row['index_loss']:.3f}"
+            measured = f"{loss}{self._bits}, {row['tokens_per_second']:,.0f} tokens/s"
             self.progress.update(self._task, completed=row["step"], measured=measured)
 
     def start_at(self, step: int) -> None:

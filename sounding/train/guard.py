@@ -12,11 +12,13 @@ class Guard:
     """Remembers recent gradient norms and judges the next one against them.
 
     The norm, not the loss, is watched: it jumps a step before the loss does, and a hard batch
-    raises it far less than a diverging network.
+    raises it far less than a diverging network. A norm up to `harmless` never counts as a spike:
+    late in training, or when a batch is known by heart, norms are tiny and vary by large factors.
     """
 
-    def __init__(self, config: GuardConfig) -> None:
+    def __init__(self, config: GuardConfig, harmless: float) -> None:
         self.config = config
+        self.harmless = harmless
         self.skipped_in_a_row = 0
         self.rollbacks = 0
         self._norms: list[float] = []
@@ -39,9 +41,14 @@ class Guard:
         if 2 * len(self._norms) < self.config.history_steps:
             return None
         usual = statistics.median(self._norms)
-        if norm > self.config.spike_factor * usual:
+        if norm > max(self.harmless, self.config.spike_factor * usual):
             return f"gradient norm {norm:.3g} is {norm / usual:.1f} times the recent median"
         return None
+
+    @property
+    def calm(self) -> bool:
+        """Whether the last step was taken, so that its result is worth saving."""
+        return self.skipped_in_a_row == 0
 
     @property
     def gives_up(self) -> bool:

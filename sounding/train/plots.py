@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,11 +41,11 @@ def last_of_each_step(rows: Sequence[Row]) -> list[Row]:
     """Rows in order of steps; of steps taken again after going back, the last time counts."""
     kept: dict[tuple[int, bool], Row] = {}
     for row in rows:
-        kept[row["step"], "loss" in row] = row
+        kept[row["step"], "gradient_norm" in row] = row
     return [kept[key] for key in sorted(kept)]
 
 
-def _series(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:
+def _series(rows: Sequence[Row], name: str) -> tuple[list[int], list[Any]]:
     held = [row for row in rows if name in row]
     return [row["step"] for row in held], [row[name] for row in held]
 
@@ -58,8 +59,7 @@ def _loss(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _expert_load(axes: Axes, rows: Sequence[Row]) -> None:
-    # While only the indexer learns, MTP blocks do not run.
-    steps, loads = _series([row for row in rows if row.get("phase") != "indexer"], "load_entropy")
+    steps, loads = _series(rows, "load_entropy")
     by_layer = list(zip(*loads, strict=True)) if loads else []
     for layer, values in enumerate(by_layer):
         axes.plot(steps, values, label=str(layer), linewidth=0.8)

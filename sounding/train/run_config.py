@@ -76,7 +76,8 @@ class GuardConfig:
     """When a step is not taken, and when training goes back."""
 
     spike_factor: float = 10.0
-    """A gradient norm above this many times its recent median is a spike; that step is skipped."""
+    """A gradient norm above this many times its recent median, and long enough to be clipped, is a
+    spike; that step is skipped."""
     history_steps: int = 64
     """How many steps the median is over; half of them must have passed before it counts."""
     patience: int = 8

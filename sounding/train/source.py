@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -20,6 +20,7 @@ State = dict[str, Any]
 """A JSON value that says where a source stands."""
 
 
+@runtime_checkable
 class Batch(Protocol):
     """Sequences laid end to end."""
 

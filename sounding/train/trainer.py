@@ -88,7 +88,7 @@ class Trainer:
         self.step, self.tokens = 0, 0
         self.model = build_network(run, device)
         self.optimizers = Optimizers(self.model, run.optimizer)
-        self.guard = Guard(run.guard)
+        self.guard = Guard(run.guard, harmless=run.optimizer.clip_norm)
         self.metrics = Metrics(folder / METRICS_NAME)
         self._data_state: State | None = None
         self._held_out, self._report = held_out, report
@@ -121,9 +121,9 @@ class Trainer:
                     self._record(row)
                 if self.step % log.validate_every == 0 or self.step == run.train.steps:
                     self._validate()
-                if self.step % log.checkpoint_every == 0:
+                if self.step % log.checkpoint_every == 0 and self.guard.calm:
                     self.save()
-            if self.step % log.checkpoint_every:
+            if self.step % log.checkpoint_every and self.guard.calm:
                 self.save()
         return self.step >= run.train.steps
 
@@ -139,7 +139,8 @@ class Trainer:
         total = Losses(*(torch.stack(part).sum(0) for part in zip(*sums, strict=True)))
         norm = self._clip()
         row = self._row(total, counts, norm, phase)
-        reason = self.guard.judge(row["loss"], row["gradient_norm"])
+        learned = row["index_loss" if phase is Phase.INDEXER else "loss"]
+        reason = self.guard.judge(learned, row["gradient_norm"])
         if reason is None:
             self.optimizers.step(row["learning_rate"])
             if phase is not Phase.INDEXER:
@@ -206,19 +207,19 @@ class Trainer:
         run = self.run_config
         scalars = torch.stack([*(value.float() for value in total[:4]), norm.float()]).tolist()
         next_token, mtp, balance, indexer, gradient_norm = scalars
-        rate = learning_rate(self.step, run.train)
-        return {
-            "step": self.step + 1,
-            "tokens": self.tokens + counts.tokens,
-            "loss": next_token / max(1, counts.targets),
-            "mtp_loss": mtp / max(1, counts.mtp_targets),
-            "balance_loss": balance / counts.tokens,
-            "index_loss": indexer / counts.tokens,
-            "gradient_norm": gradient_norm,
-            "learning_rate": run.sparsity.indexer_lr if phase is Phase.INDEXER else rate,
-            "phase": phase.name.lower(),
-            "load_entropy": supervised.load_entropy(total.loads),
-        }
+        row: Row = {"step": self.step + 1, "tokens": self.tokens + counts.tokens}
+        row["phase"] = phase.name.lower()
+        row["learning_rate"] = learning_rate(self.step, run.train)
+        if phase is Phase.INDEXER:
+            row["learning_rate"] = run.sparsity.indexer_lr
+        else:
+            row["loss"] = next_token / max(1, counts.targets)
+            row["mtp_loss"] = mtp / max(1, counts.mtp_targets)
+            row["balance_loss"] = balance / counts.tokens
+            row["load_entropy"] = supervised.load_entropy(total.loads)
+        if phase is not Phase.DENSE:
+            row["index_loss"] = indexer / counts.tokens
+        return row | {"gradient_norm": gradient_norm}
 
     @torch.no_grad()
     def _validate(self) -> None:

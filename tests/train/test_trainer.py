@@ -1,0 +1,353 @@
+"""The loop: learning, resuming to the same bits, skipping, going back, stopping."""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from sounding.model.attention import Selection
+from sounding.ops.loss import IGNORED
+from sounding.train import checkpoint, supervised
+from sounding.train.guard import Guard
+from sounding.train.metrics import Row, read_metrics
+from sounding.train.plots import draw
+from sounding.train.run_config import GuardConfig, RunConfig
+from sounding.train.runs import change, copying
+from sounding.train.source import Batch, HeldOut, Source, State, Tokens, open_source
+from sounding.train.supervised import Counts, Phase
+from sounding.train.trainer import CHECKPOINTS_NAME, METRICS_NAME, Trainer, build_network
+
+CPU = torch.device("cpu")
+
+
+def small(*settings: str) -> RunConfig:
+    """A run of few, short steps that passes through every phase."""
+    return change(
+        copying(),
+        [
+            "model.num_hidden_layers=3",
+            "model.hidden_size=32",
+            "model.moe_intermediate_size=32",
+            "model.compress_ratios=0,4,128,0",
+            "data.sequence_tokens=136",
+            "data.batch_tokens=272",
+            "train.steps=8",
+            "train.decay_steps=3",
+            "train.warmup_steps=2",
+            "sparsity.dense_steps=2",
+            "sparsity.indexer_steps=2",
+            "log.checkpoint_every=3",
+            *settings,
+        ],
+    )
+
+
+def trainer(run: RunConfig, folder: Path, source: Source | None = None) -> Trainer:
+    return Trainer(run, folder, source or open_source(run), device=CPU)
+
+
+def measured(folder: Path) -> list[Row]:
+    """Metrics without what a clock says."""
+    rows = read_metrics(folder / METRICS_NAME)
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+
+
+def last_weights(folder: Path) -> dict[str, torch.Tensor]:
+    root = folder / CHECKPOINTS_NAME
+    return checkpoint.load(root, checkpoint.steps(root)[-1]).model
+
+
+def assert_same_bits(one: Path, two: Path) -> None:
+    assert measured(one) == measured(two)
+    left, right = last_weights(one), last_weights(two)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def always(batch: Batch) -> Source:
+    def open_stream(state: State | None) -> Iterator[tuple[Batch, State]]:
+        while True:
+            yield batch, {}
+
+    return open_stream
+
+
+def test_one_batch_is_memorised(tmp_path: Path) -> None:
+    run = small(
+        "train.steps=60",
+        "train.decay_steps=20",
+        "train.lr=0.01",
+        "train.final_lr=0.001",
+        "sparsity.dense_steps=0",
+        "sparsity.indexer_steps=0",
+        "log.checkpoint_every=1000",
+        "optimizer.weight_decay=0",
+    )
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(run.model.vocab_size, (100,), generator=generator)
+    batch = Tokens(tokens, tokens.roll(-1), [40, 60])
+    Trainer(run, tmp_path, always(batch), device=CPU).train()
+    rows = measured(tmp_path)
+    assert rows[0]["loss"] == pytest.approx(4.16, abs=0.1)  # ln 64
+    assert rows[-1]["loss"] < 0.02
+    assert rows[-1]["mtp_loss"] < 0.1
+
+
+def test_stopped_and_resumed_at_any_step_ends_in_the_same_bits(tmp_path: Path) -> None:
+    run = small()
+    trainer(run, tmp_path / "whole").train()
+    for at in (1, 3, 5):
+        folder = tmp_path / str(at)
+        first = trainer(run, folder)
+        for _ in range(at):
+            first._record(first.take_step())  # as if killed: steps after a save are lost
+            if first.step % 3 == 0:
+                first.save()
+        assert trainer(run, folder).step == at // 3 * 3
+        assert trainer(run, folder).train()
+        assert_same_bits(tmp_path / "whole", folder)
+
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from sounding.train.runs import parse_run
+from sounding.train.source import open_source
+from sounding.train.trainer import Trainer
+import json
+torch.set_num_threads(1)
+run = parse_run(json.loads(Path(sys.argv[1]).read_text()))
+Trainer(run, Path(sys.argv[2]), open_source(run), device=torch.device("cpu")).train()
+"""
+
+
+def test_killed_at_a_random_moment_and_resumed_ends_in_the_same_bits(tmp_path: Path) -> None:
+    run = small("train.steps=12", "log.checkpoint_every=1")
+    (tmp_path / "run.json").write_text(json.dumps(run.to_dict()))
+
+    def start(folder: Path) -> "subprocess.Popen[bytes]":
+        arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / "run.json"), str(folder)]
+        return subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait() == 0
+    folder = tmp_path / "killed"
+    process = start(folder)
+    metrics = folder / METRICS_NAME
+    stop_after = random.Random(os.getpid()).randint(1, 9)
+    while not (metrics.exists() and len(metrics.read_bytes().splitlines()) > stop_after):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert start(folder).wait() == 0
+    assert_same_bits(tmp_path / "whole", folder)
+
+
+def test_an_interrupt_saves_and_stops(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = small("log.checkpoint_every=100")
+
+    def report(row: Row) -> None:
+        if row["step"] == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    interrupted = Trainer(run, tmp_path / "a", open_source(run), device=CPU, report=report)
+    assert not interrupted.train()
+    assert interrupted.step == 5
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert trainer(run, tmp_path / "a").train()
+    trainer(run, tmp_path / "b").train()
+    assert_same_bits(tmp_path / "a", tmp_path / "b")
+
+
+def gradients(one: Trainer) -> dict[str, torch.Tensor]:
+    batches = one._next_batches()
+    counts = sum((supervised.count(batch, 1) for batch in batches), Counts())
+    for batch in batches:
+        one._backward(batch, counts, Phase.DENSE)
+    named = one.model.named_parameters()
+    return {name: param.grad for name, param in named if param.grad is not None}
+
+
+def test_accumulated_batches_have_the_gradient_of_one_large_batch(tmp_path: Path) -> None:
+    def halves(state: State | None) -> Iterator[tuple[Batch, State]]:
+        for batch, _ in open_source(small())(state):
+            at = batch.lengths[0]
+            fewer = batch.targets.clone()
+            fewer[:100] = IGNORED  # counts differ, so averages of averages would be wrong
+            yield Tokens(batch.tokens[:at], fewer[:at], [at]), {}
+            yield Tokens(batch.tokens[at:], batch.targets[at:], [at]), {}
+
+    def wholes(state: State | None) -> Iterator[tuple[Batch, State]]:
+        stream = halves(state)
+        while True:
+            (one, _), (two, _) = next(stream), next(stream)
+            targets = torch.cat((one.targets, two.targets))
+            tokens = torch.cat((one.tokens, two.tokens))
+            yield Tokens(tokens, targets, one.lengths + two.lengths), {}
+
+    run = small("train.dtype=float32")
+    whole = gradients(trainer(run, tmp_path / "whole", wholes))
+    run = small("train.dtype=float32", "train.accumulation=2")
+    split = gradients(trainer(run, tmp_path / "split", halves))
+    assert whole.keys() == split.keys()
+    for name, gradient in split.items():
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_only_the_indexer_moves_while_only_it_learns(tmp_path: Path) -> None:
+    one = trainer(small("sparsity.dense_steps=0", "sparsity.indexer_steps=1"), tmp_path)
+    before = {name: param.detach().clone() for name, param in one.model.named_parameters()}
+    row = one.take_step()
+    assert row["phase"] == "indexer" and row["learning_rate"] == 1e-3 and "loss" not in row
+    for name, param in one.model.named_parameters():
+        assert torch.equal(param, before[name]) != (".indexer." in name), name
+    row = one.take_step()
+    assert row["phase"] == "sparse" and row["index_loss"] > 0
+    moved = {n for n, p in one.model.named_parameters() if not torch.equal(p, before[n])}
+    assert "embed.weight" in moved and "layers.1.ffn.gate.bias" in moved
+    assert not any("tid2eid" in name for name in moved)
+
+
+def test_a_step_that_is_not_a_number_is_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = trainer(small(), tmp_path)
+    one.take_step()
+    before = {name: param.detach().clone() for name, param in one.model.named_parameters()}
+    with torch.no_grad():
+        one.model.get_parameter("norm.weight")[0] = torch.nan
+    row = one.take_step()
+    assert row["event"] == "skipped" and "nan" in row["reason"]
+    with torch.no_grad():
+        one.model.get_parameter("norm.weight")[0] = before["norm.weight"][0]
+    assert all(torch.equal(p, before[n]) for n, p in one.model.named_parameters())
+    assert one.step == 2
+
+
+def test_the_guard_knows_spikes_from_noise() -> None:
+    guard = Guard(GuardConfig(history_steps=8, spike_factor=5.0, patience=2), harmless=3.0)
+    assert guard.judge(1.0, 1000.0) is None  # nothing to compare with yet
+    for norm in (0.1, 0.2, 0.1, 0.1, 2.9):
+        assert guard.judge(1.0, norm) is None
+    reason = guard.judge(1.0, 50.0)
+    assert reason is not None and "times the recent median" in reason
+    assert not guard.gives_up
+    twin = Guard(guard.config, harmless=3.0)
+    twin.restore(json.loads(json.dumps(guard.to_dict())))
+    assert twin.judge(float("inf"), 1.0) == "loss is inf"
+    assert twin.gives_up
+    assert guard.judge(1.0, 1.0) is None and not guard.gives_up
+
+
+def test_bad_data_leads_back_and_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Weights damaged after a checkpoint: skips, then the checkpoint's weights with later data."""
+    run = small(
+        "guard.patience=2",
+        "guard.rollbacks=1",
+        "log.checkpoint_every=2",
+        "sparsity.dense_steps=100",
+    )
+    rows: list[Row] = []
+
+    def report(row: Row) -> None:
+        rows.append(row)
+        if row["step"] == 3 and not any("event" in row for row in rows):
+            with torch.no_grad():
+                one.model.get_parameter("norm.weight").fill_(torch.inf)
+
+    one = Trainer(run, tmp_path, open_source(run), device=CPU, report=report)
+    with caplog.at_level(logging.WARNING):
+        assert one.train()
+    assert [row["step"] for row in rows if row.get("event") == "skipped"] == [4]
+    back = [row for row in rows if row.get("event") == "rolled back"]
+    assert [(row["step"], row["reason"][:9]) for row in back] == [(2, "at step 5")]
+    assert rows[-1]["step"] == 8 and rows[-1]["loss"] < 5
+    assert "back to step" in caplog.text
+
+
+def test_it_gives_up_when_going_back_does_not_help(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = small("guard.patience=1", "guard.rollbacks=0")
+    one = trainer(run, tmp_path)
+    with torch.no_grad():
+        one.model.get_parameter("norm.weight").fill_(torch.nan)
+    with pytest.raises(ValueError, match="no checkpoint to go back to"):
+        one.train()
+
+
+def test_a_folder_keeps_one_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer(small(), tmp_path)
+    with pytest.raises(ValueError, match=r"train\.lr: 0\.005 -> 0\.01"):
+        trainer(small("train.lr=0.01"), tmp_path)
+    other = small("train.lr=0.01")
+    Trainer(other, tmp_path, open_source(other), device=CPU, allow_change=True)
+    assert json.loads((tmp_path / "run.json").read_text())["train"]["lr"] == 0.01
+
+
+def test_validation_is_bits_per_byte(tmp_path: Path) -> None:
+    run = small("train.steps=1", "train.decay_steps=0", "train.dtype=float32")
+    batch = next(open_source(run)(None))[0]
+    held_out = HeldOut([Tokens(batch.tokens, batch.targets, batch.lengths)] * 2, 100)
+    one = Trainer(run, tmp_path, open_source(run), device=CPU, held_out=held_out)
+    one.train()
+    row = measured(tmp_path)[-1]
+    output = one.model(batch.tokens, batch.lengths, selection=Selection(dense=True))
+    logits = one.model.logits(one.model.hidden(output.streams))
+    counted = batch.targets >= 0
+    loss = torch.nn.functional.cross_entropy(logits[counted], batch.targets[counted]).item()
+    assert row["validation_loss"] == pytest.approx(loss, rel=1e-5)
+    bits = loss / math.log(2) * 2 * int(counted.sum()) / 100
+    assert row["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_checkpoints_are_tensors_and_json_and_only_the_last_stay(tmp_path: Path) -> None:
+    trainer(small("log.checkpoint_every=1", "train.steps=4"), tmp_path).train()
+    root = tmp_path / CHECKPOINTS_NAME
+    assert checkpoint.steps(root) == [3, 4]
+    names = {path.suffix for path in root.rglob("*") if path.is_file()}
+    assert names == {".safetensors", ".json"}
+    held = safetensors.torch.load_file(root / "step-00000004" / "optimizer.safetensors")
+    assert "layers.1.ffn.experts.w1.weight.momentum" in held
+    assert "embed.weight.exp_avg_sq" in held
+
+
+def test_quantization_aware_training_is_on_or_refused(tmp_path: Path) -> None:
+    run = small("train.qat=true", "train.steps=4", "train.decay_steps=0")
+    assert trainer(run, tmp_path).train()
+    plain = dataclasses.replace(run.model, quantization_config=None, expert_dtype=None)
+    with pytest.raises(ValueError, match=r"train\.qat = True needs model\.quantization_config"):
+        build_network(dataclasses.replace(run, model=plain), CPU)
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    trainer(small(), tmp_path).train()
+    names = [path.name for path in draw(tmp_path, tmp_path / "plots")]
+    assert names == ["loss.png", "expert_load.png", "gradient_norm.png"]
+    heads = {path.read_bytes()[:4] for path in (tmp_path / "plots").iterdir()}
+    assert heads == {b"\x89PNG"}
+    with pytest.raises(ValueError, match="no metrics to draw"):
+        draw(tmp_path / "plots", tmp_path / "more")
+
+
+def test_half_a_row_is_left_out_and_a_broken_one_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / METRICS_NAME
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    assert read_metrics(path) == [{"step": 1}]
+    path.write_text('{"step": 1}\n{"step"\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2 is no row"):
+        read_metrics(path)
