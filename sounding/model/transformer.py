@@ -58,18 +58,16 @@ class Block(nn.Module):
         states: list[LayerState],
         selection: Selection = SPARSE,
     ) -> tuple[Float[Tensor, "t m c"], Routing]:
-        by = self._connect("attn", streams)
-        x = self.attn_norm(hyper_connection.read(streams, by.pre))
-        output, index_loss = self.attn(x, chunk, states, selection)
-        streams = hyper_connection.write(streams, output, by)
-        by = self._connect("ffn", streams)
-        x = self.ffn_norm(hyper_connection.read(streams, by.pre))
-        output, routing = self.ffn(x, chunk.tokens)
-        streams = hyper_connection.write(streams, output, by)
+        x, post, mix = self._connect("attn", streams)
+        output, index_loss = self.attn(self.attn_norm(x), chunk, states, selection)
+        streams = hyper_connection.write(streams, output, post, mix)
+        x, post, mix = self._connect("ffn", streams)
+        output, routing = self.ffn(self.ffn_norm(x), chunk.tokens)
+        streams = hyper_connection.write(streams, output, post, mix)
         return streams, routing._replace(index_loss=index_loss)
 
-    def _connect(self, name: str, streams: Tensor) -> hyper_connection.Coefficients:
-        return hyper_connection.coefficients(
+    def _connect(self, name: str, streams: Tensor) -> hyper_connection.Connection:
+        return hyper_connection.connect(
             streams,
             self.get_parameter(f"hc_{name}_fn"),
             self.get_parameter(f"hc_{name}_base"),

@@ -13,8 +13,13 @@ from sounding.ops.norm import upcast
 
 
 def affinity(x: Float[Tensor, "t c"], weight: Float[Tensor, "e c"]) -> Float[Tensor, "t e"]:
-    """sqrt(softplus(x W^T)) in float32: how well each expert suits each token."""
-    return functional.softplus(upcast(x) @ upcast(weight).T).sqrt()
+    """sqrt(softplus(x W^T)) in float32: how well each expert suits each token.
+
+    Where softplus underflows (below -104) the affinity is 1e-19 and not 0, whose square root has no
+    gradient and whose normalisation no value.
+    """
+    logits = upcast(x) @ upcast(weight).T
+    return functional.softplus(logits).clamp_min(torch.finfo(logits.dtype).tiny).sqrt()
 
 
 def routing_weights(

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sounding.ops.dispatch import op
 from sounding.ops.norm import upcast
 
 
@@ -18,6 +19,32 @@ class Coefficients(NamedTuple):
     pre: Float[Tensor, "t m"]  # how much of each stream the sub-layer reads
     post: Float[Tensor, "t m"]  # how much of its output each stream takes
     mix: Float[Tensor, "t m m2"]  # doubly stochastic: source stream, destination stream
+
+
+class Connection(NamedTuple):
+    """A sub-layer's input, and how its output is to be written."""
+
+    x: Float[Tensor, "t c"]
+    post: Float[Tensor, "t m"]
+    mix: Float[Tensor, "t m m2"]
+
+
+@op(cpu="sounding.ops.cpu.hyper_connection:connect")
+def connect(
+    streams: Float[Tensor, "t m c"],
+    fn: Float[Tensor, "n mc"],
+    base: Float[Tensor, " n"],
+    scale: Float[Tensor, "3"],
+    *,
+    iterations: int,
+    norm_eps: float,
+    hc_eps: float,
+) -> Connection:
+    """Predict the coefficients of a sub-layer and read its input from the streams."""
+    by = coefficients(
+        streams, fn, base, scale, iterations=iterations, norm_eps=norm_eps, hc_eps=hc_eps
+    )
+    return Connection(read(streams, by.pre), by.post, by.mix)
 
 
 def coefficients(
@@ -66,15 +93,19 @@ def read(streams: Float[Tensor, "t m c"], pre: Float[Tensor, "t m"]) -> Float[Te
     return (upcast(streams) * pre[..., None]).sum(1).to(streams.dtype)
 
 
+@op(cpu="sounding.ops.cpu.hyper_connection:write")
 def write(
-    streams: Float[Tensor, "t m c"], output: Float[Tensor, "t c"], by: Coefficients
+    streams: Float[Tensor, "t m c"],
+    output: Float[Tensor, "t c"],
+    post: Float[Tensor, "t m"],
+    mix: Float[Tensor, "t m m2"],
 ) -> Float[Tensor, "t m c"]:
     """stream'_k = post_k * output + sum_j mix[j, k] * stream_j, in float32, cast back.
 
     Source: spec/architecture.md 3.3.
     """
-    mixed = torch.einsum("tjk,tjc->tkc", by.mix, upcast(streams))
-    return (mixed + by.post[..., None] * upcast(output)[:, None]).to(streams.dtype)
+    mixed = torch.einsum("tjk,tjc->tkc", mix, upcast(streams))
+    return (mixed + post[..., None] * upcast(output)[:, None]).to(streams.dtype)
 
 
 def collapse(

@@ -53,7 +53,7 @@ def test_coefficients_read_write(
         streams, fn, base, scale, iterations=iterations, norm_eps=1e-6, hc_eps=1e-6
     )
     update = streams.flip(1)[:, 0] * 0.5
-    y, written = ops.read(streams, by.pre), ops.write(streams, update, by)
+    y, written = ops.read(streams, by.pre), ops.write(streams, update, by.post, by.mix)
     for row in range(t):
         x = array(streams[row])
         expected = oracle.coefficients(x, array(fn), array(base), array(scale), iterations)
@@ -101,7 +101,7 @@ def test_mix_leads_from_source_to_destination() -> None:
     mix = torch.zeros(1, 3, 3)
     mix[0, 0, 2] = 1
     by = ops.Coefficients(torch.zeros(1, 3), torch.zeros(1, 3), mix)
-    assert ops.write(streams, torch.ones(1, 1), by).flatten().tolist() == [0, 0, 1]
+    assert ops.write(streams, torch.ones(1, 1), by.post, by.mix).flatten().tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("size", [1e4, 1e30])
@@ -118,7 +118,7 @@ def test_no_tokens() -> None:
         streams, fn, base, torch.ones(3), iterations=20, norm_eps=1e-6, hc_eps=1e-6
     )
     assert ops.read(streams, by.pre).shape == (0, 3)
-    assert ops.write(streams, streams[:, 0], by).shape == (0, 4, 3)
+    assert ops.write(streams, streams[:, 0], by.post, by.mix).shape == (0, 4, 3)
     assert ops.collapse(
         streams, fn[:4], base[:4], torch.ones(1), norm_eps=1e-6, hc_eps=1e-6
     ).shape == (0, 3)
@@ -130,8 +130,8 @@ def test_bfloat16_is_mixed_in_float32() -> None:
     by = ops.coefficients(low, fn, base, torch.ones(3), iterations=20, norm_eps=1e-6, hc_eps=1e-6)
     assert by.mix.dtype == torch.float32
     assert torch.equal(ops.read(low, by.pre), ops.read(low.float(), by.pre).bfloat16())
-    written = ops.write(low.float(), low[:, 1].float(), by).bfloat16()
-    assert torch.equal(ops.write(low, low[:, 1], by), written)
+    written = ops.write(low.float(), low[:, 1].float(), by.post, by.mix).bfloat16()
+    assert torch.equal(ops.write(low, low[:, 1], by.post, by.mix), written)
 
 
 def test_gradients() -> None:
@@ -148,7 +148,7 @@ def test_gradients() -> None:
     def step(*given: Tensor) -> Tensor:
         streams, fn, base, scale = given
         by = ops.coefficients(streams, fn, base, scale, iterations=3, norm_eps=1e-6, hc_eps=1e-6)
-        return ops.write(streams, ops.read(streams, by.pre).square(), by)
+        return ops.write(streams, ops.read(streams, by.pre).square(), by.post, by.mix)
 
     def collapse(streams: Tensor, fn: Tensor, base: Tensor, scale: Tensor) -> Tensor:
         return ops.collapse(streams, fn[:3], base[:3], scale[:1], norm_eps=1e-6, hc_eps=1e-6)

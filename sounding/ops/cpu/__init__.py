@@ -1,0 +1,29 @@
+"""Native twins of ops for CPUs: C++ without torch headers, called through ctypes.
+
+They are built with the package where a compiler is at hand; without one everything works through
+the reference. One library holds code for several instruction sets and takes the best at load.
+"""
+
+import ctypes
+import functools
+import importlib.util
+
+from torch import Tensor
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where they were not built or do not load here."""
+    found = importlib.util.find_spec("sounding.ops.cpu.kernels")
+    if found is None or found.origin is None:
+        return None
+    try:
+        return ctypes.CDLL(found.origin)
+    except OSError:
+        return None
+
+
+def address(tensor: Tensor) -> ctypes.c_void_p:
+    """A contiguous tensor's memory, for a kernel."""
+    assert tensor.is_contiguous()
+    return ctypes.c_void_p(tensor.data_ptr())

@@ -1,0 +1,126 @@
+"""Native twins of `connect` and `write` in `ops/hyper_connection.py`, with their gradients."""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sounding.ops.cpu import address, library
+from sounding.ops.hyper_connection import Connection
+
+# Sizes of the kernel's stack arrays: MAX_STREAMS and MAX_ITERATIONS in hyper_connection.cpp.
+_MAX_STREAMS = 8
+_MAX_ITERATIONS = 64
+
+
+class _Shape(ctypes.Structure):
+    """struct Shape of hyper_connection.cpp."""
+
+    _fields_ = (
+        ("tokens", ctypes.c_int64),
+        ("streams", ctypes.c_int),
+        ("channels", ctypes.c_int),
+        ("iterations", ctypes.c_int),
+        ("norm_eps", ctypes.c_float),
+        ("hc_eps", ctypes.c_float),
+    )
+
+
+def connect(
+    streams: Tensor,
+    fn: Tensor,
+    base: Tensor,
+    scale: Tensor,
+    *,
+    iterations: int,
+    norm_eps: float,
+    hc_eps: float,
+) -> Any:
+    """See the reference; NotImplemented for shapes and dtypes it has to serve itself."""
+    small = streams.shape[1] <= _MAX_STREAMS and iterations <= _MAX_ITERATIONS
+    if not small or any(part.dtype != torch.float32 for part in (fn, base, scale)):
+        return NotImplemented
+    shape = _Shape(*streams.shape, iterations, norm_eps, hc_eps)
+    parts = (streams.contiguous(), fn.contiguous(), base.contiguous(), scale.contiguous())
+    return Connection(*_Connect.apply(*parts, shape))
+
+
+def write(streams: Tensor, output: Tensor, post: Tensor, mix: Tensor) -> Any:
+    """See the reference; NotImplemented for shapes and dtypes it has to serve itself."""
+    floats = post.dtype == mix.dtype == torch.float32 and output.dtype == streams.dtype
+    if streams.shape[1] > _MAX_STREAMS or not floats:
+        return NotImplemented
+    return _Write.apply(
+        streams.contiguous(), output.contiguous(), post.contiguous(), mix.contiguous()
+    )
+
+
+class _Connect(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, streams: Tensor, fn: Tensor, base: Tensor, scale: Tensor, shape: _Shape
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        tokens, m, channels = streams.shape
+        x = streams.new_empty(tokens, channels)
+        post, mix = fn.new_empty(tokens, m), fn.new_empty(tokens, m, m)
+        raw, rho = fn.new_empty(tokens, fn.shape[0]), fn.new_empty(tokens)
+        _call("hyper_connect", shape, streams, fn, base, scale, x, post, mix, raw, rho)
+        ctx.save_for_backward(streams, fn, base, scale, raw, rho)
+        ctx.shape = shape
+        return x, post, mix
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        streams, fn, base, scale, raw, rho = ctx.saved_tensors
+        grad_streams, grad_z, grad_product = map(torch.empty_like, (streams, raw, raw))
+        _call(
+            "hyper_connect_backward",
+            ctx.shape,
+            *(streams, fn, base, scale, raw, rho),
+            *(gradient.contiguous() for gradient in gradients),
+            *(grad_streams, grad_z, grad_product),
+        )
+        m = streams.shape[1]
+        grad_scale = [part.sum() for part in (grad_z * raw).split((m, m, m * m), -1)]
+        grad_fn = grad_product.T @ streams.flatten(1).float()
+        return grad_streams, grad_fn, grad_z.sum(0), torch.stack(grad_scale), None
+
+
+class _Write(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, streams: Tensor, output: Tensor, post: Tensor, mix: Tensor) -> Tensor:
+        result = torch.empty_like(streams)
+        _call("hyper_write", _Shape(*streams.shape), streams, output, post, mix, result)
+        ctx.save_for_backward(streams, output, post, mix)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        streams, output, post, mix = ctx.saved_tensors
+        results = (
+            torch.empty_like(streams),
+            torch.empty_like(output),
+            torch.empty_like(post),
+            torch.empty_like(mix),
+        )
+        _call(
+            "hyper_write_backward",
+            _Shape(*streams.shape),
+            *(streams, output, post, mix, gradients[0].contiguous()),
+            *results,
+        )
+        return results
+
+
+def _call(name: str, shape: _Shape, streams: Tensor, *tensors: Tensor) -> None:
+    """Run a kernel over the tokens of `streams`, which like all of its width may be bfloat16."""
+    kernels = library()
+    assert kernels is not None, "chosen only where the library was built"
+    getattr(kernels, name)(
+        ctypes.byref(shape),
+        ctypes.c_int(streams.dtype == torch.bfloat16),
+        ctypes.c_int(torch.get_num_threads()),
+        address(streams),
+        *map(address, tensors),
+    )

@@ -1,0 +1,10 @@
+// Threads for kernels: a few workers that sleep when there is nothing to do.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+// Calls work(begin, end) for consecutive ranges of at most `grain` that cover [0, count), on up to
+// `threads` threads; returns when all are done. Ranges do not depend on the number of threads.
+void parallel_for(int64_t count, int64_t grain, int threads,
+                  const std::function<void(int64_t, int64_t)>& work);

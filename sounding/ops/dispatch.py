@@ -1,0 +1,82 @@
+"""Which implementation of an op runs: the reference in PyTorch, or a native twin.
+
+The reference is the specification. A twin computes the same from the same arguments; it is chosen
+by device, by the numbers it can work with, and by whether it was built. Everything here is decided
+by module variables, which torch.compile can see through.
+"""
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import torch
+
+from sounding.ops import cpu
+
+Backend = Literal["auto", "reference"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+
+_backend: Backend = "auto"
+_log = logging.getLogger(__name__)
+
+
+def op(*, cpu: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Declare a reference whose first argument is a tensor, with its twin as 'module:function'.
+
+    The twin is imported at its first use. It serves float32 and bfloat16 on the CPU, and answers
+    NotImplemented to arguments that the reference has to serve itself.
+    """
+
+    def declare(reference: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(reference)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            if _serves(args[0]):
+                result: _R = _twin(cpu)(*args, **kwargs)
+                if result is not NotImplemented:
+                    return result
+            return reference(*args, **kwargs)
+
+        return call
+
+    return declare
+
+
+@contextmanager
+def use_backend(backend: Backend) -> Iterator[None]:
+    """Force the reference within a block, for comparisons; "auto" is the usual choice."""
+    global _backend
+    before, _backend = _backend, backend
+    try:
+        yield
+    finally:
+        _backend = before
+
+
+def _serves(first: Any) -> bool:
+    return (
+        _backend == "auto"
+        and first.device.type == "cpu"
+        and first.dtype in _NATIVE_DTYPES
+        and _native_is_built()
+    )
+
+
+@functools.cache
+def _native_is_built() -> bool:
+    """Asked once, so that what runs is said once."""
+    built = cpu.library() is not None
+    _log.info("CPU ops: %s", "native kernels" if built else "PyTorch reference; none were built")
+    return built
+
+
+@functools.cache
+def _twin(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function

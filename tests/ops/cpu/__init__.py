@@ -1,0 +1,1 @@
+"""Native kernels beside the references they replace."""
