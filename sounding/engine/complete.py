@@ -1,0 +1,363 @@
+"""Completing code: from a cursor to a prompt, and from what is generated to what is inserted.
+
+The prompt is the one training shows: BOS, then prefix and suffix around the FIM tokens, each
+encoded by itself; without a suffix simply the text. Names of special tokens in a user's file are
+ordinary characters there. Other files go before the prefix as plain text, because the loader trains
+on single documents and never shows the tokens that separate the files of a repository.
+"""
+
+import codecs
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sounding.engine.batch import Generate, Request
+from sounding.engine.context import File, relevant_context
+from sounding.engine.endings import (
+    BlockEnding,
+    Gap,
+    Kind,
+    LineEnding,
+    ending_for,
+    fits,
+    longest_valid,
+    may_parse,
+    parses,
+    trim,
+)
+from sounding.engine.sampling import SamplingParams
+from sounding.text.healing import Healer, Healing
+from sounding.text.markup import FIM_BEGIN, FIM_END, FIM_HOLE
+from sounding.text.tokenizer import Tokenizer
+
+_SPECIAL_TOKENS = 4  # BOS and the three of FIM
+_BYTES_PER_TOKEN = 16  # more than a window can need; spares encoding a long file as a whole
+_RETRIES = 3  # samples drawn when the likeliest answer cannot be correct
+_RETRY = SamplingParams(temperature=0.6, top_p=0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How completions are made. Raises ValueError for budgets that leave no room."""
+
+    max_tokens: int = 128
+    """Of the answer."""
+    context_tokens: int = 1024
+    """Of prompt and answer together: about what the model saw in training."""
+    suffix_share: float = 0.25
+    """Of the prompt, where both sides are long."""
+    files_share: float = 0.25
+    """Of the prompt, at most, for pieces of other files."""
+    heal: bool = True
+    """Inside a word, let the model choose its tokens anew."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens = {self.max_tokens} must be at least 1")
+        if self.prompt_tokens < 16:
+            raise ValueError(
+                f"context_tokens = {self.context_tokens} with max_tokens = {self.max_tokens} "
+                "leaves fewer than 16 tokens of text; give more context or ask for fewer"
+            )
+        for name in ("suffix_share", "files_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be from 0 to below 1")
+
+    @property
+    def prompt_tokens(self) -> int:
+        """What is left for text in the prompt."""
+        return self.context_tokens - self.max_tokens - _SPECIAL_TOKENS
+
+
+class Completion(NamedTuple):
+    """Text to insert at the cursor."""
+
+    text: str
+    tokens: int
+    """Generated, including those that were cut off."""
+    valid: bool
+    """Whether it makes the whole Python source correct, or at the end of the source, a beginning
+    that can be. False where the source is no Python."""
+
+
+class Completer:
+    """Completes code with a tokenizer and something that generates."""
+
+    def __init__(self, tokenizer: Tokenizer, generate: Generate) -> None:
+        """Raises ValueError for a tokenizer without the FIM tokens."""
+        self._tokenizer, self._generate = tokenizer, generate
+        self._bos = tokenizer.bos_id
+        names = (FIM_BEGIN, FIM_HOLE, FIM_END)
+        self._begin, self._hole, self._end = map(tokenizer.id_of, names)
+        self._healer = Healer(tokenizer)
+
+    def fill(
+        self, gaps: Sequence[Gap], kind: Kind, settings: Settings, params: Sequence[SamplingParams]
+    ) -> Iterator[tuple[int, str]]:
+        """Complete many gaps, one way each; yields their number and text as they are done.
+
+        What `complete` does except for other files and looking at syntax: this is what is
+        measured.
+        """
+        middles = []
+        for gap in gaps:
+            ids, healing = self._prompt(gap, settings, "")
+            middles.append(
+                (ids, _Middle(self._tokenizer, healing, ending_for(kind, gap), settings.max_tokens))
+            )
+        requests = [
+            Request(prompt=ids, answer=middle, params=how, max_tokens=settings.max_tokens)
+            for (ids, middle), how in zip(middles, params, strict=True)
+        ]
+        for index, over in self._generate(requests):
+            if over:
+                middle = middles[index][1]
+                yield index, trim(middle.finish(), gaps[index], cut_short=middle.cut_short)
+
+    def complete(
+        self,
+        gap: Gap,
+        kind: Kind,
+        settings: Settings,
+        params: SamplingParams,
+        *,
+        alternatives: int = 1,
+        files: Sequence[File] = (),
+        python: bool = True,
+    ) -> list[Completion]:
+        """Up to `alternatives` different ways to fill one gap, the most promising first.
+
+        The first is made as `params` say; the others are sampled, each with its own seed. Of those
+        in `python`, lines after which the source cannot be correct are cut off, and answers that
+        keep it correct come first. Where the only answer asked for cannot be correct, a few more
+        are tried.
+        """
+        context = ""
+        if files:
+            budget = int(settings.prompt_tokens * settings.files_share)
+            context = relevant_context(
+                files, gap.prefix, gap.suffix, budget_tokens=budget, count=self._count
+            )
+        ids, healing = self._prompt(gap, settings, context)
+        how = [params, *_sampled(params, alternatives - 1)]
+        found = self._attempts(gap, kind, settings, ids, healing, how, python=python)
+        correct = python and may_parse(gap.prefix)
+        if correct and not any(fits(done.text, gap) for done in found):
+            more = _sampled(params, alternatives - 1 + _RETRIES)[alternatives - 1 :]
+            found += self._attempts(gap, kind, settings, ids, healing, more, python=python)
+        if python:
+            found.sort(key=lambda done: _rank(done, gap))  # stable: otherwise in order of seeds
+        return _distinct(found)[:alternatives]
+
+    def write(
+        self, text: str, settings: Settings, params: SamplingParams, *, until: Kind | None
+    ) -> Iterator[str]:
+        """Continue a text, yielding pieces as they become certain; `until` None is its end.
+
+        White space is held back until something follows it in the same block.
+        """
+        gap = Gap(text)
+        ids, healing = self._prompt(gap, settings, "")
+        middle = self._middle(healing, ending_for(until, gap) if until else None, settings)
+        limit = settings.max_tokens
+        shown = 0
+        for _, over in self._generate(
+            [Request(prompt=ids, answer=middle, params=params, max_tokens=limit)]
+        ):
+            certain = middle.finish() if over else middle.certain
+            if until and over:
+                certain = trim(certain, gap)
+            yield certain[shown:]
+            shown = max(shown, len(certain))
+
+    def _middle(
+        self, healing: Healing | None, ending: LineEnding | BlockEnding | None, settings: Settings
+    ) -> "_Middle":
+        return _Middle(self._tokenizer, healing, ending, settings.max_tokens)
+
+    def _attempts(
+        self,
+        gap: Gap,
+        kind: Kind,
+        settings: Settings,
+        ids: list[int],
+        healing: Healing | None,
+        how: Iterable[SamplingParams],
+        *,
+        python: bool,
+    ) -> list[Completion]:
+        middles, requests = [], []
+        for params in how:
+            # A healing remembers how far it is: each attempt has its own.
+            own = healing and Healing(self._healer, healing.ids, healing.rest)
+            middle = self._middle(own, ending_for(kind, gap), settings)
+            middles.append(middle)
+            requests.append(
+                Request(prompt=ids, answer=middle, params=params, max_tokens=settings.max_tokens)
+            )
+        for _ in self._generate(requests):
+            pass
+        found = []
+        for middle in middles:
+            text = trim(middle.finish(), gap, cut_short=middle.cut_short)
+            if python:
+                text = longest_valid(text, gap)
+            found.append(Completion(text, middle.count, python and _valid(text, gap)))
+        return found
+
+    # ----------------------------------------------------------------------------------------------
+    # Prompts
+
+    def _prompt(
+        self, gap: Gap, settings: Settings, context: str
+    ) -> tuple[list[int], Healing | None]:
+        """Token ids, and the healing of the word at the cursor if it is to be healed."""
+        infilling = bool(gap.suffix.strip())
+        healing = self._heal(gap, inside_words_only=infilling) if settings.heal else None
+        kept, last = gap.prefix, []
+        if healing is not None:
+            # Healing looks at the last line; the others are encoded apart.
+            kept, last = kept[: _last_line(kept)], healing.ids[-settings.prompt_tokens // 2 :]
+        head = self._encode(context) if context else []
+        room = max(0, settings.prompt_tokens - len(head) - len(last))
+        prefix = self._last_lines(self._encode(_end_of(kept, room)), room)
+        suffix = self._encode(gap.suffix[: room * _BYTES_PER_TOKEN]) if infilling else []
+        suffix = self._first_lines(
+            suffix, max(int(room * settings.suffix_share), room - len(prefix))
+        )
+        text = [*head, *self._last_lines(prefix, room - len(suffix)), *last]
+        if not infilling:
+            return [self._bos, *text], healing
+        return [self._bos, self._begin, *text, self._hole, *suffix, self._end], healing
+
+    def _heal(self, gap: Gap, *, inside_words_only: bool) -> Healing | None:
+        """Heal the last line that is not blank.
+
+        Training cuts a middle out anywhere and encodes it by itself, so that a hole after white
+        space or a bracket needs no healing; inside a word it is what makes the rest of the word
+        one token again. A plain continuation has seen no cuts at all.
+        """
+        text = gap.prefix
+        if not text or (inside_words_only and not (text[-1].isalnum() or text[-1] == "_")):
+            return None
+        line = text[_last_line(text) :]
+        if any(name in line for name in self._tokenizer.named):
+            return None  # it would be read as structure
+        healing = self._healer.heal(line)
+        try:
+            healing.rest.decode()
+        except UnicodeDecodeError:  # begins inside of a character
+            return None
+        return healing
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, named=False)
+
+    def _count(self, text: str) -> int:
+        return self._tokenizer.count(text, named=False)
+
+    def _last_lines(self, ids: list[int], budget: int) -> list[int]:
+        """The last tokens, from the begin of a line on where there is one."""
+        if len(ids) <= budget:
+            return ids
+        start = len(ids) - budget
+        for at in range(start, len(ids)):
+            if self._tokenizer.bytes_of(ids[at - 1]).endswith(b"\n"):
+                return ids[at:]
+        return ids[start:]
+
+    def _first_lines(self, ids: list[int], budget: int) -> list[int]:
+        """The first tokens, up to the end of a line where there is one."""
+        if len(ids) <= budget:
+            return ids
+        for at in range(budget, 0, -1):
+            if self._tokenizer.bytes_of(ids[at - 1]).endswith(b"\n"):
+                return ids[:at]
+        return ids[:budget]
+
+
+def _last_line(text: str) -> int:
+    """Where the last line begins that is not blank."""
+    return text.rfind("\n", 0, len(text.rstrip())) + 1
+
+
+def _end_of(text: str, num_tokens: int) -> str:
+    """The end of a long text, from a line on, with at least as many tokens as asked for."""
+    start = len(text) - num_tokens * _BYTES_PER_TOKEN
+    return text if start <= 0 else text[text.find("\n", start) + 1 :]
+
+
+class _Middle:
+    """One answer in the making: decodes tokens, and stops where its ending says."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        healing: Healing | None,
+        ending: LineEnding | BlockEnding | None,
+        max_tokens: int,
+    ) -> None:
+        self.text = ""
+        self.count = 0
+        self._max_tokens = max_tokens
+        self._tokenizer, self._healing, self._ending = tokenizer, healing, ending
+        self._skip = len(healing.rest) if healing is not None else 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._end: int | None = None
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether it would have gone on, but for the number of tokens."""
+        return self._end is None and self.count >= self._max_tokens
+
+    @property
+    def certain(self) -> str:
+        """The beginning of the text that will not be taken back."""
+        if isinstance(self._ending, BlockEnding) and self._ending.undecided:
+            return self.text[: self._ending.at].rstrip()
+        return self.text.rstrip()
+
+    def allowed(self) -> Collection[int] | None:
+        return self._healing.allowed() if self._healing is not None else None
+
+    def push(self, token: int) -> bool:
+        self.count += 1
+        if self._healing is not None and self._healing.rest:
+            self._healing.advance(token)
+        data = self._tokenizer.bytes_of(token)
+        skipped = min(self._skip, len(data))
+        self._skip -= skipped
+        self.text += self._decoder.decode(data[skipped:])
+        if self._ending is not None:
+            self._end = self._ending.find(self.text)
+        return self._end is None
+
+    def finish(self) -> str:
+        """The text up to its end, when no more tokens come."""
+        if self._end is not None:
+            return self.text[: self._end]
+        return self.text + self._decoder.decode(b"", final=True)
+
+
+def _sampled(params: SamplingParams, count: int) -> list[SamplingParams]:
+    """`count` ways to sample like `params`, warm enough to differ, each with its own seed."""
+    how = params if params.temperature else _RETRY
+    return [
+        dataclasses.replace(how, seed=(params.seed + 1 + number) % 2**63) for number in range(count)
+    ]
+
+
+def _valid(text: str, gap: Gap) -> bool:
+    return parses(gap.prefix + text + gap.suffix) if gap.suffix.strip() else fits(text, gap)
+
+
+def _rank(done: Completion, gap: Gap) -> tuple[bool, bool, bool]:
+    return not done.text.strip(), not done.valid, not fits(done.text, gap)
+
+
+def _distinct(found: Iterable[Completion]) -> list[Completion]:
+    seen: dict[str, Completion] = {}
+    for done in found:
+        seen.setdefault(done.text.strip(), done)
+    return list(seen.values())

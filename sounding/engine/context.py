@@ -1,0 +1,76 @@
+"""Which parts of other files are worth showing before the file that is being completed.
+
+A small model sees a thousand tokens or so, fewer than most files have. Pieces of the other files
+are ranked by the rare names they share with the text around the cursor.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+_NAME = re.compile(r"[^\W\d]\w{2,}")
+_PIECE_LINES = 24
+_AROUND_LINES = 40
+
+File = tuple[str, str]  # path, text
+
+
+class _Piece(NamedTuple):
+    file: int
+    line: int
+    text: str
+    names: frozenset[str]
+
+
+def relevant_context(
+    files: Sequence[File],
+    prefix: str,
+    suffix: str,
+    *,
+    budget_tokens: int,
+    count: Callable[[str], int],
+) -> str:
+    """The best pieces of `files` that together have at most `budget_tokens`, as `count` counts.
+
+    Each under a comment with its file's path, in the files' order; "" where no piece shares a
+    name with the text around the cursor.
+    """
+    pieces = [piece for number, file in enumerate(files) for piece in _pieces(number, file[1])]
+    lines = prefix.split("\n")[-_AROUND_LINES:] + suffix.split("\n")[: _AROUND_LINES // 2]
+    wanted = frozenset(_NAME.findall("\n".join(lines)))
+    seen_in = Counter(name for piece in pieces for name in piece.names)
+    scores = {
+        piece: sum(math.log1p(len(pieces) / seen_in[name]) for name in piece.names & wanted)
+        for piece in pieces
+    }
+    chosen: list[_Piece] = []
+    text = ""
+    for piece in sorted(pieces, key=lambda piece: (-scores[piece], piece.file, piece.line)):
+        if not scores[piece]:
+            break
+        longer = _shown([*chosen, piece], files)
+        if count(longer) <= budget_tokens:
+            chosen.append(piece)
+            text = longer
+    return text
+
+
+def _pieces(number: int, text: str) -> Iterator[_Piece]:
+    lines = text.split("\n")
+    for at in range(0, len(lines), _PIECE_LINES):
+        piece = "\n".join(lines[at : at + _PIECE_LINES]).strip("\n")
+        if piece.strip():
+            yield _Piece(number, at, piece, frozenset(_NAME.findall(piece)))
+
+
+def _shown(pieces: Sequence[_Piece], files: Sequence[File]) -> str:
+    parts = []
+    shown = None
+    for piece in sorted(pieces):
+        if piece.file != shown:
+            parts.append(f"# {files[piece.file][0]}\n")
+            shown = piece.file
+        parts.append(piece.text + "\n\n")
+    return "".join(parts)

@@ -1,0 +1,338 @@
+"""Where a completion ends: at its line, at its block, before what already stands after the cursor.
+
+Works on text alone, so that a scripted model can test it. Indentation means Python here, but a
+block in any indented language ends the same way.
+"""
+
+import codeop
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["line", "block"]
+
+_OPENING, _CLOSING = "([{", ")]}"
+_CONTINUES = ("else", "elif", "except", "finally", "case", *_CLOSING)  # of the statement above
+_SIGNIFICANT = 4  # letters and digits of a line before its coming again means something
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A cursor: the text before and after it."""
+
+    prefix: str
+    suffix: str = ""
+
+    @property
+    def line(self) -> str:
+        """The cursor's line up to the cursor."""
+        return self.prefix[self.prefix.rfind("\n") + 1 :]
+
+    @property
+    def rest(self) -> str:
+        """The cursor's line from the cursor on."""
+        return self.suffix.partition("\n")[0]
+
+    @property
+    def following(self) -> str:
+        """The first line below the cursor's that is not blank, without white space at its end."""
+        lines = self.suffix.split("\n")
+        below = lines if self.takes_newline else lines[1:]
+        return next((line.rstrip() for line in below if line.strip()), "")
+
+    @property
+    def takes_newline(self) -> bool:
+        """Whether a whole line is put before another one, so that it must end with a newline."""
+        return not self.line and bool(self.rest.strip())
+
+    def natural_kind(self) -> Kind:
+        """A block where one begins or a line is empty; otherwise the rest of the line."""
+        if self.rest.strip():
+            return "block" if self.takes_newline else "line"
+        opens = self.line.rstrip().endswith(":")
+        return "block" if opens or not self.line.strip() else "line"
+
+
+class Scanner:
+    """Follows brackets and strings through Python source, piece by piece."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.lowest = 0
+        """The least depth there was."""
+        self.quote = ""  # of the string we are in
+        self._comment = False
+        self._escaped = False
+        self._quotes = ""  # a run of them that may become a triple one
+        self._seen = ""  # a run of them inside of a string, which may close it
+
+    def feed(self, text: str) -> None:
+        for character in text:
+            self._step(character)
+
+    @property
+    def in_code(self) -> bool:
+        """Whether a new line here begins a line of the program rather than of a string."""
+        return not self.quote and self._quotes[:3] not in ('"""', "'''")
+
+    def _step(self, character: str) -> None:
+        if self._quotes:
+            if character == self._quotes[0] and len(self._quotes) < 3:
+                self._quotes += character
+                return
+            # One or three quotes open a string; two were an empty one.
+            self.quote = "" if len(self._quotes) == 2 else self._quotes
+            self._quotes = ""
+            self._seen = ""
+        if self.quote:
+            self._step_in_string(character)
+        elif character == "\n":
+            self._comment = False
+        elif self._comment:
+            return
+        elif character == "#":
+            self._comment = True
+        elif character in "\"'":
+            self._quotes = character
+        elif character in _OPENING:
+            self.depth += 1
+        elif character in _CLOSING:
+            self.depth -= 1
+            self.lowest = min(self.lowest, self.depth)
+
+    def _step_in_string(self, character: str) -> None:
+        if self._escaped:
+            self._escaped = False
+            self._seen = ""
+        elif character == "\\":
+            self._escaped = True
+            self._seen = ""
+        elif character == self.quote[0]:
+            self._seen += character
+            if self._seen == self.quote:
+                self.quote = ""
+        elif character == "\n" and len(self.quote) == 1:
+            self.quote = ""  # was never closed
+        else:
+            self._seen = ""
+
+
+def scan(text: str) -> Scanner:
+    """A scanner that has read `text`."""
+    scanner = Scanner()
+    scanner.feed(text)
+    return scanner
+
+
+# --------------------------------------------------------------------------------------------------
+# When to stop
+
+
+class LineEnding:
+    """The first line that is not blank."""
+
+    def __init__(self, gap: Gap) -> None:
+        self._written = bool(gap.line.strip())
+
+    def find(self, text: str) -> int | None:
+        """Where the completion ends in what was generated so far; None while it may go on."""
+        at = text.find("\n")
+        while at >= 0:
+            if self._written or text[:at].strip():
+                return at
+            at = text.find("\n", at + 1)
+        return None
+
+
+class BlockEnding:
+    """The rest of the block around the cursor, or the block that is opened before it.
+
+    Ends before the first line that is indented less, lines inside of brackets and strings aside.
+    At the outermost level: before the next statement after a blank line or an indented one.
+    """
+
+    def __init__(self, gap: Gap) -> None:
+        self._following, self._line = gap.following, gap.line
+        self._floor = _floor(gap)
+        self._scanner = scan(gap.prefix)
+        self._depth = max(0, self._scanner.depth)
+        self.at = 0
+        """Begin of the line that is looked at next."""
+        self.undecided = False
+        """Whether that line may turn out to lie behind the end."""
+        self._indented = self._blank = False  # the line before it
+        self._begun = bool(gap.line.strip())
+
+    def find(self, text: str) -> int | None:
+        """Where the completion ends in what was generated so far; None while it may go on.
+
+        `text` must grow from call to call. White space that is not yet followed by anything may
+        still turn out to lie behind the end.
+        """
+        while True:
+            newline = text.find("\n", self.at)
+            line = text[self.at : newline if newline >= 0 else len(text)]
+            if self._ends_before(line, complete=newline >= 0):
+                return len(text[: self.at].rstrip())
+            if newline < 0:
+                return None
+            self._scanner.feed(line + "\n")
+            whole = self._line + line if not self.at else line
+            if whole.strip():
+                self._begun = True
+                if self._floor is None:
+                    self._floor = indentation(whole)
+            self._blank = not whole.strip()
+            self._indented = indentation(whole) > 0 if whole.strip() else self._indented
+            self.at = newline + 1
+
+    def _ends_before(self, line: str, *, complete: bool) -> bool:
+        self.undecided = False
+        if not self.at or not line.strip() or not self._begun:
+            return False
+        if not self._scanner.in_code or self._scanner.depth > self._depth:
+            return False
+        if complete and _repeats(line, self._following):
+            return True
+        first = line.lstrip()
+        if self._floor:
+            if first[0] in _CLOSING and self._scanner.depth > 0:
+                return False
+            return indentation(line) < self._floor
+        # A keyword is known to continue the statement only when it is complete.
+        separated = self._blank or self._indented
+        if not complete and any(word.startswith(first) for word in _CONTINUES):
+            self.undecided = separated
+            return False
+        return indentation(line) == 0 and separated and not first.startswith(_CONTINUES)
+
+
+def _floor(gap: Gap) -> int | None:
+    """The least indentation inside of the block; None where the first line will decide."""
+    if gap.line.strip():
+        return indentation(gap.line) + gap.line.rstrip().endswith(":")
+    typed = len(gap.line)
+    above = next((line for line in _lines_above(gap.prefix) if line.strip()), "")
+    if above.rstrip().endswith(":"):
+        return max(typed, indentation(above) + 1)
+    return typed or None
+
+
+def _lines_above(prefix: str) -> Iterator[str]:
+    """Lines above the cursor's, from the nearest."""
+    end = prefix.rfind("\n")
+    while end >= 0:
+        begin = prefix.rfind("\n", 0, end) + 1
+        yield prefix[begin:end]
+        end = begin - 1
+
+
+def indentation(line: str) -> int:
+    """Characters of white space a line begins with."""
+    return len(line) - len(line.lstrip())
+
+
+def ending_for(kind: Kind, gap: Gap) -> LineEnding | BlockEnding:
+    """The rule for a kind of completion."""
+    return LineEnding(gap) if kind == "line" else BlockEnding(gap)
+
+
+# --------------------------------------------------------------------------------------------------
+# What to keep
+
+
+def trim(text: str, gap: Gap, *, cut_short: bool = False) -> str:
+    """What of a completion is put at the cursor.
+
+    Neither what already stands after the cursor nor blank lines at the end; with `cut_short` no
+    line that was still being written, if there are others. A newline follows where the text below
+    needs one.
+    """
+    if cut_short and "\n" in text.strip():
+        text = text[: text.rstrip().rfind("\n")]
+    text = _without_repetition(text, gap)
+    if not gap.rest.strip() or gap.takes_newline:
+        text = text.rstrip()
+    return text + "\n" if text.strip() and gap.takes_newline else text
+
+
+def _without_repetition(text: str, gap: Gap) -> str:
+    bare = text.rstrip()
+    for rest in () if gap.takes_newline else (gap.rest.rstrip(), gap.rest.strip()):
+        if rest and bare.endswith(rest):
+            brackets = any(character in _CLOSING for character in rest)
+            # foo(|) with the answer "a)" closes one bracket too many, with "b()" it does not.
+            if not brackets or _closes_more_than_it_opens(bare, gap):
+                text = bare[: -len(rest)]
+                break
+    lines = text.split("\n")
+    for index, line in enumerate(lines):
+        whole = gap.line + line if index == 0 else line
+        if (index or not gap.line.strip()) and _repeats(whole, gap.following):
+            return "\n".join(lines[:index])
+    return text
+
+
+def _closes_more_than_it_opens(text: str, gap: Gap) -> bool:
+    scanner = scan(gap.prefix)
+    scanner.lowest = before = scanner.depth
+    scanner.feed(text)
+    return scanner.lowest < before
+
+
+def _repeats(line: str, following: str) -> bool:
+    letters = sum(character.isalnum() for character in following)
+    return letters >= _SIGNIFICANT and line.rstrip() == following
+
+
+# --------------------------------------------------------------------------------------------------
+# Syntax
+
+
+def parses(source: str) -> bool:
+    """Whether this is a complete Python module."""
+    return _compiles(source) == "complete"
+
+
+def may_parse(source: str) -> bool:
+    """Whether Python source that begins like this can be correct; its last line may go on."""
+    if _compiles(source) != "wrong":
+        return True
+    # A line such as "x = 1 +" is in error for Python: see whether an operand mends it.
+    unfinished = not source.endswith("\n")
+    return unfinished and any(_compiles(source + more) != "wrong" for more in (" (", "_("))
+
+
+def fits(text: str, gap: Gap) -> bool:
+    """Whether the source up to the end of the completion can be correct."""
+    return may_parse(gap.prefix + text + ("" if gap.rest.strip() else "\n"))
+
+
+def _compiles(source: str) -> Literal["complete", "begun", "wrong"]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            compile(source, "<completion>", "exec", dont_inherit=True)
+            return "complete"
+        except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError):
+            pass
+        try:
+            return "wrong" if codeop.compile_command(source, symbol="exec") else "begun"
+        except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError):
+            return "wrong"
+
+
+def longest_valid(text: str, gap: Gap) -> str:
+    """The completion without the lines at its end after which the source cannot be correct.
+
+    The first line stays, and all stays where the source before the cursor is itself in error.
+    """
+    if fits(text, gap) or not may_parse(gap.prefix):
+        return text
+    lines = text.split("\n")
+    for count in range(len(lines) - 1, 0, -1):
+        shorter = "\n".join(lines[:count])
+        if shorter.strip() and fits(shorter, gap):
+            return shorter
+    return text

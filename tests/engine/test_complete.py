@@ -1,0 +1,194 @@
+"""From a cursor to a prompt, and from tokens to what is inserted."""
+
+import pytest
+
+from sounding.engine.batch import Request
+from sounding.engine.complete import Completer, Completion, Settings
+from sounding.engine.context import relevant_context
+from sounding.engine.endings import Gap
+from sounding.engine.sampling import SamplingParams
+from sounding.text.markup import BOS, FIM_BEGIN, FIM_END, FIM_HOLE
+from tests.engine.scripted import Author, prefix_shown, small_tokenizer
+
+GREEDY = SamplingParams()
+SETTINGS = Settings()
+TOKENIZER = small_tokenizer()
+
+
+def complete(author: Author, gap: Gap, **how: object) -> list[Completion]:
+    kind = how.pop("kind", gap.natural_kind())
+    settings = how.pop("settings", SETTINGS)
+    completer = Completer(TOKENIZER, author)
+    return completer.complete(gap, kind, settings, GREEDY, **how)  # type: ignore[arg-type]
+
+
+def text_of(request: Request) -> str:
+    return TOKENIZER.decode(request.prompt)
+
+
+def test_the_prompt_is_the_one_training_shows() -> None:
+    author = Author("def add(a, b):\n    ", "return a + b")
+    complete(author, Gap(author.prefix, "\n\nprint(add(1, 2))\n"))
+    ids = list(author.requests[0].prompt)
+    begin, hole, end = map(TOKENIZER.id_of, (FIM_BEGIN, FIM_HOLE, FIM_END))
+    prefix = TOKENIZER.encode(author.prefix, named=False)
+    suffix = TOKENIZER.encode("\n\nprint(add(1, 2))\n", named=False)
+    assert ids == [TOKENIZER.bos_id, begin, *prefix, hole, *suffix, end]
+
+
+def test_without_a_suffix_the_text_is_continued() -> None:
+    author = Author("def add(a, b):\n", "    return a + b\n\n\nx")
+    [done] = complete(author, Gap(author.prefix, "\n \n"))
+    assert text_of(author.requests[0]).startswith(BOS + "def add(a, b")
+    assert FIM_BEGIN not in text_of(author.requests[0])
+    assert done.text == "    return a + b"
+    assert not text_of(author.requests[0]).endswith("\n")  # healed: ":\n" may be one token
+
+
+def test_inside_a_word_the_tokens_of_the_word_are_chosen_anew() -> None:
+    author = Author("x = 1\nretu", "rn x")
+    [done] = complete(author, Gap(author.prefix, "\n"), kind="line", settings=SETTINGS)
+    assert prefix_shown(author.requests[0].prompt) in "x = 1\nret"
+    assert done.text == "rn x"
+    gap = Gap("def f(x):\n    retu", "\n\nf(1)\n")
+    author = Author(gap.prefix, "rn x")
+    [done] = complete(author, gap, kind="line")
+    assert done.text == "rn x"
+    assert prefix_shown(author.requests[0].prompt) != gap.prefix
+    whole = Author(gap.prefix, "rn x")
+    complete(whole, gap, kind="line", settings=Settings(heal=False))
+    assert prefix_shown(whole.requests[0].prompt) == gap.prefix
+
+
+@pytest.mark.parametrize("prefix", ["naïve = 'é", "x = '漢", "# \U0001f600", "a<think>b", "é"])
+def test_healing_keeps_every_letter(prefix: str) -> None:
+    for suffix in ("", "\nx = 1\n"):
+        [done] = complete(Author(prefix, "é1'"), Gap(prefix, suffix), kind="line", python=False)
+        assert done.text == "é1'"
+
+
+def test_names_of_special_tokens_are_text() -> None:
+    gap = Gap(f"a = '{FIM_HOLE}'\nb = ", f"\nc = '{FIM_END}'\n")
+    author = Author(gap.prefix, "1")
+    complete(author, gap, kind="line")
+    ids = author.requests[0].prompt
+    assert [ids.count(TOKENIZER.id_of(name)) for name in (FIM_BEGIN, FIM_HOLE, FIM_END)] == [1] * 3
+
+
+def test_long_sides_are_cut_at_lines() -> None:
+    prefix = "".join(f"first_{number} = {number}\n" for number in range(2000))
+    suffix = "\n" + "".join(f"last_{number} = {number}\n" for number in range(2000))
+    settings = Settings(context_tokens=300, max_tokens=20)
+    author = Author(prefix, "x = 1")
+    complete(author, Gap(prefix, suffix), settings=settings, kind="line")
+    prompt = author.requests[0].prompt
+    assert 250 < len(prompt) <= 280
+    shown = prefix_shown(prompt)
+    assert shown.startswith("first_")
+    assert shown.endswith("first_1999 = 1999\n")
+    after = text_of(author.requests[0]).partition(FIM_HOLE)[2].removesuffix(FIM_END)
+    assert after.startswith("\nlast_0 = 0\n")
+    assert after.endswith("\n")
+    # What one side does not use the other may.
+    author = Author("y = 1\n", "x = 1")
+    complete(author, Gap("y = 1\n", suffix), settings=settings, kind="line")
+    assert len(author.requests[0].prompt) > 250
+
+
+def test_a_line_longer_than_the_context() -> None:
+    prefix = "x = '" + "ab " * 3000
+    author = Author(prefix, "'")
+    complete(author, Gap(prefix, "\n" + "c" * 9000), settings=Settings(context_tokens=200))
+    assert 32 < len(author.requests[0].prompt) <= 200 - 128
+
+
+def test_generation_stops_as_soon_as_the_answer_is_complete() -> None:
+    author = Author("x = ", "1\n" + "y = 2\n" * 100)
+    [done] = complete(author, Gap(author.prefix), kind="line")
+    assert (done.text, done.valid) == ("1", True)
+    assert done.tokens < 8
+
+
+def test_an_unfinished_statement_is_left_out_when_the_tokens_run_out() -> None:
+    author = Author("def f():\n", "    a = 1\n    b = [" + "'word', " * 100)
+    [done] = complete(author, Gap(author.prefix), settings=Settings(max_tokens=40))
+    assert done.text == "    a = 1"
+
+
+def test_alternatives_are_different_and_the_correct_ones_come_first() -> None:
+    gap = Gap("x = ", "\ny = 2\n")
+    author = Author(gap.prefix, "= 1", "1", "(", "1", "2")
+    found = complete(author, gap, alternatives=5)
+    assert [(done.text, done.valid) for done in found] == [
+        ("1", True), ("2", True), ("(", False), ("= 1", False),
+    ]  # fmt: skip
+    params = [request.params for request in author.requests]
+    assert [how.seed for how in params] == [0, 1, 2, 3, 4]
+    assert params[0].temperature == 0
+    assert all(how.temperature > 0 for how in params[1:])
+    assert len({tuple(request.prompt) for request in author.requests}) == 1
+
+
+def test_an_impossible_answer_is_tried_again() -> None:
+    gap = Gap("x = ", "\ny = 2\n")
+    author = Author(gap.prefix, "= 1", "= 2", "3", "4")
+    assert complete(author, gap)[0][::2] == ("3", True)
+    assert len(author.requests) == 4
+    elsewhere = Author("x = = 1\ny = ", "= 1")  # nothing could be correct there
+    complete(elsewhere, Gap(elsewhere.prefix, "\n"))
+    other = Author(gap.prefix, "= 1")
+    complete(other, gap, python=False)
+    assert len(elsewhere.requests) == len(other.requests) == 1
+
+
+def test_many_gaps_at_once() -> None:
+    gaps = [Gap("x = ", "\n"), Gap("def f():\n    x = ", "\n    return x\n")]
+
+    def model(requests: list[Request]):  # type: ignore[no-untyped-def]
+        for index in (1, 0):  # any order
+            for _, over in Author(gaps[index].prefix, f"{index}\n")([requests[index]]):
+                yield index, over
+
+    filled = Completer(TOKENIZER, model).fill(gaps, "line", SETTINGS, [GREEDY] * 2)  # type: ignore[arg-type]
+    assert list(filled) == [(1, "1"), (0, "0")]
+
+
+def test_writing_shows_text_as_soon_as_it_is_certain() -> None:
+    author = Author("if x:", "\n    a = 1\nelse:\n    b = 2\n\n\nc = 3\n")
+    pieces = list(Completer(TOKENIZER, author).write("if x:", SETTINGS, GREEDY, until="block"))
+    assert "".join(pieces) == "\n    a = 1"
+    author = Author("", "if x:\n    a = 1\nelse:\n    b = 2\n\n\nc = 3\n")
+    pieces = list(Completer(TOKENIZER, author).write("", SETTINGS, GREEDY, until="block"))
+    assert "".join(pieces) == "if x:\n    a = 1\nelse:\n    b = 2"
+    assert len([piece for piece in pieces if piece]) > 5
+    author = Author("a", "b \n\n")
+    pieces = list(Completer(TOKENIZER, author).write("a", SETTINGS, GREEDY, until=None))
+    assert "".join(pieces) == "b \n\n"
+
+
+def test_settings_say_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match="leaves fewer than 16 tokens"):
+        Settings(context_tokens=130)
+    with pytest.raises(ValueError, match="max_tokens = 0"):
+        Settings(max_tokens=0)
+    with pytest.raises(ValueError, match=r"suffix_share = 1\.0"):
+        Settings(suffix_share=1.0)
+
+
+def test_other_files_are_chosen_by_the_names_they_share() -> None:
+    filler = "\n".join(f"unrelated_{number} = {number}" for number in range(48))
+    files = [
+        ("far.py", filler),
+        ("near.py", filler + "\ndef parse_duration(text):\n    return 1\n"),
+    ]
+
+    def context(budget: int) -> str:
+        return relevant_context(
+            files, "x = parse_duration(", ")\n", budget_tokens=budget, count=len
+        )
+
+    assert context(200) == "# near.py\ndef parse_duration(text):\n    return 1\n\n"
+    assert context(10) == ""
+    author = Author("x = parse_duration(", "text")
+    complete(author, Gap(author.prefix, ")\n"), files=files)
+    assert prefix_shown(author.requests[0].prompt).startswith("# near.py\ndef parse_duration")
