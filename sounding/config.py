@@ -475,7 +475,7 @@ def nano() -> ModelConfig:
     return ModelConfig(
         vocab_size=8192,
         hidden_size=384,
-        moe_intermediate_size=256,
+        moe_intermediate_size=224,
         num_hidden_layers=8,
         num_attention_heads=6,
         head_dim=128,
