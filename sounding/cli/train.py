@@ -46,7 +46,7 @@ def train(
         return
     import torch
 
-    from sounding.train.source import open_held_out, open_source
+    from sounding.train.source import files_beside, open_held_out, open_source
     from sounding.train.trainer import Trainer
 
     if device == "auto":
@@ -63,6 +63,7 @@ def train(
             device=torch.device(device),
             held_out=open_held_out(config),
             report=bar.show,
+            beside=files_beside(config),
             allow_change=change,
         )
         bar.start_at(trainer.step)

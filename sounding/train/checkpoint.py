@@ -1,14 +1,15 @@
 """Everything a run needs to go on as if it had never stopped, in one folder per saved step.
 
-`model.safetensors` has the float32 weights, `optimizer.safetensors` the moments, `state.json` the
-rest. A folder appears whole or not at all; nothing in it can carry code.
+`model` has the float32 weights in the published layout, so that every command takes it as it is;
+`optimizer.safetensors` the moments, `state.json` the rest. A folder appears whole or not at all;
+nothing in it can carry code.
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,15 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from sounding.model.transformer import Transformer
+from sounding.weights.checkpoint import Checkpoint
+from sounding.weights.network import save_model
+from sounding.weights.state_dict import read_state
 from sounding.weights.writing import recover, replacing
 
+MODEL_NAME = "model"
 _FOLDER = re.compile(r"step-(\d{8})")
-_MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+_OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
@@ -35,23 +41,29 @@ def save(
     root: Path,
     step: int,
     *,
-    model: Mapping[str, Tensor],
+    model: Transformer,
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
     keep: int,
+    beside: Sequence[Path] = (),
 ) -> Path:
     """Write the folder of a step under `root`, then drop all but the last `keep`.
 
-    Raises ValueError when the disk is too small.
+    Files `beside` (a tokenizer) are copied to the model. A step that is saved already is left
+    alone. Raises ValueError when the disk is too small.
     """
     folder = root / f"step-{step:08d}"
-    tensors = {_MODEL: model, _OPTIMIZER: optimizer}
-    num_bytes = sum(tensor.nbytes for held in tensors.values() for tensor in held.values())
-    with replacing(folder, num_bytes, overwrite=True) as partial:
-        for name, held in tensors.items():
-            plain = {key: tensor.detach().contiguous().cpu() for key, tensor in held.items()}
-            safetensors.torch.save_file(plain, partial / name)
-            _sync(partial / name)
+    if folder.exists():
+        return folder
+    moments = {key: tensor.detach().contiguous().cpu() for key, tensor in optimizer.items()}
+    num_bytes = sum(tensor.nbytes for tensor in (*moments.values(), *model.parameters()))
+    with replacing(folder, num_bytes) as partial:
+        save_model(model, partial / MODEL_NAME)
+        for path in beside:
+            shutil.copyfile(path, partial / MODEL_NAME / path.name)
+            _sync(partial / MODEL_NAME / path.name)
+        safetensors.torch.save_file(moments, partial / _OPTIMIZER)
+        _sync(partial / _OPTIMIZER)
         (partial / _STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         _sync(partial / _STATE)
     for old in steps(root)[:-keep]:
@@ -71,7 +83,7 @@ def load(root: Path, step: int) -> Saved:
     """Read a saved step."""
     folder = root / f"step-{step:08d}"
     return Saved(
-        safetensors.torch.load_file(folder / _MODEL),
+        read_state(Checkpoint(folder / MODEL_NAME)),
         safetensors.torch.load_file(folder / _OPTIMIZER),
         json.loads((folder / _STATE).read_text(encoding="utf-8")),
     )

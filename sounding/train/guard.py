@@ -9,11 +9,11 @@ from sounding.train.run_config import GuardConfig
 
 
 class Guard:
-    """Remembers recent gradient norms and judges the next one against them.
+    """Remembers recent losses and gradient norms and judges the next ones against them.
 
-    The norm, not the loss, is watched: it jumps a step before the loss does, and a hard batch
-    raises it far less than a diverging network. A norm up to `harmless` never counts as a spike:
-    late in training, or when a batch is known by heart, norms are tiny and vary by large factors.
+    A norm is held against the largest recent one, not the usual one: when a network finds something
+    out its norms grow tenfold within steps, and that must not be mistaken for a spike. A norm up to
+    `harmless` never counts, since late in training norms are tiny and vary by large factors.
     """
 
     def __init__(self, config: GuardConfig, harmless: float) -> None:
@@ -21,13 +21,22 @@ class Guard:
         self.harmless = harmless
         self.skipped_in_a_row = 0
         self.rollbacks = 0
+        self._kind = ""
+        self._losses: list[float] = []
         self._norms: list[float] = []
 
-    def judge(self, loss: float, norm: float) -> str | None:
-        """Why a step with this loss and gradient norm must be skipped, or None."""
+    def judge(self, loss: float, norm: float, kind: str) -> str | None:
+        """Why a step with this loss and gradient norm must be skipped, or None.
+
+        Steps of another `kind` (a phase) have other losses: history begins anew.
+        """
+        if kind != self._kind:
+            self._kind, self._losses, self._norms = kind, [], []
         reason = self._reason(loss, norm)
         if reason is None:
-            self._norms = [*self._norms, norm][-self.config.history_steps :]
+            kept = self.config.history_steps
+            self._losses = [*self._losses, loss][-kept:]
+            self._norms = [*self._norms, norm][-kept:]
             self.skipped_in_a_row = 0
         else:
             self.skipped_in_a_row += 1
@@ -40,9 +49,11 @@ class Guard:
             return f"gradient norm is {norm}"
         if 2 * len(self._norms) < self.config.history_steps:
             return None
-        usual = statistics.median(self._norms)
-        if norm > max(self.harmless, self.config.spike_factor * usual):
-            return f"gradient norm {norm:.3g} is {norm / usual:.1f} times the recent median"
+        usual, largest = statistics.median(self._losses), max(self._norms)
+        if loss > usual + self.config.loss_margin:
+            return f"loss {loss:.3f} is {loss - usual:.2f} above the recent median"
+        if norm > max(self.harmless, self.config.spike_factor * largest):
+            return f"gradient norm {norm:.3g} is {norm / largest:.1f} times the largest recent one"
         return None
 
     @property
@@ -58,6 +69,8 @@ class Guard:
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return {
+            "kind": self._kind,
+            "losses": self._losses,
             "norms": self._norms,
             "skipped_in_a_row": self.skipped_in_a_row,
             "rollbacks": self.rollbacks,
@@ -65,6 +78,8 @@ class Guard:
 
     def restore(self, raw: Mapping[str, Any]) -> None:
         """Take over what `to_dict` gave."""
+        self._kind = str(raw["kind"])
+        self._losses = [float(loss) for loss in raw["losses"]]
         self._norms = [float(norm) for norm in raw["norms"]]
         self.skipped_in_a_row = int(raw["skipped_in_a_row"])
         self.rollbacks = int(raw["rollbacks"])

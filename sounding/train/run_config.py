@@ -75,17 +75,20 @@ class SparsityConfig:
 class GuardConfig:
     """When a step is not taken, and when training goes back."""
 
+    loss_margin: float = 1.0
+    """A loss this far above its recent median, in nats, is a spike; that step is skipped."""
     spike_factor: float = 10.0
-    """A gradient norm above this many times its recent median, and long enough to be clipped, is a
-    spike; that step is skipped."""
+    """So is a gradient norm above this many times the largest recent one, if it is long enough to
+    be clipped."""
     history_steps: int = 64
-    """How many steps the median is over; half of them must have passed before it counts."""
+    """How many steps are recent; half of them must have passed before anything is a spike."""
     patience: int = 8
     """So many skipped steps in a row lead back to the last checkpoint, with later data."""
     rollbacks: int = 3
     """After so many, training stops with an error."""
 
     def __post_init__(self) -> None:
+        _require(self, "loss_margin", self.loss_margin > 0, "above 0")
         _require(self, "spike_factor", self.spike_factor > 1, "above 1")
         for name in ("history_steps", "patience"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")

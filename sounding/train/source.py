@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sounding.data.dataset import Dataset
+from sounding.data.dataset import TOKENIZER_NAME, Dataset
 from sounding.data.fim import FimSettings
 from sounding.data.loader import Loader, LoaderSettings
 from sounding.ops.loss import IGNORED
@@ -93,6 +94,13 @@ def open_held_out(run: RunConfig) -> HeldOut | None:
         if held >= run.data.validation_tokens:
             break
     return HeldOut(batches, num_bytes)
+
+
+def files_beside(run: RunConfig) -> list[Path]:
+    """What a model of this run needs beside its weights to read and write text."""
+    if run.data.source == "copying" or run.data.path is None:
+        return []
+    return [Path(run.data.path) / TOKENIZER_NAME]
 
 
 def _loader(path: str, run: RunConfig, fim: FimSettings) -> Loader:

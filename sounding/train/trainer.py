@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,9 @@ def build_network(run: RunConfig, device: torch.device) -> Transformer:
     initialise(model, run.model, run.train.seed)
     if run.train.qat:
         _assert_rounded(model)
+    if run.train.compile:
+        for block in (*model.layers, *model.mtp):
+            block.compile(dynamic=True)  # lengths differ from batch to batch
     return model
 
 
@@ -77,11 +80,13 @@ class Trainer:
         device: torch.device,
         held_out: HeldOut | None = None,
         report: Callable[[Row], None] = lambda row: None,
+        beside: Sequence[Path] = (),
         allow_change: bool = False,
     ) -> None:
         """Go on from the folder's last checkpoint, or begin at step 0 if it has none.
 
-        `report` is given every row of metrics. Raises ValueError when the folder holds a run with
+        `report` is given every row of metrics; files `beside` (a tokenizer) are saved with every
+        checkpoint's model. Raises ValueError when the folder holds a run with
         another configuration, unless `allow_change`.
         """
         self.run_config, self.folder, self.device = run, folder, device
@@ -91,7 +96,7 @@ class Trainer:
         self.guard = Guard(run.guard, harmless=run.optimizer.clip_norm)
         self.metrics = Metrics(folder / METRICS_NAME)
         self._data_state: State | None = None
-        self._held_out, self._report = held_out, report
+        self._held_out, self._report, self._beside = held_out, report, beside
         self._stopping = False
         self._claim(allow_change)
         self._resume()
@@ -140,7 +145,7 @@ class Trainer:
         norm = self._clip()
         row = self._row(total, counts, norm, phase)
         learned = row["index_loss" if phase is Phase.INDEXER else "loss"]
-        reason = self.guard.judge(learned, row["gradient_norm"])
+        reason = self.guard.judge(learned, row["gradient_norm"], phase.name)
         if reason is None:
             self.optimizers.step(row["learning_rate"])
             if phase is not Phase.INDEXER:
@@ -254,7 +259,7 @@ class Trainer:
         return checkpoint.save(
             self.folder / CHECKPOINTS_NAME,
             self.step,
-            model=dict(self.model.named_parameters()),
+            model=self.model,
             optimizer=self.optimizers.state_tensors(),
             state={
                 "run": self.run_config.to_dict(),
@@ -265,6 +270,7 @@ class Trainer:
                 "metrics_bytes": self.metrics.sync(),
             },
             keep=self.run_config.log.keep_checkpoints,
+            beside=self._beside,
         )
 
     def _claim(self, allow_change: bool) -> None:

@@ -28,6 +28,8 @@ from sounding.train.runs import change, copying
 from sounding.train.source import Batch, HeldOut, Source, State, Tokens, open_source
 from sounding.train.supervised import Counts, Phase
 from sounding.train.trainer import CHECKPOINTS_NAME, METRICS_NAME, Trainer, build_network
+from sounding.weights.checkpoint import Checkpoint
+from sounding.weights.network import load_model
 
 CPU = torch.device("cpu")
 
@@ -236,19 +238,24 @@ def test_a_step_that_is_not_a_number_is_skipped(
     assert one.step == 2
 
 
-def test_the_guard_knows_spikes_from_noise() -> None:
-    guard = Guard(GuardConfig(history_steps=8, spike_factor=5.0, patience=2), harmless=3.0)
-    assert guard.judge(1.0, 1000.0) is None  # nothing to compare with yet
-    for norm in (0.1, 0.2, 0.1, 0.1, 2.9):
-        assert guard.judge(1.0, norm) is None
-    reason = guard.judge(1.0, 50.0)
-    assert reason is not None and "times the recent median" in reason
-    assert not guard.gives_up
+def test_the_guard_knows_spikes_from_learning() -> None:
+    guard = Guard(GuardConfig(history_steps=4, spike_factor=5.0, patience=2), harmless=3.0)
+    assert guard.judge(9.0, 1000.0, "dense") is None  # nothing to compare with yet
+    for norm in (0.01, 0.02, 0.1, 0.2, 2.9, 10.0, 40.0):
+        assert guard.judge(5.0, norm, "sparse") is None  # tiny, harmless, growing
+    reason = guard.judge(5.0, 300.0, "sparse")
+    assert reason == "gradient norm 300 is 7.5 times the largest recent one"
+    assert not guard.calm and not guard.gives_up
     twin = Guard(guard.config, harmless=3.0)
     twin.restore(json.loads(json.dumps(guard.to_dict())))
-    assert twin.judge(float("inf"), 1.0) == "loss is inf"
-    assert twin.gives_up
-    assert guard.judge(1.0, 1.0) is None and not guard.gives_up
+    for one in (guard, twin):
+        assert one.judge(6.5, 1.0, "sparse") == "loss 6.500 is 1.50 above the recent median"
+        assert one.gives_up
+    assert guard.judge(float("inf"), 1.0, "sparse") == "loss is inf"
+    assert guard.judge(1.0, float("nan"), "sparse") == "gradient norm is nan"
+    assert guard.judge(5.9, 1.0, "sparse") is None
+    assert guard.calm and not guard.gives_up
+    assert guard.judge(50.0, 1.0, "dense") is None  # of another kind
 
 
 def test_bad_data_leads_back_and_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -319,6 +326,8 @@ def test_checkpoints_are_tensors_and_json_and_only_the_last_stay(tmp_path: Path)
     assert checkpoint.steps(root) == [3, 4]
     names = {path.suffix for path in root.rglob("*") if path.is_file()}
     assert names == {".safetensors", ".json"}
+    loaded = load_model(Checkpoint(root / "step-00000004" / "model"))
+    assert torch.equal(loaded.embed.weight, last_weights(tmp_path)["embed.weight"])
     held = safetensors.torch.load_file(root / "step-00000004" / "optimizer.safetensors")
     assert "layers.1.ffn.experts.w1.weight.momentum" in held
     assert "embed.weight.exp_avg_sq" in held
