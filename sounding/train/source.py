@@ -83,7 +83,7 @@ def open_held_out(run: RunConfig) -> HeldOut | None:
         return None  # invented sequences never repeat: every step is a validation
     if run.data.held_out is None:
         return None
-    loader = _loader(run.data.held_out, run, FimSettings(rate=0))
+    loader = _loader(run.data.held_out, run, FimSettings(rate=0.0))
     batches: list[Tokens] = []
     num_bytes = held = 0
     for batch, _ in loader.batches(epochs=1):
