@@ -148,6 +148,7 @@ class TolerantParser(TolerantCalls):
             self._end_at(found)
         elif found["end_think"] and self._reasoning:
             self._take(found.end())
+            self._report("call_in_reasoning", f"the block began before {END_THINK}")
             self._reasoning = False
             self._set_gap(">\n")
         else:
