@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,9 @@ def train(
 
     Everything is kept in the run's folder: settings, metrics, checkpoints. Ctrl-C saves and stops;
     the same command goes on. Progress goes to stderr, the resolved settings to stdout.
+
+    Several processes share a run when torchrun starts them:
+    `torchrun --nproc-per-node 2 -m sounding train RUN`.
     """
     from sounding.train import runs
 
@@ -46,6 +50,7 @@ def train(
         return
     import torch
 
+    from sounding.train.parallel import processes
     from sounding.train.source import files_beside, open_held_out, open_source
     from sounding.train.trainer import Trainer
 
@@ -54,20 +59,26 @@ def train(
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_path=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    where = torch.device(device)
     bar = _Bar(console, config)
-    with bar.progress:
+    with processes(where) as group, bar.progress if group.is_main else nullcontext():
+        if group.world > 1 and where.type == "cuda":
+            where = torch.device("cuda", torch.cuda.current_device())
         trainer = Trainer(
             config,
             out or _RUNS / config.name,
-            open_source(config),
-            device=torch.device(device),
+            open_source(config, group.rank, group.world),
+            device=where,
             held_out=open_held_out(config),
             report=bar.show,
             beside=files_beside(config),
+            group=group,
             allow_change=change,
         )
         bar.start_at(trainer.step)
         finished = trainer.train()
+    if not group.is_main:
+        return
     verb = "finished" if finished else "stopped, the same command goes on"
     console.print(f"{verb} at step {trainer.step:,} of {config.train.steps:,}: {trainer.folder}")
 

@@ -17,10 +17,9 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from sounding.model.transformer import Transformer
+from sounding.config import ModelConfig
 from sounding.weights.checkpoint import Checkpoint
-from sounding.weights.network import save_model
-from sounding.weights.state_dict import read_state
+from sounding.weights.state_dict import read_state, write_state
 from sounding.weights.writing import recover, replacing
 
 MODEL_NAME = "model"
@@ -41,7 +40,8 @@ def save(
     root: Path,
     step: int,
     *,
-    model: Transformer,
+    model: Mapping[str, Tensor],
+    config: ModelConfig,
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
     keep: int,
@@ -56,9 +56,9 @@ def save(
     if folder.exists():
         return folder
     moments = {key: tensor.detach().contiguous().cpu() for key, tensor in optimizer.items()}
-    num_bytes = sum(tensor.nbytes for tensor in (*moments.values(), *model.parameters()))
+    num_bytes = sum(tensor.nbytes for tensor in (*moments.values(), *model.values()))
     with replacing(folder, num_bytes) as partial:
-        save_model(model, partial / MODEL_NAME)
+        write_state(model, config, partial / MODEL_NAME)
         for path in beside:
             shutil.copyfile(path, partial / MODEL_NAME / path.name)
             _sync(partial / MODEL_NAME / path.name)

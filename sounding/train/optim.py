@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sounding.train.parallel import local, own_rows, part_like, whole, whole_matrices
 from sounding.train.run_config import OptimizerConfig, TrainConfig
 
 _STEEP = (3.4445, -4.7750, 2.0315)  # drives small singular values up fast, without settling
@@ -114,18 +115,23 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, batch: list[Tensor], group: dict[str, Any]) -> None:
         mu, lr = group["mu"], group["lr"]
-        gradients = [param.grad for param in batch if param.grad is not None]
-        momenta = [self._momentum(param) for param in batch]
+        shape = batch[0].shape[-2:]
+        weights = [local(param) for param in batch]
+        gradients = [local(param.grad) for param in batch if param.grad is not None]
+        momenta = [local(self._momentum(param)) for param in batch]
         torch._foreach_mul_(momenta, mu)
         torch._foreach_add_(momenta, gradients)
         ahead = torch._foreach_add(gradients, momenta, alpha=mu)  # Nesterov
-        shape = batch[0].shape[-2:]
-        stacked = torch.cat([matrix.reshape(-1, *shape) for matrix in ahead])
+        matrices = [whole_matrices(*pair) for pair in zip(ahead, batch, strict=True)]
+        stacked = torch.cat([matrix.reshape(-1, *shape) for matrix in matrices])
         directions = newton_schulz(stacked, self._dtype)
-        parts = directions.split([param.numel() // shape.numel() for param in batch])
-        updates = [part.reshape(param.shape) for part, param in zip(parts, batch, strict=True)]
-        torch._foreach_mul_(batch, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(batch, updates, alpha=-lr * group["gamma"] * math.sqrt(max(shape)))
+        parts = directions.split([matrix.numel() // shape.numel() for matrix in matrices])
+        updates = [
+            own_rows(part.reshape(matrix.shape), param)
+            for part, matrix, param in zip(parts, matrices, batch, strict=True)
+        ]
+        torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(weights, updates, alpha=-lr * group["gamma"] * math.sqrt(max(shape)))
 
     def _momentum(self, param: Tensor) -> Tensor:
         state = self.state[param]
@@ -183,9 +189,9 @@ class Optimizers:
             param.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Moments and step counts as `<parameter>.<moment>`, in no other form than tensors."""
+        """Moments and step counts as `<parameter>.<moment>`, whole, nothing but tensors."""
         return {
-            f"{name}.{key}": value
+            f"{name}.{key}": whole(value)
             for name, param in self._named.items()
             for key, value in self._state_of(name)[param].items()
         }
@@ -205,6 +211,7 @@ class Optimizers:
             param = self._named[name]
             # AdamW keeps its step counts on the parameter's device, as fused kernels want them.
             fresh = torch.empty_like(value, device=param.device).copy_(value)
+            fresh = part_like(fresh, param) if fresh.shape == param.shape else fresh
             self._state_of(name)[param][key] = fresh
 
     def _state_of(self, name: str) -> dict[Tensor, dict[str, Tensor]]:

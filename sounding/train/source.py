@@ -1,5 +1,6 @@
 """Where batches come from: what the trainer asks of a source, and the sources there are."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,21 +60,24 @@ class HeldOut:
     num_bytes: int
 
 
-def open_source(run: RunConfig) -> Source:
-    """The source that a run trains on.
+def open_source(run: RunConfig, rank: int = 0, world: int = 1) -> Source:
+    """The source that a run trains on, as one of `world` processes sees it.
+
+    All of them together see in a step what a single one would.
 
     Raises ValueError when the run names no dataset, or one whose tokens the model does not know.
     """
     if run.data.source == "copying":
         data = run.data
         rows = data.batch_tokens // data.sequence_tokens
-        return copying(run.model.vocab_size, data.sequence_tokens, rows, run.train.seed)
+        whole = copying(run.model.vocab_size, data.sequence_tokens, rows, run.train.seed)
+        return _dealt(whole, rank, world)
     if run.data.path is None:
         raise ValueError(
             f"run {run.name!r} names no dataset: give one with --set data.path=FOLDER "
             "(`data tokenize` makes it)"
         )
-    loader = _loader(run.data.path, run, run.data.fim)
+    loader = _loader(run.data.path, run, run.data.fim, rank, world)
     return lambda state: loader.batches(state, prefetch=_PREFETCH_BATCHES)
 
 
@@ -103,7 +107,18 @@ def files_beside(run: RunConfig) -> list[Path]:
     return [Path(run.data.path) / TOKENIZER_NAME]
 
 
-def _loader(path: str, run: RunConfig, fim: FimSettings) -> Loader:
+def _dealt(source: Source, rank: int, world: int) -> Source:
+    """Every world-th batch, with the state after all of its round."""
+
+    def open_stream(state: State | None) -> Iterator[tuple[Batch, State]]:
+        stream = source(state)
+        while pairs := list(itertools.islice(stream, world)):
+            yield pairs[rank][0], pairs[-1][1]
+
+    return open_stream
+
+
+def _loader(path: str, run: RunConfig, fim: FimSettings, rank: int = 0, world: int = 1) -> Loader:
     dataset = Dataset.open(path)
     if dataset.tokenizer.num_tokens > run.model.vocab_size:
         raise ValueError(
@@ -113,7 +128,9 @@ def _loader(path: str, run: RunConfig, fim: FimSettings) -> Loader:
         )
     data = run.data
     settings = LoaderSettings(sequence_length=data.sequence_tokens, seed=run.train.seed, fim=fim)
-    return Loader(dataset, settings, rows=data.batch_tokens // data.sequence_tokens)
+    return Loader(
+        dataset, settings, rows=data.batch_tokens // data.sequence_tokens, rank=rank, world=world
+    )
 
 
 def copying(vocab_size: int, sequence_tokens: int, rows: int, seed: int) -> Source:

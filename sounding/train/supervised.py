@@ -5,7 +5,7 @@ step is the trainer's first act. Source: spec/training.md 1.3 and 1.4.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -49,11 +49,10 @@ class Counts:
     tokens: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            self.targets + other.targets,
-            self.mtp_targets + other.mtp_targets,
-            self.tokens + other.tokens,
-        )
+        return Counts(*map(sum, zip(self, other, strict=True)))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter((self.targets, self.mtp_targets, self.tokens))
 
 
 class Losses(NamedTuple):

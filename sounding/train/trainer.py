@@ -27,6 +27,7 @@ from sounding.train.guard import Guard
 from sounding.train.initialise import initialise
 from sounding.train.metrics import Metrics, Row
 from sounding.train.optim import Optimizers, decay_progress, learning_rate
+from sounding.train.parallel import ALONE, Group, clip, part_like, whole
 from sounding.train.run_config import RunConfig
 from sounding.train.runs import differences, parse_run
 from sounding.train.source import Batch, HeldOut, Source, State, Tokens
@@ -81,6 +82,7 @@ class Trainer:
         held_out: HeldOut | None = None,
         report: Callable[[Row], None] = lambda row: None,
         beside: Sequence[Path] = (),
+        group: Group = ALONE,
         allow_change: bool = False,
     ) -> None:
         """Go on from the folder's last checkpoint, or begin at step 0 if it has none.
@@ -90,15 +92,24 @@ class Trainer:
         another configuration, unless `allow_change`.
         """
         self.run_config, self.folder, self.device = run, folder, device
+        self.group = group
         self.step, self.tokens = 0, 0
         self.model = build_network(run, device)
+        group.shard(self.model)
         self.optimizers = Optimizers(self.model, run.optimizer)
         self.guard = Guard(run.guard, harmless=run.optimizer.clip_norm)
         self.metrics = Metrics(folder / METRICS_NAME)
         self._data_state: State | None = None
         self._held_out, self._report, self._beside = held_out, report, beside
         self._stopping = False
-        self._claim(allow_change)
+        if run.train.accumulation % group.world:
+            raise ValueError(
+                f"train.accumulation = {run.train.accumulation} must be a multiple of the "
+                f"{group.world} processes, which share a step's batches"
+            )
+        if group.is_main:
+            self._claim(allow_change)
+        group.wait()
         self._resume()
         self._stream = source(self._data_state)
 
@@ -114,7 +125,7 @@ class Trainer:
         run, log = self.run_config, self.run_config.log
         started, measured = time.monotonic(), self.tokens
         with _repeatable(run.train.deterministic), self._stop_on_signals():
-            while self.step < run.train.steps and not self._stopping:
+            while self.step < run.train.steps and not self.group.any(self._stopping):
                 row = self.take_step()
                 if self.guard.gives_up:
                     self._roll_back()
@@ -137,11 +148,14 @@ class Trainer:
         run = self.run_config
         batches = self._next_batches()
         depth = len(self.model.mtp)
-        counts = sum((supervised.count(batch, depth) for batch in batches), Counts())
+        mine = sum((supervised.count(batch, depth) for batch in batches), Counts())
+        counts = Counts(*self.group.sum(torch.tensor([*mine], device=self.device)).tolist())
         phase = phase_of(self.step, run.sparsity)
         self._freeze(phase)
         sums = [self._backward(batch, counts, phase) for batch in batches]
-        total = Losses(*(torch.stack(part).sum(0) for part in zip(*sums, strict=True)))
+        total = Losses(
+            *(self.group.sum(torch.stack(part).sum(0)) for part in zip(*sums, strict=True))
+        )
         norm = self._clip()
         row = self._row(total, counts, norm, phase)
         learned = row["index_loss" if phase is Phase.INDEXER else "loss"]
@@ -159,8 +173,9 @@ class Trainer:
         return row
 
     def _next_batches(self) -> list[Batch]:
-        pairs = list(itertools.islice(self._stream, self.run_config.train.accumulation))
-        if len(pairs) < self.run_config.train.accumulation:
+        wanted = self.run_config.train.accumulation // self.group.world
+        pairs = list(itertools.islice(self._stream, wanted))
+        if len(pairs) < wanted:
             raise ValueError(
                 f"the data ended at step {self.step} of {self.run_config.train.steps}: lower "
                 "train.steps, or let the source repeat"
@@ -173,7 +188,13 @@ class Trainer:
         return Tokens(tokens, targets, list(batch.lengths))
 
     def _freeze(self, phase: Phase) -> None:
-        """While only the indexer learns, nothing else takes a gradient."""
+        """While only the indexer learns, nothing else takes a gradient.
+
+        No other would get one anyway; this saves keeping what they would be computed from. Sharded
+        parameters cannot be switched so.
+        """
+        if self.group.world > 1:
+            return
         for name, param in self.model.named_parameters():
             if param.is_floating_point() and not name.endswith("gate.bias"):
                 param.requires_grad_(phase is not Phase.INDEXER or ".indexer." in name)
@@ -187,7 +208,7 @@ class Trainer:
             balance_weight=self.run_config.objective.balance_weight,
         )
         if loss.requires_grad:
-            loss.backward()
+            (loss * self.group.world).backward()  # sharding averages gradients, and we want sums
         return Losses(*(value.detach() for value in sums))
 
     @property
@@ -205,7 +226,7 @@ class Trainer:
         named = [(n, p) for n, p in self.model.named_parameters() if p.grad is not None]
         indexers = [param for name, param in named if ".indexer." in name]
         others = [param for name, param in named if ".indexer." not in name]
-        norms = [nn.utils.clip_grad_norm_(group, limit) for group in (others, indexers) if group]
+        norms = [clip(group, limit) for group in (others, indexers) if group]
         return norms[0] if norms else torch.zeros(())
 
     def _row(self, total: Losses, counts: Counts, norm: Tensor, phase: Phase) -> Row:
@@ -238,6 +259,7 @@ class Trainer:
             moved = self._to_device(batch)
             total += float(supervised.next_token_loss(self.model, moved, phase))
             counts += supervised.count(moved, 0)
+        self.group.reshard(self.model)
         self._record(
             {
                 "step": self.step,
@@ -248,34 +270,43 @@ class Trainer:
         )
 
     def _record(self, row: Row) -> None:
+        if not self.group.is_main:
+            return
         self.metrics.append(row)
         self._report(row)
 
     # ----------------------------------------------------------------------------------------------
     # Stopping and going on
 
-    def save(self) -> Path:
+    def save(self) -> None:
         """Write a checkpoint of this moment."""
-        return checkpoint.save(
-            self.folder / CHECKPOINTS_NAME,
-            self.step,
-            model=self.model,
-            optimizer=self.optimizers.state_tensors(),
-            state={
+        weights = {name: whole(param.detach()) for name, param in self.model.named_parameters()}
+        moments = self.optimizers.state_tensors()
+        if self.group.is_main:
+            state = {
                 "run": self.run_config.to_dict(),
                 "step": self.step,
                 "tokens": self.tokens,
                 "data": self._data_state,
                 "guard": self.guard.to_dict(),
                 "metrics_bytes": self.metrics.sync(),
-            },
-            keep=self.run_config.log.keep_checkpoints,
-            beside=self._beside,
-        )
+            }
+            checkpoint.save(
+                self.folder / CHECKPOINTS_NAME,
+                self.step,
+                model=weights,
+                config=self.run_config.model,
+                optimizer=moments,
+                state=state,
+                keep=self.run_config.log.keep_checkpoints,
+                beside=self._beside,
+            )
+        self.group.wait()
 
     def _claim(self, allow_change: bool) -> None:
-        """Make the folder this run's, or check that it is."""
+        """Make the folder this run's, or check that it is, and tidy up what was killed in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.clean(self.folder / CHECKPOINTS_NAME)
         path = self.folder / RUN_NAME
         if path.exists():
             old = parse_run(json.loads(path.read_text(encoding="utf-8")))
@@ -291,16 +322,15 @@ class Trainer:
 
     def _resume(self) -> None:
         root = self.folder / CHECKPOINTS_NAME
-        checkpoint.clean(root)
         saved_steps = checkpoint.steps(root)
-        if not saved_steps:
-            self.metrics.cut(0)
-            return
-        state = self._take_over(checkpoint.load(root, saved_steps[-1]))
-        self._data_state = state["data"]
-        self.guard.restore(state["guard"])
-        self.metrics.cut(state["metrics_bytes"])
-        logger.info("resumed at step %d", self.step)
+        known_bytes = 0
+        if saved_steps:
+            state = self._take_over(checkpoint.load(root, saved_steps[-1]))
+            self._data_state, known_bytes = state["data"], int(state["metrics_bytes"])
+            self.guard.restore(state["guard"])
+            logger.info("resumed at step %d", self.step)
+        if self.group.is_main:
+            self.metrics.cut(known_bytes)
 
     def _roll_back(self) -> None:
         """Back to the last checkpoint's weights, on with later data."""
@@ -329,7 +359,7 @@ class Trainer:
         """
         with torch.no_grad():
             for name, param in self.model.named_parameters():
-                param.copy_(saved.model[name])
+                param.copy_(part_like(saved.model[name].to(param.device), param))
         self.optimizers.load_state_tensors(saved.optimizer)
         self.step, self.tokens = int(saved.state["step"]), int(saved.state["tokens"])
         return saved.state

@@ -135,6 +135,7 @@ Trainer(run, Path(sys.argv[2]), open_source(run), device=torch.device("cpu")).tr
 """
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_moment_and_resumed_ends_in_the_same_bits(tmp_path: Path) -> None:
     run = small("train.steps=12", "log.checkpoint_every=1")
     (tmp_path / "run.json").write_text(json.dumps(run.to_dict()))
