@@ -93,19 +93,21 @@ class Completer:
         self._healer = Healer(tokenizer)
 
     def fill(
-        self, gaps: Sequence[Gap], kind: Kind, settings: Settings, params: Sequence[SamplingParams]
+        self,
+        gaps: Sequence[Gap],
+        kind: Kind | None,
+        settings: Settings,
+        params: Sequence[SamplingParams],
     ) -> Iterator[tuple[int, str]]:
         """Complete many gaps, one way each; yields their number and text as they are done.
 
-        What `complete` does except for other files and looking at syntax: this is what is
-        measured.
+        `kind` None goes on to the end of the text. What `complete` does except for other files
+        and looking at syntax: this is what is measured.
         """
         middles = []
         for gap in gaps:
             ids, healing = self._prompt(gap, settings, "")
-            middles.append(
-                (ids, _Middle(self._tokenizer, healing, ending_for(kind, gap), settings.max_tokens))
-            )
+            middles.append((ids, self._middle(healing, kind, gap, settings)))
         requests = [
             Request(prompt=ids, answer=middle, params=how, max_tokens=settings.max_tokens)
             for (ids, middle), how in zip(middles, params, strict=True)
@@ -159,7 +161,7 @@ class Completer:
         """
         gap = Gap(text)
         ids, healing = self._prompt(gap, settings, "")
-        middle = self._middle(healing, ending_for(until, gap) if until else None, settings)
+        middle = self._middle(healing, until, gap, settings)
         limit = settings.max_tokens
         shown = 0
         for _, over in self._generate(
@@ -172,8 +174,9 @@ class Completer:
             shown = max(shown, len(certain))
 
     def _middle(
-        self, healing: Healing | None, ending: LineEnding | BlockEnding | None, settings: Settings
+        self, healing: Healing | None, kind: Kind | None, gap: Gap, settings: Settings
     ) -> "_Middle":
+        ending = ending_for(kind, gap) if kind is not None else None
         return _Middle(self._tokenizer, healing, ending, settings.max_tokens)
 
     def _attempts(
@@ -191,7 +194,7 @@ class Completer:
         for params in how:
             # A healing remembers how far it is: each attempt has its own.
             own = healing and Healing(self._healer, healing.ids, healing.rest)
-            middle = self._middle(own, ending_for(kind, gap), settings)
+            middle = self._middle(own, kind, gap, settings)
             middles.append(middle)
             requests.append(
                 Request(prompt=ids, answer=middle, params=params, max_tokens=settings.max_tokens)

@@ -38,7 +38,11 @@ class Author:
     def _write(self, index: int, request: Request, script: str) -> Iterator[tuple[int, bool]]:
         tokenizer = small_tokenizer()
         shown = prefix_shown(request.prompt)
-        at = self.prefix.rfind(shown) + len(shown) if shown else 0
+        at = next(  # the prompt may begin later, or with other files
+            count
+            for count in range(len(self.prefix) if shown else 0, -1, -1)
+            if self.prefix[:count].endswith(shown) or shown.endswith(self.prefix[:count])
+        )
         left = (self.prefix[at:] + script).encode()
         for count in range(1, request.max_tokens + 1):
             allowed = request.answer.allowed()

@@ -1,0 +1,379 @@
+"""`eval`: measure a model, with the settings and the uncertainty beside every number."""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from sounding.cli.completion import open_model
+from sounding.cli.measuring import (
+    collect,
+    common_options,
+    digest_of,
+    filler,
+    fingerprint,
+    limited,
+    read_texts,
+    report,
+    sampling_options,
+    sandbox,
+    sandbox_options,
+)
+
+if TYPE_CHECKING:
+    from sounding.engine.endings import Kind
+    from sounding.tasks.code import Problem
+
+_PATH = click.Path(exists=True, path_type=Path)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_suffix_option = click.option(
+    "--suffix", "suffixes", multiple=True, default=(".py",), show_default=True, help="Of files."
+)
+
+
+@click.group()
+def eval() -> None:  # the builtin is missed by nobody
+    """Measure a model: bits per byte, filled lines, passed tests.
+
+    Every command prints its settings, and 95 % intervals. With --out, results are kept in a file
+    as they are made: after Ctrl-C or a crash the same command goes on.
+    """
+
+
+@eval.command()
+@click.argument("path", type=_PATH)
+@common_options
+@_suffix_option
+@click.option("--context-tokens", default=1024, show_default=True, help="Of a window, with BOS.")
+@click.option("--stride", type=int, help="Between windows.  [default: half of the context]")
+@click.option("--batch-tokens", default=4096, show_default=True, help="Read together.")
+@click.option("--compressors/--no-compressors", default=True, help="What xz and brotli reach.")
+def bpb(
+    path: Path,
+    model: str | None,
+    limit: int | None,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+    suffixes: tuple[str, ...],
+    context_tokens: int,
+    stride: int | None,
+    batch_tokens: int,
+    compressors: bool,
+) -> None:
+    """Bits per byte of a file, a folder's files, or a corpus's held-out split.
+
+    Each document by itself, in overlapping windows; beside it what xz and brotli make of the same
+    bytes, as one stream and document by document.
+    """
+    from sounding.engine.scoring import token_logprobs
+    from sounding.evaluation.bits import compressed_sizes, score_documents, summarise_bits
+    from sounding.evaluation.results import Results
+
+    documents = limited(read_texts(path, suffixes), limit, seed)
+    opened = open_model(model)
+    stride = context_tokens // 2 if stride is None else stride
+    settings = {
+        "model": fingerprint(opened.folder),
+        "documents": digest_of([text for _, text in documents]),
+        "seed": seed,
+        "context_tokens": context_tokens,
+        "stride": stride,
+    }
+    results = Results(out, settings)
+    rows = score_documents(
+        [document for document in documents if document[0] not in results],
+        functools.partial(opened.tokenizer.encode, named=False),
+        opened.tokenizer.bos_id,
+        functools.partial(token_logprobs, opened.network),
+        context=context_tokens,
+        stride=stride,
+        batch_tokens=batch_tokens,
+    )
+    interrupt = collect(results, "bits per byte", len(documents), rows)
+    done = results.select([name for name, _ in documents])
+    names = {row["id"] for row in done}
+    read = [text for name, text in documents if name in names]
+    sizes = compressed_sizes(read) if compressors else []
+    report(
+        "bpb", settings, summarise_bits(done, seed=seed), done=len(done), total=len(documents),
+        as_json=as_json, more={"compressors": sizes}, interrupt=interrupt,
+    )  # fmt: skip
+
+
+@eval.command()
+@click.argument("path", type=_PATH)
+@common_options
+@_suffix_option
+@sampling_options(64)
+@click.option("--per-file", default=5, show_default=True, help="Lines of each file.")
+@click.option(
+    "--cursor",
+    type=click.Choice(["indent", "inside"]),
+    default="indent",
+    show_default=True,
+    help="Take a line out from behind its indentation, or from somewhere inside of it.",
+)
+def lines(
+    path: Path,
+    model: str | None,
+    limit: int | None,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+    suffixes: tuple[str, ...],
+    per_file: int,
+    cursor: Literal["indent", "inside"],
+    **how: Any,
+) -> None:
+    """Single-line infilling of a file, a folder's files, or a corpus's held-out split.
+
+    Shares of exactly written lines and mean edit similarities, of the model and of two copyists:
+    `copy` puts the line of the file whose neighbours are most like the gap's, `best_copy` knows
+    the answer and puts the most similar line, the most that copying can reach.
+    """
+    from sounding.evaluation.lines import choose_lines, evaluate_lines, summarise_lines
+    from sounding.evaluation.results import Results
+
+    texts = read_texts(path, suffixes)
+    items = limited(choose_lines(texts, per_file=per_file, cursor=cursor, seed=seed), limit, seed)
+    opened = open_model(model)
+    fill = filler(opened, "line", **how)
+    settings = {
+        "model": fingerprint(opened.folder),
+        "documents": digest_of([item.prefix + item.answer + item.suffix for item in items]),
+        "seed": seed,
+        "per_file": per_file,
+        "cursor": cursor,
+        **how,
+    }
+    results = Results(out, settings)
+    left = [item for item in items if item.id not in results]
+    rows = evaluate_lines(left, fill, seed=seed)
+    interrupt = collect(results, "lines", len(items), rows)
+    done = results.select([item.id for item in items])
+    report(
+        "lines", settings, summarise_lines(done, seed=seed), done=len(done), total=len(items),
+        as_json=as_json, more={}, interrupt=interrupt,
+    )  # fmt: skip
+
+
+@eval.command()
+@click.argument("file", type=_FILE)
+@common_options
+@sampling_options(128)
+@sandbox_options
+@click.option(
+    "--until",
+    type=click.Choice(["line", "block", "end"]),
+    help="Where answers end.  [default: line if all canonical solutions are, else end]",
+)
+def infilling(file: Path, until: str | None, **how: Any) -> None:
+    """pass@1 of gaps filled in, by running the tests.
+
+    FILE has JSON rows of task_id, prompt, suffix, canonical_solution, test and entry_point.
+    """
+    from sounding.tasks.code import read_problems
+
+    problems = read_problems(file, infilling=True)
+    single = all("\n" not in problem.canonical_solution.strip() for problem in problems)
+    until = until or ("line" if single else "end")
+    _evaluate("infilling", problems, until, samples=1, ks=(1,), notes={}, **how)
+
+
+def _counts(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
+    parts = text.replace(",", " ").split()
+    if not parts or not all(part.isdecimal() and int(part) for part in parts):
+        raise click.BadParameter(f"{text!r} must be numbers such as 1,10")
+    return tuple(map(int, parts))
+
+
+_samples_option = click.option("--samples", default=1, show_default=True, help="Per problem.")
+_k_option = click.option(
+    "-k", "ks", default="1", show_default=True, callback=_counts, help="Of pass@k, such as 1,10."
+)
+
+
+@eval.command()
+@click.argument("file", type=_FILE)
+@common_options
+@sampling_options(256)
+@sandbox_options
+@_samples_option
+@_k_option
+def functions(file: Path, samples: int, ks: tuple[int, ...], **how: Any) -> None:
+    """pass@k of functions written from signature and docstring.
+
+    FILE has HumanEval's JSON rows: task_id, prompt, canonical_solution, test and entry_point. An
+    answer ends with the function. More than one sample needs a --temperature above 0.
+    """
+    from sounding.tasks.code import read_problems
+
+    problems = read_problems(file, infilling=False)
+    _evaluate("functions", problems, "block", samples=samples, ks=ks, notes={}, **how)
+
+
+def _ids(context: click.Context, option: click.Parameter, text: str) -> range:
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise click.BadParameter(f"{text!r} must be two ids such as 11-510")
+    return range(int(first), int(last) + 1)
+
+
+_ids_option = click.option(
+    "--ids", default="11-510", show_default=True, callback=_ids, help="The test split is 11-510."
+)
+
+
+@eval.command()
+@click.argument("file", type=_FILE)
+@common_options
+@sampling_options(256)
+@sandbox_options
+@_samples_option
+@_k_option
+@_ids_option
+@click.option("--examples", default=3, show_default=True, help="Tests shown in the docstring.")
+def mbpp(
+    file: Path, samples: int, ks: tuple[int, ...], ids: range, examples: int, **how: Any
+) -> None:
+    """pass@k of functions written from MBPP's descriptions.
+
+    FILE has MBPP's JSON rows. Each becomes a signature, taken from its solution, and a docstring
+    with the description and some of the tests.
+    """
+    from sounding.tasks.mbpp import function_problem, read_mbpp
+
+    rows = read_mbpp(file, ids)
+    problems = [problem for row in rows if (problem := function_problem(row, examples))]
+    notes = {"examples": examples, "rows_without_a_function": len(rows) - len(problems)}
+    _evaluate("mbpp", problems, "block", samples=samples, ks=ks, notes=notes, **how)
+
+
+def _evaluate(
+    title: str,
+    problems: "Sequence[Problem]",
+    until: str,
+    *,
+    samples: int,
+    ks: Sequence[int],
+    notes: dict[str, Any],
+    model: str | None,
+    limit: int | None,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+    timeout: float,
+    workers: int,
+    unsafe: bool,
+    **how: Any,
+) -> None:
+    from sounding.evaluation.execution import attempt_id, evaluate_task, summarise_attempts
+    from sounding.evaluation.results import Results
+    from sounding.tasks.code import CodeTask
+
+    if max(ks) > samples:
+        raise ValueError(f"pass@{max(ks)} needs at least as many --samples; there are {samples}")
+    if samples > 1 and not how["temperature"]:
+        raise ValueError(f"{samples} samples at temperature 0 are all the same; set --temperature")
+    task = CodeTask(limited(problems, limit, seed), sandbox(timeout, unsafe))
+    opened = open_model(model)
+    kind: Kind | None = "line" if until == "line" else "block" if until == "block" else None
+    fill = filler(opened, kind, **how)
+    settings = {
+        "model": fingerprint(opened.folder),
+        "problems": digest_of([json.dumps(asdict(problem)) for problem in task.problems]),
+        "seed": seed,
+        "samples": samples,
+        "until": until,
+        "timeout": timeout,
+        "isolated": not unsafe,
+        **notes,
+        **how,
+    }
+    results = Results(out, settings)
+    attempts = [(index, sample) for index in range(len(task)) for sample in range(samples)]
+    names = [attempt_id(task[index].task_id, sample) for index, sample in attempts]
+    left = [attempt for attempt, name in zip(attempts, names, strict=True) if name not in results]
+    rows = evaluate_task(task, left, fill, seed=seed, workers=workers)
+    interrupt = collect(results, title, len(attempts), rows)
+    done = results.select(names)
+    report(
+        title,
+        settings,
+        summarise_attempts(done, samples=samples, ks=ks, seed=seed),
+        done=len(done),
+        total=len(attempts),
+        as_json=as_json,
+        more={"outcomes": dict(Counter(row["reason"] for row in done).most_common())},
+        interrupt=interrupt,
+    )
+
+
+@eval.command("make-infilling")
+@click.argument("file", type=_FILE)
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@_ids_option
+@click.option("--per-problem", default=2, show_default=True, type=click.IntRange(min=1))
+@sandbox_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def make_infilling(
+    file: Path,
+    out: Path,
+    ids: range,
+    per_problem: int,
+    timeout: float,
+    workers: int,
+    unsafe: bool,
+    as_json: bool,
+) -> None:
+    """Make rows for `eval infilling` from MBPP's solutions.
+
+    One line is taken out of a solution, from behind its indentation to its end: a line inside of a
+    function that is a statement of its own, with at least four letters and digits. A solution must
+    pass its own tests, and fail them with `pass` in the line's place. Of the lines that are left,
+    --per-problem are taken, by a hash of their names; so the same FILE gives the same OUT.
+    """
+    from sounding.evaluation.results import Results
+    from sounding.files import write_file
+    from sounding.tasks.mbpp import Row, fair_problems, read_mbpp
+
+    rows = read_mbpp(file, ids)
+    run = sandbox(timeout, unsafe)
+    made: dict[int, list[Problem]] = {}
+    reasons: Counter[str] = Counter()
+
+    def try_row(row: Row) -> "tuple[Row, list[Problem], str]":
+        return row, *fair_problems(row, run, per_problem)
+
+    def attempts() -> Iterator[dict[str, Any]]:
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for row, problems, reason in pool.map(try_row, rows):
+                    made[row.number] = problems
+                    if reason:
+                        reasons[reason] += 1
+                    yield {"id": str(row.number)}
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    interrupt = collect(Results(None, {}), "solutions", len(rows), attempts())
+    if interrupt is not None:
+        raise interrupt
+    problems = [problem for number in sorted(made) for problem in made[number]]
+    lines = [json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in problems]
+    write_file(out, "".join(lines).encode())
+    answer = {"rows": len(problems), "problems": len(rows), "left_out": dict(reasons)}
+    if as_json:
+        click.echo(json.dumps(answer))
+    else:
+        click.echo(f"wrote {len(problems)} rows from {len(rows)} problems to {out}")
+        for reason, count in reasons.most_common():
+            click.echo(f"left out {count}: {reason}")

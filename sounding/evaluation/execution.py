@@ -1,0 +1,77 @@
+"""Programs graded by running them: a model writes, a pool of sandboxes judges.
+
+Writing and judging overlap: while the next answers are made, the last ones run.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from sounding.evaluation.model import Fill
+from sounding.evaluation.statistics import Estimate, bootstrap, pass_at_k, wilson
+from sounding.tasks.task import Grade, Task
+
+
+def evaluate_task(
+    task: Task,
+    attempts: Sequence[tuple[int, int]],
+    fill: Fill,
+    *,
+    seed: int,
+    workers: int,
+) -> Iterator[dict[str, object]]:
+    """A row per attempt, as it is judged: id, task_id, sample, passed, reason, the answer.
+
+    An attempt is an example's index and the number of the sample, which is added to the seed.
+    Rows of an attempt are called TASK_ID#SAMPLE.
+    """
+    gaps = [(task[index].prompt, task[index].suffix) for index, _ in attempts]
+    seeds = [seed + sample for _, sample in attempts]
+    waiting: deque[tuple[int, str, Future[Grade]]] = deque()
+
+    def row(number: int, text: str, grade: Grade) -> dict[str, object]:
+        index, sample = attempts[number]
+        name = task[index].task_id
+        return {
+            "id": attempt_id(name, sample),
+            "task_id": name,
+            "sample": sample,
+            "passed": grade.score == 1,
+            "reason": grade.reason,
+            "answer": text,
+        }
+
+    with ThreadPoolExecutor(workers) as pool:
+        for number, text in fill(gaps, seeds):
+            future = pool.submit(task.grade, attempts[number][0], text)
+            waiting.append((number, text, future))
+            while waiting and (waiting[0][2].done() or len(waiting) > 4 * workers):
+                first, answer, judged = waiting.popleft()
+                yield row(first, answer, judged.result())
+        for number, text, judged in waiting:
+            yield row(number, text, judged.result())
+
+
+def attempt_id(task_id: str, sample: int) -> str:
+    """The id of an attempt's row."""
+    return f"{task_id}#{sample}"
+
+
+def summarise_attempts(
+    rows: Sequence[dict[str, Any]], *, samples: int, ks: Sequence[int], seed: int
+) -> dict[str, Estimate]:
+    """pass@k over the problems all of whose samples are judged.
+
+    With one sample the interval is Wilson's, otherwise that of resampled problems.
+    """
+    passed: dict[str, list[bool]] = {}
+    for row in rows:
+        passed.setdefault(row["task_id"], []).append(row["passed"])
+    counts = [sum(of) for of in passed.values() if len(of) == samples]
+    if samples == 1:
+        return {"pass@1": wilson(sum(counts), len(counts))}
+    return {
+        f"pass@{k}": bootstrap([(pass_at_k(samples, count, k), 1.0) for count in counts], seed=seed)
+        for k in ks
+    }

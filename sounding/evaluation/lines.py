@@ -1,0 +1,157 @@
+"""Single-line infilling on files nobody trained on: does the model write the line that was there?
+
+A line is taken out from behind its indentation (or from somewhere inside of it) to its end, as in
+an editor; the model sees the file around it. Lines are drawn at random among those with at least
+four letters and digits that are not comments. Beside the model stand two copyists: one puts the
+line of the file whose neighbours are most like the gap's, and one, which knows the answer, the most
+similar line there is: no copying can do better than that.
+"""
+
+import math
+import random
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+from sounding.evaluation.model import Fill
+from sounding.evaluation.statistics import Estimate, bootstrap, edit_similarity
+
+Document = tuple[str, str]  # name, text
+Cursor = Literal["indent", "inside"]
+
+_LETTERS = 4
+_WORD = re.compile(r"\w+|[^\w\s]")
+_NEIGHBOURS = 3  # lines above and below that a copyist looks at
+
+
+class Item(NamedTuple):
+    """A line to be written."""
+
+    id: str
+    prefix: str
+    suffix: str
+    answer: str
+
+
+def choose_lines(
+    documents: Sequence[Document], *, per_file: int, cursor: Cursor, seed: int
+) -> list[Item]:
+    """Up to `per_file` lines of each document; the same ones for the same seed and name."""
+    items = []
+    for name, text in documents:
+        rng = random.Random(f"{seed} {name}")
+        lines = text.split("\n")
+        worth = [number for number, line in enumerate(lines) if _worth(line)]
+        # Sorting by random() and not rng.sample, whose sequence may change with the version.
+        drawn = sorted(worth, key=lambda number: rng.random())[:per_file]
+        for number in sorted(drawn):
+            line = lines[number]
+            at = len(line) - len(line.lstrip())
+            if cursor == "inside":
+                at += int(rng.random() * len(line.strip()))
+            before, after = (
+                "\n".join([*lines[:number], ""]),
+                "".join("\n" + later for later in lines[number + 1 :]),
+            )
+            items.append(Item(f"{name}:{number + 1}", before + line[:at], after, line[at:]))
+    return items
+
+
+def _worth(line: str) -> bool:
+    letters = sum(character.isalnum() for character in line)
+    return letters >= _LETTERS and not line.lstrip().startswith("#")
+
+
+def evaluate_lines(items: Sequence[Item], fill: Fill, *, seed: int) -> Iterator[dict[str, object]]:
+    """A row per line, as it is done: the answer, what was written, and the copyists' results."""
+    gaps = [(item.prefix, item.suffix) for item in items]
+    for index, text in fill(gaps, [seed] * len(items)):
+        item = items[index]
+        copied, best = copies(item)
+        yield {
+            "id": item.id,
+            "file": item.id.rpartition(":")[0],
+            "answer": item.answer,
+            "written": text,
+            **_judged("model", text, item.answer),
+            **_judged("copy", copied, item.answer),
+            **_judged("best_copy", best, item.answer),
+        }
+
+
+def _judged(name: str, text: str, answer: str) -> dict[str, object]:
+    text, answer = text.strip(), answer.strip()
+    return {
+        f"{name}_exact": text == answer,
+        f"{name}_similarity": round(edit_similarity(text, answer), 4),
+    }
+
+
+def copies(item: Item) -> tuple[str, str]:
+    """The line a copyist finds by the gap's neighbours, and the one most like the answer.
+
+    Both copy a line of the same file, from behind its indentation; where the gap begins inside of
+    a line, of those that begin alike.
+    """
+    above = item.prefix.split("\n")
+    typed = above.pop().lstrip()
+    below = item.suffix.split("\n")[1:]
+    lines = [*above, "", *below]  # the gap keeps its place: it is its neighbours' neighbour
+    candidates = [
+        number
+        for number, line in enumerate(lines)
+        if line.strip() and line.lstrip().startswith(typed)
+    ]
+    if not candidates:
+        return "", ""
+    words = [frozenset(_WORD.findall(line)) for line in lines]
+    gap = len(above)
+    words[gap] = frozenset(["a word that is in no line"])
+    wanted = words[max(0, gap - _NEIGHBOURS) : gap][::-1], words[gap + 1 : gap + 1 + _NEIGHBOURS]
+
+    def likeness(number: int) -> float:
+        found = words[max(0, number - _NEIGHBOURS) : number][::-1]
+        after = words[number + 1 : number + 1 + _NEIGHBOURS]
+        return _alike(wanted[0], found) + _alike(wanted[1], after)
+
+    def rest(number: int) -> str:
+        return lines[number].strip()[len(typed) :]
+
+    # Of equals, the nearest: files repeat themselves locally.
+    nearest = sorted(candidates, key=lambda number: abs(number - gap))
+    copied = max(nearest, key=likeness)
+    return rest(copied), _most_similar([rest(number).strip() for number in nearest], item.answer)
+
+
+def _alike(wanted: Sequence[frozenset[str]], found: Sequence[frozenset[str]]) -> float:
+    """Share of words that neighbours have in common, the nearest neighbours counting most."""
+    pairs = zip(wanted, found, strict=False)
+    return math.fsum(
+        (len(one & other) + (one == other)) / (len(one | other) + 1) / (distance + 1)
+        for distance, (one, other) in enumerate(pairs)
+    )
+
+
+def _most_similar(texts: Sequence[str], answer: str) -> str:
+    answer, best, record = answer.strip(), "", -1.0
+    for text in dict.fromkeys(texts):
+        longer = max(len(text), len(answer))
+        possible = 1 - abs(len(text) - len(answer)) / longer  # if all else were the same
+        if possible > record and (found := edit_similarity(text, answer)) > record:
+            best, record = text, found
+    return best
+
+
+def summarise_lines(rows: Sequence[dict[str, Any]], *, seed: int) -> dict[str, Estimate]:
+    """Shares of exact lines and mean similarities, with intervals over resampled files."""
+    files: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        files.setdefault(row["file"], []).append(row)
+
+    def mean(name: str) -> Estimate:
+        groups = [(float(sum(row[name] for row in of)), float(len(of))) for of in files.values()]
+        return bootstrap(groups, seed=seed)
+
+    writers = ("model", "copy", "best_copy")
+    names = [f"{writer}_{what}" for what in ("exact", "similarity") for writer in writers]
+    return {name: mean(name) for name in names}

@@ -1,0 +1,22 @@
+"""What an evaluation needs of a model, as calls somebody else provides."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Fill(Protocol):
+    """Completes text."""
+
+    def __call__(
+        self, gaps: Sequence[tuple[str, str]], seeds: Sequence[int]
+    ) -> Iterator[tuple[int, str]]:
+        """Fill each (prefix, suffix) with its seed; yield number and text, in any order."""
+
+
+@runtime_checkable
+class LogProbs(Protocol):
+    """Scores tokens."""
+
+    def __call__(self, sequences: Sequence[Sequence[int]]) -> Sequence[Sequence[float]]:
+        """For each token after the first, the natural logarithm of its probability."""

@@ -1,0 +1,68 @@
+"""Results row by row, so that a stopped evaluation loses nothing and can go on.
+
+A results file is JSONL: the settings first, then a row per item as it is done.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+class Results:
+    """Rows by id, in memory and, with a path, in a file."""
+
+    def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
+        """Read what is in the file already; a line cut short by a crash is dropped.
+
+        Raises ValueError if the file holds results of other settings, or is something else.
+        """
+        self.rows: dict[str, Row] = {}
+        self._path = path
+        if path is None:
+            return
+        header = json.dumps({"settings": settings}, sort_keys=True)
+        if not path.exists() or not path.stat().st_size:
+            path.write_text(header + "\n", encoding="utf-8")
+            return
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        first, *lines = whole.decode().split("\n")[:-1] or [""]
+        if first != header:
+            raise ValueError(
+                f"{path} does not hold results of these settings; choose another file, or remove "
+                f"it to start again{_first_difference(first, settings)}"
+            )
+        for line in lines:
+            row = json.loads(line)
+            self.rows[row["id"]] = row
+        if len(whole) < len(data):
+            os.truncate(path, len(whole))
+
+    def add(self, row: Row) -> None:
+        """Keep a row, which must have an "id"; it is on its way to the disk when this returns."""
+        self.rows[row["id"]] = row
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.rows
+
+    def select(self, names: list[str]) -> list[Row]:
+        """The rows of these ids that are there, in this order."""
+        return [self.rows[name] for name in names if name in self.rows]
+
+
+def _first_difference(header: str, settings: Mapping[str, Any]) -> str:
+    try:
+        found = json.loads(header)["settings"]
+        for name in sorted(found.keys() | settings.keys()):
+            if found.get(name) != settings.get(name):
+                return f" ({name} was {found.get(name)!r} and is {settings.get(name)!r})"
+    except (ValueError, KeyError, AttributeError, TypeError):
+        pass
+    return ""

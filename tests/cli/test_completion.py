@@ -1,0 +1,145 @@
+"""`write` and `complete` through their runner, on a random model."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sounding.cli import cli, completion
+from sounding.config import tiny
+from sounding.weights.network import save_model
+from tests.conftest import make_network
+from tests.engine.scripted import Author, small_tokenizer
+
+SOURCE = "def add(a, b):\n    return a\n\n\nx = add(1, 2)\n"
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random network of two layers with a tokenizer of its own."""
+    tokenizer = small_tokenizer()
+    config = dataclasses.replace(
+        tiny(),
+        quantization_config=None,
+        expert_dtype=None,
+        num_hidden_layers=2,
+        compress_ratios=(128, 4, 0),
+        vocab_size=tokenizer.num_tokens + 5,
+    )
+    folder = tmp_path_factory.mktemp("models") / "random"
+    save_model(make_network(config), folder)
+    tokenizer.save(folder / "tokenizer.json")
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "add.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=True)
+
+
+def test_completing_is_reproducible(model: Path, source: Path) -> None:
+    arguments = ("complete", f"{source}:2:13", "--model", model, "--max-tokens", 5, "--json")
+    first, second = run(*arguments), run(*arguments)
+    assert first.exit_code == 0, first.output
+    assert first.stdout == second.stdout
+    found = json.loads(first.stdout)
+    assert (found["line"], found["column"], found["kind"]) == (2, 13, "line")
+    assert len(found["alternatives"]) == 1
+    assert found["alternatives"][0]["tokens"] <= 5
+    assert source.read_text() == SOURCE
+
+
+@pytest.fixture
+def author(monkeypatch: pytest.MonkeyPatch) -> Author:
+    """The model's words are written by hand."""
+    author = Author("", "")
+    monkeypatch.setattr(completion.Model, "batch", lambda *_: author)
+    return author
+
+
+def test_what_is_inserted(model: Path, source: Path, author: Author) -> None:
+    author.prefix, author.scripts = SOURCE[:27], (" + b\nnonsense",)
+    result = run("complete", f"{source}:2", "--model", model)
+    assert (result.stdout, result.stderr) == (" + b\n", "")
+    author.prefix, author.scripts = SOURCE[:15], ("    c = a + b\n    return c\n\nd",)
+    result = run("complete", f"{source}:2:1", "--block", "--model", model)
+    assert result.stdout == "    c = a + b\n    return c\n\n"
+
+
+def test_alternatives_are_numbered(model: Path, source: Path, author: Author) -> None:
+    author.prefix, author.scripts = SOURCE[:27], (" + (", " + b", " - b")
+    result = run("complete", f"{source}:2", "-n", 3, "--model", model)
+    assert result.stdout == "# 1 of 3, correct\n + b\n# 2 of 3, correct\n - b\n# 3 of 3\n + (\n"
+
+
+def test_nothing_to_insert_is_said(model: Path, source: Path, author: Author) -> None:
+    author.prefix = SOURCE[:27]
+    result = run("complete", f"{source}:2", "--model", model)
+    assert result.stdout == "\n"
+    assert result.stderr == "the model has nothing to insert here\n"
+
+
+def test_other_files_are_read(model: Path, source: Path, author: Author, tmp_path: Path) -> None:
+    other = tmp_path / "other.py"
+    other.write_text("def subtract(a, b):\n    return add(a, -b)\n")
+    author.prefix, author.scripts = SOURCE[:27], (" + b",)
+    result = run("complete", f"{source}:2", "--context", other, "--model", model)
+    assert result.exit_code == 0, result.output
+    assert "def subtract" in small_tokenizer().decode(author.requests[0].prompt)
+
+
+def test_writing(model: Path, author: Author) -> None:
+    author.prefix, author.scripts = "def f(x):", ("\n    return x\n\n\ny = 1",)
+    assert run("write", author.prefix, "--model", model).stdout == "\n    return x\n"
+    everything = run("write", author.prefix, "--until", "end", "--model", model)
+    assert everything.stdout == "\n    return x\n\n\ny = 1\n"
+    author.prefix, author.scripts = "x = ", ("1\ny",)
+    assert run("write", "x = ", "--until", "line", "--model", model).stdout == "1\n"
+    piped = CliRunner().invoke(
+        cli, ["write", "-", "--until", "line", "--model", str(model)], input="x = "
+    )
+    assert piped.stdout == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("{}", "must be FILE:LINE or FILE:LINE:COL"),
+        ("{}:9", "line 9 is not in"),
+        ("{}:0", "line 0 is not in"),
+        ("{}:1:99", "column 99 is not in line 1"),
+        ("/nowhere.py:1", "No such file"),
+    ],
+)
+def test_places_that_are_none(source: Path, where: str, message: str) -> None:
+    result = run("complete", where.format(source))
+    assert result.exit_code == 1
+    assert message in str(result.exception)
+
+
+def test_models_that_are_none(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completion, "SHIPPED", tmp_path / "none")
+    result = run("complete", f"{source}:1")
+    assert "give the folder of a checkpoint with --model" in str(result.exception)
+    assert "has no tokenizer.json" in str(run("write", "x", "--model", tmp_path).exception)
+    assert "nor a folder" in str(run("write", "x", "--model", "/nowhere").exception)
+    source.write_bytes(b"\xff")
+    assert "is not UTF-8" in str(run("complete", f"{source}:1").exception)
+
+
+def test_the_shipped_model_is_the_default(
+    model: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completion, "SHIPPED", model)
+    result = run("complete", f"{source}:2", "--max-tokens", 2, "--json")
+    assert result.exit_code == 0, result.output

@@ -1,0 +1,50 @@
+"""Attempts written by a model and judged by running them."""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from sounding.evaluation.execution import evaluate_task, summarise_attempts
+from sounding.tasks.code import CodeTask, Problem
+from sounding.tasks.sandbox import Outcome
+
+
+def run(program: str) -> Outcome:
+    """A sandbox that only looks."""
+    mark = program.rpartition("write(1, b")[2]
+    passed = "return 1" in program
+    return Outcome("exit", 0, eval(mark[: mark.rindex(")")]) if passed else "", "", 0.1)
+
+
+PROBLEMS = [
+    Problem(task_id=f"T/{n}", prompt=f"def f{n}():\n    ", test="", entry_point="f")
+    for n in range(3)
+]
+
+
+def test_each_attempt_has_its_seed_and_its_row() -> None:
+    def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
+        for index in reversed(range(len(gaps))):
+            yield index, f"return {seeds[index] % 2}"
+
+    attempts = [(index, sample) for index in range(3) for sample in range(4)]
+    rows = list(evaluate_task(CodeTask(PROBLEMS, run), attempts, fill, seed=10, workers=2))
+    assert sorted(str(row["id"]) for row in rows) == sorted(
+        f"T/{index}#{sample}" for index, sample in attempts
+    )
+    assert all(row["passed"] == (int(str(row["sample"])) % 2 == 1) for row in rows)
+    summary = summarise_attempts(rows, samples=4, ks=(1, 2, 4), seed=0)
+    assert {name: estimate.value for name, estimate in summary.items()} == pytest.approx(
+        {"pass@1": 1 / 2, "pass@2": 1 - 1 / 6, "pass@4": 1}
+    )
+    one = [row for row in rows if row["sample"] == 1]
+    assert summarise_attempts(one, samples=1, ks=(1,), seed=0)["pass@1"].value == 1
+
+
+def test_problems_with_missing_samples_do_not_count() -> None:
+    rows = [
+        {"task_id": "a", "passed": True},
+        {"task_id": "b", "passed": False},
+        {"task_id": "b", "passed": False},
+    ]
+    assert summarise_attempts(rows, samples=2, ks=(1,), seed=0)["pass@1"].value == 0
