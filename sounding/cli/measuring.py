@@ -57,6 +57,9 @@ def sampling_options(max_tokens: int) -> Callable[[_Command], _Command]:
         click.option("--temperature", default=0.0, show_default=True),
         click.option("--top-p", default=1.0, show_default=True),
         click.option("--width", default=16, show_default=True, help="Sequences at a time."),
+        click.option(
+            "--heal/--no-heal", default=True, help="Choose the tokens of a begun word anew."
+        ),
     ]
     return lambda command: _decorated(command, options)
 
@@ -164,13 +167,14 @@ def filler(
     temperature: float,
     top_p: float,
     width: int,
+    heal: bool,
 ) -> "Fill":
     """The model as something that fills gaps; refuses bad settings now and not later."""
     from sounding.engine.complete import Completer, Settings
     from sounding.engine.endings import Gap
     from sounding.engine.sampling import SamplingParams
 
-    settings = Settings(max_tokens=max_tokens, context_tokens=context_tokens)
+    settings = Settings(max_tokens=max_tokens, context_tokens=context_tokens, heal=heal)
     params = SamplingParams(temperature=temperature, top_p=top_p)
     completer = Completer(model.tokenizer, model.batch(width))
 
