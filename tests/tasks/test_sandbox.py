@@ -152,10 +152,12 @@ def test_each_run_starts_in_an_empty_folder(isolate: bool) -> None:
     assert [run(look, isolate=isolate).stdout for _ in range(2)] == ["['program.py']\n"] * 2
 
 
-def test_nothing_is_left_behind(isolate: bool) -> None:
-    before = set(Path(tempfile.gettempdir()).glob("sounding-*"))
+def test_nothing_is_left_behind(
+    isolate: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run("open('a', 'w').write('b')", isolate=isolate)
-    assert set(Path(tempfile.gettempdir()).glob("sounding-*")) <= before
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_the_standard_library_is_there(isolate: bool) -> None:
