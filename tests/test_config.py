@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sounding.config import PRESETS, ModelConfig, RopeScaling, flash, parse_config, pro, tiny
+from sounding.config import ModelConfig, RopeScaling, parse_config
+from sounding.presets import PRESETS, flash, pro, tiny
 
 VECTORS = Path(__file__).parent / "vectors" / "tiny"
 

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sounding.config import PRESETS, RATIO_NAMES, ModelConfig
+from sounding.config import RATIO_NAMES, ModelConfig
+from sounding.presets import PRESETS
 from sounding.weights.description import (
     Description,
     StateSize,

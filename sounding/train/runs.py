@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from sounding import config as models
-from sounding.config import ModelConfig, parse_config, refuse_unknown
+from sounding import presets as models
+from sounding.config import ModelConfig, QuantizationConfig, parse_config, refuse_unknown
 from sounding.train.run_config import DataConfig, LogConfig, RunConfig, SparsityConfig, TrainConfig
 
 # --------------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ def copying() -> RunConfig:
             sliding_window=16,
             compress_ratios=(0, 4, 128, 4, 0),
             num_hash_layers=1,
-            quantization_config=models.QuantizationConfig(),
+            quantization_config=QuantizationConfig(),
         ),
         data=DataConfig(source="copying", sequence_tokens=160, batch_tokens=1280),
         train=TrainConfig(steps=600, lr=5e-3, final_lr=5e-4, warmup_steps=20, decay_steps=200),

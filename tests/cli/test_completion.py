@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sounding.cli import cli, completion
-from sounding.config import tiny
+from sounding.presets import tiny
 from sounding.weights.network import save_model
 from tests.conftest import make_network
 from tests.engine.scripted import Author, small_tokenizer

@@ -6,13 +6,13 @@ from collections.abc import Collection
 import pytest
 import torch
 
-from sounding.config import tiny
 from sounding.engine import batch
 from sounding.engine.batch import Batch, Request
 from sounding.engine.generate import generate, split_logits
 from sounding.engine.sampling import SamplingParams
 from sounding.engine.scoring import token_logprobs
 from sounding.model.transformer import Transformer
+from sounding.presets import tiny
 from tests.conftest import NetworkMaker
 
 CONFIG = dataclasses.replace(

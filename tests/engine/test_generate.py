@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sounding.config import tiny
 from sounding.engine import generate as module
 from sounding.engine.generate import generate, require_tokens, split_logits
 from sounding.engine.sampling import SamplingParams, sample
 from sounding.model.transformer import Transformer
+from sounding.presets import tiny
 from tests.conftest import make_network
 
 PROMPT = [int(token) for token in torch.arange(150) * 31 % 512]

@@ -17,11 +17,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.models.deepseek_v4 import DeepseekV4Config
 
-from sounding.config import ModelConfig, tiny
+from sounding.config import ModelConfig
 from sounding.model import compressor
 from sounding.model.transformer import Transformer
 from sounding.ops import attention
 from sounding.ops.loss import cross_entropy
+from sounding.presets import tiny
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.names import fused_experts, published_name
 from sounding.weights.network import load_model

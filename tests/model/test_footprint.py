@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sounding.config import nano, tiny
 from sounding.model.layers import Simulation
 from sounding.model.state import packed_state
 from sounding.model.transformer import Transformer
+from sounding.presets import nano, tiny
 from sounding.weights.description import StateSize
 from tests.conftest import make_network
 

@@ -24,12 +24,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sounding.config import CSA, tiny
+from sounding.config import CSA
 from sounding.model.chunk import make_chunk
 from sounding.model.layers import EXACT, Simulation
 from sounding.model.state import SequenceState, growing_state, packed_state
 from sounding.model.transformer import Block, Transformer
 from sounding.ops import attention
+from sounding.presets import tiny
 from tests.conftest import make_network
 
 CONFIG = tiny()

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sounding.config import ModelConfig, flash, nano, pro, tiny
+from sounding.config import ModelConfig
 from sounding.model.compressor import simulate_index, simulate_kv
 from sounding.model.layers import Simulation
 from sounding.model.rows import (
@@ -33,6 +33,7 @@ from sounding.model.rows import (
 )
 from sounding.model.state import SequenceState, growing_state, packed_state
 from sounding.model.transformer import Transformer
+from sounding.presets import flash, nano, pro, tiny
 from tests.conftest import make_network
 from tests.oracles import quant as oracle
 from tests.oracles.compare import array

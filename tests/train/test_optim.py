@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sounding.config import tiny
 from sounding.model.transformer import Transformer
+from sounding.presets import tiny
 from sounding.train.optim import (
     Muon,
     Optimizers,

@@ -5,7 +5,8 @@ from functools import cache
 
 import pytest
 
-from sounding.config import ModelConfig, flash, pro, tiny
+from sounding.config import ModelConfig
+from sounding.presets import flash, pro, tiny
 from sounding.weights.layout import (
     BASE,
     FP4,

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from sounding.config import tiny
+from sounding.presets import tiny
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.network import build_model, load_model, save_model
 from sounding.weights.quantize import convert

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sounding.config import flash, pro, tiny
+from sounding.presets import flash, pro, tiny
 from sounding.weights import machine
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.description import (

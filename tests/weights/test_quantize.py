@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sounding.config import tiny
 from sounding.ops.quant import dequantize_fp8, repack_fp4_as_fp8
+from sounding.presets import tiny
 from sounding.weights import quantize
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.quantize import Report, Target, convert

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sounding.config import nano, tiny
+from sounding.presets import nano, tiny
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.layout import Kind, parameters
 from sounding.weights.names import (

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sounding.config import tiny
+from sounding.presets import tiny
 from sounding.weights import writing
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.layout import StoredTensor
