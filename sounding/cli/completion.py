@@ -113,7 +113,7 @@ def write(
 
     if text == "-":
         text = sys.stdin.read()
-    settings = Settings(max_tokens=max_tokens, context_tokens=max(context_tokens, max_tokens + 64))
+    settings = Settings(max_tokens=max_tokens, context_tokens=context_tokens)
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
     opens = text.rstrip().endswith(":")
     stop: Kind | None = "block" if until == "block" or (until is None and opens) else None
