@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Passes text on until one of the given strings appears; that string is not passed on.
+    """Passes text on until one of the given strings is complete; that string is not passed on.
 
     Text that could be the beginning of a stop string is held back until it is decided.
     """
@@ -24,7 +24,8 @@ class StopStrings:
         self._held += text
         hits = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if hits:
-            at, self.found = min(hits, key=lambda hit: hit[0])
+            # The one that was complete first, as a stream of single characters would find it.
+            at, self.found = min(hits, key=lambda hit: (hit[0] + len(hit[1]), hit[0]))
             shown, self._held = self._held[:at], ""
             return shown
         keep = max((self._overlap(stop) for stop in self._stops), default=0)

@@ -22,9 +22,16 @@ def test_any_cut_of_the_stream_shows_the_same_text(
         shown += filter.feed(piece)
         assert text.startswith(shown)
     shown += filter.flush()
-    ends = [text.find(stop) for stop in stops if stop in text]
-    assert shown == (text[: min(ends)] if ends else text)
-    assert (filter.found is not None) == bool(ends)
+    hits = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    assert shown == (text[: min(hits)[1]] if hits else text)
+    assert (filter.found is not None) == bool(hits)
+
+
+def test_the_string_that_is_complete_first_wins() -> None:
+    for pieces in (["ba\na"], ["ba", "\n", "a"], ["ba\n", "a"]):
+        filter = StopStrings(["a\na", "\n"])
+        assert "".join(map(filter.feed, pieces)) + filter.flush() == "ba"
+        assert filter.found == "\n"
 
 
 def test_only_what_may_begin_a_stop_is_held_back() -> None:

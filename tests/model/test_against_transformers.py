@@ -6,6 +6,11 @@ the mathematics that short prompts hide: past the window, at group boundaries, p
 Differences of the other implementation (spec/architecture.md 13) that matter in float32 are handled
 where they occur: it breaks ties of index scores in another way, so inputs are chosen without ties
 at the edge of a selection, and that is asserted. It has no MTP block.
+
+Both run in float32, where some gradients are sums whose terms cancel (`hc_attn_scale` of layer 0
+most of all, whose streams are still equal): either may be 5e-4 off its float64 value. What is
+compared is the reference, which takes sums in the same order; native kernels are held against the
+reference by their own tests.
 """
 
 import dataclasses
@@ -21,6 +26,7 @@ from sounding.config import ModelConfig
 from sounding.model import compressor
 from sounding.model.transformer import Transformer
 from sounding.ops import attention
+from sounding.ops.dispatch import use_backend
 from sounding.ops.loss import cross_entropy
 from sounding.presets import tiny
 from sounding.weights.checkpoint import Checkpoint
@@ -140,7 +146,8 @@ def test_loss_and_every_gradient(pair: tuple[Transformer, torch.nn.Module, Tenso
 
     for parameter in ours.parameters():
         parameter.grad = None
-    output = ours(tokens.flatten(), [tokens.shape[1]] * len(tokens))
+    with use_backend("reference"):
+        output = ours(tokens.flatten(), [tokens.shape[1]] * len(tokens))
     targets = torch.cat((tokens[:, 1:], torch.full((len(tokens), 1), -100)), 1).flatten()
     total = cross_entropy(ours.hidden(output.streams), ours.head.weight, targets)
     loss = total / (targets >= 0).sum()

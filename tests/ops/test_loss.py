@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from sounding.ops import loss as ops
 from tests.oracles import loss as oracle
@@ -54,12 +55,35 @@ def test_all_ignored() -> None:
     assert ops.cross_entropy(torch.ones(3, 2), torch.ones(4, 2), targets) == 0
 
 
-def test_bfloat16_logits_are_made_in_float32() -> None:
-    hidden, head, targets = example(5, 6, 32, 0, torch.float32)
+def test_only_the_product_is_taken_in_bfloat16() -> None:
+    hidden, head, targets = example(50, 6, 32, 0, torch.float32)
     low, low_head = hidden.bfloat16(), head.bfloat16()
     actual = ops.cross_entropy(low, low_head, targets)
     assert actual.dtype == torch.float32
-    assert torch.equal(actual, ops.cross_entropy(low.float(), low_head.float(), targets))
+    logits = (low @ low_head.T).float()
+    expected = functional.cross_entropy(logits, targets, reduction="sum")
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_gradients_beside_torch(dtype: torch.dtype) -> None:
+    """A head in float32 under hidden vectors of either dtype, as in training."""
+    hidden, head, targets = example(70, 40, 32, 2, torch.float32)
+    hidden = hidden.to(dtype)
+    found = []
+    for loss in (
+        lambda hidden, head: ops.cross_entropy(hidden, head, targets),
+        lambda hidden, head: functional.cross_entropy(
+            hidden.float() @ head.T, targets, reduction="sum"
+        ),
+    ):
+        leaves = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
+        (3 * loss(*leaves)).backward()
+        found.append([leaf.grad for leaf in leaves])
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert (ours.float() - theirs.float()).abs().max() <= tolerance * theirs.float().abs().max()
 
 
 def test_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
