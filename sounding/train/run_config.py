@@ -143,7 +143,7 @@ class TrainConfig:
     qat: bool = False
     """Weights and activations rounded as they are deployed. Source: spec/training.md 2."""
     compile: bool = False
-    """Run the network's blocks through torch.compile."""
+    """Run the network's blocks through torch.compile, which takes minutes at first."""
     deterministic: bool = True
     """Only algorithms that give the same bits again; resuming is exact only then."""
 
