@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Writing files that are whole or not there, and that stay."""
 
 import os
 import tempfile
@@ -21,6 +21,15 @@ def write_file(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Make a file's contents, or a folder's names, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

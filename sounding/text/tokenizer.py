@@ -16,6 +16,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
+from sounding.files import write_file
 from sounding.text.markup import BOS, END_OF_QUERY, EOS, FIRST_TOKENS, NAMED_TOKENS, PAD
 
 # Each match stands alone, in this order: digits by threes, CJK runs, then everything else.
@@ -66,11 +67,8 @@ class Tokenizer:
         return cls(core)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write tokenizer.json under a temporary name and rename it."""
-        target = Path(path)
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        temporary.write_text(self.core.to_str(pretty=True), encoding="utf-8")
-        temporary.replace(target)
+        """Write tokenizer.json, whole or not at all."""
+        write_file(Path(path), self.core.to_str(pretty=True).encode())
 
     def id_of(self, name: str) -> int:
         """The id of a named token. Raises ValueError with the nearest name if there is none."""

@@ -6,7 +6,6 @@ nothing in it can carry code.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ import safetensors.torch
 from torch import Tensor
 
 from sounding.config import ModelConfig
+from sounding.files import sync
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.state_dict import read_state, write_state
 from sounding.weights.writing import recover, replacing
@@ -61,11 +61,11 @@ def save(
         write_state(model, config, partial / MODEL_NAME)
         for path in beside:
             shutil.copyfile(path, partial / MODEL_NAME / path.name)
-            _sync(partial / MODEL_NAME / path.name)
+            sync(partial / MODEL_NAME / path.name)
         safetensors.torch.save_file(moments, partial / _OPTIMIZER)
-        _sync(partial / _OPTIMIZER)
+        sync(partial / _OPTIMIZER)
         (partial / _STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        _sync(partial / _STATE)
+        sync(partial / _STATE)
     for old in steps(root)[:-keep]:
         shutil.rmtree(root / f"step-{old:08d}")
     return folder
@@ -97,11 +97,3 @@ def clean(root: Path) -> None:
         match = re.match(r"\.(step-\d{8})\.", path.name)
         if match:
             recover(root / match[1])
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

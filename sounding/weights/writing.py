@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from sounding.files import sync
 from sounding.weights.checkpoint import CONFIG_NAME
 from sounding.weights.layout import DTYPE_BYTES, StoredTensor, shard_groups
 from sounding.weights.names import published_name
@@ -75,7 +76,7 @@ class CheckpointWriter:
     def copy_file(self, path: Path) -> None:
         """Put a file that is not weights (a tokenizer, a licence) beside them."""
         shutil.copyfile(path, self._folder / path.name)
-        _sync(self._folder / path.name)
+        sync(self._folder / path.name)
 
     def finish(self, config: Mapping[str, Any]) -> None:
         """Sync all shards, then write index and config; without these nothing opens."""
@@ -93,7 +94,7 @@ class CheckpointWriter:
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         (self._folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        _sync(self._folder / name)
+        sync(self._folder / name)
 
 
 def _assign(tensors: Sequence[StoredTensor], total_bytes: int) -> dict[str, list[StoredTensor]]:
@@ -202,7 +203,7 @@ def replacing(folder: Path, num_bytes: int = 0, *, overwrite: bool = False) -> I
     assert lock is not None
     try:
         yield partial
-        _sync(partial)
+        sync(partial)
         _swap(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -255,7 +256,7 @@ def _swap(partial: Path, folder: Path) -> None:
         replaced = _sibling(folder, "replaced")
         folder.rename(replaced)
     partial.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     if replaced is not None:
         shutil.rmtree(replaced)
 
@@ -273,12 +274,3 @@ def _lock(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _sync(path: Path) -> None:
-    """Make a file's contents, or a folder's names, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
