@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sounding.engine.generate import PREFILL_TOKENS, require_tokens
+from sounding.engine.generate import PREFILL_TOKENS, checked_prompt
 from sounding.engine.sampling import SamplingParams, sample
 from sounding.model.state import SequenceState, growing_state
 from sounding.model.transformer import Transformer
@@ -100,18 +100,9 @@ class Batch:
                 self._advance(running, tokens, [1] * len(running))
 
     def _check(self, request: Request) -> None:
-        config = self._model.config
-        limit, length = config.max_position_embeddings, len(request.prompt)
-        if not length:
-            raise ValueError("the prompt has no tokens; give at least one to continue from")
         if request.max_tokens < 1:
             raise ValueError(f"max_tokens = {request.max_tokens} must be at least 1")
-        if length + request.max_tokens > limit:
-            raise ValueError(
-                f"{length} prompt tokens and max_tokens = {request.max_tokens} exceed the "
-                f"{limit} positions of the model; shorten the prompt or ask for fewer"
-            )
-        require_tokens(torch.tensor(list(request.prompt)), config.vocab_size)
+        checked_prompt(request.prompt, request.max_tokens, self._model.config)
 
     def _start(self, fresh: Sequence[tuple[int, Request]]) -> list["_Sequence"]:
         """Read prompts, every distinct one once, as many together as make a full chunk."""

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sounding.config import ModelConfig
 from sounding.engine.sampling import SamplingParams, sample
 from sounding.model.state import growing_state
 from sounding.model.transformer import Transformer
@@ -21,6 +22,27 @@ def require_tokens(tokens: Int[Tensor, "*batch"], vocab_size: int) -> None:
             f"token id {int(outside[0])} is outside the model's vocabulary of {vocab_size}: "
             "were these tokens made with its own tokenizer?"
         )
+
+
+def checked_prompt(
+    prompt: Sequence[int], max_tokens: int, config: ModelConfig
+) -> Int[Tensor, " t"]:
+    """A prompt as a tensor, once it is known that the model can continue it for `max_tokens`.
+
+    Raises ValueError for an empty prompt, ids outside the vocabulary, and a length past what the
+    model is made for.
+    """
+    limit = config.max_position_embeddings
+    if not prompt:
+        raise ValueError("the prompt has no tokens; give at least one to continue from")
+    if len(prompt) + max_tokens > limit:
+        raise ValueError(
+            f"{len(prompt)} prompt tokens and max_tokens = {max_tokens} exceed the "
+            f"{limit} positions of the model; shorten the prompt or ask for fewer"
+        )
+    tokens = torch.tensor(list(prompt))
+    require_tokens(tokens, config.vocab_size)
+    return tokens
 
 
 @torch.inference_mode()
@@ -68,19 +90,10 @@ def generate(
     Ids from `num_tokens` on are never chosen: a vocabulary may have more rows than its tokenizer
     has tokens.
 
-    Raises ValueError for an empty prompt, ids outside the vocabulary, and a length past what the
-    model is made for. `prefilled` is told the tokens of each piece of the prompt as it is done.
+    Raises ValueError as `checked_prompt` does. `prefilled` is told the tokens of each piece of the
+    prompt as it is done.
     """
-    limit = model.config.max_position_embeddings
-    if not prompt:
-        raise ValueError("the prompt has no tokens; give at least one to continue from")
-    if len(prompt) + max_tokens > limit:
-        raise ValueError(
-            f"{len(prompt)} prompt tokens and max_tokens = {max_tokens} exceed the "
-            f"{limit} positions of the model; shorten the prompt or ask for fewer"
-        )
-    chunk = torch.tensor(prompt)
-    require_tokens(chunk, model.config.vocab_size)
+    chunk = checked_prompt(prompt, max_tokens, model.config)
     state = growing_state(model.config)
     for piece in chunk.split(PREFILL_TOKENS):
         streams = model(piece, states=[state]).streams

@@ -11,13 +11,16 @@ from sounding.ops.quant import LINEAR_INPUT_BLOCK, dequantize_fp4, dequantize_fp
 
 
 class Weight(NamedTuple):
-    """A matrix [..., o, i] as stored: its dtype says how (int8 is packed FP4, e4m3 is FP8)."""
+    """A weight as stored: its dtype says how (int8 is packed FP4, e4m3 is FP8).
+
+    Packed ones are matrices [..., o, i] with scales; plain ones have any shape.
+    """
 
     values: Tensor
     scale: Tensor | None = None
 
-    def dense(self, dtype: torch.dtype) -> Float[Tensor, "*batch o i"]:
-        """The numbers it stands for."""
+    def dense(self, dtype: torch.dtype) -> Float[Tensor, "..."]:
+        """The numbers it stands for, rounded once."""
         if self.scale is None:
             return self.values.to(dtype)
         if self.values.dtype == torch.int8:

@@ -103,8 +103,9 @@ def dequantize_fp4(
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "*batch o i"]:
     """value[o, i] = table[code] * scale[o, i // 32]; the low nibble of a byte comes first."""
-    values = unpack_fp4(packed, dtype).unflatten(-1, (-1, FP4_BLOCK))
-    return (values * decode_scale(scale, dtype)[..., None]).flatten(-2)
+    exact = torch.promote_types(dtype, torch.float32)  # float16 cannot hold every scale
+    values = unpack_fp4(packed, exact).unflatten(-1, (-1, FP4_BLOCK))
+    return (values * decode_scale(scale, exact)[..., None]).flatten(-2).to(dtype)
 
 
 def repack_fp4_as_fp8(

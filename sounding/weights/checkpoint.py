@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from sounding.config import ModelConfig, QuantizationConfig, parse_config
-from sounding.ops.quant import dequantize_fp4, dequantize_fp8
 from sounding.weights.layout import (
     FLOATS,
     Kind,
@@ -131,25 +130,6 @@ class Checkpoint:
         weight = self.read(parameter.name)
         has_scale = weight.dtype in (torch.int8, torch.float8_e4m3fn)
         return weight, self.read(parameter.scale_name) if has_scale else None
-
-    def read_float(self, parameter: Parameter, dtype: torch.dtype) -> Float[Tensor, "..."]:
-        """A parameter unpacked to a floating-point dtype, rounded once."""
-        return unpack(*self.read_packed(parameter), dtype)
-
-
-def unpack(
-    weight: Shaped[Tensor, "*batch"], scale: Shaped[Tensor, "*grid"] | None, dtype: torch.dtype
-) -> Float[Tensor, "..."]:
-    """A stored weight as numbers; the format is told by its dtype. Rounds once, to `dtype`."""
-    # Base scales are arbitrary float32 numbers: the product needs more than a bf16 mantissa.
-    wide = torch.promote_types(dtype, torch.float32)
-    if weight.dtype == torch.int8:
-        assert scale is not None
-        return dequantize_fp4(weight, scale, wide).to(dtype)
-    if weight.dtype == torch.float8_e4m3fn:
-        assert scale is not None
-        return dequantize_fp8(weight, scale, wide).to(dtype)
-    return weight.to(dtype)
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:

@@ -18,12 +18,13 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from sounding.config import ModelConfig
+from sounding.ops.matmul import Weight
 from sounding.ops.quant import (
     quantize_fp4,
     quantize_fp8,
     repack_fp4_as_fp8,
 )
-from sounding.weights.checkpoint import Checkpoint, reconcile, unpack
+from sounding.weights.checkpoint import Checkpoint, reconcile
 from sounding.weights.layout import (
     BF16,
     FLOAT32,
@@ -265,7 +266,7 @@ def _requantize(
         assert scale is not None
         with suppress(ValueError):  # scales too far apart within a tile: round like the rest
             return repack_fp4_as_fp8(weight, scale)
-    numbers = unpack(weight, scale, torch.float32)
+    numbers = Weight(weight, scale).dense(torch.float32)
     if not torch.isfinite(numbers).all():
         raise ValueError("holds numbers that are not finite, which no conversion can keep")
     if dtype == torch.float8_e4m3fn:
@@ -283,13 +284,13 @@ def _measure(
     summary: ErrorSummary,
 ) -> bool:
     """Add the difference of two stored weights to `summary`; whether there was none."""
-    before = unpack(weight, scale, torch.float32)
-    after = unpack(result, result_scale, torch.float32)
+    before = Weight(weight, scale).dense(torch.float32)
+    after = Weight(result, result_scale).dense(torch.float32)
     if torch.equal(before, after):
         summary.squared_norm += float(before.double().square().sum())
         return True
     error = (after - before).abs()
-    limit = unpack(_largest(result), result_scale, torch.float32)
+    limit = Weight(_largest(result), result_scale).dense(torch.float32)
     summary.saturated += int(((after.abs() >= limit) & (before.abs() > limit)).sum())
     summary.underflowed += int(((before != 0) & (after == 0)).sum())
     summary.max_abs_error = max(summary.max_abs_error, float(error.max()))

@@ -13,12 +13,12 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from sounding.config import ModelConfig
+from sounding.ops.matmul import Weight
 from sounding.weights.checkpoint import (
     ALLOWED_DTYPES,
     Checkpoint,
     detect_storage,
     reconcile,
-    unpack,
 )
 from sounding.weights.layout import Kind, Parameter, StoredTensor, parameters, stored_as
 from sounding.weights.names import expert_parts
@@ -47,7 +47,7 @@ def read_state(checkpoint: Checkpoint, dequantize: torch.dtype | None = None) ->
         for parameter in group:
             weight, scale = checkpoint.read_packed(parameter)
             if target is not None:
-                weight, scale = unpack(weight, scale, target), None
+                weight, scale = Weight(weight, scale).dense(target), None
             weights.append(weight)
             if scale is not None:
                 scales.append(scale)
