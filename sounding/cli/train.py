@@ -50,10 +50,12 @@ def train(
         return
     import torch
 
+    from sounding.train.memory import keep_freed_memory
     from sounding.train.parallel import processes
     from sounding.train.source import files_beside, open_held_out, open_source
     from sounding.train.trainer import Trainer
 
+    keep_freed_memory()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     console = Console(stderr=True)

@@ -80,7 +80,7 @@ class Attention(nn.Module):
         if self.simulate_kv:
             kv = simulate_kv(kv, config.qk_rope_head_dim)
         windows = [
-            state.window.append(kv[span.rows]) for span, state in zip(chunk, states, strict=True)
+            state.window.append(rows) for rows, state in zip(chunk.split(kv), states, strict=True)
         ]
         entries, selected, indexes = None, None, None
         if self.compressor is not None:
@@ -92,9 +92,10 @@ class Attention(nn.Module):
             indexes = self.indexer(x.detach(), qr.detach(), chunk, parts, by, frequencies)
             if not selection.dense:
                 selected = [self.indexer.select(*pair) for pair in zip(indexes, chunk, strict=True)]
+        queries = chunk.split(q)
         read = [
             attend(
-                q[span.rows],
+                queries[index],
                 windows[index],
                 entries[index] if entries is not None else None,
                 selected[index] if selected is not None else None,

@@ -32,6 +32,10 @@ class Chunk:
     def __iter__(self) -> Iterator[Span]:
         return iter(self.spans)
 
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Each sequence's part of a tensor whose rows are the chunk's tokens."""
+        return rows.split([span.length for span in self.spans])
+
 
 def make_chunk(tokens: Int[Tensor, " t"], lengths: Sequence[int], starts: Sequence[int]) -> Chunk:
     """Lay out a chunk: sequence i brings lengths[i] tokens from position starts[i] on.

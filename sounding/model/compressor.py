@@ -72,14 +72,14 @@ class Compressor(nn.Module):
         return [
             state.entries.append(
                 self._compress(
-                    state.projections.append(projections[span.rows]),
+                    state.projections.append(rows),
                     span.start + span.length,
                     done=state.entries.length,
                     frequencies=frequencies,
                     dtype=x.dtype,
                 )
             )
-            for span, state in zip(chunk, states, strict=True)
+            for span, rows, state in zip(chunk, chunk.split(projections), states, strict=True)
         ]
 
     def _compress(

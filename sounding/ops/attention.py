@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sounding.ops.dispatch import op
 from sounding.ops.norm import upcast
 
 QUERY_TILE = 128  # queries whose scores exist at once; a tile of window keys is then 255 long
@@ -21,6 +22,7 @@ def num_visible(positions: Int[Tensor, " t"], ratio: int) -> Int[Tensor, " t"]:
     return (positions + 1) // ratio
 
 
+@op(training="sounding.ops.cpu.training.attention:attend")
 def attend(
     q: Float[Tensor, "t h d"],
     window: Float[Tensor, "w d"],

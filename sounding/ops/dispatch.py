@@ -16,7 +16,7 @@ import torch
 
 from sounding.ops import cpu
 
-Backend = Literal["auto", "reference"]
+Backend = Literal["auto", "training", "reference"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -26,18 +26,23 @@ _backend: Backend = "auto"
 _log = logging.getLogger(__name__)
 
 
-def op(*, cpu: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Declare a reference whose first argument is a tensor, with its twin as 'module:function'.
+def op(
+    *, cpu: str | None = None, training: str | None = None
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Declare a reference whose first argument is a tensor, with its twins as 'module:function'.
 
-    The twin is imported at its first use. It serves float32 and bfloat16 on the CPU, and answers
-    NotImplemented to arguments that the reference has to serve itself.
+    The `training` one is taken where `use_backend("training")` says so, and is chosen for
+    throughput; the `cpu` one anywhere else, or if there is no other. A twin is imported at its first
+    use. It serves float32 and bfloat16 on the CPU, and answers NotImplemented to arguments that the
+    reference has to serve itself.
     """
 
     def declare(reference: Callable[_P, _R]) -> Callable[_P, _R]:
         @functools.wraps(reference)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            if _serves(args[0]):
-                result: _R = _twin(cpu)(*args, **kwargs)
+            path = (training or cpu) if _backend == "training" else cpu
+            if path is not None and _serves(args[0]):
+                result: _R = _twin(path)(*args, **kwargs)
                 if result is not NotImplemented:
                     return result
             return reference(*args, **kwargs)
@@ -49,7 +54,8 @@ def op(*, cpu: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
 
 @contextmanager
 def use_backend(backend: Backend) -> Iterator[None]:
-    """Force the reference within a block, for comparisons; "auto" is the usual choice."""
+    """Choose within a block: "reference" for comparisons, "training" where gradients are wanted
+    and speed counts; "auto" is the usual choice."""
     global _backend
     before, _backend = _backend, backend
     try:
@@ -60,7 +66,7 @@ def use_backend(backend: Backend) -> Iterator[None]:
 
 def _serves(first: Any) -> bool:
     return (
-        _backend == "auto"
+        _backend != "reference"
         and first.device.type == "cpu"
         and first.dtype in _NATIVE_DTYPES
         and _native_is_built()

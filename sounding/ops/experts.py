@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from sounding.ops.dispatch import op
 from sounding.ops.matmul import Weight, linear
 from sounding.ops.norm import upcast
 
@@ -30,6 +31,7 @@ def routing_weights(
     return picked / picked.sum(-1, keepdim=True) * scale
 
 
+@op(training="sounding.ops.cpu.training.experts:swiglu")
 def swiglu(
     x: Float[Tensor, "t c"],
     w1: Weight,
@@ -52,6 +54,7 @@ def swiglu(
     return linear(inner.to(x.dtype), w2, simulate=simulate)
 
 
+@op(training="sounding.ops.cpu.training.experts:experts")
 def experts(
     x: Float[Tensor, "t c"],
     chosen: Int[Tensor, "t k"],

@@ -108,6 +108,7 @@ def write(
     return (mixed + post[..., None] * upcast(output)[:, None]).to(streams.dtype)
 
 
+@op(training="sounding.ops.cpu.hyper_connection:collapse")
 def collapse(
     streams: Float[Tensor, "t m c"],
     fn: Float[Tensor, "m mc"],

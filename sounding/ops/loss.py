@@ -6,12 +6,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sounding.ops.dispatch import op
 from sounding.ops.norm import upcast
 
 IGNORED = -100  # target of a position that does not count
 CHUNK_TOKENS = 1024  # logits of this many tokens exist at once
 
 
+@op(training="sounding.ops.cpu.training.loss:cross_entropy")
 def cross_entropy(
     hidden: Float[Tensor, "t c"], head: Float[Tensor, "v c"], targets: Int[Tensor, " t"]
 ) -> Float[Tensor, ""]:

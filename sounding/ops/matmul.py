@@ -51,4 +51,5 @@ def grouped_linear(
 ) -> Float[Tensor, "t g o"]:
     """Group a of x times its own rows of W [g * o, i]. Source: spec/architecture.md 5.6."""
     dense = weight.dense(x.dtype).unflatten(0, (groups, -1))
-    return torch.einsum("tgi,goi->tgo", x, dense)
+    parts = [functional.linear(*pair) for pair in zip(x.unbind(1), dense.unbind(0), strict=True)]
+    return torch.stack(parts, 1)

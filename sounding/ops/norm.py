@@ -4,12 +4,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sounding.ops.dispatch import op
+
 
 def upcast(x: Tensor) -> Tensor:
     """The precision that statistics are taken in: float32, or float64 where x already is."""
     return x if x.dtype == torch.float64 else x.float()
 
 
+@op(training="sounding.ops.cpu.training.norm:rms_norm")
 def rms_norm(
     x: Float[Tensor, "*batch c"], weight: Float[Tensor, " c"] | None, eps: float
 ) -> Float[Tensor, "*batch c"]:

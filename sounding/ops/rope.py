@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sounding.config import RopeScaling
+from sounding.ops.dispatch import op
 from sounding.ops.norm import upcast
 
 
@@ -53,6 +54,7 @@ def rotation(positions: Int[Tensor, " t"], frequencies: Float[Tensor, " pairs"])
     return Rotation(angles.cos(), angles.sin())
 
 
+@op(training="sounding.ops.cpu.training.norm:rotate")
 def rotate(
     x: Float[Tensor, "t *heads d"], by: Rotation, *, inverse: bool = False
 ) -> Float[Tensor, "t *heads d"]:

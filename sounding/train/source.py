@@ -52,6 +52,21 @@ class Tokens:
     lengths: list[int]
 
 
+def filled(batch: Batch, size: int) -> Batch:
+    """The batch with `size` tokens: what packing left over is one more sequence, without targets.
+
+    Matrix products are compiled for each shape they meet, so all batches have to have one.
+    """
+    missing = size - len(batch.tokens)
+    if missing <= 0:
+        return batch
+    return Tokens(
+        torch.cat((batch.tokens, batch.tokens.new_zeros(missing))),
+        torch.cat((batch.targets, batch.targets.new_full((missing,), IGNORED))),
+        [*batch.lengths, missing],
+    )
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """Batches that are never trained on, and how many bytes of text their targets stand for."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sounding.model.layers import EXACT, QUANTIZATION_AWARE, Linear
 from sounding.model.transformer import Transformer
+from sounding.ops.dispatch import use_backend
 from sounding.train import checkpoint, supervised
 from sounding.train.guard import Guard
 from sounding.train.initialise import initialise
@@ -30,7 +31,7 @@ from sounding.train.optim import Optimizers, decay_progress, learning_rate
 from sounding.train.parallel import ALONE, Group, clip, part_like, whole
 from sounding.train.run_config import RunConfig
 from sounding.train.runs import differences, parse_run
-from sounding.train.source import Batch, HeldOut, Source, State, Tokens
+from sounding.train.source import Batch, HeldOut, Source, State, Tokens, filled
 from sounding.train.supervised import Counts, Losses, Phase, phase_of
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,8 @@ class Trainer:
         """
         run, log = self.run_config, self.run_config.log
         started, measured = time.monotonic(), self.tokens
-        with _repeatable(run.train.deterministic), self._stop_on_signals():
+        quick = _for_throughput(run.train.dtype)
+        with _repeatable(run.train.deterministic), quick, self._stop_on_signals():
             while self.step < run.train.steps and not self.group.any(self._stopping):
                 row = self.take_step()
                 if self.guard.gives_up:
@@ -152,7 +154,7 @@ class Trainer:
         counts = Counts(*self.group.sum(torch.tensor([*mine], device=self.device)).tolist())
         phase = phase_of(self.step, run.sparsity)
         self._freeze(phase)
-        sums = [self._backward(batch, counts, phase) for batch in batches]
+        sums = [self._backward(self._to_device(batch), counts, phase) for batch in batches]
         total = Losses(
             *(self.group.sum(torch.stack(part).sum(0)) for part in zip(*sums, strict=True))
         )
@@ -181,9 +183,10 @@ class Trainer:
                 "train.steps, or let the source repeat"
             )
         self._data_state = pairs[-1][1]
-        return [self._to_device(batch) for batch, _ in pairs]
+        return [batch for batch, _ in pairs]
 
     def _to_device(self, batch: Batch) -> Batch:
+        batch = filled(batch, self.run_config.data.batch_tokens)
         tokens, targets = (x.to(self.device) for x in (batch.tokens, batch.targets))
         return Tokens(tokens, targets, list(batch.lengths))
 
@@ -258,7 +261,7 @@ class Trainer:
         for batch in self._held_out.batches:
             moved = self._to_device(batch)
             total += float(supervised.next_token_loss(self.model, moved, phase))
-            counts += supervised.count(moved, 0)
+            counts += supervised.count(batch, 0)
         self.group.reshard(self.model)
         self._record(
             {
@@ -382,6 +385,21 @@ class Trainer:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+@contextmanager
+def _for_throughput(dtype: str) -> Iterator[None]:
+    """The ops' twins for training; and where the network computes in bf16, float32 matrices (of
+    compressors and gates, whose weights are deployed in bf16) are multiplied as bf16 too, added up
+    in float32."""
+    before = torch.get_float32_matmul_precision()
+    if dtype == "bfloat16":
+        torch.set_float32_matmul_precision("medium")
+    try:
+        with use_backend("training"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

@@ -56,6 +56,24 @@ def write(streams: Tensor, output: Tensor, post: Tensor, mix: Tensor) -> Any:
     )
 
 
+def collapse(
+    streams: Tensor, fn: Tensor, base: Tensor, scale: Tensor, *, norm_eps: float, hc_eps: float
+) -> Any:
+    """See the reference: what `connect` reads, with no weight on what it would write."""
+    m = streams.shape[1]
+    rest = (1 + m) * m
+    connection = connect(
+        streams,
+        torch.cat((fn, fn.new_zeros(rest, fn.shape[1]))),
+        torch.cat((base, base.new_zeros(rest))),
+        torch.cat((scale, scale.new_zeros(2))),
+        iterations=1,
+        norm_eps=norm_eps,
+        hc_eps=hc_eps,
+    )
+    return connection if connection is NotImplemented else connection.x
+
+
 class _Connect(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -83,7 +101,8 @@ class _Connect(torch.autograd.Function):
         )
         m = streams.shape[1]
         grad_scale = [part.sum() for part in (grad_z * raw).split((m, m, m * m), -1)]
-        grad_fn = grad_product.T @ streams.flatten(1).float()
+        # The products of bf16 streams are bf16 products, as those of every other matrix here.
+        grad_fn = (grad_product.to(streams.dtype).T @ streams.flatten(1)).float()
         return grad_streams, grad_fn, grad_z.sum(0), torch.stack(grad_scale), None
 
 

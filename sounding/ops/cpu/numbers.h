@@ -66,3 +66,51 @@ INLINE float sum(const Floats& value) {
         for (int i = 0; i < width; i++) lane[i] += lane[i + width];
     return lane[0];
 }
+
+// e^x to 2 units in the last place; below -87 it is 0 and above 88 infinity, NaN stays NaN.
+INLINE Floats exp(const Floats& x) {
+    constexpr float LOG2E = 1.44269504088896341f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
+    constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer
+    const Floats inside = x < -87.0f ? Floats{} - 87.0f : x > 88.0f ? Floats{} + 88.0f : x;
+    const Floats shifted = inside * LOG2E + ROUND;
+    const Floats turns = shifted - ROUND;
+    const Floats r = (inside - turns * LN2_HIGH) - turns * LN2_LOW;
+    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    Words bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits - 0x4b400000u + 127) << 23;  // 2^turns, by its exponent
+    Floats scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    const Floats y = p * scale;
+    return x < -87.0f ? Floats{} : x > 88.0f ? Floats{} + INFINITY : x == x ? y : x;
+}
+
+INLINE Floats sigmoid(const Floats& x) { return 1.0f / (1.0f + exp(-x)); }
+
+// The first `count` lanes only; the others read as 0.
+template <typename T>
+INLINE void load_some(const T* p, int count, Floats& value) {
+    value = Floats{};
+    for (int lane = 0; lane < count; lane++) value[lane] = load_one(p + lane);
+}
+template <typename T>
+INLINE void store_some(T* p, int count, const Floats& value) {
+    for (int lane = 0; lane < count; lane++) store_one(p + lane, value[lane]);
+}
+
+// body(i, count) for each group of 16 of `size`, the last one shorter.
+#define FOR_LANES(i, count, size)                                                                  \
+    for (int i = 0, count; i < (size) && (count = std::min<int>(LANES, (size) - i)); i += LANES)
+template <typename T>
+INLINE void load_lanes(const T* p, int count, Floats& value) {
+    count == LANES ? load(p, value) : load_some(p, count, value);
+}
+template <typename T>
+INLINE void store_lanes(T* p, int count, const Floats& value) {
+    count == LANES ? store(p, value) : store_some(p, count, value);
+}

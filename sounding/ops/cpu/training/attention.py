@@ -1,0 +1,227 @@
+"""Attention for training: products by torch, softmax and its gradient by a kernel, tile by tile.
+
+A tile's keys are the window's and the entries' laid end to end, so each product is one for all
+heads. Chosen entries are scored with all others and the rest hidden: at the lengths we train on that
+costs less than gathering. See ops/attention.py.
+"""
+
+import ctypes
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sounding.ops.attention import num_visible
+from sounding.ops.cpu.training.call import call
+
+_QUERIES = 128  # of a tile
+# Queries and keys of a tile are multiples of this, blank ones at the end that nothing sees:
+# products are compiled for each shape they meet.
+_ALIGNMENT = 32
+
+
+class _Where(NamedTuple):
+    """What a span of queries sees; see `attend`."""
+
+    start: int
+    sliding_window: int
+    ratio: int
+
+
+class _Tile(ctypes.Structure):
+    """struct Tile of attention.cpp."""
+
+    _fields_ = (
+        ("queries", ctypes.c_int64),
+        ("heads", ctypes.c_int),
+        ("near", ctypes.c_int),
+        ("far", ctypes.c_int),
+        ("offset", ctypes.c_int),
+        ("window", ctypes.c_int),
+        ("scale", ctypes.c_float),
+    )
+
+
+def attend(
+    q: Tensor,
+    window: Tensor,
+    entries: Tensor | None,
+    selected: Tensor | None,
+    sink: Tensor,
+    *,
+    start: int,
+    sliding_window: int,
+    ratio: int,
+) -> Any:
+    """Twin of the reference; NotImplemented for float64 sinks."""
+    if sink.dtype != torch.float32:
+        return NotImplemented
+    if entries is None:
+        entries = window[:0]
+    where = _Where(start, sliding_window, ratio)
+    return _Attend.apply(
+        q.contiguous(), window.contiguous(), entries.contiguous(), selected, sink, where
+    )
+
+
+def attention_paid(
+    q: Tensor,
+    window: Tensor,
+    entries: Tensor,
+    selected: Tensor | None,
+    sink: Tensor,
+    *,
+    start: int,
+    sliding_window: int,
+    ratio: int,
+) -> Any:
+    """Twin of `index_loss.attention_paid`."""
+    where = _Where(start, sliding_window, ratio)
+    paid = q.new_zeros(len(q), len(entries), dtype=torch.float32)
+    for tile in _tiles(q, window, entries, selected, where):
+        scores = tile.queries @ tile.keys.T
+        log_sum = q.new_empty(len(scores), dtype=torch.float32)
+        part = q.new_empty(tile.shape.queries, tile.shape.far, dtype=torch.float32)
+        call(
+            "softmax",
+            scores,
+            *(ctypes.byref(tile.shape), scores, tile.seen, sink.contiguous(), log_sum, part),
+        )
+        count = tile.rows.stop - tile.rows.start
+        paid[tile.rows, : tile.far] = part[:count, : tile.far]
+    return paid / paid.sum(-1, keepdim=True).clamp_min(torch.finfo(paid.dtype).tiny)
+
+
+class _Part(NamedTuple):
+    """One tile: its queries as rows of heads, its keys, and which of the entries each query sees."""
+
+    rows: slice
+    queries: Tensor
+    keys: Tensor
+    seen: Tensor
+    near: slice  # of the window
+    far: int
+    shape: _Tile
+
+
+def _tiles(
+    q: Tensor, window: Tensor, entries: Tensor, selected: Tensor | None, where: _Where
+) -> list[_Part]:
+    total, heads, width = q.shape
+    before = window.shape[0] - total  # keys of earlier chunks
+    chosen = None
+    if selected is not None:
+        chosen = torch.zeros(total, len(entries) + 1, dtype=torch.uint8)
+        chosen.scatter_(1, torch.where(selected < 0, len(entries), selected), 1)
+    parts = []
+    for low in range(0, total, _QUERIES):
+        high = min(low + _QUERIES, total)
+        size = _aligned(high - low)
+        first = max(0, before + low - where.sliding_window + 1)
+        near = slice(first, before + high)
+        far = 0
+        if len(entries):
+            visible = num_visible(torch.arange(low, high) + where.start, where.ratio)
+            far = int(visible[-1])
+        seen = torch.zeros(size, _aligned(far), dtype=torch.uint8)
+        if chosen is not None:
+            seen[: high - low, :far] = chosen[low:high, :far]
+        elif far:
+            seen[: high - low, :far] = torch.arange(far) < visible[:, None]
+        keys = torch.cat(_padded(window[near]) + _padded(entries[:far]))
+        shape = _Tile(
+            size,
+            heads,
+            len(keys) - seen.shape[1],
+            seen.shape[1],
+            before + low - first,
+            where.sliding_window,
+            width**-0.5,
+        )
+        rows = slice(low, high)
+        parts.append(_Part(rows, _rows_of(q, rows, size), keys, seen, near, far, shape))
+    return parts
+
+
+def _aligned(count: int) -> int:
+    return -(-count // _ALIGNMENT) * _ALIGNMENT
+
+
+def _padded(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows, and blank ones up to a multiple of the alignment."""
+    return rows, rows.new_zeros(_aligned(len(rows)) - len(rows), rows.shape[1])
+
+
+def _rows_of(x: Tensor, part: slice, size: int) -> Tensor:
+    """A tile of [t, h, ...] as rows [size * h, ...], blank ones at the end."""
+    some = x[part]
+    if len(some) < size:
+        some = torch.cat((some, some.new_zeros(size - len(some), *some.shape[1:])))
+    return some.flatten(0, 1)
+
+
+def _put(rows: Tensor, to: Tensor, part: slice) -> None:
+    """The inverse of `_rows_of`, into a tile of `to`."""
+    to[part] = rows.unflatten(0, (-1, to.shape[1]))[: part.stop - part.start]
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        window: Tensor,
+        entries: Tensor,
+        selected: Tensor | None,
+        sink: Tensor,
+        where: _Where,
+    ) -> Tensor:
+        output = torch.empty_like(q)
+        log_sums = q.new_empty(q.shape[:2], dtype=torch.float32)
+        for tile in _tiles(q, window, entries, selected, where):
+            weights = tile.queries @ tile.keys.T  # scores, until the kernel has passed
+            log_sum = q.new_empty(len(weights), dtype=torch.float32)
+            shape = ctypes.byref(tile.shape)
+            call("softmax", weights, shape, weights, tile.seen, sink.contiguous(), log_sum, None)
+            _put(weights @ tile.keys, output, tile.rows)
+            _put(log_sum, log_sums, tile.rows)
+        ctx.save_for_backward(q, window, entries, selected, sink, output, log_sums)
+        ctx.where = where
+        return output
+
+    @staticmethod
+    def backward(
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None, Tensor, None]:
+        q, window, entries, selected, sink, output, log_sums = ctx.saved_tensors
+        grad = gradients[0].contiguous()
+        grad_q = torch.empty_like(q)
+        grad_window = window.new_zeros(window.shape, dtype=torch.float32)
+        grad_entries = entries.new_zeros(entries.shape, dtype=torch.float32)
+        delta = (grad.float() * output.float()).sum(-1)
+        for tile in _tiles(q, window, entries, selected, ctx.where):
+            size = tile.shape.queries
+            outer = _rows_of(grad, tile.rows, size)
+            weights = tile.queries @ tile.keys.T  # scores, until the kernel has passed
+            moved = outer @ tile.keys.T  # gradient of the weights, then of the scores
+            call(
+                "softmax_backward",
+                weights,
+                *(ctypes.byref(tile.shape), weights, moved, tile.seen),
+                *(_rows_of(log_sums, tile.rows, size), _rows_of(delta, tile.rows, size)),
+            )
+            _put(moved @ tile.keys, grad_q, tile.rows)
+            # Keys are also values.
+            grad_keys = (moved.T @ tile.queries).float() + weights.T @ outer
+            near = tile.near.stop - tile.near.start
+            grad_window[tile.near] += grad_keys[:near]
+            grad_entries[: tile.far] += grad_keys[tile.shape.near :][: tile.far]
+        grad_sink = -((sink - log_sums).exp() * delta).sum(0)
+        return (
+            grad_q,
+            grad_window.to(window.dtype),
+            grad_entries.to(entries.dtype),
+            None,
+            grad_sink,
+            None,
+        )

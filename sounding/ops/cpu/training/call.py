@@ -1,0 +1,29 @@
+"""How the twins of this folder call their kernels."""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sounding.ops.cpu import address, library
+
+
+def call(name: str, like: Tensor, *arguments: Any) -> None:
+    """Run `train_<name>` on tensors that hold float32 or bfloat16 as `like` does.
+
+    Tensors are passed by address, None as no address, other values as they are.
+    """
+    kernels = library()
+    assert kernels is not None, "chosen only where the library was built"
+    passed = [
+        address(argument) if isinstance(argument, Tensor) else argument for argument in arguments
+    ]
+    function = getattr(kernels, f"train_{name}")
+    bfloat16 = ctypes.c_int(like.dtype == torch.bfloat16)
+    function(bfloat16, ctypes.c_int(torch.get_num_threads()), *passed)
+
+
+def rows(count: int) -> ctypes.c_int64:
+    """A number of rows, as kernels take it."""
+    return ctypes.c_int64(count)
