@@ -58,10 +58,10 @@ class Block(nn.Module):
         states: list[LayerState],
         selection: Selection = SPARSE,
     ) -> tuple[Float[Tensor, "t m c"], Routing]:
-        x, post, mix = self._connect("attn", streams)
+        x, post, mix, streams = self._connect("attn", streams)
         output, index_loss = self.attn(self.attn_norm(x), chunk, states, selection)
         streams = hyper_connection.write(streams, output, post, mix)
-        x, post, mix = self._connect("ffn", streams)
+        x, post, mix, streams = self._connect("ffn", streams)
         output, routing = self.ffn(self.ffn_norm(x), chunk.tokens)
         streams = hyper_connection.write(streams, output, post, mix)
         return streams, routing._replace(index_loss=index_loss)

@@ -22,11 +22,12 @@ class Coefficients(NamedTuple):
 
 
 class Connection(NamedTuple):
-    """A sub-layer's input, and how its output is to be written."""
+    """A sub-layer's input, and how its output is to be written to the streams."""
 
     x: Float[Tensor, "t c"]
     post: Float[Tensor, "t m"]
     mix: Float[Tensor, "t m m2"]
+    streams: Float[Tensor, "t m c"]  # as given: `write` takes these, so gradients meet in one place
 
 
 @op(cpu="sounding.ops.cpu.hyper_connection:connect")
@@ -44,7 +45,7 @@ def connect(
     by = coefficients(
         streams, fn, base, scale, iterations=iterations, norm_eps=norm_eps, hc_eps=hc_eps
     )
-    return Connection(read(streams, by.pre), by.post, by.mix)
+    return Connection(read(streams, by.pre), by.post, by.mix, streams)
 
 
 def coefficients(

@@ -5,16 +5,15 @@
 // A token's result depends on that token alone and is computed in the same order whatever is
 // computed beside it. Tokens go in groups of 16, one per lane where the work is per coefficient.
 
-#include <algorithm>
+#define KERNELS "hyper_connection.cpp"
+#ifndef TARGET
 
-#include "numbers.h"
-#include "parallel.h"
-
-namespace {
+#include <cstdint>
 
 constexpr int MAX_STREAMS = 8;
 constexpr int MAX_ITERATIONS = 64;
 constexpr int64_t GRAIN = 64;  // tokens per range; a multiple of the lanes
+constexpr int TOKENS = 4;      // for which a row of fn is loaded once
 
 struct Shape {
     int64_t tokens;
@@ -24,6 +23,41 @@ struct Shape {
     int width() const { return streams * channels; }
     int coefficients() const { return (2 + streams) * streams; }
 };
+
+#include "each_target.h"
+
+extern "C" {
+
+void hyper_connect(const Shape* shape, int bfloat16, int threads, const void* streams,
+                   const float* fn, const float* base, const float* scale, void* x, float* post,
+                   float* mix, float* raw, float* rho) {
+    RUN(shape->tokens, GRAIN, hyper_connect, (const T*)streams, fn, base, scale, (T*)x, post, mix, raw, rho, *shape);
+}
+
+void hyper_connect_backward(const Shape* shape, int bfloat16, int threads, const void* streams,
+                            const float* fn, const float* base, const float* scale,
+                            const float* raw, const float* rho, const void* grad_x,
+                            const float* grad_post, const float* grad_mix, const void* grad_through,
+                            void* grad_streams, float* grad_z, float* grad_product) {
+    RUN(shape->tokens, GRAIN, hyper_connect_backward, (const T*)streams, fn, base, scale, raw, rho, (const T*)grad_x, grad_post,
+        grad_mix, (const T*)grad_through, (T*)grad_streams, grad_z, grad_product, *shape);
+}
+
+void hyper_write(const Shape* shape, int bfloat16, int threads, const void* streams,
+                 const void* output, const float* post, const float* mix, void* result) {
+    RUN(shape->tokens, GRAIN, hyper_write, (const T*)streams, (const T*)output, post, mix, (T*)result, *shape);
+}
+
+void hyper_write_backward(const Shape* shape, int bfloat16, int threads, const void* streams,
+                          const void* output, const float* post, const float* mix,
+                          const void* grad, void* grad_streams, void* grad_output,
+                          float* grad_post, float* grad_mix) {
+    RUN(shape->tokens, GRAIN, hyper_write_backward, (const T*)streams, (const T*)output, post, mix, (const T*)grad,
+        (T*)grad_streams, (T*)grad_output, grad_post, grad_mix, *shape);
+}
+}
+
+#else
 
 using Matrix = Floats[MAX_STREAMS * MAX_STREAMS];  // one matrix per lane
 
@@ -65,7 +99,7 @@ INLINE void softmax_rows(Matrix& a, int m) {
         Floats total = {};
         for (int j = 0; j < m; j++) {
             Floats& x = a[i * m + j];
-            for (int lane = 0; lane < LANES; lane++) x[lane] = std::exp(x[lane] - top[lane]);
+            x = exp(x - top);
             total += x;
         }
         for (int j = 0; j < m; j++) a[i * m + j] /= total;
@@ -79,8 +113,8 @@ struct Trace {
     Floats factor[2 * MAX_ITERATIONS][MAX_STREAMS];
 };
 
-INLINE void sinkhorn(Matrix& a, const Shape& s, Trace* trace) {
-    const int m = s.streams, steps = 2 * s.iterations - 1;
+INLINE void sinkhorn(Matrix& a, int m, const Shape& s, Trace* trace) {
+    const int steps = 2 * s.iterations - 1;
     Floats unused[MAX_STREAMS];
     softmax_rows(a, m);
     if (trace) std::copy(a, a + m * m, trace->soft);
@@ -92,8 +126,7 @@ INLINE void sinkhorn(Matrix& a, const Shape& s, Trace* trace) {
     }
 }
 
-INLINE void sinkhorn_backward(Matrix& g, const Shape& s, const Trace& trace) {
-    const int m = s.streams;
+INLINE void sinkhorn_backward(Matrix& g, int m, const Shape& s, const Trace& trace) {
     for (int step = 2 * s.iterations - 2; step >= 0; step--)
         normalise_backward(g, trace.after[step], trace.factor[step], m, step % 2 == 1);
     for (int i = 0; i < m; i++) {
@@ -108,44 +141,41 @@ INLINE void sinkhorn_backward(Matrix& g, const Shape& s, const Trace& trace) {
 
 INLINE float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
-// raw[r] = <v, row r> * rho for R rows at once: their sums do not wait for each other.
-template <int R, typename T>
-INLINE void project_rows(const T* v, const float* rows, float rho, float* raw, int width) {
-    const int body = width - width % LANES;
-    Floats dot[R] = {};
-    float rest[R] = {};
-    for (int i = 0; i < body; i += LANES) {
-        Floats x, w;
-        load(v + i, x);
+// raw[t][r] = <v_t, row r> * rho_t for N tokens and R rows: a row is loaded once for all tokens, and
+// no sum waits for another. Each is taken in the same order whatever N and R are.
+template <int N, int R, typename T>
+INLINE void project_rows(const T* v, const float* rows, const float* rho, float* raw, int n,
+                         int width) {
+    Floats dot[N][R] = {};
+    FOR_LANES(i, count, width) {
+        Floats x[N], w;
+        for (int t = 0; t < N; t++) load_lanes(v + int64_t(t) * width + i, count, x[t]);
         for (int r = 0; r < R; r++) {
-            load(rows + int64_t(r) * width + i, w);
-            dot[r] += x * w;
+            load_lanes(rows + int64_t(r) * width + i, count, w);
+            for (int t = 0; t < N; t++) dot[t][r] += x[t] * w;
         }
-    }
-    for (int i = body; i < width; i++)
-        for (int r = 0; r < R; r++) rest[r] += load_one(v + i) * rows[int64_t(r) * width + i];
-    for (int r = 0; r < R; r++) raw[r] = (sum(dot[r]) + rest[r]) * rho;
+    };
+    for (int t = 0; t < N; t++)
+        for (int r = 0; r < R; r++) raw[t * n + r] = sum(dot[t][r]) * rho[t];
 }
 
-// raw[n] = <v, fn_n> * rho, rho = rsqrt(mean v^2 + eps), for one token's flattened streams.
-template <typename T>
-INLINE float project(const T* v, const float* fn, float* raw, const Shape& s) {
-    const int width = s.width(), body = width - width % LANES;
-    Floats square = {};
-    float tail = 0;
-    for (int i = 0; i < body; i += LANES) {
-        Floats x;
-        load(v + i, x);
-        square += x * x;
+// raw[t][n] = <v_t, fn_n> * rho_t, rho = rsqrt(mean v^2 + eps), for N tokens' flattened streams.
+template <int N, typename T>
+INLINE void project(const T* v, const float* fn, float* raw, float* rho, const Shape& s) {
+    const int width = s.width(), n = s.coefficients();
+    for (int t = 0; t < N; t++) {
+        Floats square = {}, x;
+        FOR_LANES(i, count, width) {
+            load_lanes(v + int64_t(t) * width + i, count, x);
+            square += x * x;
+        };
+        rho[t] = 1.0f / std::sqrt(sum(square) / width + s.norm_eps);
     }
-    for (int i = body; i < width; i++) tail += load_one(v + i) * load_one(v + i);
-    const float rho = 1.0f / std::sqrt((sum(square) + tail) / width + s.norm_eps);
-    int n = 0;
-    for (; n + 4 <= s.coefficients(); n += 4)
-        project_rows<4>(v, fn + int64_t(n) * width, rho, raw + n, width);
-    for (; n < s.coefficients(); n++)
-        project_rows<1>(v, fn + int64_t(n) * width, rho, raw + n, width);
-    return rho;
+    int row = 0;
+    for (; row + 6 <= n; row += 6)
+        project_rows<N, 6>(v, fn + int64_t(row) * width, rho, raw + row, n, width);
+    for (; row < n; row++)
+        project_rows<N, 1>(v, fn + int64_t(row) * width, rho, raw + row, n, width);
 }
 
 // The logits of the mixing matrix of up to 16 tokens, one per lane; lanes without a token are 0.
@@ -159,127 +189,136 @@ INLINE void mix_logits(const float* raw, int64_t count, const float* base, const
     }
 }
 
-template <typename T>
-INLINE void connect_range(int64_t low, int64_t high, const T* streams, const float* fn,
+template <int M, typename T>
+INLINE void connect(int64_t low, int64_t high, const T* streams, const float* fn,
                           const float* base, const float* scale, T* x, float* post, float* mix,
                           float* raw, float* rho, const Shape& s) {
-    const int m = s.streams, c = s.channels, n = s.coefficients();
+    const int m = M ? M : s.streams, c = s.channels, n = s.coefficients();
     for (int64_t group = low; group < high; group += LANES) {
         const int64_t count = std::min<int64_t>(LANES, high - group);
+        int64_t done = group;
+        for (; done + TOKENS <= group + count; done += TOKENS)
+            project<TOKENS>(streams + done * s.width(), fn, raw + done * n, rho + done, s);
+        for (; done < group + count; done++)
+            project<1>(streams + done * s.width(), fn, raw + done * n, rho + done, s);
         for (int64_t t = group; t < group + count; t++) {
             const T* v = streams + t * s.width();
-            float* r = raw + t * n;
-            rho[t] = project(v, fn, r, s);
+            const float* r = raw + t * n;
             float pre[MAX_STREAMS];
             for (int j = 0; j < m; j++) {
                 pre[j] = sigmoid(r[j] * scale[0] + base[j]) + s.hc_eps;
                 post[t * m + j] = 2 * sigmoid(r[m + j] * scale[1] + base[m + j]);
             }
-            int i = 0;
-            for (; i + LANES <= c; i += LANES) {
+            FOR_LANES(i, lanes, c) {
                 Floats total = {}, part;
                 for (int j = 0; j < m; j++) {
-                    load(v + j * c + i, part);
+                    load_lanes(v + j * c + i, lanes, part);
                     total += part * pre[j];
                 }
-                store(x + t * c + i, total);
-            }
-            for (; i < c; i++) {
-                float total = 0;
-                for (int j = 0; j < m; j++) total += load_one(v + j * c + i) * pre[j];
-                store_one(x + t * c + i, total);
-            }
+                store_lanes(x + t * c + i, lanes, total);
+            };
         }
         Matrix a;
         mix_logits(raw + group * n, count, base, scale, a, s);
-        sinkhorn(a, s, nullptr);
+        sinkhorn(a, m, s, nullptr);
         for (int64_t t = 0; t < count; t++)
             for (int i = 0; i < m * m; i++) mix[(group + t) * m * m + i] = a[i][t];
     }
 }
 
+// The gradient of N tokens' streams: what `write` sent back, and what goes through the sub-layer's
+// input, through rho and through the coefficients.
+template <int M, int N, typename T>
+INLINE void spread(const T* v, const float* fn, const float* product, const float (*pre)[MAX_STREAMS],
+                   const float* through_rho, const T* grad_x, const T* grad_through, T* grad_streams,
+                   const Shape& s) {
+    const int m = M ? M : s.streams, c = s.channels, n = (2 + m) * m, width = m * c;
+    for (int j = 0; j < m; j++) FOR_LANES(i, lanes, c) {
+            Floats total[N], part;
+            for (int t = 0; t < N; t++) {
+                const int64_t at = int64_t(t) * width + j * c + i;
+                load_lanes(v + at, lanes, part);
+                load_lanes(grad_through + at, lanes, total[t]);
+                total[t] += part * through_rho[t];
+                load_lanes(grad_x + int64_t(t) * c + i, lanes, part);
+                total[t] += part * pre[t][j];
+            }
+            for (int k = 0; k < n; k++) {
+                load_lanes(fn + int64_t(k) * width + j * c + i, lanes, part);
+                for (int t = 0; t < N; t++) total[t] += part * product[t * n + k];
+            }
+            for (int t = 0; t < N; t++)
+                store_lanes(grad_streams + int64_t(t) * width + j * c + i, lanes, total[t]);
+        };
+}
+
 // grad_z[n] is the gradient of the pre-activations raw * scale + base; grad_raw that of <v, fn_n>.
-template <typename T>
-INLINE void connect_backward_range(int64_t low, int64_t high, const T* streams, const float* fn,
+template <int M, typename T>
+INLINE void connect_backward(int64_t low, int64_t high, const T* streams, const float* fn,
                                    const float* base, const float* scale, const float* raw,
                                    const float* rho, const T* grad_x, const float* grad_post,
-                                   const float* grad_mix, T* grad_streams, float* grad_z,
-                                   float* grad_product, const Shape& s) {
-    const int m = s.streams, c = s.channels, n = s.coefficients(), width = s.width();
+                                   const float* grad_mix, const T* grad_through, T* grad_streams,
+                                   float* grad_z, float* grad_product, const Shape& s) {
+    const int m = M ? M : s.streams, c = s.channels, n = s.coefficients(), width = s.width();
     thread_local static Trace trace;
     for (int64_t group = low; group < high; group += LANES) {
         const int64_t count = std::min<int64_t>(LANES, high - group);
         Matrix a, g;
         mix_logits(raw + group * n, count, base, scale, a, s);
-        sinkhorn(a, s, &trace);
+        sinkhorn(a, m, s, &trace);
         for (int i = 0; i < m * m; i++) {
             g[i] = Floats{};
             for (int64_t t = 0; t < count; t++) g[i][t] = grad_mix[(group + t) * m * m + i];
         }
-        sinkhorn_backward(g, s, trace);
+        sinkhorn_backward(g, m, s, trace);
+        float pre[LANES][MAX_STREAMS], through_rho[LANES];
         for (int64_t t = group; t < group + count; t++) {
             const T* v = streams + t * width;
             const T* gx = grad_x + t * c;
             const float* r = raw + t * n;
             float* z = grad_z + t * n;
-            float pre[MAX_STREAMS];
             for (int j = 0; j < m; j++) {
                 Floats dot = {}, left, right;
-                float rest = 0;
-                int i = 0;
-                for (; i + LANES <= c; i += LANES) {
-                    load(gx + i, left);
-                    load(v + j * c + i, right);
+                FOR_LANES(i, lanes, c) {
+                    load_lanes(gx + i, lanes, left);
+                    load_lanes(v + j * c + i, lanes, right);
                     dot += left * right;
-                }
-                for (; i < c; i++) rest += load_one(gx + i) * load_one(v + j * c + i);
+                };
                 const float open = sigmoid(r[j] * scale[0] + base[j]);
                 const float gate = sigmoid(r[m + j] * scale[1] + base[m + j]);
-                pre[j] = open + s.hc_eps;
-                z[j] = (sum(dot) + rest) * open * (1 - open);
+                pre[t - group][j] = open + s.hc_eps;
+                z[j] = sum(dot) * open * (1 - open);
                 z[m + j] = grad_post[t * m + j] * 2 * gate * (1 - gate);
             }
             for (int i = 0; i < m * m; i++) z[2 * m + i] = g[i][t - group];
             float* product = grad_product + t * n;
-            float through_rho = 0;
+            float back = 0;
             for (int i = 0; i < n; i++) {
                 const float grad_raw = z[i] * scale[i < m ? 0 : i < 2 * m ? 1 : 2];
                 product[i] = grad_raw * rho[t];
-                through_rho += grad_raw * r[i];
+                back += grad_raw * r[i];
             }
-            through_rho *= -rho[t] * rho[t] / width;
-            for (int j = 0; j < m; j++) {
-                int i = 0;
-                for (; i + LANES <= c; i += LANES) {
-                    Floats total, part;
-                    load(v + j * c + i, total);
-                    total *= through_rho;
-                    load(gx + i, part);
-                    total += part * pre[j];
-                    for (int k = 0; k < n; k++) {
-                        load(fn + int64_t(k) * width + j * c + i, part);
-                        total += part * product[k];
-                    }
-                    store(grad_streams + t * width + j * c + i, total);
-                }
-                for (; i < c; i++) {
-                    float total = load_one(v + j * c + i) * through_rho + load_one(gx + i) * pre[j];
-                    for (int k = 0; k < n; k++)
-                        total += fn[int64_t(k) * width + j * c + i] * product[k];
-                    store_one(grad_streams + t * width + j * c + i, total);
-                }
-            }
+            through_rho[t - group] = back * -rho[t] * rho[t] / width;
         }
+        int64_t done = group;
+        for (; done + TOKENS <= group + count; done += TOKENS)
+            spread<M, TOKENS>(streams + done * width, fn, grad_product + done * n,
+                              pre + (done - group), through_rho + (done - group), grad_x + done * c,
+                              grad_through + done * width, grad_streams + done * width, s);
+        for (; done < group + count; done++)
+            spread<M, 1>(streams + done * width, fn, grad_product + done * n, pre + (done - group),
+                         through_rho + (done - group), grad_x + done * c,
+                         grad_through + done * width, grad_streams + done * width, s);
     }
 }
 
 // ---------------------------------------------------------------------------------------------
 // write: the sub-layer's output into the mixed streams
 
-template <typename T>
-INLINE void write_range(int64_t low, int64_t high, const T* streams, const T* output,
+template <int M, typename T>
+INLINE void write(int64_t low, int64_t high, const T* streams, const T* output,
                         const float* post, const float* mix, T* result, const Shape& s) {
-    const int m = s.streams, c = s.channels;
+    const int m = M ? M : s.streams, c = s.channels;
     for (int64_t t = low; t < high; t++) {
         const T* v = streams + t * s.width();
         T* to = result + t * s.width();
@@ -304,12 +343,12 @@ INLINE void write_range(int64_t low, int64_t high, const T* streams, const T* ou
     }
 }
 
-template <typename T>
-INLINE void write_backward_range(int64_t low, int64_t high, const T* streams, const T* output,
+template <int M, typename T>
+INLINE void write_backward(int64_t low, int64_t high, const T* streams, const T* output,
                                  const float* post, const float* mix, const T* grad,
                                  T* grad_streams, T* grad_output, float* grad_post,
                                  float* grad_mix, const Shape& s) {
-    const int m = s.streams, c = s.channels;
+    const int m = M ? M : s.streams, c = s.channels;
     for (int64_t t = low; t < high; t++) {
         const T* v = streams + t * s.width();
         const T* g = grad + t * s.width();
@@ -359,77 +398,26 @@ INLINE void write_backward_range(int64_t low, int64_t high, const T* streams, co
     }
 }
 
-// Clones are made of plain functions, so each template is fixed to a type here.
-#define FIX(T, S)                                                                                  \
-    CLONED void connect_##S(int64_t low, int64_t high, const T* streams, const float* fn,          \
-                            const float* base, const float* scale, T* x, float* post, float* mix,  \
-                            float* raw, float* rho, const Shape& s) {                              \
-        connect_range(low, high, streams, fn, base, scale, x, post, mix, raw, rho, s);             \
-    }                                                                                              \
-    CLONED void connect_backward_##S(                                                              \
-        int64_t low, int64_t high, const T* streams, const float* fn, const float* base,           \
-        const float* scale, const float* raw, const float* rho, const T* grad_x,                   \
-        const float* grad_post, const float* grad_mix, T* grad_streams, float* grad_z,             \
-        float* grad_product, const Shape& s) {                                                     \
-        connect_backward_range(low, high, streams, fn, base, scale, raw, rho, grad_x, grad_post,   \
-                               grad_mix, grad_streams, grad_z, grad_product, s);                   \
-    }                                                                                              \
-    CLONED void write_##S(int64_t low, int64_t high, const T* streams, const T* output,            \
-                          const float* post, const float* mix, T* result, const Shape& s) {        \
-        write_range(low, high, streams, output, post, mix, result, s);                             \
-    }                                                                                              \
-    CLONED void write_backward_##S(int64_t low, int64_t high, const T* streams, const T* output,   \
-                                   const float* post, const float* mix, const T* grad,             \
-                                   T* grad_streams, T* grad_output, float* grad_post,              \
-                                   float* grad_mix, const Shape& s) {                              \
-        write_backward_range(low, high, streams, output, post, mix, grad, grad_streams,            \
-                             grad_output, grad_post, grad_mix, s);                                 \
-    }
+// Four streams, as V4 has, are known when this is compiled: their sums then stay in registers.
 
-FIX(float, float)
-FIX(BFloat16, bfloat16)
-
-}  // namespace
-
-// One entry point per pass; `bfloat16` says what the tensors of stream width hold.
-#define RUN(NAME, ...)                                                                             \
-    parallel_for(shape->tokens, GRAIN, threads, [&](int64_t low, int64_t high) {                   \
-        if (bfloat16) {                                                                            \
-            using T = BFloat16;                                                                    \
-            NAME##_bfloat16(low, high, __VA_ARGS__, *shape);                                       \
-        } else {                                                                                   \
-            using T = float;                                                                       \
-            NAME##_float(low, high, __VA_ARGS__, *shape);                                          \
-        }                                                                                          \
-    })
-
-extern "C" {
-
-void hyper_connect(const Shape* shape, int bfloat16, int threads, const void* streams,
-                   const float* fn, const float* base, const float* scale, void* x, float* post,
-                   float* mix, float* raw, float* rho) {
-    RUN(connect, (const T*)streams, fn, base, scale, (T*)x, post, mix, raw, rho);
+template <typename T>
+void hyper_connect(int64_t low, int64_t high, const T* streams, const float* fn, const float* base, const float* scale, T* x, float* post, float* mix, float* raw, float* rho, const Shape& s) {
+    s.streams == 4 ? connect<4>(low, high, streams, fn, base, scale, x, post, mix, raw, rho, s) : connect<0>(low, high, streams, fn, base, scale, x, post, mix, raw, rho, s);
 }
 
-void hyper_connect_backward(const Shape* shape, int bfloat16, int threads, const void* streams,
-                            const float* fn, const float* base, const float* scale,
-                            const float* raw, const float* rho, const void* grad_x,
-                            const float* grad_post, const float* grad_mix, void* grad_streams,
-                            float* grad_z, float* grad_product) {
-    RUN(connect_backward, (const T*)streams, fn, base, scale, raw, rho, (const T*)grad_x, grad_post,
-        grad_mix, (T*)grad_streams, grad_z, grad_product);
+template <typename T>
+void hyper_connect_backward(int64_t low, int64_t high, const T* streams, const float* fn, const float* base, const float* scale, const float* raw, const float* rho, const T* grad_x, const float* grad_post, const float* grad_mix, const T* grad_through, T* grad_streams, float* grad_z, float* grad_product, const Shape& s) {
+    s.streams == 4 ? connect_backward<4>(low, high, streams, fn, base, scale, raw, rho, grad_x, grad_post, grad_mix, grad_through, grad_streams, grad_z, grad_product, s) : connect_backward<0>(low, high, streams, fn, base, scale, raw, rho, grad_x, grad_post, grad_mix, grad_through, grad_streams, grad_z, grad_product, s);
 }
 
-void hyper_write(const Shape* shape, int bfloat16, int threads, const void* streams,
-                 const void* output, const float* post, const float* mix, void* result) {
-    RUN(write, (const T*)streams, (const T*)output, post, mix, (T*)result);
+template <typename T>
+void hyper_write(int64_t low, int64_t high, const T* streams, const T* output, const float* post, const float* mix, T* result, const Shape& s) {
+    s.streams == 4 ? write<4>(low, high, streams, output, post, mix, result, s) : write<0>(low, high, streams, output, post, mix, result, s);
 }
 
-void hyper_write_backward(const Shape* shape, int bfloat16, int threads, const void* streams,
-                          const void* output, const float* post, const float* mix,
-                          const void* grad, void* grad_streams, void* grad_output,
-                          float* grad_post, float* grad_mix) {
-    RUN(write_backward, (const T*)streams, (const T*)output, post, mix, (const T*)grad,
-        (T*)grad_streams, (T*)grad_output, grad_post, grad_mix);
+template <typename T>
+void hyper_write_backward(int64_t low, int64_t high, const T* streams, const T* output, const float* post, const float* mix, const T* grad, T* grad_streams, T* grad_output, float* grad_post, float* grad_mix, const Shape& s) {
+    s.streams == 4 ? write_backward<4>(low, high, streams, output, post, mix, grad, grad_streams, grad_output, grad_post, grad_mix, s) : write_backward<0>(low, high, streams, output, post, mix, grad, grad_streams, grad_output, grad_post, grad_mix, s);
 }
-}
+
+#endif

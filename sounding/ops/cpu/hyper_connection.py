@@ -78,7 +78,7 @@ class _Connect(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, streams: Tensor, fn: Tensor, base: Tensor, scale: Tensor, shape: _Shape
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         tokens, m, channels = streams.shape
         x = streams.new_empty(tokens, channels)
         post, mix = fn.new_empty(tokens, m), fn.new_empty(tokens, m, m)
@@ -86,17 +86,18 @@ class _Connect(torch.autograd.Function):
         _call("hyper_connect", shape, streams, fn, base, scale, x, post, mix, raw, rho)
         ctx.save_for_backward(streams, fn, base, scale, raw, rho)
         ctx.shape = shape
-        return x, post, mix
+        return x, post, mix, streams.view_as(streams)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         streams, fn, base, scale, raw, rho = ctx.saved_tensors
+        *gradients, grad_through = gradients
         grad_streams, grad_z, grad_product = map(torch.empty_like, (streams, raw, raw))
         _call(
             "hyper_connect_backward",
             ctx.shape,
             *(streams, fn, base, scale, raw, rho),
-            *(gradient.contiguous() for gradient in gradients),
+            *(gradient.contiguous() for gradient in (*gradients, grad_through)),
             *(grad_streams, grad_z, grad_product),
         )
         m = streams.shape[1]

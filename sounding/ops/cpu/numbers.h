@@ -1,27 +1,25 @@
 // Sixteen floats at a time, in the compiler's own vector type: it becomes one AVX-512 register, two
 // of AVX2, or whatever the target has. Memory holds float32 or bfloat16; arithmetic is float32.
-#pragma once
-
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-// Kernels are compiled for each of these and chosen when the library is loaded.
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(SOUNDING_ONE_TARGET)
-#define CLONED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CLONED
-#endif
-#define INLINE inline __attribute__((always_inline))
+//
+// Included once for each instruction set, by each_target.h: no include guard.
 
 constexpr int LANES = 16;
+struct Whole {
+    constexpr operator int() const { return LANES; }
+};
+struct for_lanes {
+    int size;
+    template <typename Body>
+    INLINE void operator<<(const Body& body) const {
+        int i = 0;
+        for (; i + LANES <= size; i += LANES) body(i, Whole{});
+        if (i < size) body(i, size - i);
+    }
+};
 typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Integers __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
-
-struct BFloat16 {
-    uint16_t bits;
-};
 
 INLINE float load_one(const float* p) { return *p; }
 INLINE float load_one(const BFloat16* p) {
@@ -95,17 +93,33 @@ INLINE Floats sigmoid(const Floats& x) { return 1.0f / (1.0f + exp(-x)); }
 // The first `count` lanes only; the others read as 0.
 template <typename T>
 INLINE void load_some(const T* p, int count, Floats& value) {
-    value = Floats{};
-    for (int lane = 0; lane < count; lane++) value[lane] = load_one(p + lane);
+    T whole[LANES] = {};
+    std::memcpy(whole, p, count * sizeof(T));
+    load(whole, value);
 }
 template <typename T>
 INLINE void store_some(T* p, int count, const Floats& value) {
-    for (int lane = 0; lane < count; lane++) store_one(p + lane, value[lane]);
+    T whole[LANES];
+    store(whole, value);
+    std::memcpy(p, whole, count * sizeof(T));
 }
 
-// body(i, count) for each group of 16 of `size`, the last one shorter.
-#define FOR_LANES(i, count, size)                                                                  \
-    for (int i = 0, count; i < (size) && (count = std::min<int>(LANES, (size) - i)); i += LANES)
+// `value` in the first `count` lanes, `rest` in the others. (Lanes are never picked by a variable:
+// that would keep the vector in memory.)
+INLINE Floats first_lanes(const Floats& value, int count, float rest) {
+    const Integers lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return lane < count ? value : Floats{} + rest;
+}
+
+INLINE float maximum(const Floats& value) {  // NaN if there is one
+    float lane[LANES];
+    std::memcpy(lane, &value, sizeof lane);
+    float most = lane[0];
+    for (int i = 1; i < LANES; i++) most = lane[i] > most || lane[i] != lane[i] ? lane[i] : most;
+    return most;
+}
+INLINE void raise(Floats& most, const Floats& value) { most = value > most || value != value ? value : most; }
+
 template <typename T>
 INLINE void load_lanes(const T* p, int count, Floats& value) {
     count == LANES ? load(p, value) : load_some(p, count, value);

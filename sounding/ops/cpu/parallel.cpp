@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <mutex>
 #include <thread>
 #include <unistd.h>
@@ -93,4 +94,16 @@ void parallel_for(int64_t count, int64_t grain, int threads,
         job.run();
     else
         pool().run(job, helpers);
+}
+
+int instruction_set() {
+    static const int chosen = [] {
+        int best = 1;
+#if defined(__x86_64__) && defined(__GNUC__)
+        best = __builtin_cpu_supports("x86-64-v4") ? 4 : __builtin_cpu_supports("x86-64-v3") ? 3 : 1;
+#endif
+        const char* wanted = std::getenv("SOUNDING_INSTRUCTION_SET");
+        return wanted ? std::min(best, std::max(1, std::atoi(wanted))) : best;
+    }();
+    return chosen;
 }

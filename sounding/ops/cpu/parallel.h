@@ -8,3 +8,7 @@
 // `threads` threads; returns when all are done. Ranges do not depend on the number of threads.
 void parallel_for(int64_t count, int64_t grain, int threads,
                   const std::function<void(int64_t, int64_t)>& work);
+
+// Which x86-64 level the kernels use: 4 (AVX-512), 3 (AVX2) or 1. The environment variable
+// SOUNDING_INSTRUCTION_SET lowers it, so that all of them can be tested on one machine.
+int instruction_set();

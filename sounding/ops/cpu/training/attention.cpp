@@ -5,12 +5,10 @@
 // the window, then `far` compressed entries. Query i stands at distance offset + i - j from window
 // key j and sees it if that is in [0, window); it sees entry j if `seen` says so.
 
-#include <algorithm>
+#define KERNELS "training/attention.cpp"
+#ifndef TARGET
 
-#include "../numbers.h"
-#include "../parallel.h"
-
-namespace {
+#include <cstdint>
 
 struct Tile {
     int64_t queries;
@@ -22,9 +20,25 @@ struct Tile {
 
 constexpr int64_t GRAIN = 4;  // queries per range
 
+#include "../each_target.h"
+
+extern "C" {
+
+void train_softmax(int bfloat16, int threads, const Tile* tile, void* scores, const uint8_t* seen,
+                   const float* sink, float* log_sum, float* paid) {
+    RUN(tile->queries, GRAIN, softmax, (T*)scores, seen, sink, log_sum, paid, *tile);
+}
+
+void train_softmax_backward(int bfloat16, int threads, const Tile* tile, void* scores, void* grad,
+                            const uint8_t* seen, const float* log_sum, const float* delta) {
+    RUN(tile->queries, GRAIN, softmax_backward, (T*)scores, (T*)grad, seen, log_sum, delta, *tile);
+}
+}
+
+#else
 
 // The visible keys of a query as 0 (seen) or -infinity: added to scores, it hides.
-INLINE void visibility(const Tile& s, int64_t query, const uint8_t* seen, float* bias) {
+void visibility(const Tile& s, int64_t query, const uint8_t* seen, float* bias) {
     const int64_t newest = s.offset + query;  // its own key
     for (int j = 0; j < s.near; j++)
         bias[j] = j <= newest && j > newest - s.window ? 0.0f : -INFINITY;
@@ -33,7 +47,7 @@ INLINE void visibility(const Tile& s, int64_t query, const uint8_t* seen, float*
 
 // scores become weights; log_sum keeps log(sum exp) of each row, sink included.
 template <typename T>
-INLINE void softmax_range(int64_t low, int64_t high, T* scores, const uint8_t* seen,
+void softmax(int64_t low, int64_t high, T* scores, const uint8_t* seen,
                           const float* sink, float* log_sum, float* paid, const Tile& s) {
     const int keys = s.keys();
     float* bias = new float[2 * keys];
@@ -47,31 +61,25 @@ INLINE void softmax_range(int64_t low, int64_t high, T* scores, const uint8_t* s
             FOR_LANES(i, count, keys) {
                 load_lanes(row + i, count, x);
                 load_lanes(bias + i, count, b);
-                if (count < LANES)
-                    for (int lane = count; lane < LANES; lane++) b[lane] = -INFINITY;
                 x = x * s.scale + b;
-                top = x > top || x != x ? x : top;
+                raise(top, first_lanes(x, count, -INFINITY));
                 store_lanes(row_weights + i, count, x);
-            }
-            float most = top[0];
-            for (int lane = 1; lane < LANES; lane++)
-                most = top[lane] > most || top[lane] != top[lane] ? top[lane] : most;
+            };
+            const float most = maximum(top);
             Floats total = {};
             FOR_LANES(i, count, keys) {
                 load_lanes(row_weights + i, count, x);
-                x = exp(x - most);
-                if (count < LANES)
-                    for (int lane = count; lane < LANES; lane++) x[lane] = 0;
+                x = exp(first_lanes(x, count, -INFINITY) - most);
                 total += x;
                 store_lanes(row_weights + i, count, x);
-            }
+            };
             const float all = sum(total) + std::exp(sink[h] - most);
             log_sum[query * s.heads + h] = most + std::log(all);
             FOR_LANES(i, count, keys) {
                 load_lanes(row_weights + i, count, x);
                 x *= 1.0f / all;
                 store_lanes(row + i, count, x);
-            }
+            };
             if (paid)
                 for (int j = 0; j < s.far; j++)
                     paid[query * s.far + j] += row_weights[s.near + j] / all;
@@ -83,7 +91,7 @@ INLINE void softmax_range(int64_t low, int64_t high, T* scores, const uint8_t* s
 // From scores and the gradient of weights: the weights again, in place of the scores, and the
 // gradient of the scores, in place of that of the weights.
 template <typename T>
-INLINE void softmax_backward_range(int64_t low, int64_t high, T* scores, T* grad,
+void softmax_backward(int64_t low, int64_t high, T* scores, T* grad,
                                    const uint8_t* seen, const float* log_sum, const float* delta,
                                    const Tile& s) {
     const int keys = s.keys();
@@ -102,48 +110,10 @@ INLINE void softmax_backward_range(int64_t low, int64_t high, T* scores, T* grad
                 x = exp(x * s.scale + b - sum_of);
                 store_lanes(row + i, count, x);
                 store_lanes(g + i, count, x * (y - d) * s.scale);
-            }
+            };
         }
     }
     delete[] bias;
 }
 
-#define FIX(T, S)                                                                                  \
-    CLONED void softmax_##S(int64_t low, int64_t high, T* scores, const uint8_t* seen,             \
-                            const float* sink, float* log_sum, float* paid, const Tile& s) {       \
-        softmax_range(low, high, scores, seen, sink, log_sum, paid, s);                            \
-    }                                                                                              \
-    CLONED void softmax_backward_##S(int64_t low, int64_t high, T* scores, T* grad,                \
-                                     const uint8_t* seen, const float* log_sum,                    \
-                                     const float* delta, const Tile& s) {                          \
-        softmax_backward_range(low, high, scores, grad, seen, log_sum, delta, s);                  \
-    }
-
-FIX(float, float)
-FIX(BFloat16, bfloat16)
-
-}  // namespace
-
-#define RUN(NAME, ...)                                                                             \
-    parallel_for(tile->queries, GRAIN, threads, [&](int64_t low, int64_t high) {                   \
-        if (bfloat16) {                                                                            \
-            using T = BFloat16;                                                                    \
-            NAME##_bfloat16(low, high, __VA_ARGS__, *tile);                                        \
-        } else {                                                                                   \
-            using T = float;                                                                       \
-            NAME##_float(low, high, __VA_ARGS__, *tile);                                           \
-        }                                                                                          \
-    })
-
-extern "C" {
-
-void train_softmax(int bfloat16, int threads, const Tile* tile, void* scores, const uint8_t* seen,
-                   const float* sink, float* log_sum, float* paid) {
-    RUN(softmax, (T*)scores, seen, sink, log_sum, paid);
-}
-
-void train_softmax_backward(int bfloat16, int threads, const Tile* tile, void* scores, void* grad,
-                            const uint8_t* seen, const float* log_sum, const float* delta) {
-    RUN(softmax_backward, (T*)scores, (T*)grad, seen, log_sum, delta);
-}
-}
+#endif

@@ -2,18 +2,51 @@
 // rows that experts compute, and moving rows between tokens and experts. Formulas are those of
 // ops/experts.py; rows of one expert lie together, in order of tokens.
 
-#include <algorithm>
+#define KERNELS "training/experts.cpp"
+#ifndef TARGET
 
-#include "../numbers.h"
-#include "../parallel.h"
-
-namespace {
+#include <cstdint>
 
 constexpr int64_t GRAIN = 64;  // rows per range
 
+#include "../each_target.h"
+
+extern "C" {
+
+void train_swiglu(int bfloat16, int threads, int64_t rows, int width, float limit, const void* gate,
+                  const void* up, const float* weight, void* inner) {
+    RUN(rows, GRAIN, swiglu, (const T*)gate, (const T*)up, weight, (T*)inner, width, limit);
+}
+
+void train_swiglu_backward(int bfloat16, int threads, int64_t rows, int width, float limit,
+                           const void* gate, const void* up, const float* weight, const void* grad,
+                           void* grad_gate, void* grad_up, float* grad_weight) {
+    RUN(rows, GRAIN, swiglu_backward, (const T*)gate, (const T*)up, weight, (const T*)grad, (T*)grad_gate,
+        (T*)grad_up, grad_weight, width, limit);
+}
+
+void train_gather(int bfloat16, int threads, int64_t rows, int width, int from_float,
+                  const void* from, const int64_t* token, void* to) {
+    if (from_float)
+        RUN(rows, GRAIN, gather, (const float*)from, token, (T*)to, width);
+    else
+        RUN(rows, GRAIN, gather, (const T*)from, token, (T*)to, width);
+}
+
+void train_combine(int bfloat16, int threads, int64_t tokens, int width, int picks, int to_float,
+                   const void* from, const int64_t* places, void* to) {
+    if (to_float)
+        RUN(tokens, GRAIN, combine, (const T*)from, places, (float*)to, width, picks);
+    else
+        RUN(tokens, GRAIN, combine, (const T*)from, places, (T*)to, width, picks);
+}
+}
+
+#else
+
 // inner = silu(min(gate, limit)) * clamp(up, -limit, limit) * weight
 template <typename T>
-INLINE void swiglu_range(int64_t low, int64_t high, const T* gate, const T* up, const float* weight,
+void swiglu(int64_t low, int64_t high, const T* gate, const T* up, const float* weight,
                          T* inner, int width, float limit) {
     for (int64_t row = low; row < high; row++) {
         const float by = weight ? weight[row] : 1.0f;
@@ -24,12 +57,12 @@ INLINE void swiglu_range(int64_t low, int64_t high, const T* gate, const T* up, 
             g = g > limit ? Floats{} + limit : g;
             u = u > limit ? Floats{} + limit : u < -limit ? Floats{} - limit : u;
             store_lanes(inner + row * width + i, count, g * sigmoid(g) * u * by);
-        }
+        };
     }
 }
 
 template <typename T>
-INLINE void swiglu_backward_range(int64_t low, int64_t high, const T* gate, const T* up,
+void swiglu_backward(int64_t low, int64_t high, const T* gate, const T* up,
                                   const float* weight, const T* grad, T* grad_gate, T* grad_up,
                                   float* grad_weight, int width, float limit) {
     for (int64_t row = low; row < high; row++) {
@@ -50,25 +83,25 @@ INLINE void swiglu_backward_range(int64_t low, int64_t high, const T* gate, cons
             d *= by;
             store_lanes(grad_gate + row * width + i, count, d * u * (s + silu * (1.0f - s)) * open);
             store_lanes(grad_up + row * width + i, count, d * silu * inside);
-        }
+        };
         if (grad_weight) grad_weight[row] = sum(through_weight);
     }
 }
 
 // Rows to experts: to[i] = from[token[i]], and 0 where the token is -1.
-template <typename S, typename T>
-INLINE void gather_range(int64_t low, int64_t high, const S* from, const int64_t* token, T* to,
+template <typename T, typename S>
+void gather(int64_t low, int64_t high, const S* from, const int64_t* token, T* to,
                          int width) {
     for (int64_t row = low; row < high; row++) FOR_LANES(i, count, width) {
             Floats x = {};
             if (token[row] >= 0) load_lanes(from + token[row] * width + i, count, x);
             store_lanes(to + row * width + i, count, x);
-        }
+        };
 }
 
 // Rows back to tokens: to[t] = sum of from[places[t]], in the order of places.
 template <typename S, typename T>
-INLINE void combine_range(int64_t low, int64_t high, const S* from, const int64_t* places, T* to,
+void combine(int64_t low, int64_t high, const S* from, const int64_t* places, T* to,
                           int width, int picks) {
     for (int64_t t = low; t < high; t++) FOR_LANES(i, count, width) {
             Floats total = {}, x;
@@ -77,80 +110,7 @@ INLINE void combine_range(int64_t low, int64_t high, const S* from, const int64_
                 total += x;
             }
             store_lanes(to + t * width + i, count, total);
-        }
+        };
 }
 
-#define FIX(T, S)                                                                                  \
-    CLONED void swiglu_##S(int64_t low, int64_t high, const T* gate, const T* up,                  \
-                           const float* weight, T* inner, int width, float limit) {                \
-        swiglu_range(low, high, gate, up, weight, inner, width, limit);                            \
-    }                                                                                              \
-    CLONED void swiglu_backward_##S(int64_t low, int64_t high, const T* gate, const T* up,         \
-                                    const float* weight, const T* grad, T* grad_gate, T* grad_up,  \
-                                    float* grad_weight, int width, float limit) {                  \
-        swiglu_backward_range(low, high, gate, up, weight, grad, grad_gate, grad_up, grad_weight,  \
-                              width, limit);                                                       \
-    }                                                                                              \
-    CLONED void gather_##S(int64_t low, int64_t high, const T* from, const int64_t* token, T* to,  \
-                           int width) {                                                            \
-        gather_range(low, high, from, token, to, width);                                           \
-    }                                                                                              \
-    CLONED void gather_float_to_##S(int64_t low, int64_t high, const float* from,                  \
-                                    const int64_t* token, T* to, int width) {                      \
-        gather_range(low, high, from, token, to, width);                                           \
-    }                                                                                              \
-    CLONED void combine_##S(int64_t low, int64_t high, const T* from, const int64_t* places,       \
-                            T* to, int width, int picks) {                                         \
-        combine_range(low, high, from, places, to, width, picks);                                  \
-    }                                                                                              \
-    CLONED void combine_to_float_##S(int64_t low, int64_t high, const T* from,                     \
-                                     const int64_t* places, float* to, int width, int picks) {     \
-        combine_range(low, high, from, places, to, width, picks);                                  \
-    }
-
-FIX(float, float)
-FIX(BFloat16, bfloat16)
-
-}  // namespace
-
-#define RUN(ROWS, NAME, ...)                                                                       \
-    parallel_for(ROWS, GRAIN, threads, [&](int64_t low, int64_t high) {                            \
-        if (bfloat16) {                                                                            \
-            using T = BFloat16;                                                                    \
-            NAME##_bfloat16(low, high, __VA_ARGS__);                                               \
-        } else {                                                                                   \
-            using T = float;                                                                       \
-            NAME##_float(low, high, __VA_ARGS__);                                                  \
-        }                                                                                          \
-    })
-
-extern "C" {
-
-void train_swiglu(int bfloat16, int threads, int64_t rows, int width, float limit, const void* gate,
-                  const void* up, const float* weight, void* inner) {
-    RUN(rows, swiglu, (const T*)gate, (const T*)up, weight, (T*)inner, width, limit);
-}
-
-void train_swiglu_backward(int bfloat16, int threads, int64_t rows, int width, float limit,
-                           const void* gate, const void* up, const float* weight, const void* grad,
-                           void* grad_gate, void* grad_up, float* grad_weight) {
-    RUN(rows, swiglu_backward, (const T*)gate, (const T*)up, weight, (const T*)grad, (T*)grad_gate,
-        (T*)grad_up, grad_weight, width, limit);
-}
-
-void train_gather(int bfloat16, int threads, int64_t rows, int width, int from_float,
-                  const void* from, const int64_t* token, void* to) {
-    if (from_float)
-        RUN(rows, gather_float_to, (const float*)from, token, (T*)to, width);
-    else
-        RUN(rows, gather, (const T*)from, token, (T*)to, width);
-}
-
-void train_combine(int bfloat16, int threads, int64_t tokens, int width, int picks, int to_float,
-                   const void* from, const int64_t* places, void* to) {
-    if (to_float)
-        RUN(tokens, combine_to_float, (const T*)from, places, (float*)to, width, picks);
-    else
-        RUN(tokens, combine, (const T*)from, places, (T*)to, width, picks);
-}
-}
+#endif

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sounding.ops.cpu.training.call import call, rows
 
-_CHUNK_ELEMENTS = 1 << 24  # logits that exist at once: 32 MB of bfloat16
+_ROWS = 2048  # whose logits exist at once, and give one product for the head's gradient
+_PART_ROWS = 256  # of them, made and used up while they are in the cache
 
 
 def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Any:
@@ -24,16 +25,19 @@ class _CrossEntropy(torch.autograd.Function):
         learns = any(ctx.needs_input_grad)
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros_like(head)
-        size = max(1, _CHUNK_ELEMENTS // vocab)
-        buffer = hidden.new_empty(min(size, len(hidden)), vocab)
-        for low in range(0, len(hidden), size):
-            part = slice(low, low + size)
-            some = hidden[part]
-            logits = torch.mm(some, dense.T, out=buffer[: len(some)])
-            call("cross_entropy", logits, rows(len(some)), vocab, logits, targets[part], losses[part])
+        buffer = hidden.new_empty(min(_ROWS, len(hidden)), vocab)
+        for low in range(0, len(hidden), _ROWS):
+            high = min(low + _ROWS, len(hidden))
+            for first in range(low, high, _PART_ROWS):
+                part = slice(first, min(first + _PART_ROWS, high))
+                logits = buffer[part.start - low : part.stop - low]
+                torch.mm(hidden[part], dense.T, out=logits)
+                sizes = (rows(len(logits)), vocab)
+                call("cross_entropy", logits, *sizes, logits, targets[part], losses[part])
+                if learns:
+                    torch.mm(logits, dense, out=grad_hidden[part])
             if learns:
-                torch.mm(logits, dense, out=grad_hidden[part])
-                grad_head += logits.T @ some
+                grad_head += buffer[: high - low].T @ hidden[low:high]
         ctx.save_for_backward(grad_hidden, grad_head)
         return losses.sum()
 

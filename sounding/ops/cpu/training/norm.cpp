@@ -1,17 +1,38 @@
 // RMS normalisation and rotation for training, values and gradients. Formulas are those of
 // ops/norm.py and ops/rope.py.
 
-#include <algorithm>
+#define KERNELS "training/norm.cpp"
+#ifndef TARGET
 
-#include "../numbers.h"
-#include "../parallel.h"
-
-namespace {
+#include <cstdint>
 
 constexpr int64_t GRAIN = 64;  // rows per range: also the rows whose weight gradients are added up
 
+#include "../each_target.h"
+
+extern "C" {
+
+void train_rms_norm(int bfloat16, int threads, int64_t rows, int width, float eps, const void* x,
+                    const float* weight, void* y, float* rho) {
+    RUN(rows, GRAIN, rms_norm, (const T*)x, weight, (T*)y, rho, width, eps);
+}
+
+void train_rms_norm_backward(int bfloat16, int threads, int64_t rows, int width, const void* x,
+                             const float* weight, const float* rho, const void* grad, void* grad_x,
+                             float* partial) {
+    RUN(rows, GRAIN, rms_norm_backward, (const T*)x, weight, rho, (const T*)grad, (T*)grad_x, partial, width);
+}
+
+void train_rotate(int bfloat16, int threads, int64_t rows, int heads, int width, int pairs,
+                  float sign, const void* x, const float* cos, const float* sin, void* y) {
+    RUN(rows, GRAIN, rotate, (const T*)x, cos, sin, (T*)y, heads, width, pairs, sign);
+}
+}
+
+#else
+
 template <typename T>
-INLINE void rms_norm_range(int64_t low, int64_t high, const T* x, const float* weight, T* y,
+void rms_norm(int64_t low, int64_t high, const T* x, const float* weight, T* y,
                            float* rho, int width, float eps) {
     for (int64_t row = low; row < high; row++) {
         const T* from = x + row * width;
@@ -19,7 +40,7 @@ INLINE void rms_norm_range(int64_t low, int64_t high, const T* x, const float* w
         FOR_LANES(i, count, width) {
             load_lanes(from + i, count, v);
             square += v * v;
-        }
+        };
         rho[row] = 1.0f / std::sqrt(sum(square) / width + eps);
         FOR_LANES(i, count, width) {
             load_lanes(from + i, count, v);
@@ -29,13 +50,13 @@ INLINE void rms_norm_range(int64_t low, int64_t high, const T* x, const float* w
                 v *= w;
             }
             store_lanes(y + row * width + i, count, v);
-        }
+        };
     }
 }
 
 // partial has a row for each range: the gradient of the weight from its rows.
 template <typename T>
-INLINE void rms_norm_backward_range(int64_t low, int64_t high, const T* x, const float* weight,
+void rms_norm_backward(int64_t low, int64_t high, const T* x, const float* weight,
                                     const float* rho, const T* grad, T* grad_x, float* partial,
                                     int width) {
     float* own = partial ? partial + low / GRAIN * width : nullptr;
@@ -54,7 +75,7 @@ INLINE void rms_norm_backward_range(int64_t low, int64_t high, const T* x, const
                 d *= w;
             }
             dot += v * d;
-        }
+        };
         const float back = sum(dot) * rho[row] * rho[row] / width;
         FOR_LANES(i, count, width) {
             load_lanes(from + i, count, v);
@@ -64,13 +85,13 @@ INLINE void rms_norm_backward_range(int64_t low, int64_t high, const T* x, const
                 d *= w;
             }
             store_lanes(grad_x + row * width + i, count, (d - v * back) * rho[row]);
-        }
+        };
     }
 }
 
 // Turn the last 2 * pairs channels of each head of each token, backwards with sign -1.
 template <typename T>
-INLINE void rotate_range(int64_t low, int64_t high, const T* x, const float* cos, const float* sin,
+void rotate(int64_t low, int64_t high, const T* x, const float* cos, const float* sin,
                          T* y, int heads, int width, int pairs, float sign) {
     const int plain = width - 2 * pairs;
     for (int64_t t = low; t < high; t++)
@@ -88,52 +109,4 @@ INLINE void rotate_range(int64_t low, int64_t high, const T* x, const float* cos
         }
 }
 
-#define FIX(T, S)                                                                                  \
-    CLONED void rms_norm_##S(int64_t low, int64_t high, const T* x, const float* weight, T* y,     \
-                             float* rho, int width, float eps) {                                   \
-        rms_norm_range(low, high, x, weight, y, rho, width, eps);                                  \
-    }                                                                                              \
-    CLONED void rms_norm_backward_##S(int64_t low, int64_t high, const T* x, const float* weight,  \
-                                      const float* rho, const T* grad, T* grad_x, float* partial,  \
-                                      int width) {                                                 \
-        rms_norm_backward_range(low, high, x, weight, rho, grad, grad_x, partial, width);          \
-    }                                                                                              \
-    CLONED void rotate_##S(int64_t low, int64_t high, const T* x, const float* cos,                \
-                           const float* sin, T* y, int heads, int width, int pairs, float sign) {  \
-        rotate_range(low, high, x, cos, sin, y, heads, width, pairs, sign);                        \
-    }
-
-FIX(float, float)
-FIX(BFloat16, bfloat16)
-
-}  // namespace
-
-#define RUN(NAME, ...)                                                                             \
-    parallel_for(rows, GRAIN, threads, [&](int64_t low, int64_t high) {                            \
-        if (bfloat16) {                                                                            \
-            using T = BFloat16;                                                                    \
-            NAME##_bfloat16(low, high, __VA_ARGS__);                                               \
-        } else {                                                                                   \
-            using T = float;                                                                       \
-            NAME##_float(low, high, __VA_ARGS__);                                                  \
-        }                                                                                          \
-    })
-
-extern "C" {
-
-void train_rms_norm(int bfloat16, int threads, int64_t rows, int width, float eps, const void* x,
-                    const float* weight, void* y, float* rho) {
-    RUN(rms_norm, (const T*)x, weight, (T*)y, rho, width, eps);
-}
-
-void train_rms_norm_backward(int bfloat16, int threads, int64_t rows, int width, const void* x,
-                             const float* weight, const float* rho, const void* grad, void* grad_x,
-                             float* partial) {
-    RUN(rms_norm_backward, (const T*)x, weight, rho, (const T*)grad, (T*)grad_x, partial, width);
-}
-
-void train_rotate(int bfloat16, int threads, int64_t rows, int heads, int width, int pairs,
-                  float sign, const void* x, const float* cos, const float* sin, void* y) {
-    RUN(rotate, (const T*)x, cos, sin, (T*)y, heads, width, pairs, sign);
-}
-}
+#endif
