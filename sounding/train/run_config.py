@@ -138,6 +138,8 @@ class TrainConfig:
     """Batches whose gradients make one step."""
     seed: int = 0
     """Of the initial weights, the hash tables and the order of data."""
+    initial_weights: str | None = None
+    """Folder of a checkpoint to begin with instead of random weights; read at step 0 only."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """What the network computes in; weights, gradients and moments are float32."""
     qat: bool = False

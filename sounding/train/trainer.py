@@ -32,6 +32,7 @@ from sounding.train.parallel import ALONE, Group, clip, part_like, whole
 from sounding.train.run_config import RunConfig
 from sounding.train.runs import differences, parse_run
 from sounding.train.source import Batch, HeldOut, Source, State, Tokens, filled
+from sounding.train.start import start_from
 from sounding.train.supervised import Counts, Losses, Phase, phase_of
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,8 @@ class Trainer:
         self.group = group
         self.step, self.tokens = 0, 0
         self.model = build_network(run, device)
+        if run.train.initial_weights and not checkpoint.steps(folder / CHECKPOINTS_NAME):
+            start_from(self.model, Path(run.train.initial_weights), beside)
         group.shard(self.model)
         self.optimizers = Optimizers(self.model, run.optimizer)
         self.guard = Guard(run.guard, harmless=run.optimizer.clip_norm)
