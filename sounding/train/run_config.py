@@ -167,10 +167,13 @@ class LogConfig:
     validate_every: int = 250
     checkpoint_every: int = 250
     keep_checkpoints: int = 2
+    milestone_every: int = 0
+    """Weights alone, in bf16, that stay for good, to measure what more training brings; 0: none."""
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
-            _require(self, entry.name, getattr(self, entry.name) >= 1, "at least 1")
+            least = 0 if entry.name == "milestone_every" else 1
+            _require(self, entry.name, getattr(self, entry.name) >= least, f"at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
