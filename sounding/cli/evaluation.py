@@ -12,6 +12,7 @@ import click
 
 from sounding.cli import measures
 from sounding.cli.completion import open_model
+from sounding.cli.growth import run
 from sounding.cli.measuring import (
     collect,
     common_options,
@@ -47,6 +48,9 @@ def eval() -> None:  # the builtin is missed by nobody
     Every command prints its settings, and 95 % intervals. With --out, results are kept in a file
     as they are made: after Ctrl-C or a crash the same command goes on.
     """
+
+
+eval.add_command(run)
 
 
 @eval.command()
