@@ -135,6 +135,7 @@ class Trainer:
                 row = self.take_step()
                 if self.guard.gives_up:
                     self._roll_back()
+                    started, measured = time.monotonic(), self.tokens
                     continue
                 if self.step % log.every == 0 or "event" in row:
                     now = time.monotonic()
@@ -373,9 +374,10 @@ class Trainer:
         gone = self.step
         state = self._take_over(checkpoint.load(root, saved_steps[-1]))
         self.guard.restore({**state["guard"], "rollbacks": rollbacks})
-        event = {"step": self.step, "event": "rolled back", "reason": f"at step {gone}: {reason}"}
-        logger.warning("back to step %d: %s", self.step, event["reason"])
-        self._record(event)
+        reason = f"at step {gone}: {reason}"
+        logger.warning("back to step %d: %s", self.step, reason)
+        event = {"event": "rolled back", "reason": reason}
+        self._record({"step": self.step, "tokens": self.tokens, **event})
 
     def _take_over(self, saved: checkpoint.Saved) -> State:
         """Copy weights and moments of a checkpoint into this run's own tensors.
