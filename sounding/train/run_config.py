@@ -110,6 +110,9 @@ class DataConfig:
     batch_tokens: int = 4096
     """Most tokens of one forward pass; a step has `train.accumulation` of them."""
     fim: FimSettings = field(default_factory=FimSettings)
+    split_rate: float = 0.1
+    """Share of tokens of punctuation and line ends that are split in two, so that a text which
+    stops between them is no surprise."""
     validation_tokens: int = 65536
     """At most so many held-out tokens are read by a validation."""
 
@@ -118,6 +121,7 @@ class DataConfig:
         rule = f"a multiple of sequence_tokens = {self.sequence_tokens}"
         rows, rest = divmod(self.batch_tokens, self.sequence_tokens)
         _require(self, "batch_tokens", rows >= 1 and rest == 0, rule)
+        _require(self, "split_rate", 0 <= self.split_rate <= 1, "a share from 0 to 1")
         _require(self, "validation_tokens", self.validation_tokens >= 1, "at least 1")
 
 
