@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenizer": ("prompts", "Train a tokenizer, or look into one."),
     "train": ("train", "Train the named RUN, or go on where it was stopped."),
     "plot": ("train", "Draw loss, expert load and gradient norm of a run as PNG files."),
+    "card": ("card", "Write the model card of a trained model from the files of its making."),
     "write": ("completion", "Continue code, streaming."),
     "complete": ("completion", "Fill in code at a place in a file."),
     "eval": ("evaluation", "Measure a model: bits per byte, filled lines, passed tests."),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-import sounding
 from sounding.cli.generation import load_network
+from sounding.cli.models import model_folder
 
 if TYPE_CHECKING:
     from sounding.engine.batch import Batch
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from sounding.model.transformer import Transformer
     from sounding.text.tokenizer import Tokenizer
 
-SHIPPED = Path(sounding.__file__).parent / "assets" / "nano"
 _PYTHON = (".py", ".pyi")
 
 
@@ -46,11 +45,7 @@ def open_model(folder: str | None) -> Model:
     """The model in a folder, or the shipped one. Raises ValueError saying what is missing."""
     from sounding.text.tokenizer import Tokenizer
 
-    if folder is None and not (SHIPPED / "config.json").is_file():
-        raise ValueError(
-            f"there is no model in {SHIPPED}; give the folder of a checkpoint with --model"
-        )
-    path = SHIPPED if folder is None else Path(folder)
+    path = Path(model_folder(folder))
     if path.is_dir() and not (path / "tokenizer.json").is_file():
         raise ValueError(f"{path} has no tokenizer.json, without which no text can be read")
     network = load_network(str(path))

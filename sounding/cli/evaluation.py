@@ -1,6 +1,5 @@
 """`eval`: measure a model, with the settings and the uncertainty beside every number."""
 
-import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,13 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from sounding.cli import measures
 from sounding.cli.completion import open_model
+from sounding.cli.growth import run
 from sounding.cli.measuring import (
     collect,
     common_options,
-    digest_of,
-    filler,
-    fingerprint,
     limited,
     read_texts,
     report,
@@ -27,7 +25,6 @@ from sounding.cli.measuring import (
 )
 
 if TYPE_CHECKING:
-    from sounding.engine.endings import Kind
     from sounding.tasks.code import Problem
 
 _PATH = click.Path(exists=True, path_type=Path)
@@ -37,6 +34,13 @@ _suffix_option = click.option(
 )
 
 
+def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...]:
+    parts = (text or "").replace(",", " ").split()
+    if text is not None and not (parts and all(part.isdecimal() and int(part) for part in parts)):
+        raise click.BadParameter(f"{text!r} must be numbers such as 1,10")
+    return tuple(map(int, parts))
+
+
 @click.group()
 def eval() -> None:  # the builtin is missed by nobody
     """Measure a model: bits per byte, filled lines, passed tests.
@@ -44,6 +48,9 @@ def eval() -> None:  # the builtin is missed by nobody
     Every command prints its settings, and 95 % intervals. With --out, results are kept in a file
     as they are made: after Ctrl-C or a crash the same command goes on.
     """
+
+
+eval.add_command(run)
 
 
 @eval.command()
@@ -72,39 +79,18 @@ def bpb(
     Each document by itself, in overlapping windows; beside it what xz and brotli make of the same
     bytes, as one stream and document by document.
     """
-    from sounding.engine.scoring import token_logprobs
-    from sounding.evaluation.bits import compressed_sizes, score_documents, summarise_bits
-    from sounding.evaluation.results import Results
-
     documents = limited(read_texts(path, suffixes), limit, seed)
-    opened = open_model(model)
-    stride = context_tokens // 2 if stride is None else stride
-    settings = {
-        "model": fingerprint(opened.folder),
-        "documents": digest_of([text for _, text in documents]),
-        "seed": seed,
-        "context_tokens": context_tokens,
-        "stride": stride,
-    }
-    results = Results(out, settings)
-    rows = score_documents(
-        [document for document in documents if document[0] not in results],
-        functools.partial(opened.tokenizer.encode, named=False),
-        opened.tokenizer.bos_id,
-        functools.partial(token_logprobs, opened.network),
-        context=context_tokens,
+    measured = measures.measure_bits(
+        open_model(model),
+        documents,
+        seed=seed,
+        out=out,
+        context_tokens=context_tokens,
         stride=stride,
         batch_tokens=batch_tokens,
+        compressors=compressors,
     )
-    interrupt = collect(results, "bits per byte", len(documents), rows)
-    done = results.select([name for name, _ in documents])
-    names = {row["id"] for row in done}
-    read = [text for name, text in documents if name in names]
-    sizes = compressed_sizes(read) if compressors else []
-    report(
-        "bpb", settings, summarise_bits(done, seed=seed), done=len(done), total=len(documents),
-        as_json=as_json, more={"compressors": sizes}, interrupt=interrupt,
-    )  # fmt: skip
+    report(measured, as_json=as_json)
 
 
 @eval.command()
@@ -138,30 +124,73 @@ def lines(
     `copy` puts the line of the file whose neighbours are most like the gap's, `best_copy` knows
     the answer and puts the most similar line, the most that copying can reach.
     """
-    from sounding.evaluation.lines import choose_lines, evaluate_lines, summarise_lines
-    from sounding.evaluation.results import Results
+    from sounding.evaluation.lines import choose_lines
 
     texts = read_texts(path, suffixes)
     items = limited(choose_lines(texts, per_file=per_file, cursor=cursor, seed=seed), limit, seed)
+    measured = measures.measure_lines(
+        open_model(model), items, seed=seed, out=out, per_file=per_file, cursor=cursor, **how
+    )
+    report(measured, as_json=as_json)
+
+
+@eval.command()
+@click.argument("path", type=_PATH)
+@common_options
+@_suffix_option
+@click.option("--context-tokens", default=4096, show_default=True, help="Read of a document.")
+@click.option("--at-least", default=2048, show_default=True, help="Tokens of a document.")
+@click.option(
+    "-k",
+    "sizes",
+    callback=_numbers,
+    help="Entries picked, such as 16,64.  [default: 16, 32, 64 where fewer, and the model's own]",
+)
+def mechanisms(
+    path: Path,
+    model: str | None,
+    limit: int | None,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+    suffixes: tuple[str, ...],
+    context_tokens: int,
+    at_least: int,
+    sizes: tuple[int, ...],
+) -> None:
+    """Accepted drafts, expert load, and what the indexers pick, on long documents.
+
+    `mtp_acceptance` is how often the MTP block's likeliest token after next is the network's own
+    likeliest one, given the text. `index_recall@k` is the share of the k entries most attended to
+    that the indexers pick, over queries that see more than k; attention is what CSA layers would
+    pay if they read all entries. By layer: `covered` is the share of that attention the picked
+    entries get, `coverable` the most that k entries can get, `chance` the recall of random picks.
+    """
+    from sounding.evaluation.mechanisms import long_documents
+
+    if not 1 <= at_least <= context_tokens:
+        raise ValueError(
+            f"--at-least {at_least} must be from 1 to --context-tokens {context_tokens}"
+        )
+    texts = read_texts(path, suffixes)
     opened = open_model(model)
-    fill = filler(opened, "line", **how)
-    settings = {
-        "model": fingerprint(opened.folder),
-        "documents": digest_of([item.prefix + item.answer + item.suffix for item in items]),
-        "seed": seed,
-        "per_file": per_file,
-        "cursor": cursor,
-        **how,
-    }
-    results = Results(out, settings)
-    left = [item for item in items if item.id not in results]
-    rows = evaluate_lines(left, fill, seed=seed)
-    interrupt = collect(results, "lines", len(items), rows)
-    done = results.select([item.id for item in items])
-    report(
-        "lines", settings, summarise_lines(done, seed=seed), done=len(done), total=len(items),
-        as_json=as_json, more={}, interrupt=interrupt,
-    )  # fmt: skip
+
+    def encode(text: str) -> list[int]:
+        return opened.tokenizer.encode(text, named=False)
+
+    long = list(long_documents(texts, encode, at_least=at_least, at_most=context_tokens - 1))
+    if not long:
+        raise ValueError(f"no document of {path} has {at_least} tokens; lower --at-least")
+    measured = measures.measure_mechanisms(
+        opened,
+        limited(long, limit, seed),
+        seed=seed,
+        out=out,
+        context_tokens=context_tokens,
+        at_least=at_least,
+        sizes=measures.recall_sizes(opened.network.config, sizes),
+    )
+    report(measured, as_json=as_json)
 
 
 @eval.command()
@@ -182,21 +211,13 @@ def infilling(file: Path, until: str | None, **how: Any) -> None:
     from sounding.tasks.code import read_problems
 
     problems = read_problems(file, infilling=True)
-    single = all("\n" not in problem.canonical_solution.strip() for problem in problems)
-    until = until or ("line" if single else "end")
+    until = until or measures.natural_end(problems)
     _evaluate("infilling", problems, until, samples=1, ks=(1,), notes={}, **how)
-
-
-def _counts(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
-    parts = text.replace(",", " ").split()
-    if not parts or not all(part.isdecimal() and int(part) for part in parts):
-        raise click.BadParameter(f"{text!r} must be numbers such as 1,10")
-    return tuple(map(int, parts))
 
 
 _samples_option = click.option("--samples", default=1, show_default=True, help="Per problem.")
 _k_option = click.option(
-    "-k", "ks", default="1", show_default=True, callback=_counts, help="Of pass@k, such as 1,10."
+    "-k", "ks", default="1", show_default=True, callback=_numbers, help="Of pass@k, such as 1,10."
 )
 
 
@@ -274,8 +295,6 @@ def _evaluate(
     unsafe: bool,
     **how: Any,
 ) -> None:
-    from sounding.evaluation.execution import attempt_id, evaluate_task, summarise_attempts
-    from sounding.evaluation.results import Results
     from sounding.tasks.code import CodeTask
 
     if max(ks) > samples:
@@ -283,37 +302,22 @@ def _evaluate(
     if samples > 1 and not how["temperature"]:
         raise ValueError(f"{samples} samples at temperature 0 are all the same; set --temperature")
     task = CodeTask(limited(problems, limit, seed), sandbox(timeout, unsafe))
-    opened = open_model(model)
-    kind: Kind | None = "line" if until == "line" else "block" if until == "block" else None
-    fill = filler(opened, kind, **how)
-    settings = {
-        "model": fingerprint(opened.folder),
-        "problems": digest_of([json.dumps(asdict(problem)) for problem in task.problems]),
-        "seed": seed,
-        "samples": samples,
-        "until": until,
-        "timeout": timeout,
-        "isolated": not unsafe,
-        **notes,
-        **how,
-    }
-    results = Results(out, settings)
-    attempts = [(index, sample) for index in range(len(task)) for sample in range(samples)]
-    names = [attempt_id(task[index].task_id, sample) for index, sample in attempts]
-    left = [attempt for attempt, name in zip(attempts, names, strict=True) if name not in results]
-    rows = evaluate_task(task, left, fill, seed=seed, workers=workers)
-    interrupt = collect(results, title, len(attempts), rows)
-    done = results.select(names)
-    report(
+    measured = measures.measure_programs(
         title,
-        settings,
-        summarise_attempts(done, samples=samples, ks=ks, seed=seed),
-        done=len(done),
-        total=len(attempts),
-        as_json=as_json,
-        more={"outcomes": dict(Counter(row["reason"] for row in done).most_common())},
-        interrupt=interrupt,
+        open_model(model),
+        task,
+        until,
+        samples=samples,
+        ks=ks,
+        notes=notes,
+        seed=seed,
+        out=out,
+        timeout=timeout,
+        workers=workers,
+        unsafe=unsafe,
+        **how,
     )
+    report(measured, as_json=as_json)
 
 
 @eval.command("make-infilling")

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from sounding.cli.models import open_checkpoint
+from sounding.cli.models import model_folder, open_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -159,7 +159,7 @@ def _random_pieces(length: int, choose: random.Random) -> list[int]:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option("--prompt", help="Text to continue; '-' reads it from stdin.")
 @click.option(
     "--tokens",
@@ -179,7 +179,7 @@ def _random_pieces(length: int, choose: random.Random) -> list[int]:
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same answer.")
 @click.option("--stop", multiple=True, help="Stop before this string; can be given repeatedly.")
 def generate(
-    model: str,
+    model: str | None,
     prompt: str | None,
     tokens: str | None,
     max_tokens: int,
@@ -190,13 +190,13 @@ def generate(
 ) -> None:
     """Continue a prompt, streaming.
 
-    The prompt is taken as it is, special tokens included: chat prompts come from `encode`. The
-    answer goes to stdout as it is made; it ends at an end-of-sentence token, a stop string or
-    --max-tokens. Ctrl-C stops it.
+    MODEL is the folder of a checkpoint, or left out for the shipped model. The prompt is taken as
+    it is, special tokens included: chat prompts come from `encode`. The answer goes to stdout as it
+    is made; it ends at an end-of-sentence token, a stop string or --max-tokens. Ctrl-C stops it.
 
     \b
     Examples:
-      sounding generate MODEL --prompt 'def fibonacci(n):' --stop $'\\n\\n'
+      sounding generate --prompt 'def fibonacci(n):' --stop $'\\n\\n'
       sounding generate MODEL --tokens 0,17,4 --max-tokens 8
     """
     from sounding.engine.generate import generate as generate_tokens
@@ -207,12 +207,13 @@ def generate(
     if tokens is not None and stop:
         raise click.UsageError("--stop is text; it goes with --prompt, not with --tokens")
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
+    folder = model_folder(model)
     if tokens is not None:
         dialect: _Tokens | _Text = _Tokens(tokens)
     else:
         text = sys.stdin.read() if prompt == "-" else prompt or ""
-        dialect = _Text(Path(model), text, stop)
-    network = load_network(model)
+        dialect = _Text(Path(folder), text, stop)
+    network = load_network(folder)
     eos = network.config.eos_token_id
     with _progress() as progress:
         task = progress.add_task("prompt", total=len(dialect.prompt))

@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 from rich import box
@@ -223,40 +223,46 @@ def collect(
     return None
 
 
-def report(
-    title: str,
-    settings: Mapping[str, Any],
-    metrics: Mapping[str, "Estimate"],
-    *,
-    done: int,
-    total: int,
-    as_json: bool,
-    more: Mapping[str, Any],
-    interrupt: KeyboardInterrupt | None,
-) -> None:
+class Measured(NamedTuple):
+    """What an evaluation found, and under which settings."""
+
+    evaluation: str
+    settings: Mapping[str, Any]
+    metrics: Mapping[str, "Estimate"]
+    done: int
+    total: int
+    more: Mapping[str, Any]
+    """Tables beside the metrics: rows, or counts by name."""
+    interrupt: KeyboardInterrupt | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "evaluation": self.evaluation,
+            "settings": self.settings,
+            "done": self.done,
+            "total": self.total,
+            "metrics": {name: estimate._asdict() for name, estimate in self.metrics.items()},
+            **self.more,
+        }
+
+
+def report(measured: Measured, *, as_json: bool) -> None:
     """Print settings and metrics; what an interruption left out is said, and exits with 130."""
     if as_json:
-        answer = {
-            "evaluation": title,
-            "settings": settings,
-            "done": done,
-            "total": total,
-            "metrics": {name: estimate._asdict() for name, estimate in metrics.items()},
-            **more,
-        }
-        click.echo(json.dumps(answer, indent=2))
+        click.echo(json.dumps(measured.to_dict(), indent=2))
     else:
-        click.echo("  ".join(f"{name}={value}" for name, value in settings.items()))
+        click.echo("  ".join(f"{name}={value}" for name, value in measured.settings.items()))
         table = Table("", "value", "95 % interval", box=PLAIN_BOX)
-        for name, (value, low, high) in metrics.items():
+        for name, (value, low, high) in measured.metrics.items():
             table.add_row(name, f"{value:.4f}", f"{low:.4f} to {high:.4f}")
         console = Console(width=100)
         console.print(table)
-        for name, rows in more.items():
+        for name, rows in measured.more.items():
             _print_rows(console, name, rows)
-        click.echo(f"{done} of {total} done")
-    if interrupt is not None:
-        raise interrupt
+        click.echo(f"{measured.done} of {measured.total} done")
+    if measured.interrupt is not None:
+        raise measured.interrupt
 
 
 def _print_rows(console: Console, title: str, rows: Any) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+import sounding
 from sounding.config import RATIO_NAMES, ModelConfig
 from sounding.presets import PRESETS
 from sounding.weights.description import (
@@ -37,6 +38,24 @@ _PLAIN: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE}
 
 # --------------------------------------------------------------------------------------------------
 # Finding a model
+
+SHIPPED = Path(sounding.__file__).parent / "assets" / "nano"
+
+
+def model_folder(model: str | None) -> str:
+    """The folder that was named, or else that of the shipped model.
+
+    Raises ValueError, saying how to get one, where none was named and none is there.
+    """
+    if model is not None:
+        return model
+    if not (SHIPPED / "config.json").is_file():
+        raise ValueError(
+            f"no model was named, and none is shipped in {SHIPPED}: give the folder of a "
+            "checkpoint (--model); or make one with `data build`, `data vocabulary`, `data "
+            "tokenize` and `train nano`, and put it there with `scripts/ship runs/nano`"
+        )
+    return str(SHIPPED)
 
 
 def open_checkpoint(model: str) -> "Checkpoint":

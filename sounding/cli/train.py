@@ -23,6 +23,12 @@ _RUNS = Path("runs")
 @click.argument("run", metavar="RUN")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change one field.")
 @click.option("--out", type=_FOLDER, help="Folder of the run.  [default: runs/RUN]")
+@click.option(
+    "--from",
+    "model",
+    type=_FOLDER,
+    help="Begin with the weights of this model, at step 0; sets train.initial_weights.",
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ... or auto.")
 @click.option("--change", is_flag=True, help="Go on with a saved run under other settings.")
 @click.option("--print", "only_print", is_flag=True, help="Print the resolved run and stop.")
@@ -30,6 +36,7 @@ def train(
     run: str,
     settings: tuple[str, ...],
     out: Path | None,
+    model: Path | None,
     device: str,
     change: bool,
     only_print: bool,
@@ -44,6 +51,8 @@ def train(
     """
     from sounding.train import runs
 
+    if model is not None:
+        settings = (*settings, f"train.initial_weights={model.resolve()}")
     config = runs.change(runs.named_run(run), settings)
     click.echo(json.dumps(config.to_dict(), indent=2))
     if only_print:

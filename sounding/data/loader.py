@@ -24,6 +24,7 @@ from torch import Tensor
 from sounding.data.dataset import Dataset
 from sounding.data.fim import FimSettings, middle_span
 from sounding.data.joints import Joints, Segment
+from sounding.data.line_ends import LineEnds
 from sounding.data.packing import best_fit, cut
 from sounding.text.markup import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
 
@@ -45,8 +46,13 @@ class LoaderSettings:
     window_documents: int = 512
     fim: FimSettings = field(default_factory=FimSettings)
     middle_only: bool = False  # of rearranged documents, train on the middle and EOS alone
+    # Share of punctuation-and-newline tokens that become two. Not in repr, which names a stream:
+    # streams without splits keep their names.
+    split_rate: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.split_rate <= 1:
+            raise ValueError(f"split_rate = {self.split_rate} must be a share from 0 to 1")
         if self.sequence_length < 2 * (_FIM_TOKENS + _FIM_SLACK):
             raise ValueError(
                 f"sequence_length = {self.sequence_length} must be at least "
@@ -106,11 +112,14 @@ class Loader:
             raise ValueError(f"rank = {rank} must be from 0 to {world - 1}")
         self.dataset, self.settings, self.rows = dataset, settings, rows
         self._rank, self._world = rank, world
-        self._stream = hashlib.sha256(f"{dataset.digest} {settings}".encode()).hexdigest()[:16]
+        splits = f" split_rate={settings.split_rate}" if settings.split_rate else ""
+        identity = f"{dataset.digest} {settings}{splits}"
+        self._stream = hashlib.sha256(identity.encode()).hexdigest()[:16]
         names = (BOS, EOS, FIM_BEGIN, FIM_HOLE, FIM_END)
         self._bos, self._eos, *fim = map(dataset.tokenizer.id_of, names)
         self._begin, self._hole, self._end = fim
         self._joints = Joints(dataset.tokenizer)
+        self._line_ends = LineEnds(dataset.tokenizer)
         self._window_count = -(-len(dataset) // settings.window_documents)
 
     def batches(
@@ -189,7 +198,7 @@ class Loader:
             # A string seeds through SHA-512, the same in every version and process.
             rng = random.Random(f"{self.settings.seed} {epoch} {document}")
             rearrange = rng.random() < self.settings.fim.rate
-            tokens = self.dataset.document(document).astype(np.int64)
+            tokens = self._tokens(epoch, document)
             room = _FIM_TOKENS + _FIM_SLACK if rearrange else _TEXT_TOKENS
             limit = self.settings.sequence_length - room
             runs = cut(self._joints.find(tokens), len(tokens), limit) or [(0, 0)]
@@ -201,6 +210,14 @@ class Loader:
                 else:
                     pieces.append(self._plain(run, number == 1 or rearrange, number == len(runs)))
         return pieces + self._filled(gaps)
+
+    def _tokens(self, epoch: int, document: int) -> NDArray[np.int64]:
+        """A document's tokens, some of them split: by draws of its own, which move no others."""
+        tokens = self.dataset.document(document).astype(np.int64)
+        if not self.settings.split_rate:
+            return tokens
+        rng = random.Random(f"{self.settings.seed} {epoch} {document} line ends")
+        return self._line_ends.split(tokens, self.settings.split_rate, rng)
 
     def _plain(self, run: NDArray[np.int64], opens: bool, ends: bool) -> _Piece:
         bos, eos = [self._bos] if opens else [], [self._eos] if ends else []

@@ -15,6 +15,7 @@ from sounding.model.layers import Linear, RMSNorm, Simulation
 from sounding.model.state import CompressorState, LayerState
 from sounding.ops.attention import attend
 from sounding.ops.index_loss import index_loss
+from sounding.ops.index_recall import index_recall
 from sounding.ops.matmul import grouped_linear
 from sounding.ops.norm import rms_norm
 from sounding.ops.rope import rope_frequencies, rotate, rotation
@@ -29,6 +30,8 @@ class Selection:
     """Attend to every visible entry instead of the indexer's choice."""
     learn: bool = False
     """Also measure how far the indexer's scores are from the attention paid."""
+    recall: tuple[int, ...] = ()
+    """Also measure how much of that attention so many entries of the indexer's choice get."""
 
 
 SPARSE = Selection()
@@ -65,10 +68,11 @@ class Attention(nn.Module):
         chunk: Chunk,
         states: list[LayerState],
         selection: Selection = SPARSE,
-    ) -> tuple[Float[Tensor, "t c"], Float[Tensor, ""] | None]:
+    ) -> tuple[Float[Tensor, "t c"], Float[Tensor, ""] | None, Float[Tensor, "k fields"] | None]:
         """Read for every token of the chunk, and take the chunk into the states.
 
-        The second value is the indexer's loss, summed over tokens, where `selection` asks for it.
+        The other values are the indexer's loss and its recall, summed over tokens, where
+        `selection` asks for them.
         """
         config = self.config
         frequencies = self._frequencies(x.device)
@@ -86,7 +90,9 @@ class Attention(nn.Module):
         if self.compressor is not None:
             parts = [_present(state.compressor) for state in states]
             entries = self.compressor(x, chunk, parts, frequencies)
-        if self.indexer is not None and (selection.learn or not selection.dense):
+        if self.indexer is not None and (
+            selection.learn or selection.recall or not selection.dense
+        ):
             parts = [_present(state.indexer) for state in states]
             # Choosing has no gradient, and what the indexer learns must not reach the network.
             indexes = self.indexer(x.detach(), qr.detach(), chunk, parts, by, frequencies)
@@ -106,13 +112,15 @@ class Attention(nn.Module):
             )
             for index, span in enumerate(chunk)
         ]
-        loss = None
+        loss = recall = None
         if selection.learn and entries is not None and indexes is not None:
             loss = self._index_loss(q, windows, entries, selected, indexes, chunk)
+        if selection.recall and entries is not None and indexes is not None:
+            recall = self._index_recall(q, windows, entries, indexes, chunk, selection.recall)
         # Values carry the rotation of their own position; seen from the query only the distance
         # should remain.
         output = self._project(rotate(torch.cat(read), by, inverse=True))
-        return output, loss
+        return output, loss, recall
 
     def _index_loss(
         self,
@@ -138,6 +146,31 @@ class Attention(nn.Module):
             for number, span in enumerate(chunk)
         ]
         return torch.stack(losses).sum()
+
+    def _index_recall(
+        self,
+        q: Float[Tensor, "t h d"],
+        windows: list[Tensor],
+        entries: list[Tensor],
+        indexes: list[Index],
+        chunk: Chunk,
+        sizes: tuple[int, ...],
+    ) -> Float[Tensor, "k fields"]:
+        sums = [
+            index_recall(
+                q[span.rows],
+                windows[number],
+                entries[number],
+                self.attn_sink,
+                *indexes[number],
+                start=span.start,
+                sliding_window=self.config.sliding_window,
+                ratio=self.ratio,
+                sizes=sizes,
+            )
+            for number, span in enumerate(chunk)
+        ]
+        return torch.stack(sums).sum(0)
 
     def _project(self, o: Float[Tensor, "t h d"]) -> Float[Tensor, "t c"]:
         groups = self.config.o_groups

@@ -59,12 +59,12 @@ class Block(nn.Module):
         selection: Selection = SPARSE,
     ) -> tuple[Float[Tensor, "t m c"], Routing]:
         x, post, mix, streams = self._connect("attn", streams)
-        output, index_loss = self.attn(self.attn_norm(x), chunk, states, selection)
+        output, index_loss, index_recall = self.attn(self.attn_norm(x), chunk, states, selection)
         streams = hyper_connection.write(streams, output, post, mix)
         x, post, mix, streams = self._connect("ffn", streams)
         output, routing = self.ffn(self.ffn_norm(x), chunk.tokens)
         streams = hyper_connection.write(streams, output, post, mix)
-        return streams, routing._replace(index_loss=index_loss)
+        return streams, routing._replace(index_loss=index_loss, index_recall=index_recall)
 
     def _connect(self, name: str, streams: Tensor) -> hyper_connection.Connection:
         return hyper_connection.connect(

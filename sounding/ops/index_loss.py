@@ -47,7 +47,7 @@ def index_loss(
         if count == 0:
             continue
         choice = None if selected is None else selected[rows]
-        paid = _attention_paid(
+        paid = attention_paid(
             q[rows].detach(),
             window[first : before + high].detach(),
             entries[:count].detach(),
@@ -72,7 +72,7 @@ def index_loss(
 
 
 @torch.no_grad()
-def _attention_paid(
+def attention_paid(
     q: Tensor,
     window: Tensor,
     entries: Tensor,

@@ -1,7 +1,8 @@
 """Everything a run needs to go on as if it had never stopped, in one folder per saved step.
 
 `model` has the float32 weights in the published layout, so that every command takes it as it is;
-`optimizer.safetensors` the moments, `state.json` the rest. A folder appears whole or not at all;
+`optimizer.safetensors` the moments, `state.json` the rest. A milestone is a model in bf16 with
+just its step and tokens: to be measured, not to go on from. A folder appears whole or not at all;
 nothing in it can carry code.
 """
 
@@ -19,9 +20,12 @@ from torch import Tensor
 from sounding.config import ModelConfig
 from sounding.files import sync
 from sounding.weights.checkpoint import Checkpoint
-from sounding.weights.state_dict import read_state, write_state
+from sounding.weights.layout import BF16, parameters
+from sounding.weights.shards import TORCH_DTYPES
+from sounding.weights.state_dict import read_state, stacks, write_state
 from sounding.weights.writing import recover, replacing
 
+CHECKPOINTS_NAME, MILESTONES_NAME = "checkpoints", "milestones"
 MODEL_NAME = "model"
 _FOLDER = re.compile(r"step-(\d{8})")
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
@@ -58,17 +62,50 @@ def save(
     moments = {key: tensor.detach().contiguous().cpu() for key, tensor in optimizer.items()}
     num_bytes = sum(tensor.nbytes for tensor in (*moments.values(), *model.values()))
     with replacing(folder, num_bytes) as partial:
-        write_state(model, config, partial / MODEL_NAME)
-        for path in beside:
-            shutil.copyfile(path, partial / MODEL_NAME / path.name)
-            sync(partial / MODEL_NAME / path.name)
+        _write_model(partial, model, config, beside)
         safetensors.torch.save_file(moments, partial / _OPTIMIZER)
         sync(partial / _OPTIMIZER)
-        (partial / _STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        sync(partial / _STATE)
+        _write_state(partial, state)
     for old in steps(root)[:-keep]:
         shutil.rmtree(root / f"step-{old:08d}")
     return folder
+
+
+def save_milestone(
+    root: Path,
+    step: int,
+    tokens: int,
+    *,
+    model: Mapping[str, Tensor],
+    config: ModelConfig,
+    beside: Sequence[Path] = (),
+) -> Path:
+    """Write the weights of a step under `root`, in bf16 but for what must not lose precision.
+
+    A milestone of the same step is replaced: training may have gone back before it.
+    """
+    folder = root / f"step-{step:08d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    kinds = {name: group[0].kind for name, group in stacks(parameters(config))}
+    rounded = {name: x.to(TORCH_DTYPES[BF16.dtype(kinds[name])]) for name, x in model.items()}
+    with replacing(folder, sum(tensor.nbytes for tensor in rounded.values())) as partial:
+        _write_model(partial, rounded, config, beside)
+        _write_state(partial, {"step": step, "tokens": tokens})
+    return folder
+
+
+def _write_model(
+    folder: Path, model: Mapping[str, Tensor], config: ModelConfig, beside: Sequence[Path]
+) -> None:
+    write_state(model, config, folder / MODEL_NAME)
+    for path in beside:
+        shutil.copyfile(path, folder / MODEL_NAME / path.name)
+        sync(folder / MODEL_NAME / path.name)
+
+
+def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    (folder / _STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    sync(folder / _STATE)
 
 
 def steps(root: Path) -> list[int]:
@@ -87,6 +124,17 @@ def load(root: Path, step: int) -> Saved:
         safetensors.torch.load_file(folder / _OPTIMIZER),
         json.loads((folder / _STATE).read_text(encoding="utf-8")),
     )
+
+
+def saved_models(run: Path) -> list[tuple[int, int, Path]]:
+    """Step, tokens and model folder of what a run's folder keeps, by step; milestones first."""
+    found: dict[int, tuple[int, int, Path]] = {}
+    for root in (run / CHECKPOINTS_NAME, run / MILESTONES_NAME):
+        for step in steps(root):
+            folder = root / f"step-{step:08d}"
+            state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+            found[step] = step, int(state["tokens"]), folder / MODEL_NAME
+    return [found[step] for step in sorted(found)]
 
 
 def clean(root: Path) -> None:

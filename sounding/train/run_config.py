@@ -110,6 +110,9 @@ class DataConfig:
     batch_tokens: int = 4096
     """Most tokens of one forward pass; a step has `train.accumulation` of them."""
     fim: FimSettings = field(default_factory=FimSettings)
+    split_rate: float = 0.1
+    """Share of tokens of punctuation and line ends that are split in two, so that a text which
+    stops between them is no surprise."""
     validation_tokens: int = 65536
     """At most so many held-out tokens are read by a validation."""
 
@@ -118,6 +121,7 @@ class DataConfig:
         rule = f"a multiple of sequence_tokens = {self.sequence_tokens}"
         rows, rest = divmod(self.batch_tokens, self.sequence_tokens)
         _require(self, "batch_tokens", rows >= 1 and rest == 0, rule)
+        _require(self, "split_rate", 0 <= self.split_rate <= 1, "a share from 0 to 1")
         _require(self, "validation_tokens", self.validation_tokens >= 1, "at least 1")
 
 
@@ -138,6 +142,8 @@ class TrainConfig:
     """Batches whose gradients make one step."""
     seed: int = 0
     """Of the initial weights, the hash tables and the order of data."""
+    initial_weights: str | None = None
+    """Folder of a checkpoint to begin with instead of random weights; read at step 0 only."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """What the network computes in; weights, gradients and moments are float32."""
     qat: bool = False
@@ -165,10 +171,13 @@ class LogConfig:
     validate_every: int = 250
     checkpoint_every: int = 250
     keep_checkpoints: int = 2
+    milestone_every: int = 0
+    """Weights alone, in bf16, that stay for good, to measure what more training brings; 0: none."""
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
-            _require(self, entry.name, getattr(self, entry.name) >= 1, "at least 1")
+            least = 0 if entry.name == "milestone_every" else 1
+            _require(self, entry.name, getattr(self, entry.name) >= least, f"at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)

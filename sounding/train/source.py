@@ -92,7 +92,7 @@ def open_source(run: RunConfig, rank: int = 0, world: int = 1) -> Source:
             f"run {run.name!r} names no dataset: give one with --set data.path=FOLDER "
             "(`data tokenize` makes it)"
         )
-    loader = _loader(run.data.path, run, run.data.fim, rank, world)
+    loader = _loader(run.data.path, run, run.data.fim, run.data.split_rate, rank, world)
     return lambda state: loader.batches(state, prefetch=_PREFETCH_BATCHES)
 
 
@@ -102,7 +102,7 @@ def open_held_out(run: RunConfig) -> HeldOut | None:
         return None  # invented sequences never repeat: every step is a validation
     if run.data.held_out is None:
         return None
-    loader = _loader(run.data.held_out, run, FimSettings(rate=0.0))
+    loader = _loader(run.data.held_out, run, FimSettings(rate=0.0), 0.0)
     batches: list[Tokens] = []
     num_bytes = held = 0
     for batch, _ in loader.batches(epochs=1):
@@ -133,7 +133,9 @@ def _dealt(source: Source, rank: int, world: int) -> Source:
     return open_stream
 
 
-def _loader(path: str, run: RunConfig, fim: FimSettings, rank: int = 0, world: int = 1) -> Loader:
+def _loader(
+    path: str, run: RunConfig, fim: FimSettings, split_rate: float, rank: int = 0, world: int = 1
+) -> Loader:
     dataset = Dataset.open(path)
     if dataset.tokenizer.num_tokens > run.model.vocab_size:
         raise ValueError(
@@ -142,7 +144,12 @@ def _loader(path: str, run: RunConfig, fim: FimSettings, rank: int = 0, world: i
             "enlarge the model's"
         )
     data = run.data
-    settings = LoaderSettings(sequence_length=data.sequence_tokens, seed=run.train.seed, fim=fim)
+    settings = LoaderSettings(
+        sequence_length=data.sequence_tokens,
+        seed=run.train.seed,
+        fim=fim,
+        split_rate=split_rate,
+    )
     return Loader(
         dataset, settings, rows=data.batch_tokens // data.sequence_tokens, rank=rank, world=world
     )

@@ -24,6 +24,7 @@ from sounding.model.layers import EXACT, QUANTIZATION_AWARE, Linear
 from sounding.model.transformer import Transformer
 from sounding.ops.dispatch import use_backend
 from sounding.train import checkpoint, supervised
+from sounding.train.checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME
 from sounding.train.guard import Guard
 from sounding.train.initialise import initialise
 from sounding.train.metrics import Metrics, Row
@@ -32,11 +33,12 @@ from sounding.train.parallel import ALONE, Group, clip, part_like, whole
 from sounding.train.run_config import RunConfig
 from sounding.train.runs import differences, parse_run
 from sounding.train.source import Batch, HeldOut, Source, State, Tokens, filled
+from sounding.train.start import start_from
 from sounding.train.supervised import Counts, Losses, Phase, phase_of
 
 logger = logging.getLogger(__name__)
 
-RUN_NAME, METRICS_NAME, CHECKPOINTS_NAME = "run.json", "metrics.jsonl", "checkpoints"
+RUN_NAME, METRICS_NAME = "run.json", "metrics.jsonl"
 
 
 def build_network(run: RunConfig, device: torch.device) -> Transformer:
@@ -96,6 +98,8 @@ class Trainer:
         self.group = group
         self.step, self.tokens = 0, 0
         self.model = build_network(run, device)
+        if run.train.initial_weights and not checkpoint.steps(folder / CHECKPOINTS_NAME):
+            start_from(self.model, Path(run.train.initial_weights), beside)
         group.shard(self.model)
         self.optimizers = Optimizers(self.model, run.optimizer)
         self.guard = Guard(run.guard, harmless=run.optimizer.clip_norm)
@@ -131,6 +135,7 @@ class Trainer:
                 row = self.take_step()
                 if self.guard.gives_up:
                     self._roll_back()
+                    started, measured = time.monotonic(), self.tokens
                     continue
                 if self.step % log.every == 0 or "event" in row:
                     now = time.monotonic()
@@ -139,6 +144,8 @@ class Trainer:
                     self._record(row)
                 if self.step % log.validate_every == 0 or self.step == run.train.steps:
                     self._validate()
+                if log.milestone_every and self.step % log.milestone_every == 0:
+                    self._save_milestone()
                 if self.step % log.checkpoint_every == 0 and self.guard.calm:
                     self.save()
             if self.step % log.checkpoint_every and self.guard.calm:
@@ -283,7 +290,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this moment."""
-        weights = {name: whole(param.detach()) for name, param in self.model.named_parameters()}
+        weights = self._whole_weights()
         moments = self.optimizers.state_tensors()
         if self.group.is_main:
             state = {
@@ -306,10 +313,27 @@ class Trainer:
             )
         self.group.wait()
 
+    def _save_milestone(self) -> None:
+        weights = self._whole_weights()
+        if self.group.is_main:
+            checkpoint.save_milestone(
+                self.folder / MILESTONES_NAME,
+                self.step,
+                self.tokens,
+                model=weights,
+                config=self.run_config.model,
+                beside=self._beside,
+            )
+        self.group.wait()
+
+    def _whole_weights(self) -> dict[str, Tensor]:
+        return {name: whole(param.detach()) for name, param in self.model.named_parameters()}
+
     def _claim(self, allow_change: bool) -> None:
         """Make the folder this run's, or check that it is, and tidy up what was killed in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.clean(self.folder / CHECKPOINTS_NAME)
+        for name in (CHECKPOINTS_NAME, MILESTONES_NAME):
+            checkpoint.clean(self.folder / name)
         path = self.folder / RUN_NAME
         if path.exists():
             old = parse_run(json.loads(path.read_text(encoding="utf-8")))
@@ -350,9 +374,10 @@ class Trainer:
         gone = self.step
         state = self._take_over(checkpoint.load(root, saved_steps[-1]))
         self.guard.restore({**state["guard"], "rollbacks": rollbacks})
-        event = {"step": self.step, "event": "rolled back", "reason": f"at step {gone}: {reason}"}
-        logger.warning("back to step %d: %s", self.step, event["reason"])
-        self._record(event)
+        reason = f"at step {gone}: {reason}"
+        logger.warning("back to step %d: %s", self.step, reason)
+        event = {"event": "rolled back", "reason": reason}
+        self._record({"step": self.step, "tokens": self.tokens, **event})
 
     def _take_over(self, saved: checkpoint.Saved) -> State:
         """Copy weights and moments of a checkpoint into this run's own tensors.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from sounding.cli import cli, completion
+from sounding.cli import cli, completion, models
 from sounding.presets import tiny
 from sounding.weights.network import save_model
 from tests.conftest import make_network
@@ -128,9 +128,12 @@ def test_places_that_are_none(source: Path, where: str, message: str) -> None:
 def test_models_that_are_none(
     model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(completion, "SHIPPED", tmp_path / "none")
-    result = run("complete", f"{source}:1")
-    assert "give the folder of a checkpoint with --model" in str(result.exception)
+    monkeypatch.setattr(models, "SHIPPED", tmp_path / "none")
+    for arguments in (
+        ("complete", f"{source}:1"), ("write", "x"), ("generate", "--prompt", "x"),
+        ("eval", "lines", source), ("eval", "mechanisms", source),
+    ):  # fmt: skip
+        assert "none is shipped in" in str(run(*arguments).exception), arguments
     assert "has no tokenizer.json" in str(run("write", "x", "--model", tmp_path).exception)
     assert "nor a folder" in str(run("write", "x", "--model", "/nowhere").exception)
     source.write_bytes(b"\xff")
@@ -140,6 +143,12 @@ def test_models_that_are_none(
 def test_the_shipped_model_is_the_default(
     model: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(completion, "SHIPPED", model)
-    result = run("complete", f"{source}:2", "--max-tokens", 2, "--json")
-    assert result.exit_code == 0, result.output
+    monkeypatch.setattr(models, "SHIPPED", model)
+    for arguments in (
+        ("complete", f"{source}:2", "--max-tokens", 2),
+        ("write", "x", "--max-tokens", 2),
+        ("generate", "--prompt", "x", "--max-tokens", 2),
+        ("eval", "bpb", source),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 0, result.output

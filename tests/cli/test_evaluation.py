@@ -122,6 +122,26 @@ def test_lines(model: Path, tmp_path: Path, scholar: Scholar) -> None:
     assert "cursor=inside" in table.stdout
 
 
+def test_mechanisms(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "long.py").write_text(TEXT * 8)
+    (tmp_path / "t" / "short.py").write_text(TEXT)
+    out = tmp_path / "out.jsonl"
+    arguments = ("eval", "mechanisms", tmp_path / "t", "--model", model, "--at-least", 100)
+    found = answer(*arguments, "-k", "4,16", "--out", out)
+    assert (found["done"], found["settings"]["sizes"]) == (1, [4, 16])
+    assert set(found["metrics"]) == {"mtp_acceptance", "index_recall@4", "index_recall@16"}
+    assert [row["router"] for row in found["expert_load"]] == ["hash", "scored", "scored"]
+    assert [(row["layer"], row["picked"]) for row in found["indexers"]] == [(1, 4), (1, 16)]
+    assert all(row["chance"] < 1 and row["covered"] <= 1 for row in found["indexers"])
+    assert answer(*arguments, "-k", "4,16", "--out", out) == found
+    shown = run(*arguments)
+    assert "coverable" in shown.stdout
+    assert "has 3000 tokens" in str(
+        run("eval", "mechanisms", tmp_path / "t", "--model", model, "--at-least", 3000).exception
+    )
+
+
 def test_interrupted_lines_are_not_lost(
     model: Path, tmp_path: Path, scholar: Scholar, monkeypatch: pytest.MonkeyPatch
 ) -> None:

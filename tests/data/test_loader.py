@@ -111,6 +111,48 @@ def test_the_rate_is_a_share_of_documents(dataset: Dataset) -> None:
     assert 0.25 < sum(ids[1] == begin for ids in ids) / len(ids) < 0.35
 
 
+def test_some_line_ends_are_split_and_nothing_else_changes(dataset: Dataset) -> None:
+    tokenizer = dataset.tokenizer
+
+    def stream(rate: float, **how: Any) -> list[list[int]]:
+        wide = settings(0.0, sequence_length=2048, split_rate=rate, **how)
+        return [
+            ids
+            for batch, _ in Loader(dataset, wide, rows=2).batches(epochs=3)
+            for ids in sequences(batch)
+        ]
+
+    whole, some, every = stream(0.0), stream(0.3), stream(1.0)
+    texts = [sorted(map(tokenizer.decode, ids)) for ids in (whole, some, every)]
+    assert texts[0] == texts[1] == texts[2]
+    merged = {i for i, b in enumerate(tokenizer.token_bytes) if b in (b":\n", b"):\n", b")\n")}
+    counts = [sum(i in merged for ids in found for i in ids) for found in (whole, some, every)]
+    assert counts[0] > 300 and counts[2] == 0
+    assert 0.6 < counts[1] / counts[0] < 0.8
+    assert some == stream(0.3) != stream(0.3, seed=1)
+    by_text = {tokenizer.decode(ids): ids for ids in some}
+    assert any(by_text[tokenizer.decode(ids)] != ids for ids in some)  # epochs differ
+
+
+def test_splits_leave_the_choice_of_middles_alone(dataset: Dataset) -> None:
+    def rearranged(rate: float) -> list[str]:
+        wide = settings(1.0, sequence_length=2048, split_rate=rate)
+        steps = Loader(dataset, wide, rows=2).batches(epochs=1)
+        return sorted(dataset.tokenizer.decode(ids) for b, _ in steps for ids in sequences(b))
+
+    assert rearranged(0.0) == rearranged(0.5)
+
+
+def test_a_stream_with_splits_resumes_and_has_a_name_of_its_own(dataset: Dataset) -> None:
+    loader = Loader(dataset, settings(split_rate=0.5), rows=3)
+    steps = list(islice(loader.batches(), 20))
+    assert all(map(same, islice(loader.batches(steps[8][1]), 11), steps[9:]))
+    with pytest.raises(ValueError, match="another dataset or other loader settings"):
+        next(Loader(dataset, settings(), rows=3).batches(steps[8][1]))
+    with pytest.raises(ValueError, match=r"split_rate = 1\.5 must be a share"):
+        settings(split_rate=1.5)
+
+
 def test_epochs_differ_and_seeds_differ(dataset: Dataset) -> None:
     def stream(seed: int, epochs: int) -> list[list[int]]:
         steps = Loader(dataset, settings(seed=seed), rows=2).batches(epochs=epochs)

@@ -49,6 +49,8 @@ def test_text_becomes_a_model_that_commands_take(tmp_path: Path, dataset: Path) 
     assert (model / "tokenizer.json").read_bytes() == (dataset / "tokenizer.json").read_bytes()
     again = call("train", "copying", "--out", out, "--device", "cpu", *settings(dataset))
     assert again.exit_code == 0 and len(read_metrics(out / "metrics.jsonl")) == len(rows)
+    further = call("train", "copying", "--from", model, "--print", *settings(dataset))
+    assert json.loads(further.stdout)["train"]["initial_weights"] == str(model)
     drawn = call("plot", out)
     assert drawn.stdout.split() == [
         str(out / "plots" / f"{name}.png") for name in ("loss", "expert_load", "gradient_norm")

@@ -20,6 +20,7 @@ import torch
 from sounding.model.attention import Selection
 from sounding.ops.loss import IGNORED
 from sounding.train import checkpoint, supervised
+from sounding.train.checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME, saved_models
 from sounding.train.guard import Guard
 from sounding.train.metrics import Row, read_metrics
 from sounding.train.plots import draw
@@ -27,7 +28,7 @@ from sounding.train.run_config import GuardConfig, RunConfig
 from sounding.train.runs import change, copying
 from sounding.train.source import Batch, HeldOut, Source, State, Tokens, open_source
 from sounding.train.supervised import Counts, Phase
-from sounding.train.trainer import CHECKPOINTS_NAME, METRICS_NAME, Trainer, build_network
+from sounding.train.trainer import METRICS_NAME, Trainer, build_network
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.network import load_model
 
@@ -332,6 +333,28 @@ def test_checkpoints_are_tensors_and_json_and_only_the_last_stay(tmp_path: Path)
     held = safetensors.torch.load_file(root / "step-00000004" / "optimizer.safetensors")
     assert "layers.1.ffn.experts.w1.weight.momentum" in held
     assert "embed.weight.exp_avg_sq" in held
+
+
+def test_milestones_stay_and_are_models_in_bf16(tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text("{}")
+    run = small("log.checkpoint_every=2", "train.steps=8", "log.milestone_every=3")
+    one = Trainer(run, tmp_path, open_source(run), device=CPU, beside=[tokenizer])
+    one.train()
+    kept = saved_models(tmp_path)
+    assert [step for step, _, _ in kept] == [3, 6, 8]  # 6 is a checkpoint too, 2 and 4 are gone
+    per_step = one.tokens // 8
+    assert [tokens for _, tokens, _ in kept] == [3 * per_step, 6 * per_step, 8 * per_step]
+    folder = tmp_path / MILESTONES_NAME / "step-00000006" / "model"
+    assert kept[1][2] == folder and (folder / "tokenizer.json").read_text() == "{}"
+    exact = load_model(Checkpoint(tmp_path / CHECKPOINTS_NAME / "step-00000006" / "model"))
+    rounded = dict(load_model(Checkpoint(folder)).named_parameters())
+    assert rounded["embed.weight"].dtype == torch.bfloat16
+    for name, param in exact.named_parameters():
+        precise = rounded[name].dtype != torch.bfloat16
+        assert torch.equal(rounded[name], param if precise else param.bfloat16()), name
+    wide = {name.rpartition(".")[2] for name, p in rounded.items() if p.dtype == torch.float32}
+    assert {"attn_sink", "bias", "ape", "hc_head_fn"} <= wide
 
 
 def test_quantization_aware_training_is_on_or_refused(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""What a network's mechanisms do on given tokens: drafts, expert loads, the indexer's choice.
+
+The network runs as it is deployed, CSA layers reading what their indexers pick; beside that stands
+the attention that these layers would pay if they read every visible entry.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sounding.engine.generate import require_tokens
+from sounding.model.attention import Selection
+from sounding.model.moe import Routing
+from sounding.model.transformer import MTPBlock, Transformer
+
+_LOGIT_ROWS = 1024  # logits of this many tokens exist at once
+
+
+@torch.inference_mode()
+def observe(model: Transformer, tokens: Sequence[int], sizes: Sequence[int]) -> dict[str, Any]:
+    """Counts of one sequence, to be added to those of others; a JSON value.
+
+    - `drafts`: for each MTP block, drafts that equal the network's own choice, and all drafts;
+    - `loads`: choices of each expert, a row for every layer, then for every MTP block;
+    - `recall`: for every CSA layer, by its number, the sums of `index_recall` for each of `sizes`.
+
+    A draft is the token that MTP block k finds likeliest given the text up to token t + k + 1; the
+    network's choice is what it finds likeliest for the same place. Raises ValueError for a token
+    outside of the vocabulary.
+    """
+    device = next(model.parameters()).device
+    row = torch.tensor(list(tokens), device=device)
+    require_tokens(row, model.config.vocab_size)
+    output = model(row, selection=Selection(recall=tuple(sizes)))
+    choices = _likeliest(model, model.hidden(output.streams))
+    routing, drafts, streams = list(output.routing), [], output.streams
+    for depth, block in enumerate(model.mtp):
+        assert isinstance(block, MTPBlock)
+        # Of the last rows the next token is not known; causality keeps them from the others.
+        drafted = model.draft(streams, row.roll(-1 - depth), depth=depth)
+        streams = drafted.streams
+        count = max(0, len(row) - 1 - depth)
+        guesses = _likeliest(model, block.hidden(streams))[:count]
+        drafts.append([int((guesses == choices[1 + depth :]).sum()), count])
+        routing.append(drafted.routing[0]._replace(chosen=drafted.routing[0].chosen[:count]))
+    return {
+        "tokens": len(row),
+        "drafts": drafts,
+        "loads": [_load(routed) for routed in routing],
+        "recall": {
+            str(layer): routed.index_recall.tolist()
+            for layer, routed in enumerate(output.routing)
+            if routed.index_recall is not None
+        },
+    }
+
+
+def _likeliest(model: Transformer, hidden: Float[Tensor, "t c"]) -> Int[Tensor, " t"]:
+    return torch.cat([model.logits(rows).argmax(-1) for rows in hidden.split(_LOGIT_ROWS)])
+
+
+def _load(routed: Routing) -> list[int]:
+    counts: list[int] = routed.chosen.flatten().bincount(minlength=routed.scores.shape[-1]).tolist()
+    return counts

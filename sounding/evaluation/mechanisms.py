@@ -1,0 +1,113 @@
+"""Reports of a model's mechanisms on held-out text: are drafts accepted, are experts used evenly,
+does the indexer pick what attention would read?
+
+Only long documents count: while no more entries are visible than are picked, there is no choice.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from sounding.evaluation.statistics import Estimate, bootstrap
+
+Row = dict[str, Any]
+Document = tuple[str, str]  # name, text
+
+
+def long_documents(
+    documents: Sequence[Document],
+    encode: Callable[[str], list[int]],
+    *,
+    at_least: int,
+    at_most: int,
+) -> Iterator[tuple[str, list[int]]]:
+    """Names and first `at_most` tokens of the documents that have `at_least` so many."""
+    for name, text in documents:
+        if len(text.encode()) >= at_least:  # a token is at least a byte
+            tokens = encode(text)
+            if len(tokens) >= at_least:
+                yield name, tokens[:at_most]
+
+
+def observe_documents(
+    documents: Sequence[tuple[str, list[int]]], bos: int, observe: Callable[[list[int]], Row]
+) -> Iterator[Row]:
+    """A row per document, as it is done: its id and what `observe` counts in it."""
+    for name, tokens in documents:
+        yield {"id": name, **observe([bos, *tokens])}
+
+
+def summarise_mechanisms(
+    rows: Sequence[Row], sizes: Sequence[int], *, seed: int
+) -> dict[str, Estimate]:
+    """Shares of accepted drafts, and the indexers' recall over all CSA layers.
+
+    Intervals are those of resampled documents.
+    """
+    found = {}
+    blocks = max((len(row["drafts"]) for row in rows), default=0)
+    for depth in range(blocks):
+        name = "mtp_acceptance" if blocks == 1 else f"mtp_acceptance_{depth + 1}"
+        counts = [(float(a), float(d)) for a, d in (row["drafts"][depth] for row in rows)]
+        found[name] = bootstrap(counts, seed=seed)
+    if any(row["recall"] for row in rows):
+        for number, size in enumerate(sizes):
+            sums = [_sums(row, number) for row in rows]
+            found[f"index_recall@{size}"] = bootstrap([(s[1], s[0]) for s in sums], seed=seed)
+    return found
+
+
+def _sums(row: Row, number: int) -> list[float]:
+    """Sums over the CSA layers of one document, for one number of picked entries."""
+    layers = (sums[number] for sums in row["recall"].values())
+    return [math.fsum(values) for values in zip(*layers, strict=True)]
+
+
+def load_table(rows: Sequence[Row], layers: Sequence[dict[str, Any]]) -> list[Row]:
+    """How evenly each layer uses its experts; `layers` describe them, MTP blocks last.
+
+    Entropy of the load as a share of the largest possible (1 is even), and the load of the most
+    and the least used expert beside the mean.
+    """
+    table = []
+    for number, layer in enumerate(layers):
+        load = np.sum([row["loads"][number] for row in rows], axis=0, dtype=np.float64)
+        share = load / max(1.0, load.sum())
+        used = share[share > 0]
+        entropy = -math.fsum(used * np.log(used)) / math.log(max(2, len(share)))
+        most, least = (float(pick(share)) * len(share) for pick in (np.max, np.min))
+        table.append({**layer, "load_entropy": entropy, "most": most, "least": least})
+    return table
+
+
+def recall_table(rows: Sequence[Row], sizes: Sequence[int], *, seed: int) -> list[Row]:
+    """The indexer of each CSA layer, for each number of entries picked.
+
+    `recall`: share of the entries most attended to that are picked, with its interval; `chance`:
+    what picking at random would reach; `covered`: share of attention to entries that goes to those
+    picked; `coverable`: the most that so many can get. Queries count that see more entries.
+    """
+    table = []
+    for layer in sorted({name for row in rows for name in row["recall"]}, key=int):
+        for number, size in enumerate(sizes):
+            sums = [row["recall"][layer][number] for row in rows]
+            queries, _, chance, covered, coverable = np.sum(sums, axis=0).tolist()
+            if not queries:
+                continue
+            recall = bootstrap([(s[1], s[0]) for s in sums], seed=seed)
+            table.append(
+                {
+                    "layer": int(layer),
+                    "picked": size,
+                    "queries": int(queries),
+                    "recall": recall.value,
+                    "low": recall.low,
+                    "high": recall.high,
+                    "chance": chance / queries,
+                    "covered": covered / queries,
+                    "coverable": coverable / queries,
+                }
+            )
+    return table

@@ -1,0 +1,110 @@
+"""Beginning with a model's weights: all of them, in any format, and no other network's."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from sounding.text.tokenizer import Tokenizer, train
+from sounding.train.checkpoint import CHECKPOINTS_NAME
+from sounding.train.metrics import Row
+from sounding.train.source import open_source
+from sounding.train.start import start_from
+from sounding.train.trainer import Trainer, build_network
+from sounding.weights.checkpoint import Checkpoint
+from sounding.weights.network import load_model, save_model
+from sounding.weights.quantize import Target, convert
+from tests.conftest import make_network
+from tests.train.test_trainer import CPU, assert_same_bits, small, trainer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network in which every parameter differs from what a run would draw."""
+    folder = tmp_path_factory.mktemp("models") / "trained"
+    save_model(make_network(small().model, seed=7), folder)
+    return folder
+
+
+@pytest.mark.parametrize("target", ["bf16", "fp8", "fp4"])
+def test_every_weight_is_the_models_whatever_its_format(
+    tmp_path: Path, model: Path, target: Target
+) -> None:
+    convert(Checkpoint(model), tmp_path / target, target)
+    run = small(f"train.initial_weights={tmp_path / target}")
+    one = trainer(run, tmp_path / "run")
+    wanted = load_model(Checkpoint(tmp_path / target), dequantize=torch.float32)
+    expected = dict(wanted.named_parameters())
+    found = dict(one.model.named_parameters())
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name].float(), expected[name].float()) for name in found)
+    assert all(p.dtype == torch.float32 for n, p in found.items() if "tid2eid" not in n)
+    assert (one.step, one.tokens) == (0, 0)
+    saved = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert saved["train"]["initial_weights"] == str(tmp_path / target)
+
+
+def test_a_resumed_run_goes_on_from_its_own_checkpoint(tmp_path: Path, model: Path) -> None:
+    run = small(f"train.initial_weights={model}")
+    trainer(run, tmp_path / "whole").train()
+
+    def stop(row: Row) -> None:
+        first._stopping = row["step"] == 4
+
+    first = Trainer(run, tmp_path / "stopped", open_source(run), device=CPU, report=stop)
+    assert not first.train()
+    hidden = model.rename(tmp_path / "gone")  # read at step 0 only
+    try:
+        assert trainer(run, tmp_path / "stopped").train()
+    finally:
+        hidden.rename(model)
+    assert_same_bits(tmp_path / "whole", tmp_path / "stopped")
+    trainer(small(), tmp_path / "random").train()
+    with pytest.raises(AssertionError):
+        assert_same_bits(tmp_path / "whole", tmp_path / "random")
+
+
+def test_another_network_is_refused_by_name(tmp_path: Path, model: Path) -> None:
+    wider = small(f"train.initial_weights={model}", "model.moe_intermediate_size=64")
+    with pytest.raises(ValueError) as caught:
+        trainer(wider, tmp_path)
+    for part in ("w1.weight is of shape [32, 32] there and of shape [64, 32] in the run",
+                 "moe_intermediate_size: 32, not 64", "--set model.NAME=VALUE"):  # fmt: skip
+        assert part in str(caught.value)
+    deeper = small(f"train.initial_weights={model}", "model.num_hidden_layers=4",
+                   "model.compress_ratios=0,4,128,0,0")  # fmt: skip
+    with pytest.raises(ValueError, match=r"layers\.3\.\S+ is missing there"):
+        trainer(deeper, tmp_path)
+    assert not (tmp_path / CHECKPOINTS_NAME).exists()
+
+
+def test_a_setting_without_a_shape_is_a_warning(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = small("model.sliding_window=32")
+    with caplog.at_level(logging.WARNING):
+        start_from(build_network(run, CPU), model)
+    assert [r.message for r in caplog.records] == [
+        f"{model} was made with another sliding_window: 16, not 32"
+    ]
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path, model: Path) -> None:
+    texts = ["def f(x):\n    return x + 1\n" * 20, "import os\nprint(os.getcwd())\n" * 20]
+    ours, theirs = train(texts, 320), train(texts[1:], 320)
+    (tmp_path / "data").mkdir()
+    ours.save(tmp_path / "data" / "tokenizer.json")
+    network = make_network(small().model)
+    save_model(network, tmp_path / "model")
+
+    def start(tokenizer: Tokenizer) -> None:
+        tokenizer.save(tmp_path / "model" / "tokenizer.json")
+        run = small(f"train.initial_weights={tmp_path / 'model'}")
+        beside = [tmp_path / "data" / "tokenizer.json"]
+        Trainer(run, tmp_path / "run", open_source(run), device=CPU, beside=beside)
+
+    start(ours)
+    with pytest.raises(ValueError, match="are different tokenizers"):
+        start(theirs)
