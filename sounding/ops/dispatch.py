@@ -32,9 +32,9 @@ def op(
     """Declare a reference whose first argument is a tensor, with its twins as 'module:function'.
 
     The `training` one is taken where `use_backend("training")` says so, and is chosen for
-    throughput; the `cpu` one anywhere else, or if there is no other. A twin is imported at its first
-    use. It serves float32 and bfloat16 on the CPU, and answers NotImplemented to arguments that the
-    reference has to serve itself.
+    throughput; the `cpu` one anywhere else, or if there is no other. A twin is imported at its
+    first use. It serves float32 and bfloat16 on the CPU, and answers NotImplemented to arguments
+    that the reference has to serve itself.
     """
 
     def declare(reference: Callable[_P, _R]) -> Callable[_P, _R]:

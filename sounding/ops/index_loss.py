@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sounding.ops.attention import QUERY_TILE, index_scores, num_visible
+from sounding.ops.dispatch import op
 from sounding.ops.norm import upcast
 
 _HIDDEN = -1e30  # finite, so that a query which sees no entry has a softmax and a gradient
 
 
+@op(training="sounding.ops.cpu.training.attention:index_loss")
 def index_loss(
     q: Float[Tensor, "t h d"],
     window: Float[Tensor, "w d"],
@@ -58,7 +60,7 @@ def index_loss(
             sliding_window=sliding_window,
         )
         total = total + checkpoint(
-            _divergence,
+            _divergence_of_tile,
             paid,
             index_q[rows],
             index_weights[rows],
@@ -105,7 +107,7 @@ def attention_paid(
     return paid / paid.sum(-1, keepdim=True).clamp_min(torch.finfo(paid.dtype).tiny)
 
 
-def _divergence(
+def _divergence_of_tile(
     paid: Tensor,
     q: Tensor,
     weights: Tensor,
@@ -117,5 +119,10 @@ def _divergence(
     scores = index_scores(q, weights, keys, start=start, ratio=ratio)
     if selected is not None:
         scores = scores.gather(1, selected.clamp_min(0)).masked_fill(selected < 0, -torch.inf)
+    return divergence(paid, scores)
+
+
+def divergence(paid: Float[Tensor, "t s"], scores: Float[Tensor, "t s"]) -> Float[Tensor, ""]:
+    """Sum over queries of KL(paid || softmax(scores)); scores of -inf are of entries not read."""
     guess = scores.masked_fill(scores == -torch.inf, _HIDDEN).log_softmax(-1)
     return (torch.xlogy(paid, paid) - paid * guess).sum()

@@ -1,4 +1,4 @@
-"""How the process gets its memory: a step makes and drops the same large tensors again and again."""
+"""How the process gets its memory: every step makes and drops the same large tensors."""
 
 import ctypes
 import sys

@@ -91,13 +91,12 @@ class _Connect(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         streams, fn, base, scale, raw, rho = ctx.saved_tensors
-        *gradients, grad_through = gradients
         grad_streams, grad_z, grad_product = map(torch.empty_like, (streams, raw, raw))
         _call(
             "hyper_connect_backward",
             ctx.shape,
             *(streams, fn, base, scale, raw, rho),
-            *(gradient.contiguous() for gradient in (*gradients, grad_through)),
+            *(gradient.contiguous() for gradient in gradients),
             *(grad_streams, grad_z, grad_product),
         )
         m = streams.shape[1]

@@ -46,8 +46,8 @@ def run(parts: list[Tensor], backend: Backend = "auto") -> list[Tensor]:
     leaves = [part.detach().clone().requires_grad_() for part in parts]
     streams, fn, base, scale, output = leaves
     with use_backend(backend):
-        x, post, mix = connect(streams, fn, base, scale)
-        written = ops.write(streams, output + x, post, mix)
+        x, post, mix, given = connect(streams, fn, base, scale)
+        written = ops.write(given, output + x, post, mix)
         weights = torch.linspace(-1, 1, written.numel()).view_as(written)
         (written.float() * weights).sum().backward()
     return [x, post, mix, written, *(leaf.grad for leaf in leaves if leaf.grad is not None)]

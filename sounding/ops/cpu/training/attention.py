@@ -1,8 +1,8 @@
 """Attention for training: products by torch, softmax and its gradient by a kernel, tile by tile.
 
 A tile's keys are the window's and the entries' laid end to end, so each product is one for all
-heads. Chosen entries are scored with all others and the rest hidden: at the lengths we train on that
-costs less than gathering. See ops/attention.py.
+heads. Chosen entries are scored with all others and the rest hidden: at the lengths we train on
+that costs less than gathering. See ops/attention.py.
 """
 
 import ctypes
@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sounding.ops.attention import num_visible
+from sounding.ops.attention import index_scores, num_visible
 from sounding.ops.cpu.training.call import call
+from sounding.ops.index_loss import divergence
 
 _QUERIES = 128  # of a tile
 # Queries and keys of a tile are multiples of this, blank ones at the end that nothing sees:
 # products are compiled for each shape they meet.
 _ALIGNMENT = 32
+_MOST_PAIRS = 1 << 22  # of query and entry, for which index scores exist at once
 
 
 class _Where(NamedTuple):
@@ -64,19 +66,36 @@ def attend(
     )
 
 
-def attention_paid(
+def index_loss(
     q: Tensor,
     window: Tensor,
     entries: Tensor,
     selected: Tensor | None,
     sink: Tensor,
+    index_q: Tensor,
+    index_weights: Tensor,
+    index_keys: Tensor,
     *,
     start: int,
     sliding_window: int,
     ratio: int,
 ) -> Any:
-    """Twin of `index_loss.attention_paid`."""
+    """Twin of the reference, without its tiles: for sequences whose square fits in memory."""
+    if sink.dtype != torch.float32 or len(q) * len(entries) > _MOST_PAIRS:
+        return NotImplemented
     where = _Where(start, sliding_window, ratio)
+    paid = _attention_paid(q.detach(), window.detach(), entries.detach(), selected, sink, where)
+    scores = index_scores(index_q, index_weights, index_keys, start=start, ratio=ratio)
+    if selected is not None:
+        scores = scores.masked_fill(_chosen(selected, len(entries)) == 0, -torch.inf)
+    return divergence(paid, scores)
+
+
+@torch.no_grad()
+def _attention_paid(
+    q: Tensor, window: Tensor, entries: Tensor, selected: Tensor | None, sink: Tensor, where: _Where
+) -> Tensor:
+    """Each query's attention to all entries, summed over heads and normalised over them."""
     paid = q.new_zeros(len(q), len(entries), dtype=torch.float32)
     for tile in _tiles(q, window, entries, selected, where):
         scores = tile.queries @ tile.keys.T
@@ -92,8 +111,14 @@ def attention_paid(
     return paid / paid.sum(-1, keepdim=True).clamp_min(torch.finfo(paid.dtype).tiny)
 
 
+def _chosen(selected: Tensor, count: int) -> Tensor:
+    """[t, count] 1 where an entry is selected."""
+    chosen = torch.zeros(len(selected), count + 1, dtype=torch.uint8)
+    return chosen.scatter_(1, torch.where(selected < 0, count, selected), 1)[:, :count]
+
+
 class _Part(NamedTuple):
-    """One tile: its queries as rows of heads, its keys, and which of the entries each query sees."""
+    """One tile: its queries as rows of heads, its keys, and which entries each query sees."""
 
     rows: slice
     queries: Tensor
@@ -109,10 +134,7 @@ def _tiles(
 ) -> list[_Part]:
     total, heads, width = q.shape
     before = window.shape[0] - total  # keys of earlier chunks
-    chosen = None
-    if selected is not None:
-        chosen = torch.zeros(total, len(entries) + 1, dtype=torch.uint8)
-        chosen.scatter_(1, torch.where(selected < 0, len(entries), selected), 1)
+    chosen = None if selected is None else _chosen(selected, len(entries))
     parts = []
     for low in range(0, total, _QUERIES):
         high = min(low + _QUERIES, total)
@@ -190,9 +212,7 @@ class _Attend(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(
-        ctx: Any, *gradients: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, Tensor, None]:
         q, window, entries, selected, sink, output, log_sums = ctx.saved_tensors
         grad = gradients[0].contiguous()
         grad_q = torch.empty_like(q)

@@ -1,6 +1,7 @@
 """Experts for training: rows sorted by expert, one product per expert. See ops/experts.py."""
 
 import ctypes
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor
 from sounding.ops.cpu.training.call import call, rows
 from sounding.ops.matmul import Weight
 from sounding.ops.quant import LINEAR_INPUT_BLOCK, simulate_fp8
-
 
 # Rows of an expert are a multiple of this: products are compiled for each shape they meet.
 _ALIGNMENT = 64
@@ -109,7 +109,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bounds: list[int]) -> Tensor:
         dense = weight.to(x.dtype)
         y = x.new_empty(len(x), weight.shape[1])
-        for e, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for e, (low, high) in enumerate(pairwise(bounds)):
             torch.mm(x[low:high], dense[e].T, out=y[low:high])
         ctx.save_for_backward(x, dense)
         ctx.bounds, ctx.dtype = bounds, weight.dtype
@@ -120,7 +120,7 @@ class _Product(torch.autograd.Function):
         x, dense = ctx.saved_tensors
         grad = gradients[0].contiguous()
         grad_x, grad_weight = torch.empty_like(x), torch.empty_like(dense)
-        for e, (low, high) in enumerate(zip(ctx.bounds, ctx.bounds[1:], strict=False)):
+        for e, (low, high) in enumerate(pairwise(ctx.bounds)):
             torch.mm(grad[low:high], dense[e], out=grad_x[low:high])
             torch.mm(grad[low:high].T, x[low:high], out=grad_weight[e])
         return grad_x, grad_weight.to(ctx.dtype), None

@@ -59,7 +59,8 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         # A rotation's transpose turns back.
-        return _rotated(gradients[0].contiguous(), *ctx.saved_tensors, -ctx.sign), None, None, None
+        cos, sin = ctx.saved_tensors
+        return _rotated(gradients[0].contiguous(), cos, sin, -ctx.sign), None, None, None
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:

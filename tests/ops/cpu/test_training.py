@@ -1,0 +1,279 @@
+"""The twins for training beside their references: values, and the gradient of every input.
+
+Catches: a mask off by one, a key counted twice or not at all at a tile's edge, blank rows that
+reach a result, a sum over experts or heads with one missing, a gradient scaled wrongly, a tail
+where channels do not fill a vector, instruction sets that disagree.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sounding.ops import cpu, experts, hyper_connection, index_loss, loss, norm, rope
+from sounding.ops.attention import attend
+from sounding.ops.dispatch import Backend, use_backend
+from sounding.ops.matmul import Weight
+
+pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no native kernels were built")
+
+# Arithmetic is float32 in both, sums in another order; bf16 also rounds in between, elsewhere.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "bfloat16"])
+
+
+def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def run(op: Callable[..., Tensor], parts: list[Tensor], backend: Backend) -> list[Tensor]:
+    """The result, and the gradient of every floating input under random weights."""
+    leaves = [part.detach().clone().requires_grad_(part.is_floating_point()) for part in parts]
+    with use_backend(backend):
+        result = op(*leaves)
+        weights = random(*result.shape, seed=99) if result.ndim else torch.ones(())
+        (result.float() * weights).sum().backward()
+    return [result.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+def assert_same(op: Callable[..., Tensor], parts: list[Tensor], tolerance: float) -> None:
+    expected, actual = run(op, parts, "reference"), run(op, parts, "training")
+    assert len(expected) == len(actual) > 1
+    for one, other in zip(expected, actual, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        if one.numel():
+            error = (one.float() - other.float()).abs().max()
+            assert error <= tolerance * one.float().abs().max().clamp_min(1e-6)
+
+
+# --------------------------------------------------------------------------------------------------
+# Attention
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("queries", "earlier", "ratio", "picks"),
+    [
+        (1, 0, 0, None),
+        (5, 0, 0, None),
+        (300, 0, 0, None),
+        (130, 15, 0, None),  # keys of earlier chunks
+        (3, 0, 4, None),  # no entry is visible yet
+        (300, 0, 4, None),
+        (40, 15, 4, None),
+        (300, 0, 4, 8),
+        (130, 15, 4, 3),
+        (257, 0, 128, None),
+    ],
+)
+def test_attend(
+    queries: int, earlier: int, ratio: int, picks: int | None, dtype: torch.dtype
+) -> None:
+    heads, width, start = 3, 24, earlier
+    count = (start + queries) // ratio if ratio else 0
+    parts = [
+        random(queries, heads, width, seed=1, dtype=dtype),
+        random(queries + earlier, width, seed=2, dtype=dtype),
+        random(heads, seed=3),
+    ]
+    selected = None
+    if ratio:
+        parts.append(random(count, width, seed=4, dtype=dtype))
+    if picks:
+        order = random(queries, count, seed=5).argsort(1)[:, :picks]
+        visible = (torch.arange(queries) + start + 1) // ratio
+        selected = torch.where(order < visible[:, None], order, -1)
+
+    def op(q: Tensor, window: Tensor, sink: Tensor, entries: Tensor | None = None) -> Tensor:
+        return attend(
+            q, window, entries, selected, sink, start=start, sliding_window=16, ratio=ratio
+        )
+
+    if count == 0 and ratio:
+        parts = parts[:3]
+    assert_same(op, parts, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("picks", [None, 5])
+def test_what_attention_is_paid(picks: int | None) -> None:
+    queries, count = 200, 50
+    selected = None
+    if picks:
+        order = random(queries, count, seed=5).argsort(1)[:, :picks]
+        selected = torch.where(order < ((torch.arange(queries) + 1) // 4)[:, None], order, -1)
+    index = [
+        random(queries, 2, 8, seed=6).requires_grad_(),
+        random(queries, 2, seed=7),
+        random(count, 8, seed=8),
+    ]
+    found = []
+    backends: tuple[Backend, ...] = ("reference", "training")
+    for backend in backends:
+        with use_backend(backend):
+            total = index_loss.index_loss(
+                random(queries, 3, 24, seed=1),
+                random(queries, 24, seed=2),
+                random(count, 24, seed=4),
+                selected,
+                random(3, seed=3),
+                *index,
+                start=0,
+                sliding_window=16,
+                ratio=4,
+            )
+        (gradient,) = torch.autograd.grad(total, index[:1])
+        found.append((total.detach(), gradient))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------
+# Experts
+
+
+@DTYPES
+@pytest.mark.parametrize("simulate", [False, True])
+@pytest.mark.parametrize(("tokens", "num_experts", "picks"), [(1, 4, 2), (100, 3, 1), (77, 9, 3)])
+def test_experts(
+    tokens: int, num_experts: int, picks: int, simulate: bool, dtype: torch.dtype
+) -> None:
+    width, inner = 40, 24
+    order = random(tokens, num_experts, seed=1)
+    order[:, -1] = -9.0  # an expert that nobody chooses
+    chosen = order.topk(picks).indices
+    parts = [
+        random(tokens, width, seed=2, dtype=dtype),
+        random(tokens, picks, seed=3).sigmoid(),
+        random(num_experts, inner, width, seed=4) * 0.5,
+        random(num_experts, width, inner, seed=5) * 0.5,
+        random(num_experts, inner, width, seed=6) * 0.5,
+    ]
+
+    def op(x: Tensor, weights: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
+        stacks = (Weight(w1), Weight(w2), Weight(w3))
+        return experts.experts(x, chosen, weights, *stacks, limit=2.0, simulate=simulate)
+
+    assert_same(op, parts, TOLERANCE[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("tokens", [0, 1, 70])
+def test_shared_expert(tokens: int, dtype: torch.dtype) -> None:
+    parts = [random(tokens, 40, seed=2, dtype=dtype)]
+    parts += [random(*shape, seed=4) * 0.5 for shape in ((24, 40), (40, 24), (24, 40))]
+
+    def op(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
+        return experts.swiglu(x, Weight(w1), Weight(w2), Weight(w3), limit=2.0)
+
+    assert_same(op, parts, TOLERANCE[dtype])
+
+
+# --------------------------------------------------------------------------------------------------
+# The rest
+
+
+@DTYPES
+@pytest.mark.parametrize("tokens", [1, 300, 2100])
+def test_cross_entropy(tokens: int, dtype: torch.dtype) -> None:
+    targets = torch.arange(tokens) % 50
+    targets[::7] = loss.IGNORED
+    targets[-1] = 3
+
+    def op(hidden: Tensor, head: Tensor) -> Tensor:
+        return loss.cross_entropy(hidden, head, targets)
+
+    assert_same(
+        op, [random(tokens, 24, seed=1, dtype=dtype), random(50, 24, seed=2)], TOLERANCE[dtype]
+    )
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 16), (130, 40), (9, 3, 33), (0, 8)])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_rms_norm(shape: tuple[int, ...], weighted: bool, dtype: torch.dtype) -> None:
+    parts = [random(*shape, seed=1, dtype=dtype)]
+    if weighted:
+        parts.append(random(shape[-1], seed=2))
+    assert_same(lambda x, w=None: norm.rms_norm(x, w, 1e-6), parts, TOLERANCE[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(70, 24), (65, 3, 24)])
+@pytest.mark.parametrize("inverse", [True, False])
+def test_rotate(shape: tuple[int, ...], inverse: bool, dtype: torch.dtype) -> None:
+    by = rope.rotation(
+        torch.arange(shape[0]) * 7, rope.rope_frequencies(16, 1e4, None, torch.device("cpu"))
+    )
+    assert_same(
+        lambda x: rope.rotate(x, by, inverse=inverse),
+        [random(*shape, seed=1, dtype=dtype)],
+        TOLERANCE[dtype],
+    )
+
+
+@DTYPES
+def test_collapse(dtype: torch.dtype) -> None:
+    parts = [
+        random(37, 4, 40, seed=1, dtype=dtype),
+        random(4, 160, seed=2) * 0.1,
+        random(4, seed=3),
+        random(1, seed=4),
+    ]
+    assert_same(
+        lambda *given: hyper_connection.collapse(*given, norm_eps=1e-6, hc_eps=1e-6),
+        parts,
+        TOLERANCE[dtype],
+    )
+
+
+def test_what_is_not_finite_reaches_the_loss() -> None:
+    hidden, head = random(9, 24, seed=1), random(50, 24, seed=2)
+    hidden[4, 2] = float("nan")
+    with use_backend("training"):
+        assert loss.cross_entropy(hidden, head, torch.arange(9)).isnan()
+        q = random(40, 2, 8, seed=3)
+        q[7, 1, 3] = float("inf")
+        read = attend(
+            *(q, random(40, 8, seed=4), None, None, random(2, seed=5)),
+            start=0,
+            sliding_window=16,
+            ratio=0,
+        )
+    assert read[7, 1].isnan().all()
+    assert read[torch.arange(40) != 7].isfinite().all()
+
+
+def test_instruction_sets_agree(tmp_path: Path) -> None:
+    """Each lower set, in a process of its own, passes what the best one passes."""
+    if os.environ.get("SOUNDING_INSTRUCTION_SET"):
+        pytest.skip("this is one of those processes")
+    for level in ("1", "3"):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+            env={**os.environ, "SOUNDING_INSTRUCTION_SET": level},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_ranges_do_not_depend_on_threads() -> None:
+    """Gradients of weights are sums over fixed ranges of rows, whoever computes them."""
+    x, weight = random(1000, 48, seed=1), random(48, seed=2)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(run(lambda x, w: norm.rms_norm(x, w, 1e-6), [x, weight], "training"))
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in pairwise(found):
+        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
