@@ -1,0 +1,124 @@
+"""Carries a step out: one forward over every moving sequence, then a token for each that has its
+logits.
+
+Nothing here depends on which sequences share a step, except how the network rounds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sounding.engine.generation import Generation
+from sounding.engine.scheduler import Move
+from sounding.engine.settings import EngineSettings
+from sounding.model.moe import Routing
+from sounding.model.state import growing_state
+from sounding.model.transformer import Transformer
+
+
+@dataclass
+class Counters:
+    """What was done since the start."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    hit_tokens: int = 0
+    completion_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    expert_load: list[Tensor] = field(default_factory=list)
+    """Choices of each expert, per layer."""
+
+
+class Runner:
+    """A network and what it is given to do."""
+
+    def __init__(self, model: Transformer, settings: EngineSettings, num_tokens: int) -> None:
+        """Token ids from `num_tokens` on are never chosen."""
+        config = model.config
+        self._model, self._settings, self._num_tokens = model, settings, num_tokens
+        self._device = next(model.parameters()).device
+        self.counters = Counters(
+            expert_load=[
+                torch.zeros(config.n_routed_experts, dtype=torch.int64) for _ in config.ratios
+            ]
+        )
+
+    def start(self, generation: Generation) -> None:
+        """Give a sequence its state."""
+        generation.state = growing_state(
+            self._model.config, rewind_tokens=self._settings.draft_tokens
+        )
+        generation.started(0, "nothing is kept")
+        self.counters.prompt_tokens += generation.prompt_length
+
+    @torch.inference_mode()
+    def step(self, moves: Sequence[Move]) -> None:
+        """Move sequences; those that end have `finished` set."""
+        feeding = [move for move in moves if move.num_tokens]
+        rows = self._feed(feeding)
+        choosing, wanted = [], []
+        for move, streams in zip(feeding, rows, strict=True):
+            generation = move.generation
+            generation.streams = streams[-1:]
+            if generation.prefilling:
+                continue
+            if not generation.completion:
+                streams = streams[-1:]
+            choosing.append(generation)
+            wanted.append(streams)
+        for move in moves:
+            if not move.num_tokens:  # its whole prompt was found
+                choosing.append(move.generation)
+                wanted.append(move.generation.streams)
+        if choosing:
+            logits = self._model.logits(self._model.hidden(torch.cat(wanted)))
+            logits = logits[:, : self._num_tokens].cpu()
+            for generation, mine in zip(
+                choosing, logits.split([len(w) for w in wanted]), strict=True
+            ):
+                self._choose(generation, mine)
+        self.counters.steps += 1
+
+    def _feed(self, moves: Sequence[Move]) -> list[Tensor]:
+        """Append each sequence's next tokens; the streams of each."""
+        if not moves:
+            return []
+        tokens, states = [], []
+        for generation, count in moves:
+            assert generation.state is not None
+            ahead = [*generation.tokens[generation.fed :], *generation.drafts]
+            tokens += ahead[:count]
+            states.append(generation.state)
+        lengths = [move.num_tokens for move in moves]
+        output = self._model(torch.tensor(tokens).to(self._device), lengths, states)
+        self._count_experts(output.routing)
+        return list(output.streams.split(lengths))
+
+    def _choose(self, generation: Generation, logits: Tensor) -> None:
+        """Choose tokens as long as the drafts foresaw them; take back what came otherwise."""
+        if not generation.completion:
+            generation.prefilled()
+        if generation.request.max_tokens == 0:
+            generation.finished = "length"
+            return
+        drafts, accepted = generation.drafts, 0
+        generation.drafts = []
+        for row, draft in zip(logits, [*drafts, None], strict=True):
+            token = generation.choose(row)
+            self.counters.completion_tokens += token is not None
+            if generation.finished or token != draft:
+                break
+            accepted += 1
+        if drafts:
+            assert generation.state is not None
+            generation.state.rewind(generation.fed - len(drafts) + accepted)
+            generation.drafted(len(drafts), accepted)
+            self.counters.drafted_tokens += len(drafts)
+            self.counters.accepted_tokens += accepted
+
+    def _count_experts(self, routing: Sequence[Routing]) -> None:
+        for load, routed in zip(self.counters.expert_load, routing, strict=True):
+            load += routed.chosen.flatten().bincount(minlength=len(load)).cpu()
