@@ -113,6 +113,9 @@ class Engine:
             accepted_tokens=counters.accepted_tokens,
             state_bytes=self._pool.reserved_bytes,
             state_limit_bytes=self._pool.limit_bytes,
+            prefix_bytes=self._runner.prefixes.nbytes,
+            prefix_limit_bytes=self._runner.prefixes.limit_bytes,
+            cached_prefixes=len(self._runner.prefixes),
             expert_load=[load.tolist() for load in counters.expert_load],
         )
 
@@ -210,6 +213,8 @@ class Engine:
     ) -> None:
         for generation in generations:
             waiting = generation.state is None
+            if reason != "error":
+                self._runner.keep(generation)
             self._scheduler.remove(generation)
             generation.finish(reason, error)
             generation.state = None

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from sounding.engine.generation import Generation
+from sounding.engine.prefixes import PrefixCache
 from sounding.engine.scheduler import Move
 from sounding.engine.settings import EngineSettings
+from sounding.engine.snapshot import put_together
 from sounding.model.moe import Routing
 from sounding.model.state import growing_state
 from sounding.model.transformer import Transformer
@@ -40,19 +42,43 @@ class Runner:
         config = model.config
         self._model, self._settings, self._num_tokens = model, settings, num_tokens
         self._device = next(model.parameters()).device
+        self.prefixes = PrefixCache(settings.prefix_limit_bytes)
         self.counters = Counters(
             expert_load=[
                 torch.zeros(config.n_routed_experts, dtype=torch.int64) for _ in config.ratios
             ]
         )
 
+    @torch.inference_mode()
     def start(self, generation: Generation) -> None:
-        """Give a sequence its state."""
-        generation.state = growing_state(
-            self._model.config, rewind_tokens=self._settings.draft_tokens
-        )
-        generation.started(0, "nothing is kept")
+        """Give a sequence its state: the longest that is kept, or an empty one."""
+        settings = self._settings
+        state = growing_state(self._model.config, rewind_tokens=settings.draft_tokens)
+        found = self.prefixes.find(generation.request.prompt)
+        if found.tail is not None:
+            put_together(state, found.blocks, found.tail)
+            generation.streams = found.tail.streams
+        generation.state = state
+        if settings.prefix_limit_bytes:
+            generation.checkpoints = settings.checkpoints(
+                generation.prompt_length, found.length, found.matched
+            )
+        generation.started(found.length, found.miss_reason)
         self.counters.prompt_tokens += generation.prompt_length
+        self.counters.hit_tokens += found.length
+
+    @torch.inference_mode()
+    def keep(self, generation: Generation) -> None:
+        """Keep the state of a sequence as it is, if prompts that go on from it may be given it."""
+        state, settings = generation.state, self._settings
+        if state is None or not state.length or not settings.prefix_limit_bytes:
+            return
+        cut = not settings.exact_splits and (
+            state.length > generation.prompt_length or state.length % settings.piece_tokens > 0
+        )
+        if not cut or state.length == generation.prompt_length:
+            tokens = generation.tokens[: state.length]
+            self.prefixes.keep(tokens, state, generation.streams, whole=cut)
 
     @torch.inference_mode()
     def step(self, moves: Sequence[Move]) -> None:
@@ -63,6 +89,8 @@ class Runner:
         for move, streams in zip(feeding, rows, strict=True):
             generation = move.generation
             generation.streams = streams[-1:]
+            if generation.fed in generation.checkpoints and not generation.completion:
+                self.keep(generation)
             if generation.prefilling:
                 continue
             if not generation.completion:
@@ -75,11 +103,9 @@ class Runner:
                 wanted.append(move.generation.streams)
         if choosing:
             logits = self._model.logits(self._model.hidden(torch.cat(wanted)))
-            logits = logits[:, : self._num_tokens].cpu()
-            for generation, mine in zip(
-                choosing, logits.split([len(w) for w in wanted]), strict=True
-            ):
-                self._choose(generation, mine)
+            split = logits[:, : self._num_tokens].cpu().split([len(rows) for rows in wanted])
+            for generation, streams, mine in zip(choosing, wanted, split, strict=True):
+                self._choose(generation, streams, mine)
         self.counters.steps += 1
 
     def _feed(self, moves: Sequence[Move]) -> list[Tensor]:
@@ -97,7 +123,7 @@ class Runner:
         self._count_experts(output.routing)
         return list(output.streams.split(lengths))
 
-    def _choose(self, generation: Generation, logits: Tensor) -> None:
+    def _choose(self, generation: Generation, streams: Tensor, logits: Tensor) -> None:
         """Choose tokens as long as the drafts foresaw them; take back what came otherwise."""
         if not generation.completion:
             generation.prefilled()
@@ -115,6 +141,7 @@ class Runner:
         if drafts:
             assert generation.state is not None
             generation.state.rewind(generation.fed - len(drafts) + accepted)
+            generation.streams = streams[accepted : accepted + 1]
             generation.drafted(len(drafts), accepted)
             self.counters.drafted_tokens += len(drafts)
             self.counters.accepted_tokens += accepted

@@ -11,14 +11,15 @@ from typing import NamedTuple
 from sounding.engine.generation import Generation
 from sounding.engine.messages import Priority
 from sounding.engine.pool import StatePool
+from sounding.engine.prefixes import common_prefix
 from sounding.engine.settings import EngineSettings
 
+_WORTH_WAITING = 16  # tokens that need not be read twice
 _LEAST_PIECE = 16  # tokens of a prompt; fewer would not be worth a step
 
 
 class Move(NamedTuple):
-    """What one sequence does in a step: `num_tokens` of its prompt's tokens, or its last one and its
-    drafts."""
+    """What one sequence does in a step: tokens of its prompt, or its last one and its drafts."""
 
     generation: Generation
     num_tokens: int
@@ -128,8 +129,23 @@ class Scheduler:
         return True
 
     def _must_follow(self, generation: Generation) -> bool:
-        """Whether a prompt that is being read now begins like this one: then it waits for that,
-        and finds it in the cache."""
+        """Whether a prompt that is being read begins like this one: then it waits for that, and
+        finds in the cache what they have in common."""
+        if not self._settings.prefix_limit_bytes:
+            return False
+        for leader in self.running:
+            if leader.paused or not leader.prefilling or leader.finished:
+                continue
+            if self._urgency(leader) > self._urgency(generation):
+                continue
+            common = self._settings.keepable(
+                common_prefix(leader.request.prompt, generation.request.prompt),
+                leader.prompt_length,
+                generation.prompt_length,
+            )
+            if common >= leader.fed + _WORTH_WAITING:
+                leader.checkpoints.add(common)
+                return True
         return False
 
     def _urgency(self, generation: Generation) -> int:

@@ -4,6 +4,9 @@ from dataclasses import dataclass, fields
 
 BLOCK_TOKENS = 128  # holds whole groups of every compression ratio: prefixes are kept in these
 
+_GRAIN_TOKENS = 16  # where prompts part they are cut at multiples of this
+_CHANGING_TOKENS = 8  # at the end of a prompt, such as the one that opens a thought
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
@@ -52,3 +55,28 @@ class EngineSettings:
                     f"{name} = {getattr(self, name)} must be a multiple of {BLOCK_TOKENS}, where "
                     "every group of tokens that is compressed together ends"
                 )
+
+    def keepable(self, length: int, *lengths: int) -> int:
+        """The greatest length up to `length` at which a state may be kept for other prompts.
+
+        Where all of `lengths`, of whole prompts, are this one, they are equal and it may be kept as
+        it is.
+        """
+        if lengths and all(whole == length for whole in lengths):
+            return length
+        if self.exact_splits:
+            return length - length % _GRAIN_TOKENS
+        return length - length % self.piece_tokens
+
+    def checkpoints(self, prompt_length: int, hit: int, matched: int) -> set[int]:
+        """Lengths at which the state of a prompt is worth keeping while it is read from `hit` on.
+
+        The end, and a little before, as what follows may put other tokens in place of the last
+        ones; every `checkpoint_tokens`; and where other prompts were seen to part from this one.
+        """
+        size = BLOCK_TOKENS if self.exact_splits else self.piece_tokens
+        before = (prompt_length - _CHANGING_TOKENS) // size * size
+        wanted = {prompt_length, before, *range(0, prompt_length, self.checkpoint_tokens)}
+        if matched - hit >= size:
+            wanted.add(self.keepable(matched))
+        return {length for length in wanted if length > hit}

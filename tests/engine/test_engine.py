@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,16 +16,12 @@ from sounding.engine.messages import (
     GenerationRequest,
     Overloaded,
     Priority,
-    Stream,
-    TokenEvent,
 )
-from sounding.engine.sampling import SamplingParams, sample
+from sounding.engine.sampling import sample
 from sounding.engine.settings import EngineSettings
 from sounding.model.transformer import Transformer
-from sounding.train.runs import copying
 from tests.conftest import NetworkMaker
-
-CONFIG = copying().model
+from tests.engine.running import CONFIG, Gate, collect, request, tokens_of
 
 
 @pytest.fixture
@@ -33,45 +30,9 @@ def network(network_maker: NetworkMaker) -> Transformer:
     return network_maker(CONFIG, dtype=torch.float64)
 
 
-class Gate:
-    """Holds the engine before its forwards, and remembers what each was given."""
-
-    def __init__(self, network: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.lengths: list[list[int]] = []
-        self.open = threading.Event()
-        self._steps = threading.Semaphore(0)
-        self._forward = network.forward
-        monkeypatch.setattr(network, "forward", self._gated)
-
-    def _gated(self, tokens: Any, lengths: Any = None, *given: Any, **named: Any) -> Any:
-        if not self.open.is_set():
-            self._steps.acquire()
-        self.lengths.append(list(lengths or [len(tokens)]))
-        return self._forward(tokens, lengths, *given, **named)
-
-    def let(self, steps: int) -> None:
-        """Let so many forwards happen."""
-        self._steps.release(steps)
-
-    def release(self) -> None:
-        """Let all happen."""
-        self.open.set()
-        self._steps.release(1)
-
-
 @pytest.fixture
 def gate(network: Transformer, monkeypatch: pytest.MonkeyPatch) -> Gate:
     return Gate(network, monkeypatch)
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    generator = torch.Generator().manual_seed(1000 * length + seed)
-    return torch.randint(2, CONFIG.vocab_size, (length,), generator=generator).tolist()
-
-
-def request(length: int, *, seed: int = 0, **how: Any) -> GenerationRequest:
-    params = SamplingParams(temperature=how.pop("temperature", 0.0), top_p=0.9, seed=seed)
-    return GenerationRequest(prompt=prompt(length, seed), params=params, **how)
 
 
 def naive(network: Transformer, asked: GenerationRequest) -> Iterator[int]:
@@ -86,16 +47,6 @@ def naive(network: Transformer, asked: GenerationRequest) -> Iterator[int]:
             return
         tokens.append(token)
         yield token
-
-
-def collect(stream: Stream) -> tuple[list[int], Finished]:
-    *events, last = stream
-    assert isinstance(last, Finished)
-    return tokens_of(events), last
-
-
-def tokens_of(events: Sequence[Event]) -> list[int]:
-    return [event.token for event in events if isinstance(event, TokenEvent)]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -165,7 +116,7 @@ def test_somebody_typing_goes_first(network: Transformer, gate: Gate) -> None:
     long = engine.submit(request(600, max_tokens=1, priority=Priority.BATCH))
     gate.let(1)
     while not gate.lengths:
-        pass
+        time.sleep(0.001)
     typed = engine.submit(request(20, max_tokens=4, priority=Priority.KEYSTROKE))
     gate.release()
     collect(typed), collect(long)
@@ -181,7 +132,7 @@ def test_it_takes_the_place_of_a_running_one(network: Transformer, gate: Gate) -
     batch = engine.submit(asked)
     gate.let(5)
     while len(gate.lengths) < 5:
-        pass
+        time.sleep(0.001)
     typed = engine.submit(request(9, max_tokens=3, priority=Priority.KEYSTROKE))
     gate.release()
     collect(typed)
@@ -212,7 +163,7 @@ def test_too_many_are_refused(network: Transformer, gate: Gate) -> None:
     engine = Engine(network, settings=EngineSettings(width=1, queue=2))
     running = engine.submit(request(3, max_tokens=2))
     while engine.stats().waiting:
-        pass
+        time.sleep(0.001)
     waiting = [engine.submit(request(3, max_tokens=2)) for _ in range(2)]
     with pytest.raises(Overloaded, match="2 requests are waiting already"):
         engine.submit(request(3))
