@@ -153,7 +153,7 @@ class Engine:
             config,
             len(request.prompt) + request.max_tokens,
             number_bytes=self._model.dtype.itemsize,
-            rewind_tokens=settings.draft_tokens,
+            rewind_tokens=settings.guessed_tokens,
         )
         if num_bytes > settings.state_limit_bytes:
             raise ValueError(

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sounding.engine.constrain import Constraint
+from sounding.engine.guessing import Speculation
 from sounding.engine.messages import (
     Finished,
     FinishReason,
@@ -55,6 +56,7 @@ class Generation:
         """Of the last token that was fed."""
         self.drafts: list[int] = []
         """Guesses of what follows the last token."""
+        self.speculation = Speculation()
         self.checkpoints: set[int] = set()
         """Lengths at which its state is worth keeping."""
         self.paused = False
@@ -136,6 +138,7 @@ class Generation:
 
     def drafted(self, count: int, accepted: int) -> None:
         """Count guesses, and those that came true."""
+        self.speculation.verified(count, accepted)
         self.usage = replace(
             self.usage,
             drafted_tokens=self.usage.drafted_tokens + count,

@@ -117,11 +117,12 @@ class PrefixCache:
         state: SequenceState,
         streams: Tensor,
         *,
+        drafting: bool = False,
         whole: bool = False,
     ) -> None:
         """Take a copy of a state that has seen `tokens`; `whole`: only for a prompt of just these.
 
-        `streams` are the last token's.
+        For `streams` and `drafting` see `Tail`.
         """
         assert state.length == len(tokens)
         if self.limit_bytes == 0 or self.has(tokens, whole=whole):
@@ -130,7 +131,7 @@ class PrefixCache:
             entries_between(state, start, start + BLOCK_TOKENS)
             for start in self.missing_blocks(tokens)
         ]
-        self.put(tokens, blocks, take_tail(state, streams), whole=whole)
+        self.put(tokens, blocks, take_tail(state, streams, drafting=drafting), whole=whole)
 
     def missing_blocks(self, tokens: Sequence[int]) -> range:
         """Where the whole blocks of `tokens` start whose entries are not here."""

@@ -15,6 +15,7 @@ from sounding.engine.prefixes import PrefixCache
 from sounding.engine.scheduler import Move
 from sounding.engine.settings import EngineSettings
 from sounding.engine.snapshot import put_together
+from sounding.engine.speculative import Drafter
 from sounding.model.moe import Routing
 from sounding.model.state import growing_state
 from sounding.model.transformer import Transformer
@@ -42,6 +43,7 @@ class Runner:
         config = model.config
         self._model, self._settings, self._num_tokens = model, settings, num_tokens
         self._device = next(model.parameters()).device
+        self._drafter = Drafter(model, settings.guessed_tokens, num_tokens)
         self.prefixes = PrefixCache(settings.prefix_limit_bytes)
         self.counters = Counters(
             expert_load=[
@@ -53,11 +55,13 @@ class Runner:
     def start(self, generation: Generation) -> None:
         """Give a sequence its state: the longest that is kept, or an empty one."""
         settings = self._settings
-        state = growing_state(self._model.config, rewind_tokens=settings.draft_tokens)
+        state = growing_state(self._model.config, rewind_tokens=settings.guessed_tokens)
         found = self.prefixes.find(generation.request.prompt)
         if found.tail is not None:
             put_together(state, found.blocks, found.tail)
             generation.streams = found.tail.streams
+            if found.tail.drafting:
+                generation.speculation.streams = found.tail.streams
         generation.state = state
         if settings.prefix_limit_bytes:
             generation.checkpoints = settings.checkpoints(
@@ -77,8 +81,15 @@ class Runner:
             state.length > generation.prompt_length or state.length % settings.piece_tokens > 0
         )
         if not cut or state.length == generation.prompt_length:
-            tokens = generation.tokens[: state.length]
-            self.prefixes.keep(tokens, state, generation.streams, whole=cut)
+            self._drafter.catch_up([generation])
+            streams = generation.speculation.streams
+            self.prefixes.keep(
+                generation.tokens[: state.length],
+                state,
+                generation.streams,
+                drafting=streams is not None and len(streams) == 1,
+                whole=cut,
+            )
 
     @torch.inference_mode()
     def step(self, moves: Sequence[Move]) -> None:
@@ -88,9 +99,11 @@ class Runner:
         choosing, wanted = [], []
         for move, streams in zip(feeding, rows, strict=True):
             generation = move.generation
-            generation.streams = streams[-1:]
-            if generation.fed in generation.checkpoints and not generation.completion:
-                self.keep(generation)
+            if not generation.completion:
+                generation.streams = streams[-1:]
+                self._drafter.note(generation, streams)
+                if generation.fed in generation.checkpoints:
+                    self.keep(generation)
             if generation.prefilling:
                 continue
             if not generation.completion:
@@ -106,6 +119,7 @@ class Runner:
             split = logits[:, : self._num_tokens].cpu().split([len(rows) for rows in wanted])
             for generation, streams, mine in zip(choosing, wanted, split, strict=True):
                 self._choose(generation, streams, mine)
+            self._drafter.draft([g for g in choosing if g.finished is None])
         self.counters.steps += 1
 
     def _feed(self, moves: Sequence[Move]) -> list[Tensor]:
@@ -130,6 +144,7 @@ class Runner:
         if generation.request.max_tokens == 0:
             generation.finished = "length"
             return
+        answered = bool(generation.completion)
         drafts, accepted = generation.drafts, 0
         generation.drafts = []
         for row, draft in zip(logits, [*drafts, None], strict=True):
@@ -138,13 +153,20 @@ class Runner:
             if generation.finished or token != draft:
                 break
             accepted += 1
-        if drafts:
-            assert generation.state is not None
-            generation.state.rewind(generation.fed - len(drafts) + accepted)
+        if answered:
             generation.streams = streams[accepted : accepted + 1]
-            generation.drafted(len(drafts), accepted)
-            self.counters.drafted_tokens += len(drafts)
+            self._verified(generation, streams[: accepted + 1], len(drafts))
+
+    def _verified(self, generation: Generation, streams: Tensor, drafted: int) -> None:
+        """Take back the drafts that did not come true; `streams` are those of the other tokens."""
+        assert generation.state is not None
+        accepted = len(streams) - 1
+        if drafted:
+            generation.state.rewind(generation.fed - drafted + accepted)
+            generation.drafted(drafted, accepted)
+            self.counters.drafted_tokens += drafted
             self.counters.accepted_tokens += accepted
+        self._drafter.note(generation, streams)
 
     def _count_experts(self, routing: Sequence[Routing]) -> None:
         for load, routed in zip(self.counters.expert_load, routing, strict=True):

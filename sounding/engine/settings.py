@@ -24,9 +24,9 @@ class EngineSettings:
     """Prompts are read in pieces that end at multiples of this, counted from their start."""
     exact_splits: bool = False
     """Whether the network gives a token the same bits however its sequence is split into chunks and
-    whatever else is in them. Then prompts may be cut, and states kept, anywhere; otherwise only at
-    the ends of pieces, so that a prompt that was found in a cache is still computed as one that
-    was not."""
+    whatever else is in them. Then prompts may be cut, and states kept, anywhere, and tokens guessed
+    ahead. Otherwise only at the ends of pieces, so that a prompt that was found in a cache is still
+    computed as one that was not, and nothing is guessed."""
     state_limit_bytes: int = 4 << 30
     """Memory for what running sequences remember."""
     prefix_limit_bytes: int = 2 << 30
@@ -55,6 +55,11 @@ class EngineSettings:
                     f"{name} = {getattr(self, name)} must be a multiple of {BLOCK_TOKENS}, where "
                     "every group of tokens that is compressed together ends"
                 )
+
+    @property
+    def guessed_tokens(self) -> int:
+        """`draft_tokens`, where verifying several at once rounds like one after the other."""
+        return self.draft_tokens if self.exact_splits else 0
 
     def keepable(self, length: int, *lengths: int) -> int:
         """The greatest length up to `length` at which a state may be kept for other prompts.

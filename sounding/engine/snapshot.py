@@ -32,6 +32,8 @@ class Tail:
     """Of the lists in `rows`: of some only the last rows are kept."""
     streams: Tensor
     """Of the last token, from which the next one is chosen."""
+    drafting: bool
+    """Whether the MTP blocks have read everything before the last token."""
 
     @property
     def nbytes(self) -> int:
@@ -52,8 +54,8 @@ def entries_between(state: SequenceState, start: int, end: int) -> dict[str, Ten
     }
 
 
-def take_tail(state: SequenceState, streams: Tensor) -> Tail:
-    """Copy what is not in blocks. `streams` are the last token's."""
+def take_tail(state: SequenceState, streams: Tensor, *, drafting: bool = False) -> Tail:
+    """Copy what is not in blocks; for the arguments see `Tail`."""
     length = state.length
     entries = entries_between(state, length - length % BLOCK_TOKENS, length)
     others = [(name, rows) for name, rows, _ in _lists(state, length) if name not in entries]
@@ -63,6 +65,7 @@ def take_tail(state: SequenceState, streams: Tensor) -> Tail:
         {name: rows.read().detach().clone() for name, rows in others},
         {name: rows.length for name, rows in others},
         streams.detach().clone(),
+        drafting,
     )
 
 
