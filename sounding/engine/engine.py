@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Collection
 from typing import Literal, NamedTuple
 
+from sounding.engine.constrain import Constraints
 from sounding.engine.generate import checked_prompt
 from sounding.engine.generation import Generation
 from sounding.engine.messages import EngineStats, FinishReason, GenerationRequest, Overloaded
 from sounding.engine.pool import StatePool, state_bytes
+from sounding.engine.prefix_store import PrefixStore
 from sounding.engine.runner import Runner
 from sounding.engine.scheduler import Scheduler
 from sounding.engine.settings import EngineSettings
@@ -41,8 +43,9 @@ class Engine:
         settings: EngineSettings | None = None,
         *,
         stop_tokens: Collection[int] | None = None,
+        store: PrefixStore | None = None,
     ) -> None:
-        """Starts the thread; `close` ends it.
+        """Starts the thread; `close` ends it, and closes the store.
 
         Without a tokenizer there is no text: stop strings and grammars are refused. Stop tokens are
         by default the end of sentence of the config.
@@ -52,10 +55,13 @@ class Engine:
         eos = model.config.eos_token_id
         default = () if eos is None else (eos,)
         self._stop_tokens = frozenset(default if stop_tokens is None else stop_tokens)
+        self._constraints = None
+        if tokenizer is not None:
+            self._constraints = Constraints(tokenizer, self._stop_tokens)
         self._pool = StatePool(settings.state_limit_bytes)
         self._scheduler = Scheduler(settings, self._pool)
         num_tokens = model.config.vocab_size if tokenizer is None else tokenizer.num_tokens
-        self._runner = Runner(model, settings, num_tokens)
+        self._runner = Runner(model, settings, num_tokens, store)
         self._messages: deque[_Message] = deque()
         self._changed = threading.Condition()
         self._queued = 0  # submitted and not yet running
@@ -76,6 +82,9 @@ class Engine:
     def submit(self, request: GenerationRequest) -> EventStream:
         """See `EngineLike`."""
         num_bytes = self._check(request)
+        constraint = None
+        if request.grammar is not None and self._constraints is not None:
+            constraint = self._constraints.start(request.grammar, request.prompt)
         with self._changed:
             if self._closing:
                 raise Overloaded("the engine is closing and takes no more requests")
@@ -89,7 +98,7 @@ class Engine:
                 serial=serial,
                 state_bytes=num_bytes,
                 tokenizer=self._tokenizer,
-                constraint=None,
+                constraint=constraint,
                 stop_tokens=self._stop_tokens,
                 repetition_tokens=self._settings.repetition_tokens,
             )
@@ -101,7 +110,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """See `EngineLike`."""
-        counters = self._runner.counters
+        counters, store = self._runner.counters, self._runner.store
         return EngineStats(
             running=len(self._scheduler.running),
             waiting=self._queued,
@@ -116,6 +125,8 @@ class Engine:
             prefix_bytes=self._runner.prefixes.nbytes,
             prefix_limit_bytes=self._runner.prefixes.limit_bytes,
             cached_prefixes=len(self._runner.prefixes),
+            stored_prefixes=0 if store is None else len(store),
+            stored_bytes=0 if store is None else store.nbytes,
             expert_load=[load.tolist() for load in counters.expert_load],
         )
 
@@ -129,6 +140,8 @@ class Engine:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
+        if self._runner.store is not None:
+            self._runner.store.close()
 
     def _send(self, message: _Message) -> None:
         with self._changed:
@@ -201,22 +214,22 @@ class Engine:
             self._runner.step(moves)
         except Exception as error:  # the states of all that moved are of no use any more
             _log.exception("a step failed")
-            self._end_those([move.generation for move in moves], "error", str(error))
+            for move in moves:
+                move.generation.error = str(error)
+            self._end_those([move.generation for move in moves], "error")
             return
         for move in moves:
             reason = move.generation.finished
             if reason is not None:
                 self._end_those([move.generation], reason)
 
-    def _end_those(
-        self, generations: list[Generation], reason: FinishReason, error: str | None = None
-    ) -> None:
+    def _end_those(self, generations: list[Generation], reason: FinishReason) -> None:
         for generation in generations:
             waiting = generation.state is None
             if reason != "error":
                 self._runner.keep(generation)
             self._scheduler.remove(generation)
-            generation.finish(reason, error)
+            generation.finish(reason)
             generation.state = None
             if waiting:
                 with self._changed:

@@ -4,6 +4,7 @@ Knows nothing of the network and of other requests: it is given rows of logits a
 goes on. The scheduler decides when it moves, the engine moves it.
 """
 
+import logging
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -27,6 +28,8 @@ from sounding.engine.stop import StopStrings
 from sounding.engine.stream import EventStream
 from sounding.model.state import SequenceState
 from sounding.text.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 class Generation:
@@ -64,6 +67,7 @@ class Generation:
         """Since it last moved."""
         self.usage = Usage(prompt_tokens=len(request.prompt))
         self.finished: FinishReason | None = None
+        self.error: str | None = None
         self._constraint = constraint
         self._stop_tokens = frozenset(stop_tokens)
         self._generator = torch.Generator().manual_seed(request.params.seed)
@@ -124,17 +128,15 @@ class Generation:
     def choose(self, logits: Float[Tensor, " v"]) -> int | None:
         """Choose the next token and tell the reader; None if instead the text is over.
 
-        Sets `finished` where it is the last one.
+        Sets `finished` where it is the last one. Where a rule over tokens fails, only this request
+        ends with an error.
         """
-        limited = self._allowed(logits)
-        token = sample(limited, self.request.params, self._generator)
-        if token in self._stop_tokens:
-            self.finished = "stop"
+        try:
+            return self._choose(logits)
+        except Exception as error:
+            _log.exception("request %s failed", self.stream.request_id)
+            self.finished, self.error = "error", str(error)
             return None
-        self.tokens.append(token)
-        self._tell(token, logits)
-        self._decide(token)
-        return token
 
     def drafted(self, count: int, accepted: int) -> None:
         """Count guesses, and those that came true."""
@@ -152,7 +154,11 @@ class Generation:
         if self._constraint is not None:
             self.drafts = self.drafts[: self._constraint.count_valid(self.drafts)]
 
-    def finish(self, reason: FinishReason, error: str | None = None) -> None:
+    def forced(self, most: int) -> list[int]:
+        """Tokens that must come next by the constraint, up to `most`."""
+        return [] if self._constraint is None else self._constraint.forced()[:most]
+
+    def finish(self, reason: FinishReason) -> None:
         """Say the last word to the reader."""
         self.finished = reason
         rest = ""
@@ -172,11 +178,22 @@ class Generation:
         )
         self.stream.put(
             Finished(
-                reason=reason, text=rest, stop=self._stops.found, error=error, usage=self.usage
+                reason=reason, text=rest, stop=self._stops.found, error=self.error, usage=self.usage
             )
         )
 
     # ----------------------------------------------------------------------------------------------
+
+    def _choose(self, logits: Float[Tensor, " v"]) -> int | None:
+        limited = self._allowed(logits)
+        token = sample(limited, self.request.params, self._generator)
+        if token in self._stop_tokens:
+            self.finished = "stop"
+            return None
+        self.tokens.append(token)
+        self._tell(token, logits)
+        self._decide(token)
+        return token
 
     def _allowed(self, logits: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
         """The logits with everything but the allowed tokens at -inf."""

@@ -119,23 +119,31 @@ class PrefixCache:
         *,
         drafting: bool = False,
         whole: bool = False,
-    ) -> None:
+    ) -> tuple[list[Entries], Tail] | None:
         """Take a copy of a state that has seen `tokens`; `whole`: only for a prompt of just these.
 
-        For `streams` and `drafting` see `Tail`.
+        For `streams` and `drafting` see `Tail`. Returns what the state consists of, None if it was
+        here already.
         """
         assert state.length == len(tokens)
         if self.limit_bytes == 0 or self.has(tokens, whole=whole):
-            return
-        blocks = [
+            return None
+        known = [block.entries for block in self._walk(tokens)][1:]
+        new = [
             entries_between(state, start, start + BLOCK_TOKENS)
             for start in self.missing_blocks(tokens)
         ]
-        self.put(tokens, blocks, take_tail(state, streams, drafting=drafting), whole=whole)
+        tail = take_tail(state, streams, drafting=drafting)
+        self.put(tokens, new, tail, whole=whole)
+        return [*known, *new], tail
+
+    def known_blocks(self, tokens: Sequence[int]) -> int:
+        """How many whole blocks of `tokens`, from the first on, have their entries here."""
+        return len(list(self._walk(tokens))) - 1
 
     def missing_blocks(self, tokens: Sequence[int]) -> range:
         """Where the whole blocks of `tokens` start whose entries are not here."""
-        known = len(list(self._walk(tokens))) - 1
+        known = self.known_blocks(tokens)
         return range(known * BLOCK_TOKENS, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS)
 
     def put(

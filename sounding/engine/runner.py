@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from sounding.engine.generation import Generation
-from sounding.engine.prefixes import PrefixCache
+from sounding.engine.messages import Priority
+from sounding.engine.prefix_store import PrefixStore
+from sounding.engine.prefixes import Found, PrefixCache
 from sounding.engine.scheduler import Move
-from sounding.engine.settings import EngineSettings
+from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
 from sounding.engine.snapshot import put_together
 from sounding.engine.speculative import Drafter
 from sounding.model.moe import Routing
@@ -38,12 +40,19 @@ class Counters:
 class Runner:
     """A network and what it is given to do."""
 
-    def __init__(self, model: Transformer, settings: EngineSettings, num_tokens: int) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        settings: EngineSettings,
+        num_tokens: int,
+        store: PrefixStore | None = None,
+    ) -> None:
         """Token ids from `num_tokens` on are never chosen."""
         config = model.config
         self._model, self._settings, self._num_tokens = model, settings, num_tokens
         self._device = next(model.parameters()).device
         self._drafter = Drafter(model, settings.guessed_tokens, num_tokens)
+        self.store = store
         self.prefixes = PrefixCache(settings.prefix_limit_bytes)
         self.counters = Counters(
             expert_load=[
@@ -56,7 +65,7 @@ class Runner:
         """Give a sequence its state: the longest that is kept, or an empty one."""
         settings = self._settings
         state = growing_state(self._model.config, rewind_tokens=settings.guessed_tokens)
-        found = self.prefixes.find(generation.request.prompt)
+        found = self._find(generation.request.prompt)
         if found.tail is not None:
             put_together(state, found.blocks, found.tail)
             generation.streams = found.tail.streams
@@ -83,13 +92,18 @@ class Runner:
         if not cut or state.length == generation.prompt_length:
             self._drafter.catch_up([generation])
             streams = generation.speculation.streams
-            self.prefixes.keep(
-                generation.tokens[: state.length],
+            tokens = generation.tokens[: state.length]
+            kept = self.prefixes.keep(
+                tokens,
                 state,
                 generation.streams,
                 drafting=streams is not None and len(streams) == 1,
                 whole=cut,
             )
+            # What is typed changes with every key, and is read again in no time.
+            lasting = generation.request.priority != Priority.KEYSTROKE
+            if self.store is not None and kept and lasting and len(tokens) >= BLOCK_TOKENS:
+                self.store.put(tokens, *kept, whole=cut)
 
     @torch.inference_mode()
     def step(self, moves: Sequence[Move]) -> None:
@@ -121,6 +135,21 @@ class Runner:
                 self._choose(generation, streams, mine)
             self._drafter.draft([g for g in choosing if g.finished is None])
         self.counters.steps += 1
+
+    def _find(self, prompt: Sequence[int]) -> Found:
+        """What is known of a prompt in memory, after bringing in what is known on disk."""
+        found = self.prefixes.find(prompt)
+        if self.store is None or len(prompt) - found.length < BLOCK_TOKENS:
+            return found
+        stored = self.store.find(
+            prompt,
+            beyond=found.length + BLOCK_TOKENS // 2,
+            known_blocks=self.prefixes.known_blocks(prompt),
+        )
+        if stored is None:
+            return found
+        self.prefixes.put(stored.tokens, stored.blocks, stored.tail, whole=stored.whole)
+        return self.prefixes.find(prompt)
 
     def _feed(self, moves: Sequence[Move]) -> list[Tensor]:
         """Append each sequence's next tokens; the streams of each."""

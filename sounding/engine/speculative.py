@@ -2,9 +2,11 @@
 
 Two ways to guess. Prompt lookup: what followed the last time the same few tokens stood here. The
 MTP block: its prediction of the token after next, and called again on its own output for tokens
-further ahead. A guess only ever costs time: the token at every place is chosen from the network's
-logits with the request's generator, exactly as without guessing, and guesses count as far as they
-are what was chosen. Source: spec/architecture.md 11.
+further ahead. Where a grammar leaves one way to go on, that is taken instead.
+
+A guess only ever costs time: the token at every place is chosen from the network's logits with the
+request's generator, exactly as without guessing, and guesses count as far as they are what was
+chosen. Source: spec/architecture.md 11.
 """
 
 from collections.abc import Sequence
@@ -68,7 +70,9 @@ class Drafter:
             return
         asking: list[tuple[Generation, int]] = []
         for generation in generations:
-            generation.drafts = self._look_up(generation, len(generations))
+            generation.drafts = generation.forced(self._most)
+            if not generation.drafts:
+                generation.drafts = self._look_up(generation, len(generations))
             count = 0
             if self._block is not None and not generation.drafts:
                 count = self._worth(generation, len(generations))

@@ -1,5 +1,6 @@
 """What tests of the engine share: a small network, requests, and a gate before its forwards."""
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from sounding.config import ModelConfig
 from sounding.engine.messages import Event, Finished, GenerationRequest, Stream, TokenEvent
 from sounding.engine.sampling import SamplingParams
 from sounding.model.transformer import Transformer
@@ -61,3 +63,8 @@ def collect(stream: Stream) -> tuple[list[int], Finished]:
 
 def tokens_of(events: Sequence[Event]) -> list[int]:
     return [event.token for event in events if isinstance(event, TokenEvent)]
+
+
+def small_vocabulary_config(num_tokens: int) -> ModelConfig:
+    """The same network for a vocabulary of text; some ids have no token."""
+    return dataclasses.replace(CONFIG, vocab_size=num_tokens + 8)
