@@ -25,14 +25,14 @@ def require_tokens(tokens: Int[Tensor, "*batch"], vocab_size: int) -> None:
 
 
 def checked_prompt(
-    prompt: Sequence[int], max_tokens: int, config: ModelConfig
+    prompt: Sequence[int], max_tokens: int, config: ModelConfig, limit: int | None = None
 ) -> Int[Tensor, " t"]:
     """A prompt as a tensor, once it is known that the model can continue it for `max_tokens`.
 
     Raises ValueError for an empty prompt, ids outside the vocabulary, and a length past what the
     model is made for.
     """
-    limit = config.max_position_embeddings
+    limit = limit or config.max_position_embeddings
     if not prompt:
         raise ValueError("the prompt has no tokens; give at least one to continue from")
     if len(prompt) + max_tokens > limit:

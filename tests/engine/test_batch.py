@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def prompts(*lengths: int) -> list[list[int]]:
 
 
 def requests(
-    given: list[list[int]], answers: list[Collected], *, max_tokens: int = 6, **how: float
+    given: list[list[int]], answers: list[Collected], *, max_tokens: int = 6, **how: Any
 ) -> list[Request]:
     return [
         Request(

@@ -1,0 +1,134 @@
+"""Structured output: which tokens keep a text within a grammar, by llguidance.
+
+A JSON grammar is about the answer. In a prompt that opened a thought it begins behind the token
+that closes it, and until then the text may not end. A grammar in Lark is about everything that is
+generated, thought included (`text/grammar.py` writes such).
+"""
+
+import json
+import threading
+from collections.abc import Collection, Sequence
+
+import llguidance
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sounding.engine.messages import Grammar
+from sounding.text.grammar import constraint_tokenizer, matcher
+from sounding.text.markup import END_THINK, THINK
+from sounding.text.tokenizer import Tokenizer
+
+# Between two parts of a value. Without an end, a model that has nothing to say would fill it.
+_WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,40}"
+
+
+class Constraints:
+    """Makes constraints over one vocabulary, which is read when the first is asked for."""
+
+    def __init__(self, tokenizer: Tokenizer, stop_tokens: Collection[int]) -> None:
+        self._tokenizer, self._stop_tokens = tokenizer, frozenset(stop_tokens)
+        self._vocabulary: llguidance.LLTokenizer | None = None
+        self._lock = threading.Lock()
+
+    def start(self, grammar: Grammar, prompt: Sequence[int]) -> "Constraint":
+        """A constraint on what follows a prompt.
+
+        Raises ValueError for a grammar that cannot be followed, naming what in it is not supported.
+        """
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = constraint_tokenizer(self._tokenizer)
+        if grammar.kind == "lark":
+            return Constraint(matcher(self._vocabulary, grammar.text), None, ())
+        schema = '{"type": "object"}' if grammar.kind == "json_object" else grammar.text
+        made = llguidance.LLMatcher(self._vocabulary, _json_grammar(schema))
+        if made.is_error():
+            raise ValueError(
+                f"the JSON schema asks for what cannot be enforced: {made.get_error()}; leave it "
+                "out, or say it in the prompt"
+            )
+        begins_behind = self._end_of_thought() if self._thinks(prompt) else None
+        return Constraint(made, begins_behind, self._stop_tokens)
+
+    def _thinks(self, prompt: Sequence[int]) -> bool:
+        """Whether the prompt leaves a thought open."""
+        named = self._tokenizer.named
+        marks = {named.get(THINK), named.get(END_THINK)} - {None}
+        last = next((token for token in reversed(prompt) if token in marks), None)
+        return last is not None and last == named.get(THINK)
+
+    def _end_of_thought(self) -> int:
+        return self._tokenizer.id_of(END_THINK)
+
+
+class Constraint:
+    """One text in the making."""
+
+    def __init__(
+        self,
+        follows: llguidance.LLMatcher,
+        begins_behind: int | None,
+        forbidden: Collection[int],
+    ) -> None:
+        """It begins behind the token `begins_behind`, and at once if that is None; until then the
+        `forbidden` tokens may not come."""
+        self._matcher = follows
+        self._begins_behind = begins_behind
+        self._forbidden = sorted(forbidden)
+
+    def mask(self, logits: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
+        """The logits with every token that may not come next at -inf.
+
+        Raises RuntimeError when the grammar has become too costly to follow.
+        """
+        logits = logits.clone()
+        if self._begins_behind is not None:
+            logits[[token for token in self._forbidden if token < len(logits)]] = float("-inf")
+            return logits
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._check()
+        allowed = torch.from_numpy(np.unpackbits(bits, count=len(logits), bitorder="little"))
+        logits[allowed == 0] = float("-inf")
+        return logits
+
+    def push(self, token: int) -> bool:
+        """Take the next token; whether anything may follow it."""
+        if self._begins_behind is not None:
+            if token == self._begins_behind:
+                self._begins_behind = None
+            return True
+        self._matcher.consume_token(token)
+        self._check()
+        return not self._matcher.is_stopped()
+
+    def count_valid(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens may come next, one after the other."""
+        behind = self._begins_behind
+        if behind is None:
+            return int(self._matcher.validate_tokens(list(tokens)))
+        return tokens.index(behind) + 1 if behind in tokens else len(tokens)
+
+    def forced(self) -> list[int]:
+        """Tokens that must come next, as far as only one text is possible."""
+        if self._begins_behind is not None:
+            return []
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        return tokens
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise RuntimeError(f"the grammar could not be followed: {self._matcher.get_error()}")
+
+
+def _json_grammar(schema: str) -> str:
+    try:
+        parsed = json.loads(schema)
+    except ValueError as error:
+        raise ValueError(f"the JSON schema is not JSON: {error}") from None
+    if not isinstance(parsed, dict | bool):
+        raise ValueError(f"the JSON schema is {schema:.80}; it must be an object")
+    options = {"whitespace_pattern": _WHITE_SPACE}
+    made: str = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=options)
+    return made

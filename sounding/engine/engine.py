@@ -1,0 +1,236 @@
+"""The engine: one thread that owns a network and moves all requests forward together.
+
+Every step is one ragged chunk: the next piece of a prompt, the last token and the drafts of every
+answer. Other threads hand in requests and cancel them through one queue of small messages.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Collection
+from typing import Literal, NamedTuple
+
+from sounding.engine.constrain import Constraints
+from sounding.engine.generate import checked_prompt
+from sounding.engine.generation import Generation
+from sounding.engine.messages import EngineStats, FinishReason, GenerationRequest, Overloaded
+from sounding.engine.pool import StatePool, state_bytes
+from sounding.engine.prefix_store import PrefixStore
+from sounding.engine.runner import Runner
+from sounding.engine.scheduler import Scheduler
+from sounding.engine.settings import EngineSettings
+from sounding.engine.stream import EventStream
+from sounding.model.transformer import Transformer
+from sounding.text.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+class _Message(NamedTuple):
+    """What other threads want of a request."""
+
+    kind: Literal["submit", "cancel"]
+    generation: Generation
+
+
+class Engine:
+    """A loaded model that answers many requests at once: an `EngineLike`."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer | None = None,
+        settings: EngineSettings | None = None,
+        *,
+        stop_tokens: Collection[int] | None = None,
+        store: PrefixStore | None = None,
+    ) -> None:
+        """Starts the thread; `close` ends it, and closes the store.
+
+        Without a tokenizer there is no text: stop strings and grammars are refused. Stop tokens are
+        by default the end of sentence of the config.
+        """
+        self._model, self._tokenizer = model, tokenizer
+        self._settings = settings = settings or EngineSettings()
+        eos = model.config.eos_token_id
+        default = () if eos is None else (eos,)
+        self._stop_tokens = frozenset(default if stop_tokens is None else stop_tokens)
+        self._constraints = None
+        if tokenizer is not None:
+            self._constraints = Constraints(tokenizer, self._stop_tokens)
+        self._pool = StatePool(settings.state_limit_bytes)
+        self._scheduler = Scheduler(settings, self._pool)
+        num_tokens = model.config.vocab_size if tokenizer is None else tokenizer.num_tokens
+        self._runner = Runner(model, settings, num_tokens, store)
+        self._messages: deque[_Message] = deque()
+        self._changed = threading.Condition()
+        self._queued = 0  # submitted and not yet running
+        self._submitted = 0
+        self._closing = self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    # ----------------------------------------------------------------------------------------------
+    # For other threads
+
+    @property
+    def context_tokens(self) -> int:
+        """See `EngineLike`."""
+        longest = self._model.config.max_position_embeddings
+        return min(longest, self._settings.context_tokens or longest)
+
+    def submit(self, request: GenerationRequest) -> EventStream:
+        """See `EngineLike`."""
+        num_bytes = self._check(request)
+        constraint = None
+        if request.grammar is not None and self._constraints is not None:
+            constraint = self._constraints.start(request.grammar, request.prompt)
+        with self._changed:
+            if self._closing:
+                raise Overloaded("the engine is closing and takes no more requests")
+            if self._queued >= self._settings.queue:
+                raise Overloaded(f"{self._queued} requests are waiting already; try again later")
+            serial = self._submitted + 1
+            stream = EventStream(f"r{serial}", lambda: self._send(_Message("cancel", generation)))
+            generation = Generation(
+                request,
+                stream,
+                serial=serial,
+                state_bytes=num_bytes,
+                tokenizer=self._tokenizer,
+                constraint=constraint,
+                stop_tokens=self._stop_tokens,
+                repetition_tokens=self._settings.repetition_tokens,
+            )
+            self._submitted = serial
+            self._queued += 1
+            self._messages.append(_Message("submit", generation))
+            self._changed.notify()
+        return stream
+
+    def stats(self) -> EngineStats:
+        """See `EngineLike`."""
+        counters, store = self._runner.counters, self._runner.store
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=self._queued,
+            steps=counters.steps,
+            prompt_tokens=counters.prompt_tokens,
+            hit_tokens=counters.hit_tokens,
+            completion_tokens=counters.completion_tokens,
+            drafted_tokens=counters.drafted_tokens,
+            accepted_tokens=counters.accepted_tokens,
+            state_bytes=self._pool.reserved_bytes,
+            state_limit_bytes=self._pool.limit_bytes,
+            prefix_bytes=self._runner.prefixes.nbytes,
+            prefix_limit_bytes=self._runner.prefixes.limit_bytes,
+            cached_prefixes=len(self._runner.prefixes),
+            stored_prefixes=0 if store is None else len(store),
+            stored_bytes=0 if store is None else store.nbytes,
+            expert_load=[load.tolist() for load in counters.expert_load],
+        )
+
+    def close(self, grace_seconds: float = 0.0) -> None:
+        """See `EngineLike`."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(grace_seconds)
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+        if self._runner.store is not None:
+            self._runner.store.close()
+
+    def _send(self, message: _Message) -> None:
+        with self._changed:
+            self._messages.append(message)
+            self._changed.notify()
+
+    def _check(self, request: GenerationRequest) -> int:
+        """Bytes that the request's state will take, once it is found that it can be answered."""
+        config, settings = self._model.config, self._settings
+        if request.max_tokens < 0:
+            raise ValueError(f"max_tokens = {request.max_tokens} must be at least 0")
+        if request.max_seconds is not None and not request.max_seconds > 0:
+            raise ValueError(f"max_seconds = {request.max_seconds} must be above 0")
+        if request.top_logprobs is not None and not 0 <= request.top_logprobs <= config.vocab_size:
+            raise ValueError(
+                f"top_logprobs = {request.top_logprobs} must be from 0 to the vocabulary's size"
+            )
+        if self._tokenizer is None and (request.stop or request.grammar):
+            raise ValueError("stop strings and grammars need a tokenizer, and there is none")
+        checked_prompt(request.prompt, request.max_tokens, config, self.context_tokens)
+        num_bytes = state_bytes(
+            config,
+            len(request.prompt) + request.max_tokens,
+            number_bytes=self._model.dtype.itemsize,
+            rewind_tokens=settings.guessed_tokens,
+        )
+        if num_bytes > settings.state_limit_bytes:
+            raise ValueError(
+                f"{len(request.prompt)} prompt tokens and max_tokens = {request.max_tokens} need "
+                f"{num_bytes} bytes of state where state_limit_bytes = "
+                f"{settings.state_limit_bytes}; shorten the prompt or ask for fewer"
+            )
+        return num_bytes
+
+    # ----------------------------------------------------------------------------------------------
+    # The engine's own thread
+
+    def _run(self) -> None:
+        while self._receive():
+            self._end_those(
+                [g for g in (*self._scheduler.waiting, *self._scheduler.running) if g.late], "time"
+            )
+            for generation in self._scheduler.admit():
+                self._runner.start(generation)
+                with self._changed:
+                    self._queued -= 1
+            self._step()
+        self._end_those([*self._scheduler.waiting, *self._scheduler.running], "cancelled")
+
+    def _receive(self) -> bool:
+        """Take in messages, waiting for one while there is nothing to do; whether to go on."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._messages or not self._scheduler.idle or self._closing
+            )
+            messages = list(self._messages)
+            self._messages.clear()
+        for kind, generation in messages:
+            if kind == "submit":
+                self._scheduler.add(generation)
+            elif generation.finished is None:
+                self._end_those([generation], "cancelled")
+        return not self._stopping and not (self._closing and self._scheduler.idle)
+
+    def _step(self) -> None:
+        moves = self._scheduler.plan()
+        if not moves:
+            return
+        try:
+            self._runner.step(moves)
+        except Exception as error:  # the states of all that moved are of no use any more
+            _log.exception("a step failed")
+            for move in moves:
+                move.generation.error = str(error)
+            self._end_those([move.generation for move in moves], "error")
+            return
+        for move in moves:
+            reason = move.generation.finished
+            if reason is not None:
+                self._end_those([move.generation], reason)
+
+    def _end_those(self, generations: list[Generation], reason: FinishReason) -> None:
+        for generation in generations:
+            waiting = generation.state is None
+            if reason != "error":
+                self._runner.keep(generation)
+            self._scheduler.remove(generation)
+            generation.finish(reason)
+            generation.state = None
+            if waiting:
+                with self._changed:
+                    self._queued -= 1

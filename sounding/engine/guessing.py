@@ -1,0 +1,102 @@
+"""What guessing ahead knows of one sequence: where its text repeats, and whether guesses pay."""
+
+from array import array
+from collections.abc import Sequence
+
+from torch import Tensor
+
+_LOOKUP_TOKENS = (4, 3)  # as many last tokens must have stood together before
+_LOOKUP_BACK = 1 << 16  # tokens that are searched
+
+# Costs in steps of one sequence alone, as measured on a CPU: what a step takes whoever is in it,
+# what each sequence adds, what each further row of a sequence adds.
+_STEP, _SEQUENCE, _ROW = 0.8, 0.2, 0.1
+_PRIOR = 0.7  # how often a guess is right, before anything is known
+_WEIGHT = 0.1  # of the newest guess
+_REST_TOKENS = 64  # without guesses, after they did not pay
+
+
+class Payoff:
+    """How often one way of guessing was right lately, and how many guesses that is worth."""
+
+    def __init__(self) -> None:
+        self.rate = _PRIOR
+        self._rest = 0
+
+    def observe(self, drafted: int, accepted: int) -> None:
+        """Learn from verified guesses; those behind the first wrong one say nothing."""
+        outcomes = [1.0] * accepted + [0.0] * (accepted < drafted)
+        for outcome in outcomes:
+            self.rate += _WEIGHT * (outcome - self.rate)
+
+    def best_count(self, most: int, *, running: int, guess_cost: float) -> int:
+        """How many guesses make the most tokens per time; 0 where none pay.
+
+        `running` sequences share a step; a guess costs `guess_cost` steps to make.
+        """
+        if self._rest:
+            self._rest -= 1
+            return 0
+        best, best_rate = 0, 1 / step_cost(0, running, guess_cost)
+        tokens = 1.0
+        for count in range(1, most + 1):
+            tokens += self.rate**count
+            rate = tokens / step_cost(count, running, guess_cost)
+            if rate > best_rate:
+                best, best_rate = count, rate
+        if best == 0 and most > 0:
+            self._rest, self.rate = _REST_TOKENS, _PRIOR
+        return best
+
+
+def step_cost(count: int, running: int, guess_cost: float) -> float:
+    """One sequence's share of a step in which it has `count` guesses."""
+    return _STEP / max(1, running) + _SEQUENCE + count * (_ROW + guess_cost)
+
+
+class Lookup:
+    """Finds where the last tokens of a text stood before."""
+
+    def __init__(self) -> None:
+        self._text = array("i")
+
+    def find(self, tokens: Sequence[int], count: int) -> list[int]:
+        """Up to `count` tokens that followed the last time; none if there was no such time.
+
+        `tokens` begin with those of the call before.
+        """
+        self._text.extend(tokens[len(self._text) :])
+        size = self._text.itemsize
+        text = self._text[-_LOOKUP_BACK:].tobytes()
+        for length in _LOOKUP_TOKENS:
+            pattern = text[len(text) - length * size :]
+            if len(pattern) < length * size:
+                continue
+            at = text.rfind(pattern, 0, len(text) - size)
+            while at % size and at >= 0:  # found in the middle of a number
+                at = text.rfind(pattern, 0, at + len(pattern) - 1)
+            if at >= 0:
+                follows = array("i")
+                start = at + len(pattern)
+                follows.frombytes(text[start : start + count * size])
+                return follows.tolist()
+        return []
+
+
+class Speculation:
+    """What guessing knows of one sequence."""
+
+    def __init__(self) -> None:
+        self.lookup, self.looked_up = Lookup(), Payoff()
+        self.mtp = Payoff()
+        self.source: Payoff | None = None
+        """Of the guesses that are being verified."""
+        self.streams: Tensor | None = None
+        """Of the last tokens fed, which the MTP block has not read yet; None where it has missed
+        some before them."""
+
+    def verified(self, drafted: int, accepted: int) -> None:
+        """Learn what became of the guesses."""
+        if self.source is not None:
+            self.source.observe(drafted, accepted)
+        self.source = None

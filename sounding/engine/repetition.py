@@ -1,0 +1,22 @@
+"""Notices an answer that goes round in circles."""
+
+from collections import deque
+
+_LONGEST_PIECE = 32  # tokens
+
+
+class RepetitionGuard:
+    """Watches tokens for one short piece that is repeated to the end."""
+
+    def __init__(self, limit_tokens: int) -> None:
+        """`limit_tokens` of repetition are one circle too many."""
+        self._limit = limit_tokens
+        self._last: deque[int] = deque(maxlen=_LONGEST_PIECE)
+        self._runs = [0] * _LONGEST_PIECE  # by length of piece: tokens that equal the one before
+
+    def push(self, token: int) -> bool:
+        """Take the next token; whether the last `limit_tokens` repeat what stands before them."""
+        for back, other in enumerate(reversed(self._last)):
+            self._runs[back] = self._runs[back] + 1 if other == token else 0
+        self._last.append(token)
+        return max(self._runs) >= self._limit

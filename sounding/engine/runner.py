@@ -1,0 +1,202 @@
+"""Carries a step out: one forward over every moving sequence, then a token for each that has its
+logits.
+
+Nothing here depends on which sequences share a step, except how the network rounds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sounding.engine.generation import Generation
+from sounding.engine.messages import Priority
+from sounding.engine.prefix_store import PrefixStore
+from sounding.engine.prefixes import Found, PrefixCache
+from sounding.engine.scheduler import Move
+from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
+from sounding.engine.snapshot import put_together
+from sounding.engine.speculative import Drafter
+from sounding.model.moe import Routing
+from sounding.model.state import growing_state
+from sounding.model.transformer import Transformer
+
+
+@dataclass
+class Counters:
+    """What was done since the start."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    hit_tokens: int = 0
+    completion_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    expert_load: list[Tensor] = field(default_factory=list)
+    """Choices of each expert, per layer."""
+
+
+class Runner:
+    """A network and what it is given to do."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        settings: EngineSettings,
+        num_tokens: int,
+        store: PrefixStore | None = None,
+    ) -> None:
+        """Token ids from `num_tokens` on are never chosen."""
+        config = model.config
+        self._model, self._settings, self._num_tokens = model, settings, num_tokens
+        self._device = next(model.parameters()).device
+        self._drafter = Drafter(model, settings.guessed_tokens, num_tokens)
+        self.store = store
+        self.prefixes = PrefixCache(settings.prefix_limit_bytes)
+        self.counters = Counters(
+            expert_load=[
+                torch.zeros(config.n_routed_experts, dtype=torch.int64) for _ in config.ratios
+            ]
+        )
+
+    @torch.inference_mode()
+    def start(self, generation: Generation) -> None:
+        """Give a sequence its state: the longest that is kept, or an empty one."""
+        settings = self._settings
+        state = growing_state(self._model.config, rewind_tokens=settings.guessed_tokens)
+        found = self._find(generation.request.prompt)
+        if found.tail is not None:
+            put_together(state, found.blocks, found.tail)
+            generation.streams = found.tail.streams
+            if found.tail.drafting:
+                generation.speculation.streams = found.tail.streams
+        generation.state = state
+        if settings.prefix_limit_bytes:
+            generation.checkpoints = settings.checkpoints(
+                generation.prompt_length, found.length, found.matched
+            )
+        generation.started(found.length, found.miss_reason)
+        self.counters.prompt_tokens += generation.prompt_length
+        self.counters.hit_tokens += found.length
+
+    @torch.inference_mode()
+    def keep(self, generation: Generation) -> None:
+        """Keep the state of a sequence as it is, if prompts that go on from it may be given it."""
+        state, settings = generation.state, self._settings
+        if state is None or not state.length or not settings.prefix_limit_bytes:
+            return
+        cut = not settings.exact_splits and (
+            state.length > generation.prompt_length or state.length % settings.piece_tokens > 0
+        )
+        if not cut or state.length == generation.prompt_length:
+            self._drafter.catch_up([generation])
+            streams = generation.speculation.streams
+            tokens = generation.tokens[: state.length]
+            kept = self.prefixes.keep(
+                tokens,
+                state,
+                generation.streams,
+                drafting=streams is not None and len(streams) == 1,
+                whole=cut,
+            )
+            # What is typed changes with every key, and is read again in no time.
+            lasting = generation.request.priority != Priority.KEYSTROKE
+            if self.store is not None and kept and lasting and len(tokens) >= BLOCK_TOKENS:
+                self.store.put(tokens, *kept, whole=cut)
+
+    @torch.inference_mode()
+    def step(self, moves: Sequence[Move]) -> None:
+        """Move sequences; those that end have `finished` set."""
+        feeding = [move for move in moves if move.num_tokens]
+        rows = self._feed(feeding)
+        choosing, wanted = [], []
+        for move, streams in zip(feeding, rows, strict=True):
+            generation = move.generation
+            if not generation.completion:
+                generation.streams = streams[-1:]
+                self._drafter.note(generation, streams)
+                if generation.fed in generation.checkpoints:
+                    self.keep(generation)
+            if generation.prefilling:
+                continue
+            if not generation.completion:
+                streams = streams[-1:]
+            choosing.append(generation)
+            wanted.append(streams)
+        for move in moves:
+            if not move.num_tokens:  # its whole prompt was found
+                choosing.append(move.generation)
+                wanted.append(move.generation.streams)
+        if choosing:
+            logits = self._model.logits(self._model.hidden(torch.cat(wanted)))
+            split = logits[:, : self._num_tokens].cpu().split([len(rows) for rows in wanted])
+            for generation, streams, mine in zip(choosing, wanted, split, strict=True):
+                self._choose(generation, streams, mine)
+            self._drafter.draft([g for g in choosing if g.finished is None])
+        self.counters.steps += 1
+
+    def _find(self, prompt: Sequence[int]) -> Found:
+        """What is known of a prompt in memory, after bringing in what is known on disk."""
+        found = self.prefixes.find(prompt)
+        if self.store is None or len(prompt) - found.length < BLOCK_TOKENS:
+            return found
+        stored = self.store.find(
+            prompt,
+            beyond=found.length + BLOCK_TOKENS // 2,
+            known_blocks=self.prefixes.known_blocks(prompt),
+        )
+        if stored is None:
+            return found
+        self.prefixes.put(stored.tokens, stored.blocks, stored.tail, whole=stored.whole)
+        return self.prefixes.find(prompt)
+
+    def _feed(self, moves: Sequence[Move]) -> list[Tensor]:
+        """Append each sequence's next tokens; the streams of each."""
+        if not moves:
+            return []
+        tokens, states = [], []
+        for generation, count in moves:
+            assert generation.state is not None
+            ahead = [*generation.tokens[generation.fed :], *generation.drafts]
+            tokens += ahead[:count]
+            states.append(generation.state)
+        lengths = [move.num_tokens for move in moves]
+        output = self._model(torch.tensor(tokens).to(self._device), lengths, states)
+        self._count_experts(output.routing)
+        return list(output.streams.split(lengths))
+
+    def _choose(self, generation: Generation, streams: Tensor, logits: Tensor) -> None:
+        """Choose tokens as long as the drafts foresaw them; take back what came otherwise."""
+        if not generation.completion:
+            generation.prefilled()
+        if generation.request.max_tokens == 0:
+            generation.finished = "length"
+            return
+        answered = bool(generation.completion)
+        drafts, accepted = generation.drafts, 0
+        generation.drafts = []
+        for row, draft in zip(logits, [*drafts, None], strict=True):
+            token = generation.choose(row)
+            self.counters.completion_tokens += token is not None
+            if generation.finished or token != draft:
+                break
+            accepted += 1
+        if answered:
+            generation.streams = streams[accepted : accepted + 1]
+            self._verified(generation, streams[: accepted + 1], len(drafts))
+
+    def _verified(self, generation: Generation, streams: Tensor, drafted: int) -> None:
+        """Take back the drafts that did not come true; `streams` are those of the other tokens."""
+        assert generation.state is not None
+        accepted = len(streams) - 1
+        if drafted:
+            generation.state.rewind(generation.fed - drafted + accepted)
+            generation.drafted(drafted, accepted)
+            self.counters.drafted_tokens += drafted
+            self.counters.accepted_tokens += accepted
+        self._drafter.note(generation, streams)
+
+    def _count_experts(self, routing: Sequence[Routing]) -> None:
+        for load, routed in zip(self.counters.expert_load, routing, strict=True):
+            load += routed.chosen.flatten().bincount(minlength=len(load)).cpu()

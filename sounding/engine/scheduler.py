@@ -1,0 +1,156 @@
+"""Who is admitted, who moves in the next step, and by how many tokens. No tensors here.
+
+A step takes every running sequence one token further, and spends what is left of its budget on
+prompts. Urgent requests go before others; whoever has waited long becomes urgent, so nobody waits
+for ever.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from sounding.engine.generation import Generation
+from sounding.engine.messages import Priority
+from sounding.engine.pool import StatePool
+from sounding.engine.prefixes import common_prefix
+from sounding.engine.settings import EngineSettings
+
+_WORTH_WAITING = 16  # tokens that need not be read twice
+_LEAST_PIECE = 16  # tokens of a prompt; fewer would not be worth a step
+
+
+class Move(NamedTuple):
+    """What one sequence does in a step: tokens of its prompt, or its last one and its drafts."""
+
+    generation: Generation
+    num_tokens: int
+
+
+class Scheduler:
+    """The queue and the running sequences."""
+
+    def __init__(self, settings: EngineSettings, pool: StatePool) -> None:
+        self._settings, self._pool = settings, pool
+        self.waiting: list[Generation] = []
+        self.running: list[Generation] = []
+        """Admitted and not finished; some may be paused."""
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting and not self.running
+
+    def add(self, generation: Generation) -> None:
+        """Put a request into the queue."""
+        self.waiting.append(generation)
+
+    def remove(self, generation: Generation) -> None:
+        """Forget a request, wherever it is, and free what it held."""
+        if generation in self.running:
+            self.running.remove(generation)
+            self._pool.release(generation.state_bytes)
+        else:
+            self.waiting.remove(generation)
+
+    def admit(self) -> list[Generation]:
+        """Let the most urgent start, or go on after a pause, as far as there is room.
+
+        Nobody overtakes someone more urgent who lacks room, or large requests would starve.
+        """
+        admitted = []
+        paused = [generation for generation in self.running if generation.paused]
+        for generation in sorted([*paused, *self.waiting], key=self._rank):
+            if not generation.paused:
+                if self._must_follow(generation):
+                    continue
+                if not self._pool.fits(generation.state_bytes):
+                    break
+            if not self._make_place(generation):
+                break
+            if not generation.paused:
+                self._pool.reserve(generation.state_bytes)
+                self.waiting.remove(generation)
+                self.running.append(generation)
+                admitted.append(generation)
+            generation.paused = False
+        return admitted
+
+    def plan(self) -> list[Move]:
+        """What the next step does; counts the waiting of all others."""
+        active = [generation for generation in self.running if not generation.paused]
+        moves = [Move(g, 1 + len(g.drafts)) for g in active if not g.prefilling and g.completion]
+        # Its prompt was found whole: it has nothing to feed and chooses its first token.
+        moves += [Move(g, 0) for g in active if not g.prefilling and not g.completion]
+        budget = self._settings.step_tokens - sum(move.num_tokens for move in moves)
+        for number, generation in enumerate(self._prefills(active)):
+            count = self._piece(generation, budget)
+            # One prompt always moves on, whatever decoding takes.
+            if number and count > budget:
+                break
+            budget -= count
+            moves.append(Move(generation, count))
+        moved = {move.generation.serial for move in moves}
+        for generation in (*self.running, *self.waiting):
+            generation.waited_steps += 1
+            if generation.serial in moved:
+                generation.waited_steps = 0
+        return moves
+
+    def _prefills(self, active: Iterable[Generation]) -> list[Generation]:
+        """Prompts that may be read now, the most urgent first, and of those the shortest.
+
+        While somebody types and waits, prompts of others would make every step longer.
+        """
+        active = list(active)
+        typing = any(g.request.priority == Priority.KEYSTROKE for g in active)
+        return [
+            generation
+            for generation in sorted(active, key=self._rank)
+            if generation.prefilling
+            and (not typing or self._urgency(generation) <= Priority.KEYSTROKE)
+        ]
+
+    def _piece(self, generation: Generation, budget: int) -> int:
+        """How much of a prompt is read at once."""
+        at, end = generation.fed, generation.prompt_length
+        size = self._settings.piece_tokens
+        if not self._settings.exact_splits:
+            return min(end, at - at % size + size) - at
+        ahead = [length for length in generation.checkpoints if length > at]
+        return min([end - at, max(budget, _LEAST_PIECE), *(length - at for length in ahead)])
+
+    def _make_place(self, generation: Generation) -> bool:
+        """Whether one more may run; somebody less urgent is paused if need be."""
+        active = [other for other in self.running if not other.paused]
+        if len(active) < self._settings.width:
+            return True
+        last = max(active, key=self._rank)
+        if self._urgency(last) <= self._urgency(generation):
+            return False
+        last.paused = True
+        return True
+
+    def _must_follow(self, generation: Generation) -> bool:
+        """Whether a prompt that is being read begins like this one: then it waits for that, and
+        finds in the cache what they have in common."""
+        if not self._settings.prefix_limit_bytes:
+            return False
+        for leader in self.running:
+            if leader.paused or not leader.prefilling or leader.finished:
+                continue
+            if self._urgency(leader) > self._urgency(generation):
+                continue
+            common = self._settings.keepable(
+                common_prefix(leader.request.prompt, generation.request.prompt),
+                leader.prompt_length,
+                generation.prompt_length,
+            )
+            if common >= leader.fed + _WORTH_WAITING:
+                leader.checkpoints.add(common)
+                return True
+        return False
+
+    def _urgency(self, generation: Generation) -> int:
+        return generation.urgency(self._settings.patience_steps)
+
+    def _rank(self, generation: Generation) -> tuple[int, int, int]:
+        left = generation.prompt_length - generation.fed
+        return self._urgency(generation), max(0, left), generation.serial

@@ -1,0 +1,57 @@
+"""Events of one request on their way from the engine's thread to its reader."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from sounding.engine.messages import Event, Finished
+
+
+class EventStream:
+    """A `Stream`: the engine puts, one reader takes, in a thread or in an event loop."""
+
+    def __init__(self, request_id: str, cancel: Callable[[], None]) -> None:
+        self.request_id = request_id
+        self._cancel = cancel
+        self._events: deque[Event] = deque()
+        self._changed = threading.Condition()
+        self._wake: Callable[[], object] | None = None
+
+    def put(self, event: Event) -> None:
+        """Hand an event over; never waits."""
+        with self._changed:
+            self._events.append(event)
+            self._changed.notify()
+            wake = self._wake
+        if wake is not None:
+            try:
+                wake()
+            except RuntimeError:
+                self._wake = None  # the reader's loop is closed: nobody reads any more
+
+    def cancel(self) -> None:
+        """See `Stream`."""
+        self._cancel()
+
+    def __iter__(self) -> Iterator[Event]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._events)
+                event = self._events.popleft()
+            yield event
+            if isinstance(event, Finished):
+                return
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        with self._changed:
+            self._wake = lambda: loop.call_soon_threadsafe(ready.set)
+        while True:
+            ready.clear()  # before looking, so that nothing put afterwards goes unnoticed
+            while self._events:
+                event = self._events.popleft()
+                yield event
+                if isinstance(event, Finished):
+                    return
+            await ready.wait()

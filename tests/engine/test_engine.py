@@ -1,0 +1,264 @@
+"""The engine beside the plainest loop there is, alone and in company, cancelled and closed."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from sounding.engine.engine import Engine
+from sounding.engine.messages import (
+    Event,
+    Finished,
+    GenerationRequest,
+    Overloaded,
+    Priority,
+)
+from sounding.engine.sampling import sample
+from sounding.engine.settings import EngineSettings
+from sounding.model.transformer import Transformer
+from tests.conftest import NetworkMaker
+from tests.engine.running import CONFIG, Gate, collect, request, tokens_of
+
+
+@pytest.fixture
+def network(network_maker: NetworkMaker) -> Transformer:
+    """In float64, where company changes no choice."""
+    return network_maker(CONFIG, dtype=torch.float64)
+
+
+@pytest.fixture
+def gate(network: Transformer, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(network, monkeypatch)
+
+
+def naive(network: Transformer, asked: GenerationRequest) -> Iterator[int]:
+    """The whole sequence anew for every token."""
+    tokens = list(asked.prompt)
+    generator = torch.Generator().manual_seed(asked.params.seed)
+    for _ in range(asked.max_tokens):
+        with torch.no_grad():
+            hidden = network.hidden(network(torch.tensor(tokens)).streams[-1:])
+            token = sample(network.logits(hidden)[0], asked.params, generator)
+        if token == CONFIG.eos_token_id:
+            return
+        tokens.append(token)
+        yield token
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_together_as_alone(network: Transformer, gate: Gate, temperature: float) -> None:
+    engine = Engine(network, settings=EngineSettings(width=3, step_tokens=150))
+    lengths = (5, 300, 1, 140, 17, 128)
+    asked = [
+        request(length, seed=length, temperature=temperature, max_tokens=6) for length in lengths
+    ]
+    streams = [engine.submit(each) for each in asked]
+    gate.release()
+    answers = [collect(stream) for stream in streams]
+    engine.close()
+    assert [tokens for tokens, _ in answers] == [list(naive(network, each)) for each in asked]
+    assert max(map(len, gate.lengths)) == 3  # they did share steps
+
+
+def test_long_prompts_and_answers_share_steps(network: Transformer, gate: Gate) -> None:
+    """The answer to a short prompt does not wait for a long one to be read, nor the other way."""
+    engine = Engine(network, settings=EngineSettings(step_tokens=128))
+    short = engine.submit(request(3, max_tokens=4))
+    long = engine.submit(request(300, max_tokens=2))
+    gate.release()
+    short_tokens, _ = collect(short)
+    assert len(short_tokens) == 4
+    collect(long)
+    engine.close()
+    assert gate.lengths[:4] == [[3], [1, 128], [1, 128], [1, 44]]
+
+
+def test_cancelled_within_a_step(network: Transformer, gate: Gate) -> None:
+    engine = Engine(network, settings=EngineSettings(width=1))
+    first = engine.submit(request(400, max_tokens=50))
+    second = engine.submit(request(3, max_tokens=2))
+    gate.let(1)
+    first.cancel()
+    first.cancel()
+    gate.release()
+    _, end = collect(first)
+    assert end.reason == "cancelled"
+    assert collect(second)[1].reason == "length"
+    waiting = [engine.submit(request(3)) for _ in range(3)]
+    for stream in waiting:
+        stream.cancel()
+    assert {collect(stream)[1].reason for stream in waiting} <= {"cancelled", "length"}
+    engine.close()
+    assert sum(map(sum, gate.lengths[:3])) <= 128 * 2 + 3
+    assert engine.stats().state_bytes == 0
+
+
+def test_an_event_loop_reads_too(network: Transformer) -> None:
+    engine = Engine(network)
+    asked = request(7, max_tokens=5)
+
+    async def read() -> list[Event]:
+        return [event async for event in engine.submit(asked)]
+
+    *events, last = asyncio.run(read())
+    engine.close()
+    assert tokens_of(events) == list(naive(network, asked))
+    assert isinstance(last, Finished) and last.usage.completion_tokens == 5
+
+
+def test_somebody_typing_goes_first(network: Transformer, gate: Gate) -> None:
+    """Its prompt and its whole answer come before the rest of a long prompt."""
+    engine = Engine(network, settings=EngineSettings(width=2))
+    long = engine.submit(request(600, max_tokens=1, priority=Priority.BATCH))
+    gate.let(1)
+    while not gate.lengths:
+        time.sleep(0.001)
+    typed = engine.submit(request(20, max_tokens=4, priority=Priority.KEYSTROKE))
+    gate.release()
+    collect(typed), collect(long)
+    engine.close()
+    at = gate.lengths.index([20])
+    assert at <= 2
+    assert gate.lengths[at : at + 5] == [[20], [1], [1], [1], [128]]
+
+
+def test_it_takes_the_place_of_a_running_one(network: Transformer, gate: Gate) -> None:
+    engine = Engine(network, settings=EngineSettings(width=1))
+    asked = request(20, max_tokens=30, priority=Priority.BATCH)
+    batch = engine.submit(asked)
+    gate.let(5)
+    while len(gate.lengths) < 5:
+        time.sleep(0.001)
+    typed = engine.submit(request(9, max_tokens=3, priority=Priority.KEYSTROKE))
+    gate.release()
+    collect(typed)
+    assert engine.stats().completion_tokens < 20
+    assert collect(batch)[0] == list(naive(network, asked))
+    engine.close()
+    assert [9] in gate.lengths[5:8]
+
+
+def test_nobody_starves(network: Transformer, gate: Gate) -> None:
+    """However much is typed, a prompt of the lowest priority goes on."""
+    engine = Engine(network, settings=EngineSettings(width=2, patience_steps=4))
+    low = engine.submit(request(300, max_tokens=2, priority=Priority.BATCH))
+    typing = [
+        engine.submit(request(2, max_tokens=40, seed=seed, priority=Priority.KEYSTROKE))
+        for seed in range(8)
+    ]
+    gate.release()
+    collect(low)
+    done = engine.stats().completion_tokens
+    for stream in typing:
+        collect(stream)
+    engine.close()
+    assert done < 8 * 40 // 2
+
+
+def test_too_many_are_refused(network: Transformer, gate: Gate) -> None:
+    engine = Engine(network, settings=EngineSettings(width=1, queue=2))
+    running = engine.submit(request(3, max_tokens=2))
+    while engine.stats().waiting:
+        time.sleep(0.001)
+    waiting = [engine.submit(request(3, max_tokens=2)) for _ in range(2)]
+    with pytest.raises(Overloaded, match="2 requests are waiting already"):
+        engine.submit(request(3))
+    gate.release()
+    for stream in (running, *waiting):
+        assert collect(stream)[1].reason == "length"
+    engine.close()
+    with pytest.raises(Overloaded, match="closing"):
+        engine.submit(request(3))
+
+
+def test_memory_is_waited_for(network: Transformer, gate: Gate) -> None:
+    """Where states of two do not fit together, they run one after the other."""
+    engine = Engine(network, settings=EngineSettings(state_limit_bytes=150_000))
+    streams = [engine.submit(request(40, seed=seed, max_tokens=3)) for seed in range(3)]
+    gate.release()
+    for stream in streams:
+        assert collect(stream)[1].reason == "length"
+    engine.close()
+    assert max(map(len, gate.lengths)) == 1
+    assert engine.stats().state_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"prompt": []}, "the prompt has no tokens"),
+        ({"prompt": [64], "max_tokens": 9}, "token id 64 is outside"),
+        ({"prompt": [1], "max_tokens": -1}, "max_tokens = -1"),
+        ({"prompt": [1], "max_tokens": 200}, "exceed the 100 positions"),
+        ({"prompt": [1], "max_seconds": 0.0}, "max_seconds = 0.0"),
+        ({"prompt": [1], "top_logprobs": -1}, "top_logprobs = -1"),
+        ({"prompt": [1], "max_tokens": 9, "stop": ["x"]}, "need a tokenizer"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(
+    network: Transformer, wrong: dict[str, Any], message: str
+) -> None:
+    engine = Engine(network, settings=EngineSettings(context_tokens=100))
+    with pytest.raises(ValueError, match=message):
+        engine.submit(GenerationRequest(**wrong))
+    engine.close()
+
+
+def test_budgets(network: Transformer, gate: Gate) -> None:
+    engine = Engine(network, settings=EngineSettings(repetition_tokens=8))
+    slow = engine.submit(request(600, max_seconds=1e-6))
+    nothing = engine.submit(request(9, max_tokens=0))
+    gate.release()
+    assert collect(slow)[1].reason == "time"
+    tokens, end = collect(nothing)
+    assert (tokens, end.reason, end.usage.prompt_tokens) == ([], "length", 9)
+
+    class Only:
+        """Nothing but one token, for ever."""
+
+        def allowed(self) -> list[int]:
+            return [7]
+
+        def push(self, token: int) -> bool:
+            return True
+
+    tokens, end = collect(engine.submit(request(9, max_tokens=50, answer=Only())))
+    assert (tokens, end.reason) == ([7] * 9, "repetition")
+    free = request(9, max_tokens=50, answer=Only(), guard_repetition=False)
+    assert collect(engine.submit(free))[1].reason == "length"
+    engine.close()
+
+
+def test_a_failing_step_ends_its_sequences_and_no_others(
+    network: Transformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(network)
+    forward = network.forward
+
+    def failing(*given: Any, **named: Any) -> Any:
+        monkeypatch.setattr(network, "forward", forward)
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(network, "forward", failing)
+    _, end = collect(engine.submit(request(5)))
+    assert (end.reason, end.error) == ("error", "out of luck")
+    assert collect(engine.submit(request(5, max_tokens=2)))[1].reason == "length"
+    engine.close()
+    assert "a step failed" in caplog.text
+
+
+def test_closing_with_and_without_grace(network: Transformer, gate: Gate) -> None:
+    engine = Engine(network, stop_tokens=())
+    stream = engine.submit(request(5, max_tokens=10_000, guard_repetition=False))
+    gate.let(3)
+    threading.Timer(0.05, gate.release).start()
+    engine.close()
+    assert collect(stream)[1].reason == "cancelled"
+    engine = Engine(network, stop_tokens=())
+    stream = engine.submit(request(5, max_tokens=20))
+    engine.close(grace_seconds=60.0)
+    assert collect(stream)[1].reason == "length"
