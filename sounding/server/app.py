@@ -1,0 +1,80 @@
+"""The application: routes to endpoints, the gate before them, and the life of the server."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sounding.server import chat_completions, status
+from sounding.server.errors import Refusal
+from sounding.server.gate import Gate
+from sounding.server.service import Service
+from sounding.server.status import Endpoint
+
+WEB = Path(__file__).parent / "web"
+
+
+def application(service: Service) -> ASGIApp:
+    """The server of one engine, as an ASGI application."""
+    posts: dict[str, Endpoint] = {
+        chat_completions.ROUTE: chat_completions.ChatCompletions(service),
+    }
+    routes: list[BaseRoute] = [
+        *(_route(path, endpoint, "GET") for path, endpoint in status.endpoints(service).items()),
+        *(_route(path, endpoint, "POST") for path, endpoint in posts.items()),
+        *_page(),
+    ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: object) -> AsyncIterator[None]:
+        yield
+        await service.ledger.idle()
+        service.close()
+
+    router = Router(routes, redirect_slashes=False, default=_nothing_there, lifespan=lifespan)
+    return Gate(router, service)
+
+
+def _route(path: str, endpoint: Endpoint, method: str) -> Route:
+    return Route(path, _Handler(path, endpoint, method))
+
+
+class _Handler:
+    """An endpoint under its one method."""
+
+    def __init__(self, path: str, endpoint: Endpoint, method: str) -> None:
+        self._path, self._endpoint = path, endpoint
+        self._methods = (method, "HEAD") if method == "GET" else (method,)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["sounding.route"] = self._path
+        if scope["method"] not in self._methods:
+            raise Refusal(
+                405,
+                f"{self._path} takes {self._methods[0]}, not {scope['method'][:20]}",
+                code="method_not_allowed",
+                headers={"allow": ", ".join(self._methods)},
+            )
+        response = await self._endpoint(Request(scope, receive))
+        await response(scope, receive, send)
+
+
+async def _nothing_there(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        raise Refusal(404, f"there is nothing at {scope['path'][:200]}", code="not_found")
+
+
+def _page() -> list[BaseRoute]:
+    """The page, where it is installed."""
+    if not (WEB / "index.html").is_file():
+        return []
+
+    async def index(request: Request) -> Response:
+        return FileResponse(WEB / "index.html")
+
+    return [_route("/", index, "GET"), Mount("/ui", StaticFiles(directory=WEB))]

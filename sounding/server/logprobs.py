@@ -1,0 +1,27 @@
+"""Probabilities of tokens, as OpenAI's protocols write them."""
+
+from typing import Any
+
+from sounding.engine.messages import TokenEvent
+from sounding.text.tokenizer import Tokenizer
+
+_IMPOSSIBLE = -9999.0  # JSON has no infinity; this is OpenAI's word for it
+
+
+def finite(logprob: float | None) -> float:
+    return _IMPOSSIBLE if logprob is None else max(logprob, _IMPOSSIBLE)
+
+
+def token_logprob(tokenizer: Tokenizer, event: TokenEvent) -> dict[str, Any]:
+    """A token with its probability and the likeliest ones in its place."""
+    top = [_entry(tokenizer, token, logprob) for token, logprob in event.top_logprobs]
+    return _entry(tokenizer, event.token, event.logprob) | {"top_logprobs": top}
+
+
+def _entry(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str, Any]:
+    data = tokenizer.bytes_of(token)
+    return {
+        "token": data.decode("utf-8", "replace"),
+        "logprob": finite(logprob),
+        "bytes": list(data),
+    }

@@ -1,0 +1,199 @@
+"""An engine that writes what it is told, in the tokens of the published vocabulary."""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
+
+from sounding.engine.messages import (
+    EngineStats,
+    Event,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Overloaded,
+    TokenEvent,
+    Usage,
+)
+from sounding.engine.stop import StopStrings
+from sounding.text.tokenizer import Tokenizer
+from tests.text.vectors import published_tokenizer
+
+Script = Callable[[str], str]
+
+
+class ScriptedStream:
+    """The events of one request, written by a thread of its own."""
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.cancelled = threading.Event()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    def put(self, event: Event) -> None:
+        self._events.put(event)
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    def __iter__(self) -> Iterator[Event]:
+        while True:
+            event = self._events.get()
+            yield event
+            if isinstance(event, Finished):
+                return
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while True:
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                await asyncio.sleep(0.001)
+                continue
+            yield event
+            if isinstance(event, Finished):
+                return
+
+
+class ScriptedEngine:
+    """Answers each prompt with `script(prompt text)`, then EOS.
+
+    `hold` makes requests wait until it is set, as behind a long prefill. Prompts seen before are
+    hits up to their common beginning, as in a prefix cache that forgets nothing.
+    """
+
+    def __init__(
+        self, script: Script | str = "Hello!", *, context_tokens: int = 4096, capacity: int = 64
+    ) -> None:
+        self.tokenizer: Tokenizer = published_tokenizer()
+        self.script: Script = script if callable(script) else lambda prompt: script
+        self.requests: list[GenerationRequest] = []
+        self.streams: list[ScriptedStream] = []
+        self.hold = threading.Event()
+        self.hold.set()
+        self.pace_seconds = 0.0
+        self.end: FinishReason = "stop"
+        self.fail: str | None = None
+        self._context_tokens, self._capacity = context_tokens, capacity
+        self._seen: list[tuple[int, ...]] = []
+        self._stats = EngineStats(expert_load=((3, 1), (0, 4)), state_limit_bytes=1 << 20)
+        self._lock = threading.Lock()
+
+    @property
+    def context_tokens(self) -> int:
+        return self._context_tokens
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.tokenizer.decode(request.prompt) for request in self.requests]
+
+    def submit(self, request: GenerationRequest) -> ScriptedStream:
+        if not request.prompt or request.max_tokens < 1:
+            raise ValueError("the prompt has no tokens, or max_tokens none")
+        if len(request.prompt) + request.max_tokens > self._context_tokens:
+            raise ValueError(f"more than {self._context_tokens} tokens")
+        with self._lock:
+            if self._stats.running >= self._capacity:
+                raise Overloaded("the queue is full; try again")
+            self._stats = replace(self._stats, running=self._stats.running + 1)
+            stream = ScriptedStream(f"scripted-{len(self.requests)}")
+            self.requests.append(request)
+            self.streams.append(stream)
+        threading.Thread(target=self._write, args=(request, stream), daemon=True).start()
+        return stream
+
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    def close(self, grace_seconds: float = 0.0) -> None:
+        for stream in self.streams:
+            stream.cancel()
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def _write(self, request: GenerationRequest, stream: ScriptedStream) -> None:
+        while not self.hold.wait(0.001):
+            if stream.cancelled.is_set():
+                break
+        hit = self._hit(request.prompt)
+        count, finished = 0, self._finished(request, stream, hit)
+        for event in finished[1]:
+            count += isinstance(event, TokenEvent)
+            stream.put(event)
+        end = finished[0]()
+        usage = Usage(
+            prompt_tokens=len(request.prompt),
+            hit_tokens=hit,
+            miss_reason="" if hit else "never seen",
+            completion_tokens=count,
+            drafted_tokens=count // 2,
+            accepted_tokens=count // 3,
+        )
+        with self._lock:
+            stats = self._stats
+            self._stats = replace(
+                stats,
+                running=stats.running - 1,
+                prompt_tokens=stats.prompt_tokens + usage.prompt_tokens,
+                hit_tokens=stats.hit_tokens + usage.hit_tokens,
+                completion_tokens=stats.completion_tokens + usage.completion_tokens,
+                drafted_tokens=stats.drafted_tokens + usage.drafted_tokens,
+                accepted_tokens=stats.accepted_tokens + usage.accepted_tokens,
+            )
+            self._seen.append(tuple(request.prompt))
+        stream.put(replace(end, usage=usage))
+
+    def _finished(
+        self, request: GenerationRequest, stream: ScriptedStream, hit: int
+    ) -> tuple[Callable[[], Finished], Iterator[Event]]:
+        end = Finished(reason=self.end, error=self.fail)
+
+        def events() -> Iterator[Event]:
+            nonlocal end
+            stops, decoder = StopStrings(request.stop), self.tokenizer.stream()
+            ids = self._answer(request)
+            for count, token in enumerate(ids, 1):
+                if stream.cancelled.is_set():
+                    end = Finished(reason="cancelled")
+                    return
+                time.sleep(self.pace_seconds)
+                text = stops.feed(decoder.push(token))
+                more = request.answer is None or request.answer.push(token)
+                yield TokenEvent(token, text, *self._logprobs(request, token))
+                if stops.found is not None:
+                    end = Finished(reason="stop", stop=stops.found)
+                    return
+                if not more:
+                    return
+                if count == request.max_tokens:
+                    end = Finished(reason="length", text=stops.flush())
+                    return
+            if stream.cancelled.is_set():
+                end = Finished(reason="cancelled")
+            else:
+                end = replace(end, text=stops.feed(decoder.finish()) + stops.flush())
+
+        return (lambda: end), events()
+
+    def _answer(self, request: GenerationRequest) -> list[int]:
+        text = self.script(self.tokenizer.decode(request.prompt))
+        return self.tokenizer.encode(text)
+
+    def _logprobs(
+        self, request: GenerationRequest, token: int
+    ) -> tuple[float | None, Sequence[tuple[int, float]]]:
+        if request.top_logprobs is None:
+            return None, ()
+        top = [(token, -0.5), (0, float("-inf"))]
+        return -0.5, top[: request.top_logprobs]
+
+    def _hit(self, prompt: Sequence[int]) -> int:
+        best = 0
+        for seen in self._seen:
+            common = 0
+            while common < min(len(seen), len(prompt) - 1) and seen[common] == prompt[common]:
+                common += 1
+            best = max(best, common)
+        return best
