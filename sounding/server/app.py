@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sounding.server import chat_completions, status
+from sounding.server import chat_completions, completions, infill, status
 from sounding.server.errors import Refusal
 from sounding.server.gate import Gate
 from sounding.server.service import Service
@@ -23,6 +23,8 @@ def application(service: Service) -> ASGIApp:
     """The server of one engine, as an ASGI application."""
     posts: dict[str, Endpoint] = {
         chat_completions.ROUTE: chat_completions.ChatCompletions(service),
+        completions.ROUTE: completions.Completions(service),
+        infill.ROUTE: infill.Infill(service),
     }
     routes: list[BaseRoute] = [
         *(_route(path, endpoint, "GET") for path, endpoint in status.endpoints(service).items()),

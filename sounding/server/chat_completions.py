@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sounding.server.chatting import Answering, answer, failure
+from sounding.server.chatting import Answering, answer
 from sounding.server.conversation import EFFORTS, Conversation, Message, Sampling, sampling_params
 from sounding.server.errors import Refusal, openai_error
 from sounding.server.frames import DONE, Answer, Frames, sse, whole
@@ -469,9 +469,8 @@ class _Writer:
             yield self._chunk(index, {"role": "assistant", "content": ""})
         async for index, said in answering:
             if isinstance(said, Answered):
-                fault = failure(said)
-                if fault is not None:
-                    yield sse(openai_error(fault))
+                if said.failure is not None:
+                    yield sse(openai_error(said.failure))
                     return
                 ends.append(said)
                 yield self._chunk(index, {}, _finish(said))

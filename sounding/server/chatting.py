@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import AsyncIterator, Sequence
 
 from sounding.server.conversation import Conversation, Sampling, render, request_for
-from sounding.server.errors import Refusal
 from sounding.server.exchange import Exchange
 from sounding.server.reply import Answered, Piece, Reply
 from sounding.server.service import Service
@@ -30,7 +29,8 @@ class Answering:
             async for index, said in self:
                 if isinstance(said, Answered):
                     ends[index] = said
-                    require_end(said)
+                    if said.failure is not None:
+                        raise said.failure
         return [ends[index] for index in sorted(ends)]
 
 
@@ -67,19 +67,3 @@ def several(sampling: Sampling, count: int) -> list[Sampling]:
         )
         for index in range(count)
     ]
-
-
-def require_end(answered: Answered) -> None:
-    """Raise Refusal for an answer that the engine or the server gave up."""
-    fault = failure(answered)
-    if fault is not None:
-        raise fault
-
-
-def failure(answered: Answered) -> Refusal | None:
-    """Why there is no answer, None if there is one."""
-    if answered.finish == "error":
-        return Refusal(500, answered.error or "the engine failed", code="engine_error")
-    if answered.finish == "cancelled":
-        return Refusal(503, "the answer was cancelled: the server is stopping", code="cancelled")
-    return None

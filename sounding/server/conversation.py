@@ -130,7 +130,9 @@ def request_for(
     )
 
 
-def answer_tokens(prompt_tokens: int, wanted: int | None, context_tokens: int) -> int:
+def answer_tokens(
+    prompt_tokens: int, wanted: int | None, context_tokens: int, param: str = "messages"
+) -> int:
     """How long the answer may become: never more than wanted, nor than there is room for.
 
     Clients send the largest answer of the model they were written for, as a bound; one that the
@@ -138,7 +140,7 @@ def answer_tokens(prompt_tokens: int, wanted: int | None, context_tokens: int) -
     """
     room = context_tokens - prompt_tokens
     if room < 1:
-        raise context_overflow(prompt_tokens, context_tokens)
+        raise context_overflow(prompt_tokens, context_tokens, param)
     return room if wanted is None else min(wanted, room)
 
 

@@ -29,7 +29,7 @@ class Refusal(Exception):
             self.headers["retry-after"] = str(retry_after_seconds)
 
 
-def context_overflow(prompt_tokens: int, context_tokens: int) -> Refusal:
+def context_overflow(prompt_tokens: int, context_tokens: int, param: str = "messages") -> Refusal:
     """A prompt that leaves no room for an answer.
 
     Agents shorten their history when they read this, and recognise it by its code or by one of
@@ -39,8 +39,8 @@ def context_overflow(prompt_tokens: int, context_tokens: int) -> Refusal:
         400,
         f"prompt is too long: {prompt_tokens} tokens > {context_tokens - 1} maximum. This model's "
         f"maximum context length is {context_tokens} tokens, the answer included; "
-        "shorten the messages or start anew",
-        param="messages",
+        f"shorten the {param} or start anew",
+        param=param,
         code="context_length_exceeded",
     )
 

@@ -136,6 +136,22 @@ class Ledger:
             await asyncio.wait(set(self._tasks))
 
 
+def failure(finished: Finished) -> Refusal | None:
+    """Why a run gave no answer, None if it did."""
+    if finished.reason == "error":
+        return Refusal(500, finished.error or "the engine failed", code="engine_error")
+    if finished.reason == "cancelled":
+        return Refusal(503, "the answer was cancelled: the server is stopping", code="cancelled")
+    return None
+
+
+def require_ended(finished: Finished) -> None:
+    """Raise Refusal for a run that gave no answer."""
+    fault = failure(finished)
+    if fault is not None:
+        raise fault
+
+
 async def begin(
     engine: EngineLike, ledger: Ledger, route: str, requests: Sequence[GenerationRequest]
 ) -> Exchange:

@@ -1,5 +1,6 @@
 """Probabilities of tokens, as OpenAI's protocols write them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sounding.engine.messages import TokenEvent
@@ -24,4 +25,24 @@ def _entry(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str,
         "token": data.decode("utf-8", "replace"),
         "logprob": finite(logprob),
         "bytes": list(data),
+    }
+
+
+def completion_logprobs(
+    tokenizer: Tokenizer, events: Sequence[TokenEvent], offset: int
+) -> dict[str, Any]:
+    """The older form, of `/v1/completions`: columns; `offset` is where the text begins."""
+    names = [_entry(tokenizer, event.token, event.logprob)["token"] for event in events]
+    offsets = []
+    for name in names:
+        offsets.append(offset)
+        offset += len(name)
+    return {
+        "tokens": names,
+        "token_logprobs": [finite(event.logprob) for event in events],
+        "top_logprobs": [
+            {tokenizer.decode([token]): finite(logprob) for token, logprob in event.top_logprobs}
+            for event in events
+        ],
+        "text_offset": offsets,
     }

@@ -9,6 +9,8 @@ from typing import Literal
 
 from sounding.engine.messages import Event, Finished, TokenEvent, Usage
 from sounding.server.conversation import Conversation
+from sounding.server.errors import Refusal
+from sounding.server.exchange import failure
 from sounding.server.memory import Memory, Rendered
 from sounding.text import (
     CallBegun,
@@ -23,7 +25,7 @@ from sounding.text import Event as TextEvent
 from sounding.text.markup import END_THINK, EOS
 from sounding.text.tokenizer import Tokenizer
 
-Finish = Literal["stop", "tool_calls", "length", "cancelled", "error"]
+Finish = Literal["stop", "tool_calls", "length"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,10 @@ class Answered:
     reason: str
     """The engine's word: "time" and "repetition" are lengths to most protocols."""
     stop: str | None
-    error: str | None
     usage: Usage
     reasoning_tokens: int
+    failure: Refusal | None
+    """Why there is no answer, None if there is one."""
 
 
 class Reply:
@@ -106,22 +109,18 @@ class Reply:
         events = self._parser.feed(finished.text + (EOS if natural else ""))
         pieces = self._pieces(events + self._parser.finish())
         completion = self.completion
-        finish: Finish
+        finish: Finish = "length"
         if finished.reason == "stop":
             called = natural and completion.finish_reason == "tool_calls"
             finish = "tool_calls" if called else "stop"
             self._keep(completion, natural=natural)
-        elif finished.reason in ("cancelled", "error"):
-            finish = "cancelled" if finished.reason == "cancelled" else "error"
-        else:
-            finish = "length"
         end = Answered(
             finish=finish,
             reason=finished.reason,
             stop=finished.stop,
-            error=finished.error,
             usage=finished.usage,
             reasoning_tokens=self._reasoning_tokens,
+            failure=failure(finished),
         )
         return [*(piece for piece in pieces if not isinstance(piece.event, End)), end]
 

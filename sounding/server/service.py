@@ -3,12 +3,13 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from starlette.requests import Request
 
+from sounding.engine.complete import Completer
 from sounding.engine.messages import EngineLike, GenerationRequest, Usage
 from sounding.server.errors import Refusal
 from sounding.server.exchange import Exchange, Ledger, Run, begin
@@ -48,6 +49,7 @@ class Service:
         self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
         self.card = card or ModelCard()
         self.memory = Memory(tokenizer)
+        self.completer = _completer(tokenizer)
         self.ledger = Ledger()
         self.metrics = Metrics(engine.stats, self.ledger)
         self.trace = Trace(settings.trace) if settings.trace is not None else None
@@ -58,6 +60,14 @@ class Service:
         self.draining = False
         self._generated: deque[float] = deque(maxlen=100_000)
         self.ledger.on_token.append(lambda run: self._generated.append(run.token_times[-1]))
+
+    def require_completer(self) -> Completer:
+        """What makes prompts for a cursor. Raises Refusal for a model that never saw one."""
+        if self.completer is None:
+            raise Refusal(
+                400, "this model's vocabulary has no tokens to fill in the middle", param="suffix"
+            )
+        return self.completer
 
     @property
     def model_name(self) -> str:
@@ -121,6 +131,17 @@ class Service:
     def close(self) -> None:
         if self.trace is not None:
             self.trace.close()
+
+
+def _completer(tokenizer: Tokenizer) -> Completer | None:
+    try:
+        return Completer(tokenizer, _no_generation)
+    except ValueError:
+        return None
+
+
+def _no_generation(requests: Sequence[object]) -> Iterator[tuple[int, bool]]:
+    raise NotImplementedError("the server's engine generates; the completer makes prompts alone")
 
 
 def owner_of(request: Request) -> str:
