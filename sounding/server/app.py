@@ -10,7 +10,15 @@ from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sounding.server import chat_completions, completions, infill, status
+from sounding.server import (
+    chat_completions,
+    completions,
+    infill,
+    messages,
+    ollama,
+    responses,
+    status,
+)
 from sounding.server.errors import Refusal
 from sounding.server.gate import Gate
 from sounding.server.service import Service
@@ -24,10 +32,16 @@ def application(service: Service) -> ASGIApp:
     posts: dict[str, Endpoint] = {
         chat_completions.ROUTE: chat_completions.ChatCompletions(service),
         completions.ROUTE: completions.Completions(service),
+        messages.ROUTE: messages.Messages(service),
+        messages.COUNT_ROUTE: messages.CountTokens(service),
+        responses.ROUTE: responses.Responses(service),
         infill.ROUTE: infill.Infill(service),
+        ollama.ROUTE: ollama.Generate(service),
+        "/api/show": ollama.Show(service),
     }
+    gets = status.endpoints(service) | ollama.listings(service)
     routes: list[BaseRoute] = [
-        *(_route(path, endpoint, "GET") for path, endpoint in status.endpoints(service).items()),
+        *(_route(path, endpoint, "GET") for path, endpoint in gets.items()),
         *(_route(path, endpoint, "POST") for path, endpoint in posts.items()),
         *_page(),
     ]

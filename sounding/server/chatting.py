@@ -41,8 +41,13 @@ async def answer(
     chat: Conversation,
     sampling: Sampling,
     count: int = 1,
+    *,
+    call_prefix: str = "call_",
 ) -> Answering:
-    """Begin `count` answers to a conversation. Raises Refusal for one that cannot be answered."""
+    """Begin `count` answers to a conversation. Raises Refusal for one that cannot be answered.
+
+    The ids of calls begin with `call_prefix`, by which some clients tell protocols apart.
+    """
     settings, tokenizer = service.settings, service.tokenizer
     prompt = await asyncio.to_thread(render, service.memory, owner, chat, settings)
     context = service.engine.context_tokens
@@ -52,7 +57,14 @@ async def answer(
     ]
     exchange = await service.begin(route, requests)
     replies = [
-        Reply(chat, prompt, tokenizer=tokenizer, memory=service.memory, owner=owner)
+        Reply(
+            chat,
+            prompt,
+            tokenizer=tokenizer,
+            memory=service.memory,
+            owner=owner,
+            call_prefix=call_prefix,
+        )
         for _ in requests
     ]
     return Answering(exchange, replies)

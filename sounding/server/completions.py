@@ -184,8 +184,7 @@ class Completions:
     def _ids(self, prompt: str | list[int]) -> list[int]:
         tokenizer = self._service.tokenizer
         if isinstance(prompt, str):
-            ids = tokenizer.encode(prompt)
-            return ids if ids[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *ids]
+            return self._service.raw_prompt(prompt)
         if not prompt or not all(0 <= token < tokenizer.num_tokens for token in prompt):
             raise Refusal(
                 400,

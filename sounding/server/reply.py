@@ -61,10 +61,11 @@ class Reply:
         tokenizer: Tokenizer,
         memory: Memory,
         owner: str,
+        call_prefix: str = "call_",
     ) -> None:
         self.call_ids: list[str] = []
         self._chat, self._prompt, self._owner = chat, prompt, owner
-        self._tokenizer, self._memory = tokenizer, memory
+        self._tokenizer, self._memory, self._call_prefix = tokenizer, memory, call_prefix
         self._parser = parser(chat.begins_in, tolerant=True, tools=list(chat.tools))
         self.pieces: list[Piece] = []
         self._ids: list[int] = []
@@ -99,7 +100,7 @@ class Reply:
                 tokens, self._waiting = tuple(self._waiting), []
             elif isinstance(event, CallBegun):
                 self._waiting = []
-                self.call_ids.append(f"call_{secrets.token_hex(12)}")
+                self.call_ids.append(self._call_prefix + secrets.token_hex(12))
             pieces.append(Piece(event, tokens))
         self.pieces += pieces
         return pieces

@@ -90,6 +90,11 @@ class Service:
             code="model_not_found",
         )
 
+    def raw_prompt(self, text: str) -> list[int]:
+        """The tokens of a prompt that is taken as it is, after a BOS."""
+        ids, bos = self.tokenizer.encode(text), self.tokenizer.bos_id
+        return ids if ids[:1] == [bos] else [bos, *ids]
+
     async def read(self, request: Request, model: type[Model]) -> Model:
         """The request's body as a model. Raises Refusal."""
         return read_model(model, read_json(await request.body()))
