@@ -56,7 +56,9 @@ class GenerationRequest:
     prompt: Sequence[int]
     params: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int = 256
+    """0 only reads the prompt, so that it is found in the cache when it comes again."""
     max_seconds: float | None = None
+    """Wall clock from `submit` on."""
     stop: Sequence[str] = ()
     """Strings that end the text; they are not part of it."""
     top_logprobs: int | None = None
@@ -66,6 +68,8 @@ class GenerationRequest:
     """A rule over tokens in process, such as where a completion of code ends."""
     priority: Priority = Priority.CHAT
     speculate: bool = True
+    guard_repetition: bool = True
+    """End an answer that goes round in circles."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class Finished:
 Event = TokenEvent | Finished
 
 
+@runtime_checkable
 class Stream(Protocol):
     """The events of one request, for one reader, in a thread or in an event loop."""
 
@@ -141,7 +146,11 @@ class EngineStats:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     state_bytes: int = 0
+    """Reserved for running sequences."""
     state_limit_bytes: int = 0
+    prefix_bytes: int = 0
+    """Held by the prefix cache in memory."""
+    prefix_limit_bytes: int = 0
     cached_prefixes: int = 0
     stored_prefixes: int = 0
     stored_bytes: int = 0
@@ -150,6 +159,7 @@ class EngineStats:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
 class EngineLike(Protocol):
     """What the server needs of an engine; tests put a script in its place."""
 

@@ -1,4 +1,4 @@
-"""From logits to one token: temperature, top-p, and a seed per request."""
+"""From logits to one token: temperature, top-k, top-p, min-p, and a seed per request."""
 
 from dataclasses import dataclass
 
@@ -15,6 +15,10 @@ class SamplingParams:
     """0 takes the likeliest token; 1 samples from the model's own distribution."""
     top_p: float = 1.0
     """Sample only among the likeliest tokens that together have this probability."""
+    top_k: int = 0
+    """Sample only among this many likeliest tokens; 0 is no limit."""
+    min_p: float = 0.0
+    """Sample only among tokens at least this fraction as likely as the likeliest."""
     seed: int = 0
     """The same seed, prompt and model give the same tokens."""
 
@@ -23,18 +27,53 @@ class SamplingParams:
             raise ValueError(f"temperature = {self.temperature} must be a number of at least 0")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p = {self.top_p} must be above 0 and at most 1")
+        if not 0 <= self.top_k < 2**63:
+            raise ValueError(f"top_k = {self.top_k} must be a count of at least 1, or 0 for all")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p = {self.min_p} must be from 0 to 1")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed = {self.seed} must be an integer from 0 to 2^63 - 1")
 
 
 def sample(logits: Float[Tensor, " v"], params: SamplingParams, generator: torch.Generator) -> int:
-    """Choose a token; with temperature 0 the likeliest, ties to the lower id."""
+    """Choose a token; with temperature 0 the likeliest, ties to the lower id.
+
+    Takes one number from the generator for every token sampled, so that how tokens are grouped into
+    calls cannot change them. Each limit looks at the model's distribution at this temperature.
+    """
     if params.temperature == 0:
-        return int((logits == logits.max()).nonzero()[0])
+        return int(logits.argmax())  # the first of equals
     probabilities = (logits.double() / params.temperature).softmax(-1)
-    if params.top_p < 1:
+    _limit(probabilities, params)
+    reached = probabilities.cumsum(-1)
+    point = torch.rand((), generator=generator, dtype=torch.float64) * reached[-1]
+    token = int(torch.searchsorted(reached, point, right=True))
+    if token < len(reached):
+        return token
+    return int(probabilities.nonzero()[-1])  # the point was rounded up to the very end
+
+
+def _limit(probabilities: Float[Tensor, " v"], params: SamplingParams) -> None:
+    """Set to 0, in place, what the parameters leave out; never everything."""
+    if params.min_p:
+        least = params.min_p * probabilities.max()
+    if params.top_p < 1 or 0 < params.top_k < len(probabilities):
         ordered, order = probabilities.sort(descending=True, stable=True)
         # A token stays while the likelier ones before it have not reached top_p: never none.
         dropped = ordered.cumsum(-1) - ordered >= params.top_p
+        if params.top_k:
+            dropped[params.top_k :] = True
         probabilities[order[dropped]] = 0
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+    if params.min_p:
+        probabilities[probabilities < least] = 0
+
+
+def logprob_of(
+    logits: Float[Tensor, " v"], token: int, top: int
+) -> tuple[float, list[tuple[int, float]]]:
+    """Natural logarithm of a token's probability under the logits as the model gave them, and the
+    `top` likeliest tokens with theirs."""
+    logprobs = logits.double().log_softmax(-1)
+    ordered, order = logprobs.sort(descending=True, stable=True) if top else (logprobs, logprobs)
+    best = zip(order[:top].tolist(), ordered[:top].tolist(), strict=True)
+    return float(logprobs[token]), [(int(other), value) for other, value in best]

@@ -4,7 +4,7 @@ The protocols translate their wire into a `Conversation`, whose messages have th
 `sounding.text.encode` reads; what the model writes is read back in reply.py.
 """
 
-import dataclasses
+import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -211,31 +211,14 @@ def sampling_params(
     min_p: float | None = None,
     default_temperature: float = 1.0,
 ) -> SamplingParams:
-    """Sampling as the engine wants it. Raises Refusal for values it does not take.
+    """Sampling as the engine wants it; the protocols have checked the ranges.
 
     Without a seed every request draws one, so that equal requests give different answers.
     """
-    given: dict[str, Any] = {
-        "temperature": default_temperature if temperature is None else temperature,
-        "seed": draw_seed() if seed is None else seed % 2**63,
-    }
-    if top_p is not None:
-        given["top_p"] = top_p
-    for name, value in (("top_k", top_k), ("min_p", min_p)):
-        if value:
-            if name not in {known.name for known in dataclasses.fields(SamplingParams)}:
-                raise Refusal(
-                    400, f"{name!r} is not supported", param=name, code="unsupported_parameter"
-                )
-            given[name] = value
-    try:
-        return SamplingParams(**given)
-    except ValueError as error:
-        param = str(error).partition(" ")[0]
-        raise Refusal(400, f"{error}", param=param, code="invalid_value") from None
-
-
-def draw_seed() -> int:
-    import secrets
-
-    return secrets.randbits(63)
+    return SamplingParams(
+        temperature=default_temperature if temperature is None else temperature,
+        top_p=1.0 if top_p is None else top_p,
+        top_k=min(top_k or 0, 2**31),
+        min_p=min_p or 0.0,
+        seed=secrets.randbits(63) if seed is None else seed % 2**63,
+    )

@@ -29,6 +29,7 @@ class ScriptedStream:
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
+        self.tokens: list[int] = []
         self.cancelled = threading.Event()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
 
@@ -90,8 +91,8 @@ class ScriptedEngine:
         return [self.tokenizer.decode(request.prompt) for request in self.requests]
 
     def submit(self, request: GenerationRequest) -> ScriptedStream:
-        if not request.prompt or request.max_tokens < 1:
-            raise ValueError("the prompt has no tokens, or max_tokens none")
+        if not request.prompt:
+            raise ValueError("the prompt has no tokens")
         if len(request.prompt) + request.max_tokens > self._context_tokens:
             raise ValueError(f"more than {self._context_tokens} tokens")
         with self._lock:
@@ -118,11 +119,8 @@ class ScriptedEngine:
             if stream.cancelled.is_set():
                 break
         hit = self._hit(request.prompt)
-        count, finished = 0, self._finished(request, stream, hit)
-        for event in finished[1]:
-            count += isinstance(event, TokenEvent)
-            stream.put(event)
-        end = finished[0]()
+        end = self._answer(request, stream)
+        count = len(stream.tokens)
         usage = Usage(
             prompt_tokens=len(request.prompt),
             hit_tokens=hit,
@@ -142,44 +140,28 @@ class ScriptedEngine:
                 drafted_tokens=stats.drafted_tokens + usage.drafted_tokens,
                 accepted_tokens=stats.accepted_tokens + usage.accepted_tokens,
             )
-            self._seen.append(tuple(request.prompt))
+            self._seen.append((*request.prompt, *stream.tokens))
         stream.put(replace(end, usage=usage))
 
-    def _finished(
-        self, request: GenerationRequest, stream: ScriptedStream, hit: int
-    ) -> tuple[Callable[[], Finished], Iterator[Event]]:
-        end = Finished(reason=self.end, error=self.fail)
-
-        def events() -> Iterator[Event]:
-            nonlocal end
-            stops, decoder = StopStrings(request.stop), self.tokenizer.stream()
-            ids = self._answer(request)
-            for count, token in enumerate(ids, 1):
-                if stream.cancelled.is_set():
-                    end = Finished(reason="cancelled")
-                    return
-                time.sleep(self.pace_seconds)
-                text = stops.feed(decoder.push(token))
-                more = request.answer is None or request.answer.push(token)
-                yield TokenEvent(token, text, *self._logprobs(request, token))
-                if stops.found is not None:
-                    end = Finished(reason="stop", stop=stops.found)
-                    return
-                if not more:
-                    return
-                if count == request.max_tokens:
-                    end = Finished(reason="length", text=stops.flush())
-                    return
+    def _answer(self, request: GenerationRequest, stream: ScriptedStream) -> Finished:
+        """Write the script, until something ends it."""
+        stops, decoder = StopStrings(request.stop), self.tokenizer.stream()
+        for token in self.tokenizer.encode(self.script(self.tokenizer.decode(request.prompt))):
+            if len(stream.tokens) == request.max_tokens:
+                return Finished(reason="length", text=stops.flush())
+            time.sleep(self.pace_seconds)
             if stream.cancelled.is_set():
-                end = Finished(reason="cancelled")
-            else:
-                end = replace(end, text=stops.feed(decoder.finish()) + stops.flush())
-
-        return (lambda: end), events()
-
-    def _answer(self, request: GenerationRequest) -> list[int]:
-        text = self.script(self.tokenizer.decode(request.prompt))
-        return self.tokenizer.encode(text)
+                return Finished(reason="cancelled")
+            text = stops.feed(decoder.push(token))
+            more = request.answer is None or request.answer.push(token)
+            stream.tokens.append(token)
+            stream.put(TokenEvent(token, text, *self._logprobs(request, token)))
+            if stops.found is not None or not more:
+                return Finished(reason="stop", stop=stops.found)
+        if stream.cancelled.is_set():
+            return Finished(reason="cancelled")
+        rest = stops.feed(decoder.finish()) + stops.flush()
+        return Finished(reason=self.end, text=rest, error=self.fail)
 
     def _logprobs(
         self, request: GenerationRequest, token: int
