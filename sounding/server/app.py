@@ -19,12 +19,51 @@ from sounding.server import (
     responses,
     status,
 )
-from sounding.server.errors import Refusal
+from sounding.server.errors import Refusal, anthropic_error, llama_error, ollama_error
+from sounding.server.frames import Answer
 from sounding.server.gate import Gate
+from sounding.server.openapi import Operation, document
 from sounding.server.service import Service
 from sounding.server.status import Endpoint
 
 WEB = Path(__file__).parent / "web"
+
+
+OPERATIONS = [
+    Operation(
+        chat_completions.ROUTE,
+        chat_completions.ChatCompletionRequest,
+        "Answer a conversation (OpenAI, DeepSeek).",
+    ),
+    Operation(
+        completions.ROUTE, completions.CompletionRequest, "Continue text, or fill in at a cursor."
+    ),
+    Operation(responses.ROUTE, responses.ResponseRequest, "Answer input items (OpenAI)."),
+    Operation(
+        messages.ROUTE,
+        messages.MessagesRequest,
+        "Answer a conversation (Anthropic).",
+        anthropic_error,
+    ),
+    Operation(
+        messages.COUNT_ROUTE,
+        messages.CountTokensRequest,
+        "Count the tokens of a conversation.",
+        anthropic_error,
+        stream=None,
+    ),
+    Operation(infill.ROUTE, infill.InfillRequest, "Fill in at a cursor (llama.cpp).", llama_error),
+    Operation(
+        ollama.ROUTE,
+        ollama.GenerateRequest,
+        "Answer, continue or fill in (Ollama).",
+        ollama_error,
+        stream="application/x-ndjson",
+    ),
+    Operation(
+        ollama.SHOW_ROUTE, ollama.ShowRequest, "Describe the model.", ollama_error, stream=None
+    ),
+]
 
 
 def application(service: Service) -> ASGIApp:
@@ -32,14 +71,20 @@ def application(service: Service) -> ASGIApp:
     posts: dict[str, Endpoint] = {
         chat_completions.ROUTE: chat_completions.ChatCompletions(service),
         completions.ROUTE: completions.Completions(service),
+        responses.ROUTE: responses.Responses(service),
         messages.ROUTE: messages.Messages(service),
         messages.COUNT_ROUTE: messages.CountTokens(service),
-        responses.ROUTE: responses.Responses(service),
         infill.ROUTE: infill.Infill(service),
         ollama.ROUTE: ollama.Generate(service),
-        "/api/show": ollama.Show(service),
+        ollama.SHOW_ROUTE: ollama.Show(service),
     }
     gets = status.endpoints(service) | ollama.listings(service)
+    described = document(OPERATIONS, [path.replace(":path", "") for path in gets])
+
+    async def openapi(request: Request) -> Response:
+        return Answer(described)
+
+    gets["/openapi.json"] = openapi
     routes: list[BaseRoute] = [
         *(_route(path, endpoint, "GET") for path, endpoint in gets.items()),
         *(_route(path, endpoint, "POST") for path, endpoint in posts.items()),

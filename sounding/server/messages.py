@@ -97,12 +97,12 @@ Block = Annotated[
 
 
 class MessageParam(Wire):
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     content: str | list[Block]
 
     @model_validator(mode="after")
     def _blocks_of_the_role(self) -> "MessageParam":
-        own = ("thinking", "tool_use") if self.role == "assistant" else ("tool_result",)
+        own = {"assistant": ("thinking", "tool_use"), "user": ("tool_result",)}.get(self.role, ())
         for block in self.content if isinstance(self.content, list) else ():
             if block.type not in ("text", *own):
                 raise fault("content", f"a {block.type} block is not for a message of {self.role}")
@@ -121,9 +121,9 @@ class MessageParam(Wire):
                     content = _joined(block.content)
                     yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
                 elif isinstance(block, TextBlock):
-                    yield {"role": "user", "content": block.text}
+                    yield {"role": self.role, "content": block.text}
             if not blocks:
-                yield {"role": "user", "content": ""}
+                yield {"role": self.role, "content": ""}
 
 
 def _assistant(blocks: list[Any]) -> Message:

@@ -35,6 +35,7 @@ from sounding.server.wire import Json, Refused, Wire, fault
 from sounding.text import ContentDelta, ReasoningDelta
 
 ROUTE = "/api/generate"
+SHOW_ROUTE = "/api/show"
 _VERSION = "0.12.0"  # of the protocol: clients ask what the server can do
 _TAG = ":latest"
 

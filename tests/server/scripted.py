@@ -146,7 +146,7 @@ class ScriptedEngine:
     def _answer(self, request: GenerationRequest, stream: ScriptedStream) -> Finished:
         """Write the script, until something ends it."""
         stops, decoder = StopStrings(request.stop), self.tokenizer.stream()
-        for token in self.tokenizer.encode(self.script(self.tokenizer.decode(request.prompt))):
+        for token in self._tokens(request):
             if len(stream.tokens) == request.max_tokens:
                 return Finished(reason="length", text=stops.flush())
             time.sleep(self.pace_seconds)
@@ -162,6 +162,22 @@ class ScriptedEngine:
             return Finished(reason="cancelled")
         rest = stops.feed(decoder.finish()) + stops.flush()
         return Finished(reason=self.end, text=rest, error=self.fail)
+
+    def _tokens(self, request: GenerationRequest) -> Iterator[int]:
+        """The script in tokens; where only some are allowed, in those, after what they ask for."""
+        text = self.script(self.tokenizer.decode(request.prompt))
+        healing = getattr(request.answer, "_healing", None)
+        left = (healing.rest if healing is not None else b"") + text.encode()
+        table = self.tokenizer.token_bytes
+        while request.answer is not None and (allowed := request.answer.allowed()) is not None:
+            fitting = [token for token in allowed if table[token] and left.startswith(table[token])]
+            if not fitting:
+                yield min(allowed)
+                return
+            token = max(fitting, key=lambda token: len(table[token]))
+            left = left[len(table[token]) :]
+            yield token
+        yield from self.tokenizer.encode(left.decode())
 
     def _logprobs(
         self, request: GenerationRequest, token: int

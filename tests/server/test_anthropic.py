@@ -34,9 +34,8 @@ def client(server: Live) -> Iterator[Anthropic]:
 
 
 def ask(client: Anthropic, **how: Any) -> Any:
-    return client.messages.create(
-        **{"model": "sounding", "max_tokens": 500, "messages": HI} | how
-    )
+    create: Any = client.messages.create
+    return create(**{"model": "sounding", "max_tokens": 500, "messages": HI} | how)
 
 
 def test_text_alone_unless_thinking_is_asked_for(client: Anthropic, server: Live) -> None:
@@ -132,9 +131,7 @@ def test_tool_choice(client: Anthropic, server: Live) -> None:
     grammar = engine(server).requests[-1].grammar
     assert grammar is not None
     assert "turn: block" in grammar.text and "weather" not in grammar.text
-    ask(
-        client, tools=OWN_TOOLS, tool_choice={"type": "auto", "disable_parallel_tool_use": True}
-    )
+    ask(client, tools=OWN_TOOLS, tool_choice={"type": "auto", "disable_parallel_tool_use": True})
     grammar = engine(server).requests[-1].grammar
     assert grammar is not None and "block: opening call " in grammar.text
 
@@ -199,8 +196,8 @@ def test_errors_are_the_library_s_own(client: Anthropic, server: Live) -> None:
     try:
         with pytest.raises(anthropic.InternalServerError, match="no memory left"):
             ask(client)
+        stream = ask(client, stream=True)
         with pytest.raises(anthropic.APIStatusError, match="no memory left"):
-            with client.messages.stream(model="sounding", max_tokens=9, messages=HI) as stream:
-                stream.get_final_message()
+            list(stream)
     finally:
         failing.end, failing.fail = "stop", None
