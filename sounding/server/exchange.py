@@ -161,21 +161,29 @@ async def begin(
     """
     loop = asyncio.get_running_loop()
     submitting = loop.run_in_executor(None, _submit, engine, requests)
+
+    def exchange() -> Exchange:
+        name = uuid.uuid4().hex
+        runs = [
+            Run(route, request, name if len(requests) == 1 else f"{name}-{number}")
+            for number, request in enumerate(requests)
+        ]
+        return Exchange(runs, submitting.result(), ledger)
+
+    def cancel_begun(submitted: "asyncio.Future[list[Stream]]") -> None:
+        if not submitted.cancelled() and submitted.exception() is None:
+            exchange().cancel()
+
     try:
-        streams = await asyncio.shield(submitting)
-    except asyncio.CancelledError:  # the client left: nobody would cancel what is begun just now
-        submitting.add_done_callback(_cancel_begun)
+        await asyncio.shield(submitting)
+    except asyncio.CancelledError:  # the client left: nobody else would cancel what begins just now
+        submitting.add_done_callback(cancel_begun)
         raise
     except Overloaded as error:
         raise Refusal(429, f"{error}", code="overloaded", retry_after_seconds=1) from None
     except ValueError as error:
         raise Refusal(400, f"{error}", code="invalid_value") from None
-    request_id = uuid.uuid4().hex
-    runs = [
-        Run(route, request, request_id if len(requests) == 1 else f"{request_id}-{index}")
-        for index, request in enumerate(requests)
-    ]
-    return Exchange(runs, streams, ledger)
+    return exchange()
 
 
 def _submit(engine: EngineLike, requests: Sequence[GenerationRequest]) -> list[Stream]:
@@ -188,9 +196,3 @@ def _submit(engine: EngineLike, requests: Sequence[GenerationRequest]) -> list[S
             stream.cancel()
         raise
     return streams
-
-
-def _cancel_begun(submitting: "asyncio.Future[list[Stream]]") -> None:
-    if not submitting.cancelled() and submitting.exception() is None:
-        for stream in submitting.result():
-            stream.cancel()

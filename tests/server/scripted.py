@@ -109,6 +109,9 @@ class ScriptedEngine:
         return self._stats
 
     def close(self, grace_seconds: float = 0.0) -> None:
+        deadline = time.monotonic() + grace_seconds
+        while self._stats.running and time.monotonic() < deadline:
+            time.sleep(0.001)
         for stream in self.streams:
             stream.cancel()
 
