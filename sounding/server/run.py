@@ -99,6 +99,7 @@ def serve(
     ready: Callable[[Server], None] = lambda server: None,
 ) -> None:
     """Serve until told to stop. `ready` is called with the server before it takes requests."""
+    service.warm()
     server = Server(service, grace_seconds=grace_seconds)
     ready(server)
     try:

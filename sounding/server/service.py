@@ -5,11 +5,14 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from starlette.requests import Request
 
 from sounding.engine.complete import Completer
+from sounding.engine.complete import Settings as CompletionSettings
+from sounding.engine.endings import Gap
 from sounding.engine.messages import EngineLike, GenerationRequest, Usage
 from sounding.server.errors import Refusal
 from sounding.server.exchange import Exchange, Ledger, Run, begin
@@ -49,7 +52,6 @@ class Service:
         self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
         self.card = card or ModelCard()
         self.memory = Memory(tokenizer)
-        self.completer = _completer(tokenizer)
         self.ledger = Ledger()
         self.metrics = Metrics(engine.stats, self.ledger)
         self.trace = Trace(settings.trace) if settings.trace is not None else None
@@ -60,6 +62,19 @@ class Service:
         self.draining = False
         self._generated: deque[float] = deque(maxlen=100_000)
         self.ledger.on_token.append(lambda run: self._generated.append(run.token_times[-1]))
+
+    @cached_property
+    def completer(self) -> Completer | None:
+        """What makes prompts for a cursor; None for a vocabulary without the tokens for it."""
+        try:
+            return Completer(self.tokenizer, _no_generation)
+        except ValueError:
+            return None
+
+    def warm(self) -> None:
+        """Make the tables that the first keystroke would have to wait for."""
+        if self.completer is not None:
+            self.completer.begin(Gap("x = ", "\n\n"), "line", CompletionSettings())
 
     def require_completer(self) -> Completer:
         """What makes prompts for a cursor. Raises Refusal for a model that never saw one."""
@@ -136,13 +151,6 @@ class Service:
     def close(self) -> None:
         if self.trace is not None:
             self.trace.close()
-
-
-def _completer(tokenizer: Tokenizer) -> Completer | None:
-    try:
-        return Completer(tokenizer, _no_generation)
-    except ValueError:
-        return None
 
 
 def _no_generation(requests: Sequence[object]) -> Iterator[tuple[int, bool]]:

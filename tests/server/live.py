@@ -4,6 +4,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import httpx
 
 from sounding.engine.messages import EngineLike
 from sounding.server.run import Server, listen
@@ -11,6 +14,17 @@ from sounding.server.service import Service
 from sounding.server.settings import Settings
 from sounding.text.tokenizer import Tokenizer
 from tests.server.scripted import ScriptedEngine
+
+# Machines are shared and threads wait for each other: only a hang takes longer.
+HANG_SECONDS = 60.0
+
+
+def post(url: str, **how: Any) -> httpx.Response:
+    return httpx.post(url, timeout=HANG_SECONDS, **how)
+
+
+def get(url: str, **how: Any) -> httpx.Response:
+    return httpx.get(url, timeout=HANG_SECONDS, **how)
 
 
 class Live:
@@ -44,6 +58,6 @@ def live(
         yield Live(engine, service, server, listener.getsockname()[1])
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(HANG_SECONDS)
         engine.close()
         assert not thread.is_alive(), "the server did not stop"

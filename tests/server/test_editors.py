@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from sounding.engine.messages import Priority
-from tests.server.live import Live, live
+from tests.server.live import HANG_SECONDS, Live, live
 from tests.server.scripted import ScriptedEngine
 
 PREFIX = "def add(a, b):\n    return "
@@ -41,7 +41,7 @@ def server() -> Iterator[Live]:
 
 @pytest.fixture(scope="module")
 def client(server: Live) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url) as made:
+    with httpx.Client(base_url=server.url, timeout=HANG_SECONDS) as made:
         yield made
 
 

@@ -23,7 +23,7 @@ from sounding.server.keys import Keys
 from sounding.server.run import Server, is_loopback, listen
 from sounding.server.service import Service
 from sounding.server.settings import Settings
-from tests.server.live import Live, live
+from tests.server.live import HANG_SECONDS, Live, get, live, post
 from tests.server.scripted import ScriptedEngine
 
 KEY, OTHER = "a-key-of-sixteen-or-more", "another-key-of-the-same-server"
@@ -38,7 +38,8 @@ def engine(server: Live) -> ScriptedEngine:
 
 def until(true: Callable[[], bool]) -> None:
     """Wait for something that another thread does; a hang is the failure."""
-    for _ in range(5000):
+    deadline = time.monotonic() + HANG_SECONDS
+    while time.monotonic() < deadline:
         if true():
             return
         time.sleep(0.001)
@@ -58,17 +59,17 @@ def locked() -> Iterator[Live]:
 def test_both_ways_to_send_a_key(locked: Live) -> None:
     for key in (KEY, OTHER):
         for header in ({"authorization": f"Bearer {key}"}, {"x-api-key": key}):
-            assert httpx.post(locked.url + CHAT, json=ASK, headers=header).status_code == 200
+            assert post(locked.url + CHAT, json=ASK, headers=header).status_code == 200
 
 
 def test_without_a_key_nothing_is_told(locked: Live) -> None:
     begun = len(engine(locked).requests)
     for path in (CHAT, "/v1/messages", "/infill", "/api/generate"):
         for header in ({}, {"x-api-key": KEY[:-1]}, {"authorization": f"Basic {KEY}"}):
-            assert httpx.post(locked.url + path, json=ASK, headers=header).status_code == 401
+            assert post(locked.url + path, json=ASK, headers=header).status_code == 401
     for path in ("/status", "/metrics", "/v1/models", "/api/tags", "/nowhere"):
-        assert httpx.get(locked.url + path).status_code == 401
-    assert httpx.get(locked.url + "/health").status_code == 200
+        assert get(locked.url + path).status_code == 401
+    assert get(locked.url + "/health").status_code == 200
     assert len(engine(locked).requests) == begun
 
 
@@ -108,12 +109,12 @@ def test_reasoning_is_restored_to_its_owner_alone(locked: Live) -> None:
     try:
         mine, theirs = {"x-api-key": KEY}, {"x-api-key": OTHER}
         asked = ASK | {"tools": [{"type": "function", "function": {"name": "f"}}]}
-        httpx.post(locked.url + CHAT, json=asked, headers=mine)
+        post(locked.url + CHAT, json=asked, headers=mine)
         more = [{"role": "assistant", "content": "42"}, {"role": "user", "content": "Why?"}]
         asked["messages"] = [*ASK["messages"], *more]
-        httpx.post(locked.url + CHAT, json=asked, headers=theirs)
+        post(locked.url + CHAT, json=asked, headers=theirs)
         assert "<think></think>42" in engine(locked).prompts[-1]
-        httpx.post(locked.url + CHAT, json=asked, headers=mine)
+        post(locked.url + CHAT, json=asked, headers=mine)
         assert "<think>secret.</think>42" in engine(locked).prompts[-1]
     finally:
         engine(locked).script = script
@@ -127,9 +128,9 @@ def test_pages_from_elsewhere_need_an_invitation() -> None:
     with live(settings=Settings(cors_origins=("https://a.example",))) as server:
         stranger, invited = {"origin": "https://b.example"}, {"origin": "https://a.example"}
         own = {"origin": f"http://127.0.0.1:{server.port}"}
-        assert httpx.post(server.url + CHAT, json=ASK, headers=stranger).status_code == 403
-        assert httpx.post(server.url + CHAT, json=ASK, headers=own).status_code == 200
-        answer = httpx.post(server.url + CHAT, json=ASK, headers=invited)
+        assert post(server.url + CHAT, json=ASK, headers=stranger).status_code == 403
+        assert post(server.url + CHAT, json=ASK, headers=own).status_code == 200
+        answer = post(server.url + CHAT, json=ASK, headers=invited)
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-origin"] == "https://a.example"
         asks = {"access-control-request-method": "POST"}
@@ -145,9 +146,9 @@ def test_pages_from_elsewhere_need_an_invitation() -> None:
 def test_a_name_that_is_not_ours() -> None:
     """A page whose own name points here (DNS rebinding) is no stranger to its browser."""
     with live(settings=Settings(hosts=("127.0.0.1", "localhost"))) as server:
-        assert httpx.get(server.url + "/status").status_code == 200
+        assert get(server.url + "/status").status_code == 200
         header = {"host": f"evil.example:{server.port}"}
-        assert httpx.get(server.url + "/status", headers=header).status_code == 403
+        assert get(server.url + "/status", headers=header).status_code == 403
 
 
 # --------------------------------------------------------------------------------------------------
@@ -157,15 +158,15 @@ def test_a_name_that_is_not_ours() -> None:
 def test_a_body_that_is_too_large() -> None:
     with live(settings=Settings(max_body_bytes=1000)) as server:
         long = ASK | {"user": "x" * 2000}
-        assert httpx.post(server.url + CHAT, json=long).status_code == 413
+        assert post(server.url + CHAT, json=long).status_code == 413
         pieces = (b" " * 300 for _ in range(5))  # of a length that is not told
-        assert httpx.post(server.url + CHAT, content=pieces).status_code == 413
-        assert httpx.post(server.url + CHAT, json=ASK).status_code == 200
+        assert post(server.url + CHAT, content=pieces).status_code == 413
+        assert post(server.url + CHAT, json=ASK).status_code == 200
 
 
 def test_a_body_that_does_not_come() -> None:
     with live(settings=Settings(body_seconds=0.05)) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=HANG_SECONDS)
         connection.putrequest("POST", CHAT)
         connection.putheader("content-length", "100")
         connection.endheaders(b"{")
@@ -177,21 +178,21 @@ def test_a_body_that_does_not_come() -> None:
 def test_too_many_at_once() -> None:
     with live(settings=Settings(max_requests=1)) as server:
         engine(server).hold.clear()
-        first = threading.Thread(target=httpx.post, args=(server.url + CHAT,), kwargs={"json": ASK})
+        first = threading.Thread(target=post, args=(server.url + CHAT,), kwargs={"json": ASK})
         first.start()
         until(lambda: len(engine(server).requests) == 1)
-        answer = httpx.post(server.url + CHAT, json=ASK)
+        answer = post(server.url + CHAT, json=ASK)
         assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
-        assert httpx.get(server.url + "/health").status_code == 200
+        assert get(server.url + "/health").status_code == 200
         engine(server).hold.set()
         first.join()
-        assert httpx.post(server.url + CHAT, json=ASK).status_code == 200
+        assert post(server.url + CHAT, json=ASK).status_code == 200
 
 
 def test_an_engine_that_is_full() -> None:
     with live(ScriptedEngine(capacity=0)) as server:
         for path in (CHAT, "/v1/messages"):
-            answer = httpx.post(server.url + path, json=ASK | {"max_tokens": 5})
+            answer = post(server.url + path, json=ASK | {"max_tokens": 5})
             assert answer.status_code == 429 and answer.headers["retry-after"]
         with (
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client,
@@ -233,7 +234,9 @@ def test_a_stream_is_kept_alive_while_the_prompt_is_read() -> None:
         asked = ASK | {"stream": True, "max_tokens": 9}
         for path, sign in ((CHAT, b": keep-alive\n\n"), ("/v1/messages", b"event: ping\n")):
             engine(server).hold.clear()
-            with httpx.stream("POST", server.url + path, json=asked) as answer:
+            with httpx.stream(
+                "POST", timeout=HANG_SECONDS, url=server.url + path, json=asked
+            ) as answer:
                 seen = b""
                 for piece in answer.iter_raw():
                     seen += piece
@@ -247,16 +250,14 @@ def test_draining_finishes_what_runs_and_refuses_what_comes() -> None:
     with live(grace_seconds=5.0) as server:
         engine(server).hold.clear()
         answers: list[httpx.Response] = []
-        ask = threading.Thread(
-            target=lambda: answers.append(httpx.post(server.url + CHAT, json=ASK))
-        )
+        ask = threading.Thread(target=lambda: answers.append(post(server.url + CHAT, json=ASK)))
         ask.start()
         until(lambda: len(engine(server).requests) == 1)
         server.server.handle_exit(signal.SIGTERM, None)
         until(lambda: server.service.draining)
-        late = httpx.post(server.url + CHAT, json=ASK)
+        late = post(server.url + CHAT, json=ASK)
         assert late.status_code == 503 and late.headers["retry-after"]
-        assert httpx.get(server.url + "/health").json() == {"status": "draining"}
+        assert get(server.url + "/health").json() == {"status": "draining"}
         engine(server).hold.set()
         ask.join()
         assert answers[0].status_code == 200
@@ -268,9 +269,7 @@ def test_the_grace_is_not_endless() -> None:
     with live(grace_seconds=0.05) as server:
         engine(server).hold.clear()
         answers: list[httpx.Response] = []
-        ask = threading.Thread(
-            target=lambda: answers.append(httpx.post(server.url + CHAT, json=ASK))
-        )
+        ask = threading.Thread(target=lambda: answers.append(post(server.url + CHAT, json=ASK)))
         ask.start()
         until(lambda: len(engine(server).requests) == 1)
         server.server.drain()
@@ -314,7 +313,7 @@ def test_bytes_that_are_hardly_http(noisy: Live, data: st.DataObject) -> None:
     else:
         at = data.draw(st.integers(0, len(REQUEST)))
         sent = REQUEST[:at] + data.draw(st.binary(max_size=8)) + REQUEST[at:]
-    with socket.create_connection(("127.0.0.1", noisy.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", noisy.port), timeout=HANG_SECONDS) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
         got = b""
@@ -351,7 +350,7 @@ BODIES = st.one_of(
 @settings(max_examples=80)
 @given(path=st.sampled_from(PATHS), body=BODIES)
 def test_bodies_that_are_hardly_json(noisy: Live, path: str, body: bytes) -> None:
-    answer = httpx.post(noisy.url + path, content=body, timeout=5)
+    answer = post(noisy.url + path, content=body)
     assert 200 <= answer.status_code < 500
     error: Any = answer.json()
     assert "Traceback" not in answer.text
@@ -367,16 +366,16 @@ def test_a_fault_of_ours_is_told_to_the_log_alone(
     monkeypatch.setattr(engine(noisy), "submit", broken)
     with caplog.at_level(logging.ERROR):
         for path in (CHAT, "/v1/messages"):
-            answer = httpx.post(noisy.url + path, json=ASK | {"max_tokens": 5})
+            answer = post(noisy.url + path, json=ASK | {"max_tokens": 5})
             assert answer.status_code == 500
             assert "inside" not in answer.text and "error" in answer.json()
     assert "the inside of the server" in caplog.text
 
 
 def test_unknown_places_and_methods(noisy: Live) -> None:
-    assert httpx.get(noisy.url + "/v1/nothing").json()["error"]["code"] == "not_found"
-    assert httpx.post(noisy.url + "/v1/messages/batches", json={}).json()["type"] == "error"
-    wrong = httpx.get(noisy.url + CHAT)
+    assert get(noisy.url + "/v1/nothing").json()["error"]["code"] == "not_found"
+    assert post(noisy.url + "/v1/messages/batches", json={}).json()["type"] == "error"
+    wrong = get(noisy.url + CHAT)
     assert wrong.status_code == 405 and wrong.headers["allow"] == "POST"
 
 
@@ -384,10 +383,12 @@ def test_nothing_is_left_open() -> None:
     """After many requests, some of them broken off, no file handle and no task remains."""
     with live(ScriptedEngine("word " * 50)) as server:
         scripted = engine(server)
-        httpx.post(server.url + CHAT, json=ASK)
+        post(server.url + CHAT, json=ASK)
         before = len(os.listdir("/proc/self/fd"))
         for number in range(20):
-            with httpx.stream("POST", server.url + CHAT, json=ASK | {"stream": True}) as answer:
+            with httpx.stream(
+                "POST", timeout=HANG_SECONDS, url=server.url + CHAT, json=ASK | {"stream": True}
+            ) as answer:
                 for count, _ in enumerate(answer.iter_lines()):
                     if number % 2 and count > 3:
                         break
