@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "card": ("card", "Write the model card of a trained model from the files of its making."),
     "write": ("completion", "Continue code, streaming."),
     "complete": ("completion", "Fill in code at a place in a file."),
+    "serve": ("serving", "Serve a model to editors, agents and SDKs."),
     "eval": ("evaluation", "Measure a model: bits per byte, filled lines, passed tests."),
     "data": ("data", "Build a corpus of documents and turn it into tokens."),
 }

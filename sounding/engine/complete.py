@@ -81,6 +81,20 @@ class Completion(NamedTuple):
     that can be. False where the source is no Python."""
 
 
+class Fill(NamedTuple):
+    """A completion for an engine that is driven by someone else."""
+
+    prompt: list[int]
+    answer: "Middle"
+    """For the engine to feed, in whatever thread it has."""
+    reader: "Middle"
+    """The same, to be fed with the tokens that come back, and to be read."""
+    healed: str
+    """The end of the prefix, which the answer writes again before it goes on."""
+    truncated: bool
+    """Whether the prompt leaves out some of the text around the cursor."""
+
+
 class Completer:
     """Completes code with a tokenizer and something that generates."""
 
@@ -135,12 +149,7 @@ class Completer:
         keep it correct come first. Where the only answer asked for cannot be correct, a few more
         are tried.
         """
-        context = ""
-        if files:
-            budget = int(settings.prompt_tokens * settings.files_share)
-            context = relevant_context(
-                files, gap.prefix, gap.suffix, budget_tokens=budget, count=self._count
-            )
+        context = self._context(gap, files, settings)
         ids, healing = self._prompt(gap, settings, context)
         how = [params, *_sampled(params, alternatives - 1)]
         found = self._attempts(gap, kind, settings, ids, healing, how, python=python)
@@ -173,11 +182,43 @@ class Completer:
             yield certain[shown:]
             shown = max(shown, len(certain))
 
+    def begin(
+        self, gap: Gap, kind: Kind | None, settings: Settings, *, files: Sequence[File] = ()
+    ) -> Fill:
+        """A gap's prompt and what is to be fed; `kind` None goes on to the end of the text."""
+        context = self._context(gap, files, settings)
+        ids, healing = self._prompt(gap, settings, context)
+        rest = healing.rest if healing is not None else b""
+        answer, reader = (
+            self._middle(healing and self._again(healing), kind, gap, settings) for _ in range(2)
+        )
+        special = (self._bos, self._begin, self._hole, self._end)
+        shown = self._tokenizer.count_bytes(token for token in ids if token not in special)
+        around = gap.suffix if gap.suffix.strip() else ""
+        whole = len((context + gap.prefix + around).encode()) - len(rest)
+        return Fill(ids, answer, reader, rest.decode(), shown < whole)
+
+    def count(self, gap: Gap) -> int:
+        """Tokens of a prompt with all the text around the cursor."""
+        return self._count(gap.prefix) + self._count(gap.suffix) + _SPECIAL_TOKENS
+
+    def _context(self, gap: Gap, files: Sequence[File], settings: Settings) -> str:
+        if not files:
+            return ""
+        budget = int(settings.prompt_tokens * settings.files_share)
+        return relevant_context(
+            files, gap.prefix, gap.suffix, budget_tokens=budget, count=self._count
+        )
+
+    def _again(self, healing: Healing) -> Healing:
+        """A healing remembers how far it is: each attempt has its own."""
+        return Healing(self._healer, healing.ids, healing.rest)
+
     def _middle(
         self, healing: Healing | None, kind: Kind | None, gap: Gap, settings: Settings
-    ) -> "_Middle":
+    ) -> "Middle":
         ending = ending_for(kind, gap) if kind is not None else None
-        return _Middle(self._tokenizer, healing, ending, settings.max_tokens)
+        return Middle(self._tokenizer, healing, ending, settings.max_tokens)
 
     def _attempts(
         self,
@@ -192,9 +233,7 @@ class Completer:
     ) -> list[Completion]:
         middles, requests = [], []
         for params in how:
-            # A healing remembers how far it is: each attempt has its own.
-            own = healing and Healing(self._healer, healing.ids, healing.rest)
-            middle = self._middle(own, kind, gap, settings)
+            middle = self._middle(healing and self._again(healing), kind, gap, settings)
             middles.append(middle)
             requests.append(
                 Request(prompt=ids, answer=middle, params=params, max_tokens=settings.max_tokens)
@@ -291,7 +330,7 @@ def _end_of(text: str, num_tokens: int) -> str:
     return text if start <= 0 else text[text.find("\n", start) + 1 :]
 
 
-class _Middle:
+class Middle:
     """One answer in the making: decodes tokens, and stops where its ending says."""
 
     def __init__(
@@ -317,6 +356,8 @@ class _Middle:
     @property
     def certain(self) -> str:
         """The beginning of the text that will not be taken back."""
+        if self._end is not None:
+            return self.text[: self._end]
         if isinstance(self._ending, BlockEnding) and self._ending.undecided:
             return self.text[: self._ending.at].rstrip()
         return self.text.rstrip()

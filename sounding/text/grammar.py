@@ -37,13 +37,20 @@ _MOST_IN_ANY_ORDER = 5
 
 
 def turn_grammar(
-    tools: Sequence[Mapping[str, Any]], thinking_mode: str, *, calls: str = "auto"
+    tools: Sequence[Mapping[str, Any]],
+    thinking_mode: str,
+    *,
+    calls: str = "auto",
+    parallel: bool = True,
+    schema: Any = None,
 ) -> str:
     """The Lark grammar of what follows the prompt, EOS excluded.
 
-    `calls` is "auto", "required" or "none". Parameters stand in any order where a tool has few
-    and in the order of its schema where it has many; a tool without named properties takes any.
-    Raises ValueError for a tool whose names or values the format cannot carry.
+    `calls` is "auto", "required" or "none"; without `parallel` a turn has one call at most. With a
+    `schema` the content is JSON that follows it, and there is none before calls. Parameters stand
+    in any order where a tool has few and in the order of its schema where it has many; a tool
+    without named properties takes any. Raises ValueError for a tool whose names or values the
+    format cannot carry.
     """
     if thinking_mode not in ("chat", "thinking"):
         raise ValueError(f"thinking_mode is {thinking_mode!r}; it is 'chat' or 'thinking'")
@@ -52,7 +59,8 @@ def turn_grammar(
     if calls == "required" and not tools:
         raise ValueError("a call is required but there are no tools; give some, or calls='auto'")
     may_call = calls != "none" and bool(tools)
-    turn = {"required": "block"}.get(calls, "CLEAN | block" if may_call else "CLEAN")
+    content = "CLEAN" if schema is None else "json"
+    turn = {"required": "block"}.get(calls, f"{content} | block" if may_call else content)
     forbidden = "|".join(_in_regex(text) for text in (DSML, THINK, END_THINK, BOS, EOS))
     lines = [
         "%llguidance {}",
@@ -60,13 +68,15 @@ def turn_grammar(
         f"turn: {turn}",
         rf"CLEAN: /(.|\n)*/ & ~/(.|\n)*({forbidden})(.|\n)*/",
     ]
+    if schema is not None:
+        lines.append(f"json: %json {to_json(schema)}")
     if may_call:
         schemas = Schemas(tools)
         rules = [_Tool(f"t{i}", tool["function"], schemas) for i, tool in enumerate(tools)]
-        close = _in_regex(PARAMETER_CLOSE)
+        opening, close = _literal(f"{CALLS_OPEN}>\n"), _in_regex(PARAMETER_CLOSE)
         lines += [
-            f"block: opening call+ {_literal(CALLS_CLOSE)}",
-            f"opening[lazy]: CLEAN {_literal(CALLS_OPEN + '>' + chr(10))}",
+            f"block: opening call{'+' if parallel else ''} {_literal(CALLS_CLOSE)}",
+            f"opening[lazy]: {'CLEAN ' if schema is None else ''}{opening}",
             "call: " + " | ".join(rule.name for rule in rules),
             rf"RAW: /(.|\n)*/ & ~/(.|\n)*{close}(.|\n)*/",
             f"raw[lazy]: RAW {_literal(_CLOSE)}",

@@ -161,3 +161,34 @@ def test_whatever_is_admitted_is_parsed(
         read = parse(text.removesuffix(EOS) + EOS, "thinking")
         assert {call.name for call in read.calls} <= {"read", "any", "many", "open"}
         assert all(isinstance(json.loads(call.arguments), dict) for call in read.calls)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer"}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(("mode", "begin"), [("chat", ""), ("thinking", "So.</think>")])
+def test_content_that_follows_a_schema(mode: str, begin: str) -> None:
+    assert admits(begin + '{"n": 3}', mode, schema=SCHEMA)
+    assert not admits(begin + '{"n": "3"}', mode, schema=SCHEMA)
+    assert not admits(begin + 'Here: {"n": 3}', mode, schema=SCHEMA)
+    call = calling(1, content="")
+    assert admits(begin + call, mode, schema=SCHEMA)
+    assert not admits(begin + call, mode, schema=SCHEMA, calls="none")
+    assert not admits(begin + '{"n": 3}', mode, schema=SCHEMA, calls="required")
+
+
+def test_one_call_at_most() -> None:
+    assert admits(calling(1), "chat", parallel=False)
+    assert admits(calling(2), "chat", parallel=True)
+    assert not admits(calling(2), "chat", parallel=False)
+
+
+def calling(count: int, content: str = "ok") -> str:
+    function = {"name": "read", "arguments": '{"path": "a"}'}
+    calls = [{"type": "function", "function": function}] * count
+    return encode_completion({"content": content, "tool_calls": calls}, "chat")

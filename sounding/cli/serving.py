@@ -1,0 +1,235 @@
+"""`serve`: a model behind HTTP, for editors, agents and SDKs."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sounding.cli.completion import Model, open_model
+from sounding.cli.models import model_folder
+
+if TYPE_CHECKING:
+    from sounding.engine.engine import Engine
+    from sounding.server.service import ModelCard
+    from sounding.server.settings import Settings
+
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="0 takes a free one.",
+)
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    help="What clients call the model; can be given repeatedly, '*' answers to any name.  "
+    "[default: the folder's name]",
+)
+@click.option(
+    "--api-keys",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with one key a line. Clients send one as 'Authorization: Bearer KEY' or 'x-api-key: "
+    "KEY'.",
+)
+@click.option(
+    "--without-keys",
+    is_flag=True,
+    help="Listen on an address that others can reach, without keys: everybody who reaches it may "
+    "use it.",
+)
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    help="Web page that may use the server, such as https://example.org; can be given repeatedly.",
+)
+@click.option(
+    "--prefix-store",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that keeps what was read of long prompts, over restarts.",
+)
+@click.option(
+    "--context-tokens",
+    type=click.IntRange(min=16),
+    help="Most tokens of prompt and answer together.  [default: what the model is made for]",
+)
+@click.option(
+    "--infill-context-tokens",
+    default=1024,
+    show_default=True,
+    type=click.IntRange(min=64),
+    help="What a completion at the cursor sees of the text around it, its answer included.",
+)
+@click.option(
+    "--width",
+    default=16,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Sequences that are computed together.",
+)
+@click.option(
+    "--thinking/--no-thinking",
+    default=True,
+    show_default=True,
+    help="Whether a chat thinks first where its request does not say.",
+)
+@click.option(
+    "--effort-scheme",
+    type=click.Choice(["april", "0731"]),
+    default="april",
+    show_default=True,
+    help="How the checkpoint is asked for effort; it belongs to the release.",
+)
+@click.option(
+    "--max-requests",
+    default=256,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Requests in progress, waiting ones included; more get a 429.",
+)
+@click.option(
+    "--max-body-mib",
+    default=32,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Of a request.",
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="An answer ends after this, with what there is of it.  [default: no limit]",
+)
+@click.option(
+    "--grace-seconds",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="After SIGTERM or Ctrl-C, how long running answers may go on.",
+)
+@click.option(
+    "--trace",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for one JSON file per answer: its tokens, what the cache did, where time went. "
+    "They contain what clients sent.",
+)
+def serve(
+    model: str | None,
+    host: str,
+    port: int,
+    names: tuple[str, ...],
+    api_keys: Path | None,
+    without_keys: bool,
+    cors_origins: tuple[str, ...],
+    prefix_store: Path | None,
+    context_tokens: int | None,
+    infill_context_tokens: int,
+    width: int,
+    thinking: bool,
+    effort_scheme: str,
+    max_requests: int,
+    max_body_mib: int,
+    max_seconds: float | None,
+    grace_seconds: float,
+    trace: Path | None,
+) -> None:
+    """Serve a model to editors, agents and SDKs.
+
+    MODEL is the folder of a checkpoint with a tokenizer.json; without it the shipped model is
+    served. Point a client at the address that is printed:
+
+    \b
+      OpenAI SDK, Continue, Cline, aider, Zed     http://127.0.0.1:8000/v1
+      Anthropic SDK, Claude Code                  http://127.0.0.1:8000
+      llama.vim, llama.vscode                     http://127.0.0.1:8000/infill
+      Ollama's clients                            http://127.0.0.1:8000
+      a browser, for trying it and watching it    http://127.0.0.1:8000
+
+    \b
+    Examples:
+      sounding serve
+      sounding serve MODEL --name deepseek-v4 --prefix-store ~/.cache/sounding
+      sounding serve MODEL --host 0.0.0.0 --api-keys keys.txt
+
+    Ctrl-C or SIGTERM lets running answers end within the grace; a second one does not wait. What
+    each protocol honours and refuses is in docs/server.md, and /openapi.json has it for programs.
+    """
+    from sounding.server.keys import Keys
+    from sounding.server.run import is_loopback, listen
+    from sounding.server.run import serve as serve_forever
+    from sounding.server.service import Service
+    from sounding.server.settings import Settings
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s")
+    if api_keys is None and not without_keys and not is_loopback(host):
+        raise ValueError(
+            f"others can reach {host}: give --api-keys FILE, or --without-keys if everybody may "
+            "use this server"
+        )
+    folder = model_folder(model)
+    keys = None if api_keys is None else Keys.from_file(api_keys)
+    guarded = keys is None and is_loopback(host)
+    settings = Settings(
+        model_names=names or (Path(folder).resolve().name,),
+        thinking=thinking,
+        effort_scheme=effort_scheme,
+        infill_context_tokens=infill_context_tokens,
+        max_requests=max_requests,
+        max_body_bytes=max_body_mib * 2**20,
+        max_seconds=max_seconds,
+        keys=keys,
+        cors_origins=cors_origins,
+        hosts=(*_LOOPBACK_NAMES, host) if guarded else None,
+        trace=trace,
+    )
+    listener = listen(host, port)
+    opened = open_model(folder)
+    engine = _engine(opened, context_tokens, width, prefix_store)
+    service = Service(engine, opened.tokenizer, settings, _card(opened))
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listener.getsockname()[1]}"
+    serve_forever(
+        service,
+        listener,
+        grace_seconds=grace_seconds,
+        ready=lambda server: _announce(settings, address),
+    )
+
+
+def _announce(settings: "Settings", address: str) -> None:
+    click.echo(f"serving {settings.model_names[0]} on {address}", err=True)
+    if settings.keys is None and settings.hosts is None:
+        click.echo("there are no keys: everybody who reaches it may use it", err=True)
+
+
+def _engine(
+    opened: Model, context_tokens: int | None, width: int, prefix_store: Path | None
+) -> "Engine":
+    from sounding.engine.engine import Engine
+    from sounding.engine.settings import EngineSettings
+
+    settings = EngineSettings(width=width, context_tokens=context_tokens)
+    return Engine(opened.network, opened.tokenizer, settings)
+
+
+def _card(opened: Model) -> "ModelCard":
+    """What clients are told of the model."""
+    from sounding.server.service import ModelCard
+    from sounding.weights.layout import count_parameters
+
+    config = opened.network.config
+    counts = count_parameters(config)
+    size = sum(path.stat().st_size for path in opened.folder.glob("*.safetensors"))
+    return ModelCard(
+        parameters=counts.main,
+        size_bytes=size,
+        quantization=config.expert_dtype or config.torch_dtype or "",
+    )

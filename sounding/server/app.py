@@ -1,0 +1,141 @@
+"""The application: routes to endpoints, the gate before them, and the life of the server."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sounding.server import (
+    chat_completions,
+    completions,
+    infill,
+    messages,
+    ollama,
+    responses,
+    status,
+)
+from sounding.server.errors import Refusal, anthropic_error, llama_error, ollama_error
+from sounding.server.frames import Answer
+from sounding.server.gate import Gate
+from sounding.server.openapi import Operation, document
+from sounding.server.service import Service
+from sounding.server.status import Endpoint
+
+WEB = Path(__file__).parent / "web"
+
+
+OPERATIONS = [
+    Operation(
+        chat_completions.ROUTE,
+        chat_completions.ChatCompletionRequest,
+        "Answer a conversation (OpenAI, DeepSeek).",
+    ),
+    Operation(
+        completions.ROUTE, completions.CompletionRequest, "Continue text, or fill in at a cursor."
+    ),
+    Operation(responses.ROUTE, responses.ResponseRequest, "Answer input items (OpenAI)."),
+    Operation(
+        messages.ROUTE,
+        messages.MessagesRequest,
+        "Answer a conversation (Anthropic).",
+        anthropic_error,
+    ),
+    Operation(
+        messages.COUNT_ROUTE,
+        messages.CountTokensRequest,
+        "Count the tokens of a conversation.",
+        anthropic_error,
+        stream=None,
+    ),
+    Operation(infill.ROUTE, infill.InfillRequest, "Fill in at a cursor (llama.cpp).", llama_error),
+    Operation(
+        ollama.ROUTE,
+        ollama.GenerateRequest,
+        "Answer, continue or fill in (Ollama).",
+        ollama_error,
+        stream="application/x-ndjson",
+    ),
+    Operation(
+        ollama.SHOW_ROUTE, ollama.ShowRequest, "Describe the model.", ollama_error, stream=None
+    ),
+]
+
+
+def application(service: Service) -> ASGIApp:
+    """The server of one engine, as an ASGI application."""
+    posts: dict[str, Endpoint] = {
+        chat_completions.ROUTE: chat_completions.ChatCompletions(service),
+        completions.ROUTE: completions.Completions(service),
+        responses.ROUTE: responses.Responses(service),
+        messages.ROUTE: messages.Messages(service),
+        messages.COUNT_ROUTE: messages.CountTokens(service),
+        infill.ROUTE: infill.Infill(service),
+        ollama.ROUTE: ollama.Generate(service),
+        ollama.SHOW_ROUTE: ollama.Show(service),
+    }
+    gets = status.endpoints(service) | ollama.listings(service)
+    described = document(OPERATIONS, [path.replace(":path", "") for path in gets])
+
+    async def openapi(request: Request) -> Response:
+        return Answer(described)
+
+    gets["/openapi.json"] = openapi
+    routes: list[BaseRoute] = [
+        *(_route(path, endpoint, "GET") for path, endpoint in gets.items()),
+        *(_route(path, endpoint, "POST") for path, endpoint in posts.items()),
+        *_page(),
+    ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: object) -> AsyncIterator[None]:
+        yield
+        await service.ledger.idle()
+        service.close()
+
+    router = Router(routes, redirect_slashes=False, default=_nothing_there, lifespan=lifespan)
+    return Gate(router, service)
+
+
+def _route(path: str, endpoint: Endpoint, method: str) -> Route:
+    return Route(path, _Handler(path, endpoint, method))
+
+
+class _Handler:
+    """An endpoint under its one method."""
+
+    def __init__(self, path: str, endpoint: Endpoint, method: str) -> None:
+        self._path, self._endpoint = path, endpoint
+        self._methods = (method, "HEAD") if method == "GET" else (method,)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["sounding.route"] = self._path
+        if scope["method"] not in self._methods:
+            raise Refusal(
+                405,
+                f"{self._path} takes {self._methods[0]}, not {scope['method'][:20]}",
+                code="method_not_allowed",
+                headers={"allow": ", ".join(self._methods)},
+            )
+        response = await self._endpoint(Request(scope, receive))
+        await response(scope, receive, send)
+
+
+async def _nothing_there(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        raise Refusal(404, f"there is nothing at {scope['path'][:200]}", code="not_found")
+
+
+def _page() -> list[BaseRoute]:
+    """The page, where it is installed."""
+    if not (WEB / "index.html").is_file():
+        return []
+
+    async def index(request: Request) -> Response:
+        return FileResponse(WEB / "index.html")
+
+    return [_route("/", index, "GET"), Mount("/ui", StaticFiles(directory=WEB))]

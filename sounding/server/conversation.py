@@ -1,0 +1,224 @@
+"""From a conversation, whatever protocol it came in, to a request for the engine.
+
+The protocols translate their wire into a `Conversation`, whose messages have the shape that
+`sounding.text.encode` reads; what the model writes is read back in reply.py.
+"""
+
+import secrets
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sounding.engine.messages import Answer, GenerationRequest, Grammar, Priority
+from sounding.engine.sampling import SamplingParams
+from sounding.server.errors import Refusal, context_overflow
+from sounding.server.memory import Memory, Rendered
+from sounding.server.settings import Settings
+from sounding.text.grammar import turn_grammar
+from sounding.text.markup import EFFORT_TEXTS, END_THINK
+from sounding.text.tokenizer import Tokenizer
+
+Message = dict[str, Any]
+Choice = Literal["auto", "none", "required"]
+
+# What clients may ask for, and the level it means (as the hosted service maps them).
+EFFORTS = {
+    "minimal": "low",
+    "low": "low",
+    "medium": "high",
+    "high": "high",
+    "xhigh": "high",
+    "max": "max",
+    "ultra": "max",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """What to answer and how, in the terms of the prompt format."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Message] = ()
+    """OpenAI shape, `strict` within the function."""
+    choice: Choice = "auto"
+    callable: Collection[str] | None = None
+    """The names that may be called, None: all."""
+    parallel: bool = True
+    """Whether one turn may hold several calls."""
+    schema: Any = None
+    """What the content must follow; None: it is text."""
+    show_schema: bool = True
+    """Whether the model is told; it is held to the schema either way."""
+    thinking: bool = True
+    effort: str = "high"
+    prefix: bool = False
+    """Whether the last message is the answer's beginning, to be continued."""
+    thinking_budget: int | None = None
+    """After so many tokens of reasoning the answer begins."""
+
+    @property
+    def thinking_mode(self) -> str:
+        return "thinking" if self.thinking else "chat"
+
+    @property
+    def begins_in(self) -> str:
+        """The mode to parse what comes first: a continued answer has no thoughts before it."""
+        return "chat" if self.prefix else self.thinking_mode
+
+    @property
+    def question(self) -> Message | None:
+        """The message that is answered."""
+        messages = self.messages[:-1] if self.prefix else self.messages
+        return messages[-1] if messages else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What every protocol says about how to generate, in one set of names."""
+
+    params: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    top_logprobs: int | None = None
+
+
+def render(memory: Memory, owner: str, chat: Conversation, settings: Settings) -> Rendered:
+    """The prompt. Raises Refusal for a conversation the format cannot carry."""
+    messages = _with_instructions(chat)
+    if chat.prefix:
+        messages[-1] = {**messages[-1], "wo_eos": True}
+    levels = EFFORT_TEXTS[settings.effort_scheme]
+    effort = chat.effort if chat.effort in levels else "high"
+    try:
+        return memory.render(
+            owner,
+            messages,
+            thinking_mode=chat.thinking_mode,
+            reasoning_effort=effort,
+            effort_scheme=settings.effort_scheme,
+        )
+    except ValueError as error:
+        raise Refusal(400, f"{error}", param="messages", code="invalid_value") from None
+
+
+def request_for(
+    prompt: Rendered,
+    chat: Conversation,
+    sampling: Sampling,
+    tokenizer: Tokenizer,
+    context_tokens: int,
+    settings: Settings,
+) -> GenerationRequest:
+    """What the engine is asked for. Raises Refusal where the context or a grammar forbids it."""
+    try:
+        grammar = grammar_for(chat)
+    except ValueError as error:
+        raise Refusal(400, f"{error}", param="tools", code="invalid_value") from None
+    budget: Answer | None = None
+    if chat.thinking_budget is not None and chat.begins_in == "thinking":
+        budget = ThinkingBudget(chat.thinking_budget, tokenizer.id_of(END_THINK))
+    return GenerationRequest(
+        prompt=prompt.ids,
+        params=sampling.params,
+        max_tokens=answer_tokens(len(prompt.ids), sampling.max_tokens, context_tokens),
+        max_seconds=settings.max_seconds,
+        stop=tuple(sampling.stop),
+        top_logprobs=sampling.top_logprobs,
+        grammar=grammar,
+        answer=budget,
+        priority=Priority.CHAT,
+    )
+
+
+def answer_tokens(
+    prompt_tokens: int, wanted: int | None, context_tokens: int, param: str = "messages"
+) -> int:
+    """How long the answer may become: never more than wanted, nor than there is room for.
+
+    Clients send the largest answer of the model they were written for, as a bound; one that the
+    context makes shorter is still within it. Raises Refusal where there is no room at all.
+    """
+    room = context_tokens - prompt_tokens
+    if room < 1:
+        raise context_overflow(prompt_tokens, context_tokens, param)
+    return room if wanted is None else min(wanted, room)
+
+
+def grammar_for(chat: Conversation) -> Grammar | None:
+    """The grammar that keeps a promise made in the request, None where none was made.
+
+    Raises ValueError for tools or schemas that a grammar cannot express.
+    """
+    strict = any(tool["function"].get("strict") for tool in chat.tools)
+    limited = chat.callable is not None or not chat.parallel or chat.choice != "auto"
+    if chat.schema is None and not (chat.tools and (strict or limited)):
+        return None
+    text = turn_grammar(
+        [t for t in chat.tools if chat.callable is None or t["function"]["name"] in chat.callable],
+        chat.begins_in,
+        calls=chat.choice,
+        parallel=chat.parallel,
+        schema=chat.schema,
+    )
+    return Grammar(kind="lark", text=text)
+
+
+def _with_instructions(chat: Conversation) -> list[Message]:
+    """The messages, with tools and response format on a system message as the format wants it."""
+    messages = list(chat.messages)
+    added: Message = {}
+    if chat.tools:
+        added["tools"] = [_shown(tool) for tool in chat.tools]
+    if chat.schema is not None and chat.show_schema:
+        added["response_format"] = chat.schema
+    if not added:
+        return messages
+    if messages and messages[0]["role"] == "system":
+        return [{**messages[0], **added}, *messages[1:]]
+    return [{"role": "system", "content": "", **added}, *messages]
+
+
+def _shown(tool: Message) -> Message:
+    """A tool as the model sees it: `strict` is for the decoder."""
+    function = {name: value for name, value in tool["function"].items() if name != "strict"}
+    return {"type": "function", "function": function}
+
+
+class ThinkingBudget:
+    """An `Answer` that ends the reasoning after a number of tokens."""
+
+    def __init__(self, most_tokens: int, end_think: int) -> None:
+        self._left: int | None = most_tokens
+        self._end_think = end_think
+
+    def allowed(self) -> Collection[int] | None:
+        return [self._end_think] if self._left is not None and self._left <= 0 else None
+
+    def push(self, token: int) -> bool:
+        if token == self._end_think:
+            self._left = None
+        elif self._left is not None:
+            self._left -= 1
+        return True
+
+
+def sampling_params(
+    *,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int | None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    default_temperature: float = 1.0,
+) -> SamplingParams:
+    """Sampling as the engine wants it; the protocols have checked the ranges.
+
+    Without a seed every request draws one, so that equal requests give different answers.
+    """
+    return SamplingParams(
+        temperature=default_temperature if temperature is None else temperature,
+        top_p=1.0 if top_p is None else top_p,
+        top_k=min(top_k or 0, 2**31),
+        min_p=min_p or 0.0,
+        seed=secrets.randbits(63) if seed is None else seed % 2**63,
+    )

@@ -1,0 +1,116 @@
+"""Why a request is refused, and how each protocol says so.
+
+Everything a client can do wrong becomes a `Refusal` somewhere below; it is written out in one
+place, in the shape that the client's own library turns into its own exception.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+class Refusal(Exception):
+    """A request that is not answered: an HTTP status, and a message that says what to change."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_seconds: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+        self.param, self.code = param, code
+        self.headers = dict(headers or {})
+        if retry_after_seconds is not None:
+            self.headers["retry-after"] = str(retry_after_seconds)
+
+
+def context_overflow(prompt_tokens: int, context_tokens: int, param: str = "messages") -> Refusal:
+    """A prompt that leaves no room for an answer.
+
+    Agents shorten their history when they read this, and recognise it by its code or by one of
+    the two sentences that the hosted services write.
+    """
+    return Refusal(
+        400,
+        f"prompt is too long: {prompt_tokens} tokens > {context_tokens - 1} maximum. This model's "
+        f"maximum context length is {context_tokens} tokens, the answer included; "
+        f"shorten the {param} or start anew",
+        param=param,
+        code="context_length_exceeded",
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Shapes
+
+Shape = Callable[[Refusal], dict[str, Any]]
+
+_OPENAI_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
+
+
+def openai_error(refusal: Refusal) -> dict[str, Any]:
+    """`{"error": {message, type, param, code}}`."""
+    kind = _OPENAI_TYPES.get(refusal.status, "invalid_request_error")
+    return {
+        "error": {
+            "message": refusal.message,
+            "type": kind,
+            "param": refusal.param,
+            "code": refusal.code,
+        }
+    }
+
+
+def anthropic_error(refusal: Refusal) -> dict[str, Any]:
+    """`{"type": "error", "error": {type, message}}`; the field is named in the message."""
+    kind = _ANTHROPIC_TYPES.get(refusal.status, "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": _with_param(refusal)}}
+
+
+def llama_error(refusal: Refusal) -> dict[str, Any]:
+    """`{"error": {code, message, type}}`, the code being the HTTP status."""
+    kind = _OPENAI_TYPES.get(refusal.status, "invalid_request_error")
+    return {
+        "error": {"code": refusal.status, "message": _with_param(refusal), "type": kind},
+    }
+
+
+def ollama_error(refusal: Refusal) -> dict[str, Any]:
+    """`{"error": message}`."""
+    return {"error": _with_param(refusal)}
+
+
+def shape_for(path: str) -> Shape:
+    """The shape of errors at a path, known before the request is."""
+    if path.startswith("/v1/messages"):
+        return anthropic_error
+    if path.startswith("/api/"):
+        return ollama_error
+    return llama_error if path == "/infill" else openai_error
+
+
+def _with_param(refusal: Refusal) -> str:
+    if refusal.param is None or refusal.param in refusal.message:
+        return refusal.message
+    return f"{refusal.param}: {refusal.message}"

@@ -1,0 +1,129 @@
+"""What the server remembers of earlier turns, so that the next prompt begins with the last one.
+
+Clients send a conversation anew with every turn, and lose things on the way: the reasoning, the
+exact text of calls, how the answer was cut into tokens. Each loss costs the prefix cache everything
+behind it, and lost reasoning also the model its train of thought. Three bounded memories give it
+back: reasoning by call id or by the words around it, calls by id, and tokens by text.
+"""
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sounding.text import Completion, Replay, encode
+from sounding.text.markup import EOS
+from sounding.text.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt as text and as tokens."""
+
+    text: str
+    ids: list[int]
+
+
+class Memory:
+    """Of one server; used by its threads."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        most_turns: int = 4096,
+        most_transcripts: int = 128,
+        most_characters: int = 2**25,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._replay = Replay(most_turns)
+        self._reasoning: OrderedDict[str, str] = OrderedDict()
+        self._transcripts: OrderedDict[str, list[int]] = OrderedDict()
+        self._characters = 0
+        self._most_turns, self._most_transcripts = most_turns, most_transcripts
+        self._most_characters = most_characters
+        self._lock = threading.Lock()
+
+    def render(self, owner: str, messages: Sequence[Message], **how: Any) -> Rendered:
+        """Encode a conversation, with what its client has lost put back.
+
+        Raises ValueError as `encode` does.
+        """
+        with self._lock:
+            text = encode(self._restored(owner, messages), replay=self._replay, **how)
+            begun = max((t for t in self._transcripts if text.startswith(t)), key=len, default="")
+            ids = list(self._transcripts[begun]) if begun else []
+            if begun:
+                self._transcripts.move_to_end(begun)
+        # A transcript ends with a named token, and no token reaches over one.
+        return Rendered(text, ids + self._tokenizer.encode(text[len(begun) :]))
+
+    def keep_turn(
+        self,
+        owner: str,
+        before: Message | None,
+        call_ids: Sequence[str],
+        completion: Completion,
+    ) -> None:
+        """Remember an answer to the message `before`, its calls under the ids handed out."""
+        with self._lock:
+            self._replay.keep(call_ids, completion)
+            if completion.reasoning_content:
+                message = {"content": completion.content}
+                for key in (*map(_call_key, call_ids), _words_key(owner, before, message)):
+                    self._reasoning[key] = completion.reasoning_content
+                    self._reasoning.move_to_end(key)
+            while len(self._reasoning) > self._most_turns:
+                self._reasoning.popitem(last=False)
+
+    def keep_tokens(self, prompt: Rendered, ids: Sequence[int]) -> None:
+        """Remember how a turn that the model ended itself was cut into tokens, EOS excluded."""
+        text = prompt.text + self._tokenizer.decode(ids) + EOS
+        with self._lock:
+            if text not in self._transcripts:
+                self._characters += len(text)
+            self._transcripts[text] = [*prompt.ids, *ids, self._tokenizer.eos_id]
+            self._transcripts.move_to_end(text)
+            while self._transcripts and (
+                len(self._transcripts) > self._most_transcripts
+                or self._characters > self._most_characters
+            ):
+                oldest, _ = self._transcripts.popitem(last=False)
+                self._characters -= len(oldest)
+
+    def _restored(self, owner: str, messages: Sequence[Message]) -> list[Message]:
+        """The messages, those without reasoning given theirs where it is known."""
+        restored: list[Message] = []
+        for message in messages:
+            if message["role"] == "assistant" and message.get("reasoning_content") is None:
+                before = restored[-1] if restored else None
+                reasoning = self._lookup(owner, before, message)
+                if reasoning is not None:
+                    message = {**message, "reasoning_content": reasoning}
+            restored.append(message)
+        return restored
+
+    def _lookup(self, owner: str, before: Message | None, message: Message) -> str | None:
+        ids = [call.get("id") for call in message.get("tool_calls") or ()]
+        keys = [_call_key(call_id) for call_id in ids if isinstance(call_id, str)]
+        # An id is nobody's guess; words alone count only where the question was the same too.
+        for key in keys or [_words_key(owner, before, message)]:
+            if key in self._reasoning:
+                self._reasoning.move_to_end(key)
+                return self._reasoning[key]
+        return None
+
+
+def _call_key(call_id: str) -> str:
+    return f"call {call_id}"
+
+
+def _words_key(owner: str, before: Message | None, message: Message) -> str:
+    question = None if before is None else [before.get("content"), before.get("content_blocks")]
+    words = json.dumps([owner, question, message.get("content") or ""])
+    return "words " + hashlib.sha256(words.encode()).hexdigest()

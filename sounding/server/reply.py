@@ -1,0 +1,133 @@
+"""From the engine's tokens to what a chat protocol says: reasoning, content, calls, and an end.
+
+Streaming is the only path: an answer that is sent whole is the sum of the same pieces.
+"""
+
+import secrets
+from dataclasses import dataclass
+from typing import Literal
+
+from sounding.engine.messages import Event, Finished, TokenEvent, Usage
+from sounding.server.conversation import Conversation
+from sounding.server.errors import Refusal
+from sounding.server.exchange import failure
+from sounding.server.memory import Memory, Rendered
+from sounding.text import (
+    CallBegun,
+    Completion,
+    ContentDelta,
+    End,
+    ReasoningDelta,
+    collect,
+    parser,
+)
+from sounding.text import Event as TextEvent
+from sounding.text.markup import END_THINK, EOS
+from sounding.text.tokenizer import Tokenizer
+
+Finish = Literal["stop", "tool_calls", "length"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something the parser understood, and the tokens it is made of (of text; for logprobs)."""
+
+    event: TextEvent
+    tokens: tuple[TokenEvent, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """How an answer ended, and what it took."""
+
+    finish: Finish
+    reason: str
+    """The engine's word: "time" and "repetition" are lengths to most protocols."""
+    stop: str | None
+    usage: Usage
+    reasoning_tokens: int
+    failure: Refusal | None
+    """Why there is no answer, None if there is one."""
+
+
+class Reply:
+    """Reads one run's events."""
+
+    def __init__(
+        self,
+        chat: Conversation,
+        prompt: Rendered,
+        *,
+        tokenizer: Tokenizer,
+        memory: Memory,
+        owner: str,
+        call_prefix: str = "call_",
+    ) -> None:
+        self.call_ids: list[str] = []
+        self._chat, self._prompt, self._owner = chat, prompt, owner
+        self._tokenizer, self._memory, self._call_prefix = tokenizer, memory, call_prefix
+        self._parser = parser(chat.begins_in, tolerant=True, tools=list(chat.tools))
+        self.pieces: list[Piece] = []
+        self._ids: list[int] = []
+        self._waiting: list[TokenEvent] = []  # tokens whose text the parser has not passed on
+        self._named = frozenset(tokenizer.named.values())
+        self._end_think = tokenizer.id_of(END_THINK)
+        self._reasoning_tokens = 0
+        self._thinks = chat.begins_in == "thinking"
+
+    @property
+    def completion(self) -> Completion:
+        """Everything said so far."""
+        return collect(piece.event for piece in self.pieces)
+
+    def feed(self, event: Event) -> list[Piece | Answered]:
+        """What an event of the engine means; the last list ends with Answered."""
+        if isinstance(event, Finished):
+            return self._finish(event)
+        self._ids.append(event.token)
+        self._reasoning_tokens += self._thinks
+        self._thinks = self._thinks and event.token != self._end_think
+        if event.token not in self._named:
+            self._waiting.append(event)
+        text = "" if event.token == self._tokenizer.eos_id else event.text
+        return [*self._pieces(self._parser.feed(text))]
+
+    def _pieces(self, events: list[TextEvent]) -> list[Piece]:
+        pieces = []
+        for event in events:
+            tokens: tuple[TokenEvent, ...] = ()
+            if isinstance(event, ReasoningDelta | ContentDelta):
+                tokens, self._waiting = tuple(self._waiting), []
+            elif isinstance(event, CallBegun):
+                self._waiting = []
+                self.call_ids.append(self._call_prefix + secrets.token_hex(12))
+            pieces.append(Piece(event, tokens))
+        self.pieces += pieces
+        return pieces
+
+    def _finish(self, finished: Finished) -> list[Piece | Answered]:
+        natural = finished.reason == "stop" and finished.stop is None
+        events = self._parser.feed(finished.text + (EOS if natural else ""))
+        pieces = self._pieces(events + self._parser.finish())
+        completion = self.completion
+        finish: Finish = "length"
+        if finished.reason == "stop":
+            called = natural and completion.finish_reason == "tool_calls"
+            finish = "tool_calls" if called else "stop"
+            self._keep(completion, natural=natural)
+        end = Answered(
+            finish=finish,
+            reason=finished.reason,
+            stop=finished.stop,
+            usage=finished.usage,
+            reasoning_tokens=self._reasoning_tokens,
+            failure=failure(finished),
+        )
+        return [*(piece for piece in pieces if not isinstance(piece.event, End)), end]
+
+    def _keep(self, completion: Completion, *, natural: bool) -> None:
+        self._memory.keep_turn(self._owner, self._chat.question, self.call_ids, completion)
+        if natural:
+            eos = self._tokenizer.eos_id
+            ids = self._ids[:-1] if self._ids[-1:] == [eos] else self._ids
+            self._memory.keep_tokens(self._prompt, ids)

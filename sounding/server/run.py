@@ -1,0 +1,108 @@
+"""Listening: sockets, signals, and an end in which nobody's answer is cut off.
+
+The first SIGTERM or SIGINT begins the drain: what runs may end within the grace, new requests are
+told to go elsewhere (503). A second one stops at once.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from sounding.server.app import application
+from sounding.server.service import Service
+
+log = logging.getLogger(__name__)
+
+_LAST_WORDS_SECONDS = 2  # for answers on their way after the engine has stopped
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that drains before it stops."""
+
+    def __init__(self, service: Service, *, grace_seconds: float = 30.0) -> None:
+        config = uvicorn.Config(
+            application(service),
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
+        )
+        super().__init__(config)
+        self._service, self._grace_seconds = service, grace_seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._service.draining or self._loop is None:
+            self.should_exit = self.force_exit = True
+        else:
+            self.drain()
+
+    def drain(self) -> None:
+        """Begin to stop; from any thread."""
+        self._service.draining = True
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._begin_drain)
+
+    def _begin_drain(self) -> None:
+        self._draining = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        log.info("draining for at most %g seconds", self._grace_seconds)
+        # The engine lets what runs end, cancels the rest after the grace, and stops.
+        await asyncio.to_thread(self._service.engine.close, self._grace_seconds)
+        await self._service.ledger.idle()
+        self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens, on a free port for port 0. Raises OSError naming the address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(
+    service: Service,
+    listener: socket.socket,
+    *,
+    grace_seconds: float = 30.0,
+    ready: Callable[[Server], None] = lambda server: None,
+) -> None:
+    """Serve until told to stop. `ready` is called with the server before it takes requests."""
+    service.warm()
+    server = Server(service, grace_seconds=grace_seconds)
+    ready(server)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        service.engine.close()

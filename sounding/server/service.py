@@ -1,0 +1,179 @@
+"""What all routes share: the engine, its tokenizer, and what the server knows beside them."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from starlette.requests import Request
+
+from sounding.engine.complete import Completer
+from sounding.engine.complete import Settings as CompletionSettings
+from sounding.engine.endings import Gap
+from sounding.engine.messages import EngineLike, GenerationRequest, Usage
+from sounding.server.errors import Refusal
+from sounding.server.exchange import Exchange, Ledger, Run, begin
+from sounding.server.memory import Memory
+from sounding.server.metrics import Metrics
+from sounding.server.settings import Settings
+from sounding.server.trace import Trace
+from sounding.server.wire import Json, Model, read_json, read_model
+from sounding.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+_RATE_SECONDS = 10  # over which tokens per second are measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What clients are told about the model; empty where the server was not told."""
+
+    architecture: str = "deepseek4"
+    parameters: int = 0
+    size_bytes: int = 0
+    quantization: str = ""
+
+
+class Service:
+    """One server's state."""
+
+    def __init__(
+        self,
+        engine: EngineLike,
+        tokenizer: Tokenizer,
+        settings: Settings,
+        card: ModelCard | None = None,
+    ) -> None:
+        """Raises OSError when the trace folder cannot be written to."""
+        self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
+        self.card = card or ModelCard()
+        self.memory = Memory(tokenizer)
+        self.ledger = Ledger()
+        self.metrics = Metrics(engine.stats, self.ledger)
+        self.trace = Trace(settings.trace) if settings.trace is not None else None
+        if self.trace is not None:
+            self.ledger.on_end.append(self.trace.keep)
+        self.began = time.time()
+        self.in_flight = 0
+        self.draining = False
+        self._generated: deque[float] = deque(maxlen=100_000)
+        self.ledger.on_token.append(lambda run: self._generated.append(run.token_times[-1]))
+
+    @cached_property
+    def completer(self) -> Completer | None:
+        """What makes prompts for a cursor; None for a vocabulary without the tokens for it."""
+        try:
+            return Completer(self.tokenizer, _no_generation)
+        except ValueError:
+            return None
+
+    def warm(self) -> None:
+        """Make the tables that the first keystroke would have to wait for."""
+        if self.completer is not None:
+            self.completer.begin(Gap("x = ", "\n\n"), "line", CompletionSettings())
+
+    def require_completer(self) -> Completer:
+        """What makes prompts for a cursor. Raises Refusal for a model that never saw one."""
+        if self.completer is None:
+            raise Refusal(
+                400, "this model's vocabulary has no tokens to fill in the middle", param="suffix"
+            )
+        return self.completer
+
+    @property
+    def model_name(self) -> str:
+        names = self.settings.model_names
+        return next((name for name in names if name != "*"), "sounding")
+
+    def require_model(self, name: str | None) -> str:
+        """The name to answer under. Raises Refusal for a model that is not here."""
+        names = self.settings.model_names
+        if name is None:
+            return self.model_name
+        # Ollama's clients write a tag behind the name.
+        if name in names or name.removesuffix(":latest") in names or "*" in names:
+            return name
+        raise Refusal(
+            404,
+            f"there is no model {name[:80]!r} here; it is called {self.model_name!r} "
+            "(serve --name adds others)",
+            param="model",
+            code="model_not_found",
+        )
+
+    def raw_prompt(self, text: str) -> list[int]:
+        """The tokens of a prompt that is taken as it is, after a BOS."""
+        ids, bos = self.tokenizer.encode(text), self.tokenizer.bos_id
+        return ids if ids[:1] == [bos] else [bos, *ids]
+
+    async def read(self, request: Request, model: type[Model]) -> Model:
+        """The request's body as a model. Raises Refusal."""
+        return read_model(model, read_json(await request.body()))
+
+    async def begin(self, route: str, requests: Sequence[GenerationRequest]) -> Exchange:
+        """Submit requests to the engine. Raises Refusal when it will not have them."""
+        return await begin(self.engine, self.ledger, route, requests)
+
+    def status(self) -> Json:
+        """A moment of the server, for the page."""
+        stats = self.engine.stats()
+        runs = list(self.ledger.running.values())
+        return {
+            "model": self.model_name,
+            "context_tokens": self.engine.context_tokens,
+            "uptime_seconds": time.time() - self.began,
+            "draining": self.draining,
+            "tokens_per_second": self._rate(),
+            "engine": {name: value for name, value in asdict(stats).items()},
+            "cache": {
+                "prompt_tokens": stats.prompt_tokens,
+                "hit_tokens": stats.hit_tokens,
+                "hit_rate": stats.hit_tokens / stats.prompt_tokens if stats.prompt_tokens else 0.0,
+                "prefixes": stats.cached_prefixes,
+                "state_bytes": stats.state_bytes,
+                "state_limit_bytes": stats.state_limit_bytes,
+                "stored_prefixes": stats.stored_prefixes,
+                "stored_bytes": stats.stored_bytes,
+            },
+            "sessions": [_session(run) for run in (*runs, *self.ledger.recent)],
+        }
+
+    def _rate(self) -> float:
+        since = time.monotonic() - _RATE_SECONDS
+        while self._generated and self._generated[0] < since:
+            self._generated.popleft()
+        return len(self._generated) / _RATE_SECONDS
+
+    def close(self) -> None:
+        if self.trace is not None:
+            self.trace.close()
+
+
+def _no_generation(requests: Sequence[object]) -> Iterator[tuple[int, bool]]:
+    raise NotImplementedError("the server's engine generates; the completer makes prompts alone")
+
+
+def owner_of(request: Request) -> str:
+    """Whose request it is, "" without keys."""
+    return str(request.scope.get("sounding.owner", ""))
+
+
+def _session(run: Run) -> dict[str, Any]:
+    usage = run.finished.usage if run.finished is not None else Usage()
+    return {
+        "id": run.run_id,
+        "route": run.route,
+        "state": run.state,
+        "priority": run.request.priority.name.lower(),
+        "prompt_tokens": len(run.request.prompt),
+        "completion_tokens": len(run.tokens),
+        "max_tokens": run.request.max_tokens,
+        "hit_tokens": usage.hit_tokens,
+        "miss_reason": usage.miss_reason,
+        "first_token_seconds": run.first_token_seconds,
+        "seconds": run.seconds,
+    }
