@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "card": ("card", "Write the model card of a trained model from the files of its making."),
     "write": ("completion", "Continue code, streaming."),
     "complete": ("completion", "Fill in code at a place in a file."),
+    "language-server": ("editor", "Complete code in an editor, over LSP on stdin and stdout."),
     "eval": ("evaluation", "Measure a model: bits per byte, filled lines, passed tests."),
     "data": ("data", "Build a corpus of documents and turn it into tokens."),
 }
@@ -39,7 +40,7 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module = importlib.import_module(f"sounding.cli.{COMMANDS[name][0]}")
-        command: click.Command = getattr(module, name)
+        command: click.Command = getattr(module, name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

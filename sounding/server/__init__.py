@@ -1,0 +1,1 @@
+"""Products on top of the engine: protocols over HTTP, a language server, the page."""
