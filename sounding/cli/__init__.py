@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "write": ("completion", "Continue code, streaming."),
     "complete": ("completion", "Fill in code at a place in a file."),
     "language-server": ("editor", "Complete code in an editor, over LSP on stdin and stdout."),
+    "chat": ("chatting", "Talk with a model in the terminal."),
     "eval": ("evaluation", "Measure a model: bits per byte, filled lines, passed tests."),
     "data": ("data", "Build a corpus of documents and turn it into tokens."),
 }

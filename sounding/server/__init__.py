@@ -1,1 +1,1 @@
-"""Products on top of the engine: protocols over HTTP, a language server, the page."""
+"""The engine behind HTTP: the protocols that editors, agents and SDKs speak already."""

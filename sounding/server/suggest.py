@@ -23,6 +23,7 @@ from sounding.text.tokenizer import Tokenizer
 
 _SENT_CHARACTERS = 50_000  # on either side of the cursor: more than a prompt can hold
 _TIMEOUT_SECONDS = 30.0
+_PROMPT_MS = 1000  # for reading a long prompt that is in no cache
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,10 @@ class FromServer:
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._limits = {"n_predict": max_tokens, "t_max_predict_ms": round(seconds * 1000)}
+        self._limits: dict[str, int] = {"n_predict": max_tokens}
+        if seconds:
+            milliseconds = round(seconds * 1000)
+            self._limits |= {"t_max_predict_ms": milliseconds, "t_max_prompt_ms": _PROMPT_MS}
 
     def __call__(self, ask: Ask, stop: Stop) -> str:
         """See `Suggest`. Raises OSError without a server, ValueError with what it refuses."""
@@ -150,7 +154,7 @@ class FromServer:
             "input_suffix": ask.gap.suffix[:_SENT_CHARACTERS],
             "input_extra": [{"filename": path, "text": text} for path, text in ask.files],
             "stream": False,
-            **{name: value for name, value in self._limits.items() if value},
+            **self._limits,
         }
         stop.check()
         connection = self._connect()

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-SECONDS = 10.0  # before a message that does not come is an error
+SECONDS = 60.0  # before a message that does not come is an error
 
 
 class Editor:
