@@ -233,7 +233,7 @@ def test_the_numbers_of_the_server(browser: Browser) -> None:
     assert browser.run("document.querySelectorAll('#sessions tr').length") == 4
     row = "[...document.querySelector('#sessions tr').cells].map((cell) => cell.innerText)"
     assert browser.run(row) == [
-        "running", "/v1/chat/completions", "1,800", "1,664", "212", "310 ms", "1.5"
+        "decoding", "/v1/chat/completions", "1,800", "1,664", "212", "310 ms", "1.5"
     ]  # fmt: skip
 
 

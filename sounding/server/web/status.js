@@ -76,15 +76,22 @@ function tell(status) {
   if (rates.length > KEPT) rates.shift();
   share("hits", cache.hit_tokens, cache.prompt_tokens, "prompt tokens");
   share("accepted", engine.accepted_tokens, engine.drafted_tokens, "drafted tokens");
-  $("memory").textContent = bytes(engine.state_bytes);
-  $("memory-bar").value = engine.state_limit_bytes ? engine.state_bytes / engine.state_limit_bytes : 0;
-  const stored = engine.stored_prefixes ? `, ${bytes(engine.stored_bytes)} on disk` : "";
-  $("memory-sub").textContent = `of ${bytes(engine.state_limit_bytes)}, ${engine.cached_prefixes} prefixes${stored}`;
+  tellMemory(engine);
   $("uptime").textContent = duration(status.uptime_seconds);
   $("uptime-sub").textContent = `context of ${status.context_tokens.toLocaleString()} tokens`;
   heat.set(engine.expert_load);
   tellSessions(status.sessions);
   redraw();
+}
+
+// Running sequences and the prefixes kept for later, together.
+function tellMemory(engine) {
+  const used = engine.state_bytes + (engine.prefix_bytes ?? 0);
+  const limit = engine.state_limit_bytes + (engine.prefix_limit_bytes ?? 0);
+  $("memory").textContent = bytes(used);
+  $("memory-bar").value = limit ? used / limit : 0;
+  const stored = engine.stored_prefixes ? `, ${bytes(engine.stored_bytes)} on disk` : "";
+  $("memory-sub").textContent = `of ${bytes(limit)}, ${engine.cached_prefixes} prefixes${stored}`;
 }
 
 function share(id, part, whole, what) {
