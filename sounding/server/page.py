@@ -6,11 +6,11 @@ their hash that nothing has changed.
 """
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 FOLDER = Path(__file__).parent / "web"
 TYPES = {
@@ -32,12 +32,11 @@ HEADERS = {
 }
 
 
-def routes() -> list[BaseRoute]:
-    """A route for each file, under /ui/, and for the page itself."""
+def endpoints() -> dict[str, Callable[[Request], Awaitable[Response]]]:
+    """By path, all GET: the page itself, and each file under /ui/."""
     files = {path.name: _File(path) for path in sorted(FOLDER.iterdir()) if path.suffix in TYPES}
-    served: list[BaseRoute] = [Route("/", files["index.html"].answer)]
-    served += [Route(f"/ui/{name}", file.answer) for name, file in files.items()]
-    return served
+    served = {"/": files["index.html"].answer}
+    return served | {f"/ui/{name}": file.answer for name, file in files.items()}
 
 
 class _File:

@@ -36,7 +36,7 @@ class ScriptedServer:
         self.reset()
         self.app = Starlette(
             routes=[
-                *page.routes(),
+                *(Route(*served) for served in page.endpoints().items()),
                 Route("/status", self._status),
                 Route("/infill", self._infill, methods=["POST"]),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),

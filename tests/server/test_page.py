@@ -4,6 +4,7 @@ import re
 
 import pytest
 from starlette.applications import Starlette
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from sounding.server import page
@@ -13,7 +14,7 @@ FILES = sorted(path for path in page.FOLDER.iterdir() if path.is_file())
 
 @pytest.fixture
 def client() -> TestClient:
-    return TestClient(Starlette(routes=page.routes()))
+    return TestClient(Starlette(routes=[Route(*served) for served in page.endpoints().items()]))
 
 
 def test_files_are_served_as_what_they_are(client: TestClient) -> None:

@@ -1,5 +1,6 @@
 """What completions come from: a model within its time, and a server over HTTP."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -101,7 +102,8 @@ class Server:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                with contextlib.suppress(OSError):  # somebody has hung up
+                    self.wfile.write(data)
 
             def log_message(self, *_: object) -> None:
                 pass

@@ -190,9 +190,7 @@ class _Attend(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(
-        ctx: Any, *gradients: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, Tensor, None]:
         q, window, entries, selected, sink, output, log_sums = ctx.saved_tensors
         grad = gradients[0].contiguous()
         grad_q = torch.empty_like(q)
