@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "write": ("completion", "Continue code, streaming."),
     "complete": ("completion", "Fill in code at a place in a file."),
     "serve": ("serving", "Serve a model to editors, agents and SDKs."),
+    "language-server": ("editor", "Complete code in an editor, over LSP on stdin and stdout."),
+    "chat": ("chatting", "Talk with a model in the terminal."),
     "eval": ("evaluation", "Measure a model: bits per byte, filled lines, passed tests."),
     "data": ("data", "Build a corpus of documents and turn it into tokens."),
 }
@@ -40,7 +42,7 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module = importlib.import_module(f"sounding.cli.{COMMANDS[name][0]}")
-        command: click.Command = getattr(module, name)
+        command: click.Command = getattr(module, name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

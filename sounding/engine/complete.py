@@ -7,6 +7,7 @@ on single documents and never shows the tokens that separate the files of a repo
 """
 
 import codecs
+import copy
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,12 @@ class Completer:
         names = (FIM_BEGIN, FIM_HOLE, FIM_END)
         self._begin, self._hole, self._end = map(tokenizer.id_of, names)
         self._healer = Healer(tokenizer)
+
+    def using(self, generate: Generate) -> "Completer":
+        """The same over something else that generates; the tables are shared."""
+        other = copy.copy(self)
+        other._generate = generate
+        return other
 
     def fill(
         self,
@@ -238,11 +245,12 @@ class Completer:
             requests.append(
                 Request(prompt=ids, answer=middle, params=params, max_tokens=settings.max_tokens)
             )
-        for _ in self._generate(requests):
-            pass
+        ended = {index for index, over in self._generate(requests) if over}
         found = []
-        for middle in middles:
-            text = trim(middle.finish(), gap, cut_short=middle.cut_short)
+        for index, middle in enumerate(middles):
+            # What generates may stop early, where somebody waits for whatever there is.
+            cut_short = middle.cut_short or index not in ended
+            text = trim(middle.finish(), gap, cut_short=cut_short)
             if python:
                 text = longest_valid(text, gap)
             found.append(Completion(text, middle.count, python and _valid(text, gap)))

@@ -1,0 +1,86 @@
+"""`language-server`: completions inside of an editor."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sounding.cli.completion import open_model
+
+if TYPE_CHECKING:
+    from sounding.server.suggest import Suggest
+
+
+@click.command("language-server")
+@click.argument("model", required=False)
+@click.option("--server", metavar="URL", help="Ask a running server rather than load a model.")
+@click.option(
+    "--api-key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What the server asks for, in the first line of a file.",
+)
+@click.option(
+    "--pause-ms",
+    default=40,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="How long the keyboard must rest before a completion is begun.",
+)
+@click.option(
+    "--budget-ms",
+    default=250,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Time for a completion from its first token on; what is there then is shown. 0: no limit.",
+)
+@click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--context-tokens",
+    default=1024,
+    show_default=True,
+    help="What the model sees, its answer included.",
+)
+def language_server(
+    model: str | None,
+    server: str | None,
+    api_key_file: Path | None,
+    pause_ms: int,
+    budget_ms: int,
+    max_tokens: int,
+    context_tokens: int,
+) -> None:
+    """Complete code in an editor, over LSP on stdin and stdout.
+
+    MODEL is the folder of a checkpoint with a tokenizer.json; without one, the shipped model is
+    taken. An editor starts this command: docs/editors.md has the lines for Neovim, VS Code, Emacs
+    and Zed. The model is loaded when the editor has connected, and what goes wrong is shown there.
+    """
+    from sounding.engine.complete import Settings
+    from sounding.server.language_server import CodeServer
+    from sounding.server.suggest import FromModel, FromServer
+
+    if model is not None and server is not None:
+        raise click.UsageError("give either MODEL or --server: a server has loaded its own")
+    if api_key_file is not None and server is None:
+        raise click.UsageError("--api-key-file goes with --server")
+    seconds = budget_ms / 1000
+
+    def open_suggest() -> "Suggest":
+        if server is not None:
+            key = api_key_file.read_text().split("\n")[0].strip() if api_key_file else None
+            return FromServer(server, api_key=key, max_tokens=max_tokens, seconds=seconds)
+        settings = Settings(max_tokens=max_tokens, context_tokens=context_tokens)
+        opened = open_model(model)
+        return FromModel(opened.tokenizer, opened.batch(8), settings, seconds=seconds)
+
+    if sys.stdin.isatty():
+        click.echo("this command is for an editor to start: see docs/editors.md", err=True)
+    # pygls would take an interrupt for a reason to wait until stdin is closed.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    code = CodeServer(open_suggest, pause_seconds=pause_ms / 1000).run()
+    # The worker may be loading a model; nobody waits for it any more.
+    sys.stderr.flush()
+    os._exit(code)
