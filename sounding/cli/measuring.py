@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -100,15 +101,7 @@ def read_texts(path: Path, suffixes: Sequence[str]) -> list[tuple[str, str]]:
 
         documents = read_documents(path, "heldout")
         return [(f"{document.package}/{document.path}", document.text) for document in documents]
-    paths = [path]
-    if path.is_dir():
-        found = (other for other in path.rglob("*") if other.is_file())
-        paths = sorted(
-            other
-            for other in found
-            if other.suffix in suffixes
-            and not any(part.startswith(".") for part in other.relative_to(path).parts)
-        )
+    paths = _files_below(path, suffixes) if path.is_dir() else [path]
     texts, skipped = [], 0
     for file in paths:
         try:
@@ -124,6 +117,16 @@ def read_texts(path: Path, suffixes: Sequence[str]) -> list[tuple[str, str]]:
     if not texts:
         raise ValueError(f"{path} has no text in files named {', '.join(suffixes)}; see --suffix")
     return texts
+
+
+def _files_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Files with these suffixes in order of their names; hidden folders are not entered."""
+    found = []
+    for above, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        visible = (Path(above, name) for name in names if not name.startswith("."))
+        found += [file for file in visible if file.suffix in suffixes and file.is_file()]
+    return sorted(found)
 
 
 def limited(items: Sequence[_T], limit: int | None, seed: int) -> list[_T]:

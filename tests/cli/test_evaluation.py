@@ -90,6 +90,8 @@ def test_bits_per_byte(model: Path, tmp_path: Path) -> None:
     (tmp_path / "b" / "two.py").write_text(TEXT)
     (tmp_path / "b" / "three.txt").write_text("not looked at")
     (tmp_path / "b" / "four.py").write_bytes(b"\xff\xfe")
+    (tmp_path / "b" / ".hidden").mkdir()
+    (tmp_path / "b" / ".hidden" / "five.py").write_text("not entered")
     out = tmp_path / "out.jsonl"
     arguments = ("eval", "bpb", tmp_path / "b", "--model", model, "--context-tokens", 64)
     found = answer(*arguments, "--out", out)
