@@ -80,10 +80,10 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float,
         update_rms: float,
         dtype: torch.dtype = torch.float32,
-        batch_elements: int = 1 << 24,
+        batch_elements: int | None = None,
     ) -> None:
         """`update_rms` is gamma; `dtype` that of the matrix products; a batch holds at most
-        `batch_elements` numbers, which bounds the memory they take."""
+        `batch_elements` numbers, by default what a processor's cache or a GPU is filled by."""
         defaults = {"lr": lr, "mu": momentum, "weight_decay": weight_decay, "gamma": update_rms}
         super().__init__(params, defaults)
         self._dtype = dtype
@@ -107,7 +107,8 @@ class Muon(torch.optim.Optimizer):
             batch: list[Tensor] = []
             for param in group:
                 held = sum(other.numel() for other in batch)
-                if batch and held + param.numel() > self._batch_elements:
+                room = self._batch_elements or (1 << 24 if param.is_cuda else 1 << 21)
+                if batch and held + param.numel() > room:
                     yield batch
                     batch = []
                 batch.append(param)

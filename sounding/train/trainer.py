@@ -129,8 +129,7 @@ class Trainer:
         """
         run, log = self.run_config, self.run_config.log
         started, measured = time.monotonic(), self.tokens
-        quick = _for_throughput(run.train.dtype)
-        with _repeatable(run.train.deterministic), quick, self._stop_on_signals():
+        with _repeatable(run.train.deterministic), self._stop_on_signals():
             while self.step < run.train.steps and not self.group.any(self._stopping):
                 row = self.take_step()
                 if self.guard.gives_up:
@@ -210,15 +209,17 @@ class Trainer:
                 param.requires_grad_(phase is not Phase.INDEXER or ".indexer." in name)
 
     def _backward(self, batch: Batch, counts: Counts, phase: Phase) -> Losses:
-        sums = supervised.losses(self.model, batch, phase)
-        loss = supervised.total_loss(
-            sums,
-            counts,
-            mtp_weight=self._mtp_weight,
-            balance_weight=self.run_config.objective.balance_weight,
-        )
-        if loss.requires_grad:
-            (loss * self.group.world).backward()  # sharding averages gradients, and we want sums
+        with _for_throughput(self.run_config.train.dtype):
+            sums = supervised.losses(self.model, batch, phase)
+            loss = supervised.total_loss(
+                sums,
+                counts,
+                mtp_weight=self._mtp_weight,
+                balance_weight=self.run_config.objective.balance_weight,
+            )
+            if loss.requires_grad:
+                # Sharding averages gradients, and we want sums.
+                (loss * self.group.world).backward()
         return Losses(*(value.detach() for value in sums))
 
     @property
@@ -266,8 +267,9 @@ class Trainer:
         phase = Phase.DENSE if phase is not Phase.SPARSE else Phase.SPARSE
         total, counts = 0.0, Counts()
         for batch in self._held_out.batches:
-            moved = self._to_device(batch)
-            total += float(supervised.next_token_loss(self.model, moved, phase))
+            with _for_throughput(self.run_config.train.dtype):
+                moved = self._to_device(batch)
+                total += float(supervised.next_token_loss(self.model, moved, phase))
             counts += supervised.count(batch, 0)
         self.group.reshard(self.model)
         self._record(
