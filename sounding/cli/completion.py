@@ -29,16 +29,14 @@ class Model(NamedTuple):
     tokenizer: "Tokenizer"
 
     def batch(self, width: int) -> "Batch":
-        """Its engine, `width` sequences at a time."""
+        """Its engine, `width` sequences at a time, until the command ends."""
         from sounding.engine.batch import Batch
+        from sounding.engine.engine import Engine
+        from sounding.engine.settings import EngineSettings
 
-        eos = self.network.config.eos_token_id
-        return Batch(
-            self.network,
-            stop_tokens=() if eos is None else (eos,),
-            num_tokens=self.tokenizer.num_tokens,
-            width=width,
-        )
+        engine = Engine(self.network, self.tokenizer, EngineSettings(width=width))
+        click.get_current_context().call_on_close(engine.close)
+        return Batch(engine)
 
 
 def open_model(folder: str | None) -> Model:

@@ -1,9 +1,7 @@
 """Commands that run a model: logits for given tokens, and text continued."""
 
-import itertools
 import random
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,7 @@ from sounding.cli.models import model_folder, open_checkpoint
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sounding.engine.messages import Event
     from sounding.model.transformer import Transformer
 
 
@@ -199,7 +198,8 @@ def generate(
       sounding generate --prompt 'def fibonacci(n):' --stop $'\\n\\n'
       sounding generate MODEL --tokens 0,17,4 --max-tokens 8
     """
-    from sounding.engine.generate import generate as generate_tokens
+    from sounding.engine.engine import Engine
+    from sounding.engine.messages import Finished, GenerationRequest
     from sounding.engine.sampling import SamplingParams
 
     if (prompt is None) == (tokens is None):
@@ -212,60 +212,60 @@ def generate(
         dialect: _Tokens | _Text = _Tokens(tokens)
     else:
         text = sys.stdin.read() if prompt == "-" else prompt or ""
-        dialect = _Text(Path(folder), text, stop)
-    network = load_network(folder)
-    eos = network.config.eos_token_id
+        dialect = _Text(Path(folder), text)
+    engine = Engine(load_network(folder), dialect.tokenizer)
+    click.get_current_context().call_on_close(engine.close)
+    stream = engine.submit(
+        GenerationRequest(
+            prompt=dialect.prompt,
+            params=params,
+            max_tokens=max_tokens,
+            stop=stop,
+            guard_repetition=False,
+        )
+    )
     with _progress() as progress:
         task = progress.add_task("prompt", total=len(dialect.prompt))
-        answer = generate_tokens(
-            network,
-            dialect.prompt,
-            params,
-            max_tokens=max_tokens,
-            stop_tokens=() if eos is None else (eos,),
-            num_tokens=dialect.num_tokens,
-            prefilled=lambda done: progress.update(task, advance=done),
-        )
-        first = list(itertools.islice(answer, 1))
-    for piece in dialect.render(itertools.chain(first, answer)):
-        click.echo(piece, nl=False)
+        while not stream.wait(0.1):
+            progress.update(task, completed=stream.prefilled)
+    for event in stream:
+        click.echo(dialect.render(event), nl=False)
+        if isinstance(event, Finished) and event.reason == "error":
+            raise RuntimeError(event.error)
     click.echo()
 
 
 class _Tokens:
     """A prompt and an answer as token ids."""
 
+    tokenizer = None
+
     def __init__(self, ids: str) -> None:
         parts = ids.replace(",", " ").split()
         if not all(part.isdecimal() for part in parts):
             raise ValueError(f"--tokens {ids!r} must be token ids such as 5,17,3")
         self.prompt = [int(part) for part in parts]
-        self.num_tokens = None
+        self._begun = False
 
-    def render(self, tokens: Iterator[int]) -> Iterator[str]:
-        for count, token in enumerate(tokens):
-            yield f",{token}" if count else str(token)
+    def render(self, event: "Event") -> str:
+        from sounding.engine.messages import Finished
+
+        if isinstance(event, Finished):
+            return ""
+        comma, self._begun = "," if self._begun else "", True
+        return f"{comma}{event.token}"
 
 
 class _Text:
     """A prompt and an answer as text, through the tokenizer beside the weights."""
 
-    def __init__(self, folder: Path, text: str, stop: tuple[str, ...]) -> None:
-        from sounding.engine.stop import StopStrings
+    def __init__(self, folder: Path, text: str) -> None:
         from sounding.text.tokenizer import Tokenizer
 
         if not (folder / "tokenizer.json").is_file():
             raise ValueError(f"{folder} has no tokenizer.json; give token ids with --tokens")
-        self._tokenizer = Tokenizer.from_file(folder)
-        self._stops = StopStrings(stop)
-        self.prompt = self._tokenizer.encode(text)
-        self.num_tokens = self._tokenizer.num_tokens
+        self.tokenizer = Tokenizer.from_file(folder)
+        self.prompt = self.tokenizer.encode(text)
 
-    def render(self, tokens: Iterator[int]) -> Iterator[str]:
-        stream = self._tokenizer.stream()
-        for token in tokens:
-            yield self._stops.feed(stream.push(token))
-            if self._stops.found is not None:
-                return
-        yield self._stops.feed(stream.finish())
-        yield self._stops.flush()
+    def render(self, event: "Event") -> str:
+        return event.text

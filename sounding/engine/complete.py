@@ -349,6 +349,8 @@ class Middle:
         max_tokens: int,
     ) -> None:
         self.text = ""
+        self.certain = ""
+        """The beginning of the text that will not be taken back; another thread may read it."""
         self.count = 0
         self._max_tokens = max_tokens
         self._tokenizer, self._healing, self._ending = tokenizer, healing, ending
@@ -360,15 +362,6 @@ class Middle:
     def cut_short(self) -> bool:
         """Whether it would have gone on, but for the number of tokens."""
         return self._end is None and self.count >= self._max_tokens
-
-    @property
-    def certain(self) -> str:
-        """The beginning of the text that will not be taken back."""
-        if self._end is not None:
-            return self.text[: self._end]
-        if isinstance(self._ending, BlockEnding) and self._ending.undecided:
-            return self.text[: self._ending.at].rstrip()
-        return self.text.rstrip()
 
     def allowed(self) -> Collection[int] | None:
         return self._healing.allowed() if self._healing is not None else None
@@ -383,6 +376,12 @@ class Middle:
         self.text += self._decoder.decode(data[skipped:])
         if self._ending is not None:
             self._end = self._ending.find(self.text)
+        if self._end is not None:
+            self.certain = self.text[: self._end]
+        elif isinstance(self._ending, BlockEnding) and self._ending.undecided:
+            self.certain = self.text[: self._ending.at].rstrip()
+        else:
+            self.certain = self.text.rstrip()
         return self._end is None
 
     def finish(self) -> str:

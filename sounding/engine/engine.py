@@ -79,9 +79,38 @@ class Engine:
         longest = self._model.config.max_position_embeddings
         return min(longest, self._settings.context_tokens or longest)
 
+    def check(self, request: GenerationRequest) -> int:
+        """Bytes that the request's state will take; raises ValueError where `submit` does, but for
+        the grammar."""
+        config, settings = self._model.config, self._settings
+        if request.max_tokens < 0:
+            raise ValueError(f"max_tokens = {request.max_tokens} must be at least 0")
+        if request.max_seconds is not None and not request.max_seconds > 0:
+            raise ValueError(f"max_seconds = {request.max_seconds} must be above 0")
+        if request.top_logprobs is not None and not 0 <= request.top_logprobs <= config.vocab_size:
+            raise ValueError(
+                f"top_logprobs = {request.top_logprobs} must be from 0 to the vocabulary's size"
+            )
+        if self._tokenizer is None and (request.stop or request.grammar):
+            raise ValueError("stop strings and grammars need a tokenizer, and there is none")
+        checked_prompt(request.prompt, request.max_tokens, config, self.context_tokens)
+        num_bytes = state_bytes(
+            config,
+            len(request.prompt) + request.max_tokens,
+            number_bytes=self._model.dtype.itemsize,
+            rewind_tokens=settings.guessed_tokens,
+        )
+        if num_bytes > settings.state_limit_bytes:
+            raise ValueError(
+                f"{len(request.prompt)} prompt tokens and max_tokens = {request.max_tokens} need "
+                f"{num_bytes} bytes of state where state_limit_bytes = "
+                f"{settings.state_limit_bytes}; shorten the prompt or ask for fewer"
+            )
+        return num_bytes
+
     def submit(self, request: GenerationRequest) -> EventStream:
         """See `EngineLike`."""
-        num_bytes = self._check(request)
+        num_bytes = self.check(request)
         constraint = None
         if request.grammar is not None and self._constraints is not None:
             constraint = self._constraints.start(request.grammar, request.prompt)
@@ -147,34 +176,6 @@ class Engine:
         with self._changed:
             self._messages.append(message)
             self._changed.notify()
-
-    def _check(self, request: GenerationRequest) -> int:
-        """Bytes that the request's state will take, once it is found that it can be answered."""
-        config, settings = self._model.config, self._settings
-        if request.max_tokens < 0:
-            raise ValueError(f"max_tokens = {request.max_tokens} must be at least 0")
-        if request.max_seconds is not None and not request.max_seconds > 0:
-            raise ValueError(f"max_seconds = {request.max_seconds} must be above 0")
-        if request.top_logprobs is not None and not 0 <= request.top_logprobs <= config.vocab_size:
-            raise ValueError(
-                f"top_logprobs = {request.top_logprobs} must be from 0 to the vocabulary's size"
-            )
-        if self._tokenizer is None and (request.stop or request.grammar):
-            raise ValueError("stop strings and grammars need a tokenizer, and there is none")
-        checked_prompt(request.prompt, request.max_tokens, config, self.context_tokens)
-        num_bytes = state_bytes(
-            config,
-            len(request.prompt) + request.max_tokens,
-            number_bytes=self._model.dtype.itemsize,
-            rewind_tokens=settings.guessed_tokens,
-        )
-        if num_bytes > settings.state_limit_bytes:
-            raise ValueError(
-                f"{len(request.prompt)} prompt tokens and max_tokens = {request.max_tokens} need "
-                f"{num_bytes} bytes of state where state_limit_bytes = "
-                f"{settings.state_limit_bytes}; shorten the prompt or ask for fewer"
-            )
-        return num_bytes
 
     # ----------------------------------------------------------------------------------------------
     # The engine's own thread

@@ -77,6 +77,7 @@ class Runner:
                 generation.prompt_length, found.length, found.matched
             )
         generation.started(found.length, found.miss_reason)
+        generation.stream.prefilled = found.length
         self.counters.prompt_tokens += generation.prompt_length
         self.counters.hit_tokens += found.length
 
@@ -114,6 +115,7 @@ class Runner:
         for move, streams in zip(feeding, rows, strict=True):
             generation = move.generation
             if not generation.completion:
+                generation.stream.prefilled = generation.fed
                 generation.streams = streams[-1:]
                 self._drafter.note(generation, streams)
                 if generation.fed in generation.checkpoints:

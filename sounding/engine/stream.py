@@ -13,6 +13,8 @@ class EventStream:
 
     def __init__(self, request_id: str, cancel: Callable[[], None]) -> None:
         self.request_id = request_id
+        self.prefilled = 0
+        """Tokens of the prompt that are read so far, those found in a cache included."""
         self._cancel = cancel
         self._events: deque[Event] = deque()
         self._changed = threading.Condition()
@@ -33,6 +35,11 @@ class EventStream:
     def cancel(self) -> None:
         """See `Stream`."""
         self._cancel()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for an event, at most so long; whether there is one."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._events), seconds)
 
     def __iter__(self) -> Iterator[Event]:
         while True:

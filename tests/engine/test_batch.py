@@ -1,28 +1,20 @@
-"""Continuing many prompts is continuing each of them."""
+"""Answers that rule over their tokens, and many of them at once."""
 
-import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from sounding.engine import batch
 from sounding.engine.batch import Batch, Request
-from sounding.engine.generate import generate, split_logits
+from sounding.engine.engine import Engine
+from sounding.engine.generate import generate
 from sounding.engine.sampling import SamplingParams
-from sounding.engine.scoring import token_logprobs
+from sounding.engine.settings import EngineSettings
 from sounding.model.transformer import Transformer
-from sounding.presets import tiny
-from tests.conftest import NetworkMaker
-
-CONFIG = dataclasses.replace(
-    tiny(),
-    quantization_config=None,
-    expert_dtype=None,
-    num_hidden_layers=2,
-    compress_ratios=(128, 4, 0),
-)
+from tests.conftest import NetworkMaker, make_network
+from tests.engine.running import CONFIG, Gate, prompt, small_vocabulary_config
+from tests.engine.scripted import small_tokenizer
 
 
 class Collected:
@@ -42,111 +34,108 @@ class Collected:
 
 @pytest.fixture
 def network(network_maker: NetworkMaker) -> Transformer:
-    return network_maker(CONFIG)
+    return network_maker(CONFIG, dtype=torch.float64)
 
 
-def prompts(*lengths: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(512, (length,), generator=generator).tolist() for length in lengths]
+@pytest.fixture
+def engine(network: Transformer) -> Iterator[Engine]:
+    engine = Engine(network, settings=EngineSettings(width=3, queue=2), stop_tokens=[3])
+    yield engine
+    engine.close()
 
 
-def requests(
-    given: list[list[int]], answers: list[Collected], *, max_tokens: int = 6, **how: Any
-) -> list[Request]:
+def requests(answers: list[Collected], *, length: int = 4, **how: Any) -> list[Request]:
+    max_tokens = how.pop("max_tokens", 6)
     return [
         Request(
-            prompt=prompt,
+            prompt=prompt(length, seed),
             answer=answer,
             params=SamplingParams(seed=seed, **how),
             max_tokens=max_tokens,
         )
-        for seed, (prompt, answer) in enumerate(zip(given, answers, strict=True))
+        for seed, answer in enumerate(answers)
     ]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("width", [2, 16])
-def test_together_as_alone(
-    network: Transformer, monkeypatch: pytest.MonkeyPatch, width: int, temperature: float
+def test_each_is_continued_as_alone(
+    network: Transformer, engine: Engine, temperature: float
 ) -> None:
-    monkeypatch.setattr(batch, "PREFILL_TOKENS", 50)  # some prompts share a chunk, one is cut
-    given = prompts(5, 140, 1, 20, 9)
-    answers = [Collected() for _ in given]
-    asked = requests(given, answers, temperature=temperature)
-    over = [index for index, done in Batch(network, width=width)(asked) if done]
-    alone = [
-        list(generate(network, request.prompt, request.params, max_tokens=6)) for request in asked
-    ]
-    assert [answer.tokens for answer in answers] == alone
-    assert sorted(over) == list(range(5))
+    """More than may wait at once, in any company."""
+    answers = [Collected() for _ in range(9)]
+    asked = requests(answers, temperature=temperature)
+    over = [index for index, done in Batch(engine)(asked) if done]
+    assert over == list(range(9))
+    for request, answer in zip(asked, answers, strict=True):
+        alone = generate(network, request.prompt, request.params, max_tokens=6, stop_tokens=[3])
+        assert answer.tokens == list(alone)
 
 
-def test_equal_prompts_are_read_once(network: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths: list[int] = []
-    forward = network.forward
-
-    def counted(tokens: torch.Tensor, *given: object, **named: object) -> object:
-        lengths.append(len(tokens))
-        return forward(tokens, *given, **named)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(network, "forward", counted)
-    given = prompts(30) * 4
-    answers = [Collected() for _ in given]
-    asked = requests(given, answers, temperature=1.0)
-    list(Batch(network)(asked))
-    assert lengths == [30, 4, 4, 4, 4, 4]
-    monkeypatch.undo()
-    assert [answer.tokens for answer in answers] == [
-        list(generate(network, request.prompt, request.params, max_tokens=6)) for request in asked
-    ]
-
-
-def test_an_answer_rules_over_its_tokens(network: Transformer) -> None:
-    answers = [Collected([7, 9]), Collected(), Collected([5], enough=5), Collected([3])]
-    asked = requests(prompts(4, 4, 4, 4), answers)
-    events = list(Batch(network, stop_tokens=[3])(asked))
+def test_an_answer_rules_over_its_tokens(engine: Engine) -> None:
+    answers = [Collected([7, 9]), Collected([4]), Collected([5], enough=5), Collected([3])]
+    events = list(Batch(engine)(requests(answers)))
     assert set(answers[0].tokens) <= {7, 9}
-    assert len(answers[0].tokens) == len(answers[1].tokens) == 6
-    assert (answers[2].tokens, answers[3].tokens) == ([5], [])
-    assert [event for event in events if event[1]] == [(2, True), (3, True), (0, True), (1, True)]
+    assert [len(answer.tokens) for answer in answers] == [6, 6, 1, 0]
+    assert [sum(index == number for index, _ in events) for number in range(4)] == [7, 7, 2, 1]
 
 
-def test_ids_without_a_token_are_never_chosen(network: Transformer) -> None:
-    answers = [Collected(), Collected([5, 400])]
-    asked = requests(prompts(4, 4), answers, max_tokens=30, temperature=2.0)
-    list(Batch(network, num_tokens=300)(asked))
-    assert max(answers[0].tokens) < 300
+def test_equal_prompts_are_read_once(
+    network: Transformer, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(network, monkeypatch)
+    gate.release()
+    asked = [
+        Request(
+            prompt=prompt(100), answer=Collected(), params=SamplingParams(seed=seed), max_tokens=4
+        )
+        for seed in range(4)
+    ]
+    list(Batch(engine)(asked))
+    assert sum(map(sum, gate.lengths)) == 100 + 4 * 3
+
+
+def test_ids_without_a_token_are_never_chosen() -> None:
+    tokenizer = small_tokenizer()
+    wide = make_network(small_vocabulary_config(tokenizer.num_tokens))
+    engine = Engine(wide, tokenizer)
+    answers = [Collected(), Collected([5, tokenizer.num_tokens + 1])]
+    list(Batch(engine)(requests(answers, max_tokens=40, temperature=50.0)))
+    engine.close()
+    assert max(answers[0].tokens) < tokenizer.num_tokens
     assert set(answers[1].tokens) == {5}
 
 
+def test_who_stops_reading_cancels(engine: Engine) -> None:
+    for _ in Batch(engine)(requests([Collected() for _ in range(3)], max_tokens=5000)):
+        break
+    engine.close()
+    assert engine.stats().running == engine.stats().waiting == engine.stats().state_bytes == 0
+
+
+def test_what_fails_is_said(engine: Engine) -> None:
+    class Failing(Collected):
+        def push(self, token: int) -> bool:
+            raise KeyError("no such token")
+
+    with pytest.raises(RuntimeError, match="prompt 1 failed: 'no such token'"):
+        list(Batch(engine)(requests([Collected(), Failing()])))
+
+
 @pytest.mark.parametrize(
-    ("prompt", "max_tokens", "message"),
+    ("wrong", "max_tokens", "message"),
     [
         ([], 1, "no tokens"),
-        ([512], 1, "outside the model's vocabulary"),
-        ([1], 0, "max_tokens = 0"),
+        ([64], 1, "outside the model's vocabulary"),
+        ([1], -1, "max_tokens = -1"),
         ([1], 2**20, "exceed the 1048576 positions"),
     ],
 )
-def test_a_wrong_request_is_refused_at_once(
-    network: Transformer, prompt: list[int], max_tokens: int, message: str
+def test_a_wrong_request_is_refused_before_any_is_begun(
+    engine: Engine, wrong: list[int], max_tokens: int, message: str
 ) -> None:
-    asked = requests([[1], prompt], [Collected(), Collected()], max_tokens=max_tokens)
+    good, bad = Collected(), Collected()
+    asked = requests([good])
+    asked.append(Request(prompt=wrong, answer=bad, params=SamplingParams(), max_tokens=max_tokens))
     with pytest.raises(ValueError, match=message):
-        next(Batch(network)(asked))
-    with pytest.raises(ValueError, match="width = 0"):
-        Batch(network, width=0)
-
-
-def test_logprobs_are_those_of_the_logits(network: Transformer) -> None:
-    given = prompts(7, 1, 150)
-    found = token_logprobs(network, given)
-    for sequence, logprobs in zip(given, found, strict=True):
-        tokens = torch.tensor([sequence])
-        logits = split_logits(network, tokens, [[len(sequence)]])[0].double().log_softmax(-1)
-        expected = logits[torch.arange(len(sequence) - 1), tokens[0, 1:]]
-        torch.testing.assert_close(
-            torch.tensor(logprobs, dtype=torch.double), expected, atol=1e-5, rtol=1e-5
-        )
-    with pytest.raises(ValueError, match="no tokens"):
-        token_logprobs(network, [[1], []])
+        next(Batch(engine)(asked))
+    assert good.tokens == []
