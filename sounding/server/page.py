@@ -12,6 +12,8 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 
+Endpoint = Callable[[Request], Awaitable[Response]]
+
 FOLDER = Path(__file__).parent / "web"
 TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -32,11 +34,11 @@ HEADERS = {
 }
 
 
-def endpoints() -> dict[str, Callable[[Request], Awaitable[Response]]]:
+def endpoints() -> dict[str, Endpoint]:
     """By path, all GET: the page itself, and each file under /ui/."""
     files = {path.name: _File(path) for path in sorted(FOLDER.iterdir()) if path.suffix in TYPES}
-    served = {"/": files["index.html"].answer}
-    return served | {f"/ui/{name}": file.answer for name, file in files.items()}
+    served: dict[str, Endpoint] = {f"/ui/{name}": file.answer for name, file in files.items()}
+    return {"/": files["index.html"].answer, **served}
 
 
 class _File:
