@@ -8,3 +8,12 @@
 // `threads` threads; returns when all are done. Ranges do not depend on the number of threads.
 void parallel_for(int64_t count, int64_t grain, int threads,
                   const std::function<void(int64_t, int64_t)>& work);
+
+// While one exists, workers wait for their next range awake, for a bounded time: a step of a
+// network is some hundred ranges of microseconds, and waking a sleeper takes longer than most.
+struct Step {
+    Step();
+    ~Step();
+    Step(const Step&) = delete;
+    Step& operator=(const Step&) = delete;
+};
