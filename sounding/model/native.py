@@ -19,7 +19,8 @@ from sounding.model.compressor import Compressor
 from sounding.model.layers import Linear
 from sounding.model.moe import MoE, Routing
 from sounding.model.state import LayerState
-from sounding.ops.cpu import network as native
+from sounding.ops.cpu.inference import network as native
+from sounding.ops.matmul import Weight
 from sounding.ops.rope import rope_frequencies
 
 _PIECE_TOKENS = 1024  # of a long chunk at once: what lies between the ops then fits the caches
@@ -117,7 +118,7 @@ class _Described:
             inner=config.moe_intermediate_size,
             vocabulary=config.vocab_size,
             iterations=config.hc_sinkhorn_iters,
-            simulate_kv=attention.simulate_kv,
+            simulate_kv=attention.simulation.kv,
             simulate_index=attention.simulation.indexer,
             norm_eps=config.rms_norm_eps,
             hc_eps=config.hc_eps,
@@ -198,7 +199,7 @@ class _Described:
 
     def _exact(self, weight: Tensor) -> native.NativeWeight:
         """A weight that the reference uses in float32, so bfloat16 or nothing."""
-        described = native.describe_weight(native.Weight(weight))
+        described = native.describe_weight(Weight(weight))
         if described is None or weight.dtype != torch.bfloat16:
             raise _NotServed
         self._kept.append(weight)

@@ -1,7 +1,7 @@
 // Tiles: eight registers of sixteen rows of 64 bytes, and what is done around them.
 #pragma once
 
-#include "numbers.h"
+#include "../numbers.h"
 
 #ifdef WITH_TILES
 // Intrinsics of GCC 12 leave an operand open that a full mask hides.

@@ -41,7 +41,7 @@ CLONED void softmax(float* scores, const Keys (&keys)[2], float scale, const flo
         }
         at += part.count() * HEADS;
     }
-    Floats total = exponential(logit - top);
+    Floats total = exp(logit - top);
     at = scores;
     for (const Keys& part : keys) {
         if (part.count() == 0) continue;
@@ -49,7 +49,7 @@ CLONED void softmax(float* scores, const Keys (&keys)[2], float scale, const flo
         for (int64_t k = part.first_block(); k < part.end_block(); k++) {
             Floats value;
             load(row + k * HEADS, value);
-            value = k >= part.low && k < part.high ? exponential(value * scale - top) : Floats{};
+            value = k >= part.low && k < part.high ? exp(value * scale - top) : Floats{};
             store(row + k * HEADS, value);
             total += value;
         }

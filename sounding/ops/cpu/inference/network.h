@@ -68,6 +68,7 @@ struct Rows {
 
     const uint8_t* at(int64_t i) const { return data + i % slots * row_bytes; }
     bool has_room(int64_t count) const {
+        if (format < 0) return false;  // no memory yet
         return bounded || (length + count <= slots && (!shared || *used == length));
     }
 };

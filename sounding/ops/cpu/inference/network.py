@@ -169,8 +169,8 @@ def read_out(
     tokens, m, channels = streams.shape
     weight = describe_vector(norm)
     floats = all(part.dtype == torch.float32 and part.is_contiguous() for part in (fn, base, scale))
-    fits = m <= 8 and channels % 16 == 0 and floats and weight is not None
-    if streams.dtype != torch.bfloat16 or torch.is_grad_enabled() or not fits:
+    fits = m <= 8 and channels % 16 == 0 and floats
+    if streams.dtype != torch.bfloat16 or torch.is_grad_enabled() or not fits or weight is None:
         return NotImplemented
     network = NativeNetwork(channels=channels, streams=m, norm_eps=norm_eps, hc_eps=hc_eps)
     by = NativeHyperConnection(fn.data_ptr(), base.data_ptr(), scale.data_ptr())
@@ -191,12 +191,16 @@ def read_out(
 def wide_linear(x: Tensor, weight: Weight) -> Any:
     """See the reference in `ops/matmul.py`; serves bfloat16 throughout, without gradients."""
     served = x.dtype == weight.values.dtype == torch.bfloat16 and x.ndim == 2
-    if not served or torch.is_grad_enabled() or (described := describe_weight(weight)) is None:
-        return NotImplemented
+    described = None if torch.is_grad_enabled() or not served else describe_weight(weight)
+    return NotImplemented if described is None else linear(x, described)
+
+
+def linear(x: Tensor, weight: NativeWeight) -> Tensor:
+    """x W^T in float32 for rows of bfloat16 and any described weight."""
     x = x.contiguous()
-    out = torch.empty(len(x), weight.values.shape[0])
+    out = torch.empty(len(x), weight.rows)
     _kernels().network_linear(
-        ctypes.byref(described),
+        ctypes.byref(weight),
         address(x),
         _INT(len(x)),
         address(out),

@@ -6,7 +6,7 @@
 #include <mutex>
 #include <vector>
 
-#include "parallel.h"
+#include "../parallel.h"
 
 namespace {
 

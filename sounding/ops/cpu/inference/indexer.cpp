@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "network.h"
-#include "parallel.h"
+#include "../parallel.h"
 
 namespace {
 

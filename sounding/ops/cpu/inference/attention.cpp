@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "features.h"
-#include "parallel.h"
+#include "../parallel.h"
 #include "rounding.h"
 
 namespace {

@@ -1,7 +1,7 @@
 // Weights as checkpoints store them, and what they stand for.
 #pragma once
 
-#include "numbers.h"
+#include "../numbers.h"
 
 enum Format : int32_t { FLOAT32, BFLOAT16, FP8, FP4 };
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "features.h"
-#include "parallel.h"
+#include "../parallel.h"
 #include "rounding.h"
 
 namespace {

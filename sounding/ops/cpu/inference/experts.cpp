@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "network.h"
-#include "parallel.h"
+#include "../parallel.h"
 
 namespace {
 
@@ -18,7 +18,7 @@ CLONED void affinity(const float* logits, int64_t count, float* scores) {
         else
             load(logits + i, x);
         const Floats size = x < 0.0f ? -x : x;
-        Floats soft = (x < 0.0f ? Floats{} : x) + log_one_plus(exponential(-size));
+        Floats soft = (x < 0.0f ? Floats{} : x) + log_one_plus(exp(-size));
         soft = soft < 1.17549435e-38f ? all(1.17549435e-38f) : soft;
         for (int lane = 0; lane < LANES; lane++) soft[lane] = std::sqrt(soft[lane]);
         if (rest < LANES)
@@ -38,7 +38,7 @@ CLONED void activate(const float* gates, const float* ups, int64_t count, float 
         gate = gate > limit ? all(limit) : gate;
         up = up > limit ? all(limit) : up;
         up = up < -limit ? all(-limit) : up;
-        store(out + i, gate / (1.0f + exponential(-gate)) * up * weight);
+        store(out + i, gate / (1.0f + exp(-gate)) * up * weight);
     }
 }
 

@@ -7,7 +7,7 @@
 #include <algorithm>
 
 #include "network.h"
-#include "parallel.h"
+#include "../parallel.h"
 
 namespace {
 
@@ -29,13 +29,11 @@ INLINE void sinkhorn(Matrix& a, int m, int iterations, float eps) {
     for (int i = 0; i < m; i++) {
         Floats top = a[i * m], total = {};
         for (int j = 1; j < m; j++) top = larger(top, a[i * m + j]);
-        for (int j = 0; j < m; j++) total += a[i * m + j] = exponential(a[i * m + j] - top);
+        for (int j = 0; j < m; j++) total += a[i * m + j] = exp(a[i * m + j] - top);
         for (int j = 0; j < m; j++) a[i * m + j] = a[i * m + j] / total + eps;
     }
     for (int step = 0; step < 2 * iterations - 1; step++) normalise(a, m, step % 2 == 1, eps);
 }
-
-INLINE Floats sigmoid(const Floats& x) { return 1.0f / (1.0f + exponential(-x)); }
 
 // raw[t][r] = <v_t, fn_r> for a few tokens and rows, whose sums do not wait for each other.
 template <int T, int R>
@@ -94,31 +92,35 @@ INLINE void read(const BFloat16* v, const float* pre, int m, int64_t c, float* x
     }
 }
 
+// Coefficient i of up to sixteen tokens, before its function.
+INLINE Floats logit(const float* raw, int64_t count, const Floats& rho, const HyperConnection& hc,
+                    int m, int i) {
+    const int n = (2 + m) * m;
+    Floats value = {};
+    for (int64_t t = 0; t < count; t++) value[t] = raw[t * n + i];
+    return value * rho * hc.scale[i < m ? 0 : i < 2 * m ? 1 : 2] + hc.base[i];
+}
+
 // Up to sixteen tokens: coefficients from raw projections, and the sub-layer's input.
 CLONED void coefficients(const Network& net, const HyperConnection& hc, const BFloat16* v,
                          const float* raw, int64_t count, float* x, float* post, float* mix) {
-    const int m = int(net.streams), n = (2 + m) * m;
+    const int m = int(net.streams);
     const int64_t width = m * net.channels;
     float factor[LANES] = {};
     for (int64_t t = 0; t < count; t++)
         factor[t] = 1.0f / std::sqrt(mean_square(v + t * width, width) + float(net.norm_eps));
     Floats rho;
     load(factor, rho);
-    auto logit = [&](int i) {
-        Floats value = {};
-        for (int64_t t = 0; t < count; t++) value[t] = raw[t * n + i];
-        return value * rho * hc.scale[i < m ? 0 : i < 2 * m ? 1 : 2] + hc.base[i];
-    };
     float pre[LANES][MAX_STREAMS];
     for (int j = 0; j < m; j++) {
-        const Floats open = sigmoid(logit(j)) + float(net.hc_eps), gate = 2 * sigmoid(logit(m + j));
+        const Floats open = sigmoid(logit(raw, count, rho, hc, m, j)) + float(net.hc_eps), gate = 2 * sigmoid(logit(raw, count, rho, hc, m, m + j));
         for (int64_t t = 0; t < count; t++) {
             pre[t][j] = open[t];
             post[t * m + j] = gate[t];
         }
     }
     Matrix a;
-    for (int i = 0; i < m * m; i++) a[i] = logit(2 * m + i);
+    for (int i = 0; i < m * m; i++) a[i] = logit(raw, count, rho, hc, m, 2 * m + i);
     sinkhorn(a, m, int(net.iterations), float(net.hc_eps));
     for (int64_t t = 0; t < count; t++) {
         for (int i = 0; i < m * m; i++) mix[t * m * m + i] = a[i][t];

@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "numbers.h"
+#include "../numbers.h"
 
 #ifdef WITH_TILES
 #include <cpuid.h>

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "network.h"
-#include "parallel.h"
+#include "../parallel.h"
 #include "rounding.h"
 
 namespace {
@@ -23,7 +23,7 @@ CLONED void pool(const float* const* values, const float* const* gates, int64_t 
         for (int64_t r = 0; r < slots; r++) {
             load(gates[r] + i, gate);
             load(values[r] + i, value);
-            const Floats share = exponential(gate - top);
+            const Floats share = exp(gate - top);
             total += share;
             blend += share * value;
         }
