@@ -60,7 +60,7 @@ class Attention(nn.Module):
         self.indexer = Indexer(config, simulation) if ratio == CSA else None
         self.config = config
         self.ratio = ratio
-        self.simulate_kv = simulation.kv
+        self.simulation = simulation
 
     def forward(
         self,
@@ -81,7 +81,7 @@ class Attention(nn.Module):
         q = self.wq_b(qr).unflatten(-1, (config.num_attention_heads, config.head_dim))
         q = rotate(rms_norm(q, None, config.rms_norm_eps), by)
         kv = rotate(self.kv_norm(self.wkv(x)), by)
-        if self.simulate_kv:
+        if self.simulation.kv:
             kv = simulate_kv(kv, config.qk_rope_head_dim)
         windows = [
             state.window.append(rows) for rows, state in zip(chunk.split(kv), states, strict=True)

@@ -5,6 +5,7 @@ tell which it was given: `GrowingRows` are plain tensors that gradients flow thr
 are preallocated bytes in the deployed format. Source: spec/architecture.md 8.1.
 """
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from sounding.model.memory import NATIVE_FORMATS, UNPREPARED, Memory, NativeRows
 from sounding.ops.quant import (
     FP4_BLOCK,
     KV_BLOCK,
@@ -29,10 +31,17 @@ from sounding.ops.quant import (
 class Rows(Protocol):
     """Rows that are appended in order; `length` counts all there ever were, kept or not."""
 
-    length: int
+    header: NativeRows  # what native code sees; it stays where it is as long as the rows live
+
+    @property
+    def length(self) -> int:
+        """Rows appended so far."""
 
     def append(self, rows: Float[Tensor, "n w"]) -> Float[Tensor, "p w"]:
         """Add rows; return what their readers may see: the rows kept so far, then the new ones."""
+
+    def make_room(self, count: int, dtype: torch.dtype) -> None:
+        """Prepare memory that native code can append `count` rows to, or raise ValueError."""
 
     def check_truncate(self, length: int) -> None:
         """ValueError if too few of the rows before `length` are still kept for their readers."""
@@ -85,32 +94,66 @@ class Retention:
 
 
 class GrowingRows:
-    """Rows as one tensor that grows by concatenation: forks share it, gradients flow through it."""
+    """Rows that grow without bound: tensors that forks share and gradients flow through, or, once
+    native code has asked for room, memory that it appends to."""
 
     def __init__(self, width: int, retention: Retention) -> None:
-        self.length = 0
-        self._rows = torch.empty(0, width)
+        self.header = NativeRows(format=UNPREPARED)
+        self._width = width
         self._retention = retention
+        self._tensor: Tensor | None = torch.empty(0, width)
+        self._memory: Memory | None = None
+
+    @property
+    def length(self) -> int:
+        return self.header.length
+
+    @property
+    def _rows(self) -> Tensor:
+        if self._tensor is not None:
+            return self._tensor
+        assert self._memory is not None
+        return self._memory.read()
 
     def append(self, rows: Float[Tensor, "n w"]) -> Float[Tensor, "p w"]:
-        visible = torch.cat((self._rows.to(rows), rows)) if len(self._rows) else rows
-        self.length += len(rows)
+        before = self._rows
+        visible = torch.cat((before.to(rows), rows)) if len(before) else rows
         kept = self._retention.kept
         # A copy, because a slice would keep the whole chunk in memory.
-        self._rows = visible if kept is None or len(visible) <= kept else visible[-kept:].clone()
+        after = visible if kept is None or len(visible) <= kept else visible[-kept:].clone()
+        self._set(after, self.length + len(rows))
         return visible
+
+    def make_room(self, count: int, dtype: torch.dtype) -> None:
+        """Let native code append `count` rows in place, as numbers of this precision."""
+        rows, kept = self._rows.to(dtype), self._retention.kept
+        needed = self.length + count
+        # Room for a quarter more, so that all the copying is a fraction of the appending.
+        slots = needed + needed // 4 + 64 if kept is None else kept
+        self._memory = Memory(
+            torch.zeros(slots, self._width, dtype=dtype), bounded=kept is not None
+        )
+        self._memory.describe(self.header, NATIVE_FORMATS[dtype])
+        self.header.kept = 0
+        self._memory.write(rows, self.length)
+        self._tensor = None
 
     def check_truncate(self, length: int) -> None:
         self._retention.check(len(self._rows) - (self.length - length), length)
 
     def truncate(self, length: int) -> None:
         self.check_truncate(length)
-        self._rows = self._rows[: len(self._rows) - (self.length - length)]
-        self.length = length
+        if self._tensor is not None:
+            self._tensor = self._tensor[: len(self._tensor) - (self.length - length)]
+        self.header.kept -= self.length - length
+        self.header.length = length
 
     def fork(self) -> "GrowingRows":
-        twin = object.__new__(GrowingRows)
-        twin.__dict__.update(self.__dict__)
+        twin = GrowingRows(self._width, self._retention)
+        ctypes.pointer(twin.header)[0] = self.header
+        twin._tensor = self._tensor
+        if self._memory is not None:
+            twin._memory = self._memory.fork(self.header, twin.header)
         return twin
 
     def read(self) -> Tensor:
@@ -122,11 +165,20 @@ class GrowingRows:
 
     def restore(self, stored: Tensor, length: int) -> None:
         self.check_restore(stored, length)
-        self._rows, self.length = stored, length
+        self._set(stored, length)
 
     @property
     def nbytes(self) -> int:
-        return self._rows.numel() * self._rows.element_size()
+        if self._tensor is not None:
+            return self._tensor.numel() * self._tensor.element_size()
+        assert self._memory is not None
+        return self._memory.buffer.nbytes
+
+    def _set(self, rows: Tensor, length: int) -> None:
+        """Hold these rows as a tensor."""
+        self._tensor, self._memory = rows, None
+        self.header.format = UNPREPARED
+        self.header.length, self.header.kept = length, len(rows)
 
 
 @dataclass(frozen=True)
@@ -136,6 +188,7 @@ class Codec:
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor, torch.dtype], Tensor]
     row_bytes: int
+    native_format: int
 
 
 class PackedRows:
@@ -146,68 +199,73 @@ class PackedRows:
     """
 
     def __init__(self, codec: Codec, retention: Retention, capacity: int) -> None:
-        self.length = 0
-        self._kept = 0
         self._codec = codec
         self._retention = retention
-        self._buffer = torch.zeros(
-            capacity if retention.kept is None else retention.kept,
-            codec.row_bytes,
-            dtype=torch.uint8,
-        )
+        slots = capacity if retention.kept is None else retention.kept
+        buffer = torch.zeros(slots, codec.row_bytes, dtype=torch.uint8)
+        self._memory = Memory(buffer, bounded=retention.kept is not None)
+        self.header = NativeRows()
+        self._memory.describe(self.header, codec.native_format)
+
+    @property
+    def length(self) -> int:
+        return self.header.length
 
     def append(self, rows: Float[Tensor, "n w"]) -> Float[Tensor, "p w"]:
-        slots = len(self._buffer)
-        if self._retention.kept is None and self.length + len(rows) > slots:
-            raise ValueError(
-                f"the state has room for {slots} compressed entries and holds {self.length}; "
-                f"{len(rows)} more do not fit: make it with a larger `max_tokens`"
-            )
+        self._check_room(len(rows))
         packed = self._codec.encode(rows.detach())
         visible = torch.cat((self.read(), packed))
-        last = packed[-slots:]
-        self.length += len(rows)
-        self._kept = min(self._kept + len(rows), slots)
-        self._buffer[self._slots(len(last))] = last
+        self._memory.write(packed, self.length + len(rows))
         return self._codec.decode(visible, rows.dtype)
 
+    def make_room(self, count: int, dtype: torch.dtype) -> None:
+        """Raise ValueError: what was allocated is all there is."""
+        self._check_room(count)
+
     def check_truncate(self, length: int) -> None:
-        self._retention.check(self._kept - (self.length - length), length)
+        self._retention.check(self.header.kept - (self.length - length), length)
 
     def truncate(self, length: int) -> None:
         self.check_truncate(length)
-        self._kept, self.length = self._kept - (self.length - length), length
+        self.header.kept -= self.length - length
+        self.header.length = length
 
     def fork(self) -> "PackedRows":
         twin = object.__new__(PackedRows)
         twin.__dict__.update(self.__dict__)
-        twin._buffer = self._buffer.clone()
+        twin.header = NativeRows()
+        ctypes.pointer(twin.header)[0] = self.header
+        twin._memory = self._memory.copy(twin.header)
         return twin
 
     def read(self) -> UInt8[Tensor, "p bytes"]:
-        return self._buffer[self._slots(self._kept)]
+        return self._memory.read()
 
     def check_restore(self, stored: Tensor, length: int) -> None:
-        _require_like(stored, self._buffer)
+        _require_like(stored, self._memory.buffer)
         self._retention.check_saved(stored, length)
-        if len(stored) > len(self._buffer):
+        if len(stored) > self.header.slots:
             raise ValueError(
                 f"a saved state has {len(stored)} compressed entries where this one has room for "
-                f"{len(self._buffer)}: make it with a larger `max_tokens`"
+                f"{self.header.slots}: make it with a larger `max_tokens`"
             )
 
     def restore(self, stored: Tensor, length: int) -> None:
         self.check_restore(stored, length)
-        self.length, self._kept = length, len(stored)
-        self._buffer[self._slots(len(stored))] = stored
+        self.header.kept = 0
+        self._memory.write(stored, length)
 
     @property
     def nbytes(self) -> int:
-        return self._buffer.numel()
+        return self._memory.buffer.nbytes
 
-    def _slots(self, count: int) -> Tensor:
-        """Buffer positions of the last `count` rows, oldest first."""
-        return torch.arange(self.length - count, self.length) % max(1, len(self._buffer))
+    def _check_room(self, count: int) -> None:
+        slots = self.header.slots
+        if self._retention.kept is None and self.length + count > slots:
+            raise ValueError(
+                f"the state has room for {slots} compressed entries and holds {self.length}; "
+                f"{count} more do not fit: make it with a larger `max_tokens`"
+            )
 
 
 def _require_like(stored: Tensor, like: Tensor) -> None:
@@ -254,7 +312,7 @@ def kv_codec(head_dim: int, rotary: int) -> Codec:
         values = fp8.contiguous().view(torch.float8_e4m3fn).to(dtype) * wide
         return torch.cat((values, turned.contiguous().view(torch.bfloat16).to(dtype)), 1)
 
-    return Codec(encode, decode, ends[2])
+    return Codec(encode, decode, ends[2], NATIVE_FORMATS["kv"])
 
 
 def index_codec(head_dim: int) -> Codec:
@@ -272,7 +330,7 @@ def index_codec(head_dim: int) -> Codec:
         values = unpack_fp4(codes.contiguous().view(torch.int8), dtype)
         return values * scale.repeat_interleave(FP4_BLOCK, 1)
 
-    return Codec(encode, decode, half + head_dim // FP4_BLOCK)
+    return Codec(encode, decode, half + head_dim // FP4_BLOCK, NATIVE_FORMATS["index"])
 
 
 def float_codec(width: int) -> Codec:
@@ -281,4 +339,5 @@ def float_codec(width: int) -> Codec:
         lambda rows: rows.float().contiguous().view(torch.uint8),
         lambda packed, dtype: packed.contiguous().view(torch.float32).to(dtype),
         4 * width,
+        NATIVE_FORMATS[torch.float32],
     )

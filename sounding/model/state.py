@@ -8,7 +8,8 @@ Source: spec/architecture.md 8.
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor
@@ -42,6 +43,8 @@ class LayerState:
     window: Rows
     compressor: CompressorState | None
     indexer: CompressorState | None
+    headers: Any = field(default=None, repr=False, compare=False)
+    """What native code looked up here, once."""
 
     @property
     def length(self) -> int:
@@ -57,6 +60,13 @@ class LayerState:
             return CompressorState(part.projections.fork(), part.entries.fork())
 
         return LayerState(self.ratio, self.window.fork(), twin(self.compressor), twin(self.indexer))
+
+    def rows(self) -> list[Rows | None]:
+        """Every list in the order of native code, None for those this kind of layer lacks."""
+        lists: list[Rows | None] = [self.window]
+        for part in (self.compressor, self.indexer):
+            lists += [None, None] if part is None else [part.projections, part.entries]
+        return lists
 
     def named_rows(self) -> Iterator[tuple[str, Rows]]:
         """Every list with its name."""

@@ -19,8 +19,8 @@ from sounding.model.chunk import Chunk, make_chunk
 from sounding.model.layers import EXACT, Embedding, Linear, RMSNorm, Simulation
 from sounding.model.moe import MoE, Routing
 from sounding.model.state import LayerState, SequenceState, growing_state
-from sounding.ops import hyper_connection
-from sounding.ops.norm import upcast
+from sounding.ops import hyper_connection, matmul
+from sounding.ops.dispatch import op
 
 
 class Output(NamedTuple):
@@ -78,6 +78,24 @@ class Block(nn.Module):
         )
 
 
+@op(cpu="sounding.model.native:run_blocks")
+def run_blocks(
+    streams: Float[Tensor, "t m c"],
+    blocks: Sequence[Block],
+    chunk: Chunk,
+    states: Sequence[Sequence[LayerState]],
+    selection: Selection,
+) -> tuple[Float[Tensor, "t m c"], list[Routing]]:
+    """Take a chunk through blocks, one after the other; states[i] are those of sequence i, one
+    per block."""
+    routing = []
+    for index, block in enumerate(blocks):
+        own = [layers[index] for layers in states]
+        streams, routed = block(streams, chunk, own, selection)
+        routing.append(routed)
+    return streams, routing
+
+
 def _register_head(module: nn.Module, config: ModelConfig) -> None:
     """The parameters that collapse the streams to one vector, and its norm."""
     width = config.hc_mult * config.hidden_size
@@ -88,16 +106,15 @@ def _register_head(module: nn.Module, config: ModelConfig) -> None:
 
 
 def _collapse(module: nn.Module, config: ModelConfig, streams: Tensor) -> Tensor:
-    collapsed = hyper_connection.collapse(
+    return hyper_connection.read_out(
         streams,
         module.get_parameter("hc_head_fn"),
         module.get_parameter("hc_head_base"),
         module.get_parameter("hc_head_scale"),
+        module.get_parameter("norm.weight"),
         norm_eps=config.rms_norm_eps,
         hc_eps=config.hc_eps,
     )
-    hidden: Tensor = module.get_submodule("norm")(collapsed)
-    return hidden
 
 
 class MTPBlock(Block):
@@ -139,6 +156,10 @@ class Transformer(nn.Module):
         self.config = config
         self.dtype = dtype
 
+    @property
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.layers if isinstance(block, Block)]
+
     def forward(
         self,
         tokens: Int[Tensor, " t"],
@@ -156,12 +177,8 @@ class Transformer(nn.Module):
         chunk = make_chunk(tokens, lengths, [state.length for state in states])
         embedded = self.embed(tokens, self.dtype)
         streams = embedded[:, None].expand(-1, self.config.hc_mult, -1)
-        routing = []
-        for index, block in enumerate(self.layers):
-            layer_states = [state.layers[index] for state in states]
-            streams, routed = block(streams, chunk, layer_states, selection)
-            routing.append(routed)
-        return Output(streams, routing)
+        layers = [state.layers for state in states]
+        return Output(*run_blocks(streams, self._blocks, chunk, layers, selection))
 
     def draft(
         self,
@@ -186,8 +203,8 @@ class Transformer(nn.Module):
         chunk = make_chunk(next_tokens, lengths, [draft.length for draft in drafts])
         embedded = block.e_proj(block.enorm(self.embed(next_tokens, self.dtype)))
         combined = embedded[:, None] + block.h_proj(block.hnorm(streams))
-        streams, routed = block(combined, chunk, drafts)
-        return Output(streams, [routed])
+        layers = [[draft] for draft in drafts]
+        return Output(*run_blocks(combined, [block], chunk, layers, SPARSE))
 
     def hidden(self, streams: Float[Tensor, "t m c"]) -> Float[Tensor, "t c"]:
         """What the vocabulary head reads, from the streams of the rows that need it."""
@@ -195,4 +212,4 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "t c"]) -> Float[Tensor, "t v"]:
         """Scores of every next token, in float32."""
-        return self.head(upcast(hidden))
+        return matmul.wide_linear(hidden, self.head.stored)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sounding.ops.dispatch import op
-from sounding.ops.norm import upcast
+from sounding.ops.norm import rms_norm, upcast
 
 
 class Coefficients(NamedTuple):
@@ -122,6 +122,23 @@ def collapse(
     """One vector from the streams, before the final norm. Source: spec/architecture.md 3.4."""
     pre = torch.sigmoid(_project(streams, fn, norm_eps) * scale + base) + hc_eps
     return read(streams, pre)
+
+
+@op(cpu="sounding.ops.cpu.inference.network:read_out")
+def read_out(
+    streams: Float[Tensor, "t m c"],
+    fn: Float[Tensor, "m mc"],
+    base: Float[Tensor, " m"],
+    scale: Float[Tensor, "1"],
+    norm: Float[Tensor, " c"],
+    *,
+    norm_eps: float,
+    hc_eps: float,
+) -> Float[Tensor, "t c"]:
+    """`collapse`, and the norm behind it: what the vocabulary head reads."""
+    return rms_norm(
+        collapse(streams, fn, base, scale, norm_eps=norm_eps, hc_eps=hc_eps), norm, norm_eps
+    )
 
 
 def _project(

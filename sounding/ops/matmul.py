@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from sounding.ops.dispatch import op
+from sounding.ops.norm import upcast
 from sounding.ops.quant import LINEAR_INPUT_BLOCK, dequantize_fp4, dequantize_fp8, simulate_fp8
 
 
@@ -44,6 +46,12 @@ def linear(
     if simulate:
         x = simulate_fp8(x, LINEAR_INPUT_BLOCK)
     return functional.linear(x, weight.dense(x.dtype))
+
+
+@op(cpu="sounding.ops.cpu.inference.network:wide_linear")
+def wide_linear(x: Float[Tensor, "t i"], weight: Weight) -> Float[Tensor, "t o"]:
+    """x W^T in float32 or wider, whatever the dtype of x: the scores of a vocabulary."""
+    return linear(upcast(x), weight)
 
 
 def grouped_linear(

@@ -90,6 +90,37 @@ INLINE Floats exp(const Floats& x) {
 
 INLINE Floats sigmoid(const Floats& x) { return 1.0f / (1.0f + exp(-x)); }
 
+typedef int32_t Integers __attribute__((vector_size(64)));
+
+INLINE Floats all(float value) { return Floats{} + value; }
+INLINE Floats larger(const Floats& a, const Floats& b) { return a > b ? a : b; }
+
+INLINE Floats from_bits(const Integers& bits) {
+    Floats value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+INLINE Integers to_bits(const Floats& value) {
+    Integers bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+// log(1 + e) for e in [0, 1], as 2 atanh(e / (2 + e)).
+INLINE Floats log_one_plus(const Floats& e) {
+    const Floats s = e / (e + 2.0f), z = s * s;
+    Floats p = all(1.0f / 15);
+    for (const float next : {1.0f / 13, 1.0f / 11, 1.0f / 9, 1.0f / 7, 1.0f / 5, 1.0f / 3, 1.0f})
+        p = p * z + next;
+    return 2 * s * p;
+}
+
+INLINE float rounded(float value) {  // to bfloat16
+    BFloat16 half;
+    store_one(&half, value);
+    return load_one(&half);
+}
+
 // The first `count` lanes only; the others read as 0.
 template <typename T>
 INLINE void load_some(const T* p, int count, Floats& value) {

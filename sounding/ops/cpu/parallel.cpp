@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
@@ -10,6 +11,17 @@
 #include <vector>
 
 namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::microseconds AWAKE{100};  // how long a worker waits before it sleeps
+
+std::atomic<int> steps{0};
+
+void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
 
 struct Job {
     const std::function<void(int64_t, int64_t)>* work;
@@ -25,45 +37,60 @@ struct Job {
 class Pool {
   public:
     void run(Job& job, int helpers) {
-        std::unique_lock<std::mutex> lock(mutex_);
         while (int(workers_.size()) < helpers) {
             const int index = int(workers_.size());
             workers_.emplace_back([this, index] { serve(index); });
         }
-        job_ = &job;
         wanted_ = helpers;
-        busy_ = helpers;
+        job_ = &job;
         round_++;
-        lock.unlock();
-        wake_.notify_all();
+        if (sleeping_ > 0) {
+            std::lock_guard<std::mutex> lock(mutex_);  // whoever is about to sleep gets the call
+            wake_.notify_all();
+        }
         job.run();
-        lock.lock();
-        done_.wait(lock, [this] { return busy_ == 0; });
+        // From here on nobody can join; only those inside are waited for, never a sleeper.
         job_ = nullptr;
+        for (int waited = 0; inside_ > 0; waited++) {
+            if (waited < 1000)
+                pause();
+            else
+                std::this_thread::yield();  // a worker lost its core in the middle of a range
+        }
     }
 
   private:
     void serve(int index) {
         uint64_t seen = 0;
-        std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
-            wake_.wait(lock, [&] { return round_ != seen; });
-            seen = round_;
-            if (index >= wanted_ || job_ == nullptr) continue;
-            Job* job = job_;
-            lock.unlock();
-            job->run();
-            lock.lock();
-            if (--busy_ == 0) done_.notify_one();
+            seen = await(seen);
+            if (index >= wanted_) continue;
+            inside_++;  // before looking at the job, which stays until nobody is inside
+            if (Job* job = job_) job->run();
+            inside_--;
         }
     }
 
+    uint64_t await(uint64_t seen) {
+        const auto until = Clock::now() + AWAKE;
+        for (int tries = 0; steps > 0; tries++) {
+            if (round_ != seen) return round_;
+            pause();
+            if (tries % 64 == 63 && Clock::now() > until) break;
+        }
+        std::unique_lock<std::mutex> lock(mutex_);
+        sleeping_++;
+        wake_.wait(lock, [&] { return round_ != seen; });
+        sleeping_--;
+        return round_;
+    }
+
     std::mutex mutex_;
-    std::condition_variable wake_, done_;
+    std::condition_variable wake_;
     std::vector<std::thread> workers_;
-    Job* job_ = nullptr;
-    int wanted_ = 0, busy_ = 0;
-    uint64_t round_ = 0;
+    std::atomic<Job*> job_{nullptr};
+    std::atomic<int> wanted_{0}, inside_{0}, sleeping_{0};
+    std::atomic<uint64_t> round_{0};
 };
 
 // A fork has no workers, and the parent's pool may be locked in it for ever: it gets its own. Pools
@@ -89,8 +116,9 @@ void parallel_for(int64_t count, int64_t grain, int threads,
     Job job{&work, count, grain};
     const int64_t ranges = (count + grain - 1) / grain;
     const int helpers = int(std::min<int64_t>(threads, ranges)) - 1;
+    if (helpers <= 0) return job.run();
     std::unique_lock<std::mutex> only(one_at_a_time, std::try_to_lock);
-    if (helpers <= 0 || !only.owns_lock())
+    if (!only.owns_lock())
         job.run();
     else
         pool().run(job, helpers);
@@ -107,3 +135,6 @@ int instruction_set() {
     }();
     return chosen;
 }
+
+Step::Step() { steps++; }
+Step::~Step() { steps--; }

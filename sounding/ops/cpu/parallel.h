@@ -12,3 +12,12 @@ void parallel_for(int64_t count, int64_t grain, int threads,
 // Which x86-64 level the kernels use: 4 (AVX-512), 3 (AVX2) or 1. The environment variable
 // SOUNDING_INSTRUCTION_SET lowers it, so that all of them can be tested on one machine.
 int instruction_set();
+
+// While one exists, workers wait for their next range awake, for a bounded time: a step of a
+// network is some hundred ranges of microseconds, and waking a sleeper takes longer than most.
+struct Step {
+    Step();
+    ~Step();
+    Step(const Step&) = delete;
+    Step& operator=(const Step&) = delete;
+};

@@ -1,0 +1,69 @@
+// Memory of one step: taken piece by piece, given back all at once, kept for the next step.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+class Arena {
+  public:
+    Arena() = default;
+    Arena(const Arena&) = delete;
+    Arena& operator=(const Arena&) = delete;
+    ~Arena() {
+        for (const Block& block : blocks_) std::free(block.data);
+    }
+
+    // Uninitialised, on a cache line of its own, with a vector's width to spare behind it.
+    template <typename T> T* take(int64_t count) {
+        const int64_t bytes = (count * int64_t(sizeof(T)) + 127) / 64 * 64;
+        while (current_ < blocks_.size() && used_ + bytes > blocks_[current_].size) {
+            current_++;
+            used_ = 0;
+        }
+        if (current_ == blocks_.size()) add(bytes);
+        uint8_t* result = blocks_[current_].data + used_;
+        used_ += bytes;
+        return reinterpret_cast<T*>(result);
+    }
+
+    // A place to return to: what was taken since is free again.
+    struct Mark {
+        size_t block;
+        int64_t used;
+    };
+    Mark mark() const { return {current_, used_}; }
+    void release(const Mark& mark) {
+        current_ = mark.block;
+        used_ = mark.used;
+    }
+
+  private:
+    struct Block {
+        uint8_t* data;
+        int64_t size;
+    };
+
+    void add(int64_t bytes) {
+        const int64_t size = std::max<int64_t>((bytes + 4095) / 4096 * 4096, 1 << 20);
+        void* data = std::aligned_alloc(4096, size_t(size));
+        if (data == nullptr) throw std::bad_alloc();
+        blocks_.push_back({static_cast<uint8_t*>(data), size});
+        current_ = blocks_.size() - 1;
+        used_ = 0;
+    }
+
+    std::vector<Block> blocks_;
+    size_t current_ = 0;
+    int64_t used_ = 0;
+};
+
+// Frees what a scope took.
+struct Scope {
+    explicit Scope(Arena& arena) : arena(arena), start(arena.mark()) {}
+    ~Scope() { arena.release(start); }
+    Arena& arena;
+    Arena::Mark start;
+};

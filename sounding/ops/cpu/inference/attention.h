@@ -1,0 +1,37 @@
+// Attention of single queries: what one query of a group of heads reads.
+#pragma once
+
+#include "network.h"
+
+constexpr int64_t HEADS = 16;  // of one query, side by side
+constexpr int64_t KEYS = 32;   // keys come in blocks of this many, the last filled with zeros
+
+// Keys in a row, and which of them a query sees. With tiles also two by two, channel by channel:
+// pairs[k / 2][d][k % 2].
+struct Keys {
+    const BFloat16* rows;
+    const BFloat16* pairs;
+    int64_t low, high;  // visible ones
+
+    int64_t first_block() const { return low / KEYS * KEYS; }
+    int64_t end_block() const { return padded(high, KEYS); }
+    int64_t count() const { return high > low ? end_block() - first_block() : 0; }
+};
+
+struct Query {
+    const BFloat16* q;  // [heads, d]
+    int64_t heads, d;
+    const float* sink;
+    float scale;
+};
+
+void make_pairs(const BFloat16* even, const BFloat16* odd, int64_t d, BFloat16* pairs);
+
+// output[h * d + i] = sum_k softmax_k(scale <q_h, k>, sink_h) k[i] over both lists of keys.
+void attend(const Query& query, const Keys (&keys)[2], Arena& arena, float* output);
+
+// The two products of `attend` with tiles. scores[k][HEADS] for blocks of keys [low, high);
+// weights[HEADS][stride] are bfloat16.
+void scores_with_tiles(const Query& query, const Keys& keys, Arena& arena, float* scores);
+void blend_with_tiles(const Query& query, const Keys (&keys)[2], const float* weights, Arena& arena,
+                      float* output);

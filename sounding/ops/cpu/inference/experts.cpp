@@ -1,0 +1,209 @@
+// Routing, and the experts: every token goes to its chosen ones and to the shared one.
+
+#include <algorithm>
+#include <vector>
+
+#include "network.h"
+#include "../parallel.h"
+
+namespace {
+
+// sqrt(softplus(x)), kept above 1e-19 as in ops/experts.py.
+CLONED void affinity(const float* logits, int64_t count, float* scores) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        Floats x;
+        const int64_t rest = count - i;
+        if (rest < LANES)
+            load_some(logits + i, rest, x);
+        else
+            load(logits + i, x);
+        const Floats size = x < 0.0f ? -x : x;
+        Floats soft = (x < 0.0f ? Floats{} : x) + log_one_plus(exp(-size));
+        soft = soft < 1.17549435e-38f ? all(1.17549435e-38f) : soft;
+        for (int lane = 0; lane < LANES; lane++) soft[lane] = std::sqrt(soft[lane]);
+        if (rest < LANES)
+            store_some(scores + i, rest, soft);
+        else
+            store(scores + i, soft);
+    }
+}
+
+// silu(min(gate, limit)) * clamp(up, -limit, limit) * weight
+CLONED void activate(const float* gates, const float* ups, int64_t count, float limit, float weight,
+                     BFloat16* out) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        Floats gate, up;
+        load(gates + i, gate);
+        load(ups + i, up);
+        gate = gate > limit ? all(limit) : gate;
+        up = up > limit ? all(limit) : up;
+        up = up < -limit ? all(-limit) : up;
+        store(out + i, gate / (1.0f + exp(-gate)) * up * weight);
+    }
+}
+
+CLONED void add_rounded(const float* x, int64_t count, float* total) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        Floats value, sum_so_far;
+        BFloat16 near[LANES];
+        load(x + i, value);
+        store(near, value);
+        load(near, value);
+        load(total + i, sum_so_far);
+        store(total + i, sum_so_far + value);
+    }
+}
+
+// The k largest, in ascending order of index, ties to the lower one; NaN counts as -1.
+void choose_experts(const float* scores, const Vector& bias, int64_t count, int64_t k,
+                    int64_t* chosen) {
+    std::vector<float> ranked(count);
+    for (int64_t e = 0; e < count; e++) {
+        ranked[e] = scores[e] + bias.at(e);
+        if (ranked[e] != ranked[e]) ranked[e] = -1;
+    }
+    for (int64_t i = 0; i < k; i++) {
+        int64_t best = 0;
+        for (int64_t e = 1; e < count; e++)
+            if (ranked[e] > ranked[best]) best = e;
+        chosen[i] = best;
+        ranked[best] = -INFINITY;
+    }
+    std::sort(chosen, chosen + k);
+}
+
+// Which (token, choice) pairs go to each expert: pairs of one expert lie together.
+struct Groups {
+    std::vector<int64_t> starts;          // per expert, and the end
+    std::vector<int64_t> tokens, places;  // token of each pair, and pair of each (token, choice)
+    std::vector<float> weights;           // of each pair
+
+    Groups(const int64_t* chosen, const float* shares, int64_t count, int64_t k, int64_t experts)
+        : starts(experts + 1), tokens(count * k), places(count * k), weights(count * k) {
+        for (int64_t i = 0; i < count * k; i++) starts[chosen[i] + 1]++;
+        for (int64_t e = 0; e < experts; e++) starts[e + 1] += starts[e];
+        std::vector<int64_t> next(starts.begin(), starts.end() - 1);
+        for (int64_t i = 0; i < count * k; i++) {
+            const int64_t pair = next[chosen[i]]++;
+            tokens[pair] = i / k;
+            weights[pair] = shares[i];
+            places[i] = pair;
+        }
+    }
+};
+
+void route(const Work& work, const float* logits, float* scores, int64_t* chosen, float* shares) {
+    const Network& net = work.net;
+    const int64_t experts = net.experts, k = net.choices;
+    parallel_for(work.count, 16, work.threads, [&](int64_t low, int64_t high) {
+        for (int64_t t = low; t < high; t++) {
+            affinity(logits + t * experts, experts, scores + t * experts);
+            if (work.layer.table != nullptr)
+                std::copy_n(work.layer.table + work.tokens[t] * k, k, chosen + t * k);
+            else
+                choose_experts(scores + t * experts, work.layer.bias, experts, k, chosen + t * k);
+            float total = 0;
+            for (int64_t i = 0; i < k; i++) total += scores[t * experts + chosen[t * k + i]];
+            for (int64_t i = 0; i < k; i++)
+                shares[t * k + i] = scores[t * experts + chosen[t * k + i]] / total *
+                                    float(net.routed_scale);
+        }
+    });
+}
+
+}  // namespace
+
+void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* chosen,
+             float* scores) {
+    const Network& net = work.net;
+    const Layer& layer = work.layer;
+    Arena& arena = work.arena;
+    const int64_t t_count = work.count, k = net.choices, c = net.channels, inner = net.inner;
+    const int64_t pairs = t_count * k;
+
+    // The gate and the shared expert read every token.
+    std::vector<Product> products;
+    auto whole = [&](const Weight& weight, const BFloat16* rows, int64_t stride) {
+        const Panel panel = make_panel(arena, t_count, weight);
+        fill(panel, rows, stride, work.threads);
+        return panel;
+    };
+    const Panel plain = whole(layer.gate, x, c);
+    const Panel for_shared = layer.shared_w1.simulate ? whole(layer.shared_w1, x, c) : plain;
+    float* logits = arena.take<float>(t_count * net.experts);
+    float* shared_gates = arena.take<float>(t_count * inner);
+    float* shared_ups = arena.take<float>(t_count * inner);
+    products.push_back({layer.gate, plain, logits, net.experts});
+    products.push_back({layer.shared_w1, for_shared, shared_gates, inner});
+    products.push_back({layer.shared_w3, for_shared, shared_ups, inner});
+    multiply(products.data(), 3, work.threads);
+    float* shares = arena.take<float>(pairs);
+    route(work, logits, scores, chosen, shares);
+
+    const Groups groups(chosen, shares, t_count, k, net.experts);
+    float* gates = arena.take<float>(pairs * inner);
+    float* ups = arena.take<float>(pairs * inner);
+    std::vector<int64_t> active;
+    for (int64_t e = 0; e < net.experts; e++)
+        if (groups.starts[e + 1] > groups.starts[e]) active.push_back(e);
+    products.clear();
+    for (const int64_t e : active) {
+        const int64_t first = groups.starts[e], count = groups.starts[e + 1] - first;
+        const Panel panel = make_panel(arena, count, layer.w1);
+        products.push_back({layer.w1.matrix(e), panel, gates + first * inner, inner});
+        products.push_back({layer.w3.matrix(e), panel, ups + first * inner, inner});
+    }
+    const int64_t active_count = int64_t(active.size());
+    parallel_for(active_count, 1, work.threads, [&](int64_t low, int64_t high) {
+        for (int64_t i = low; i < high; i++)
+            fill(products[2 * i].x, x, c, 1, &groups.tokens[groups.starts[active[i]]]);
+    });
+    multiply(products.data(), 2 * active_count, work.threads);
+
+    BFloat16* acted = arena.take<BFloat16>(pairs * inner);
+    BFloat16* shared_acted = arena.take<BFloat16>(t_count * inner);
+    const float limit = float(net.swiglu_limit);
+    parallel_for(pairs + t_count, 32, work.threads, [&](int64_t low, int64_t high) {
+        for (int64_t i = low; i < high; i++) {
+            if (i < pairs) {
+                activate(gates + i * inner, ups + i * inner, inner, limit, groups.weights[i],
+                         acted + i * inner);
+            } else {
+                const int64_t t = i - pairs;
+                activate(shared_gates + t * inner, shared_ups + t * inner, inner, limit, 1.0f,
+                         shared_acted + t * inner);
+            }
+        }
+    });
+    float* results = arena.take<float>(pairs * c);
+    float* shared_results = arena.take<float>(t_count * c);
+    products.clear();
+    for (const int64_t e : active) {
+        const int64_t first = groups.starts[e], count = groups.starts[e + 1] - first;
+        products.push_back({layer.w2.matrix(e), make_panel(arena, count, layer.w2),
+                            results + first * c, c});
+    }
+    products.push_back({layer.shared_w2, make_panel(arena, t_count, layer.shared_w2),
+                        shared_results, c});
+    parallel_for(active_count + 1, 1, work.threads, [&](int64_t low, int64_t high) {
+        for (int64_t i = low; i < high; i++)
+            fill(products[i].x,
+                 i < active_count ? acted + groups.starts[active[i]] * inner : shared_acted, inner,
+                 1);
+    });
+    multiply(products.data(), active_count + 1, work.threads);
+
+    parallel_for(t_count, 16, work.threads, [&](int64_t low, int64_t high) {
+        std::vector<float> total(c);
+        std::vector<int64_t> order(k);
+        for (int64_t t = low; t < high; t++) {
+            // Pairs lie in order of their expert, which is the order of the sum.
+            std::copy_n(&groups.places[t * k], k, order.begin());
+            std::sort(order.begin(), order.end());
+            std::fill(total.begin(), total.end(), 0.0f);
+            for (const int64_t pair : order) add_rounded(results + pair * c, c, total.data());
+            add_rounded(shared_results + t * c, c, total.data());
+            to_bfloat16(total.data(), c, output + t * c);
+        }
+    });
+}

@@ -1,0 +1,172 @@
+// The entries that each token of a CSA layer attends to: the best by index score.
+//
+// Scores are made and dropped block by block; what stays is at most twice the choice per query, so
+// memory does not grow with the context. Candidates are ordered by score, ties by index, which
+// makes the choice the same however keys are shared out.
+
+#include <algorithm>
+#include <vector>
+
+#include "network.h"
+#include "../parallel.h"
+
+namespace {
+
+constexpr int64_t QUERIES = 16;      // scored together
+constexpr int64_t KEYS = 64;         // in one block
+constexpr int64_t STRETCH = 2048;    // keys per piece of work where there are few queries
+
+struct Candidate {
+    float score;
+    int32_t entry;
+
+    bool operator<(const Candidate& other) const {  // better ones first
+        return score != other.score ? score > other.score : entry < other.entry;
+    }
+};
+
+// The best `limit` of what it is shown, entries in ascending order.
+class Best {
+  public:
+    void start(int64_t limit) {
+        limit_ = limit;
+        least_ = -INFINITY;
+        found_.clear();
+        found_.reserve(2 * limit + KEYS);
+    }
+    void show(const float* scores, int64_t count, int64_t first) {
+        for (int64_t i = 0; i < count; i++)
+            if (scores[i] > least_) found_.push_back({scores[i], int32_t(first + i)});
+        if (int64_t(found_.size()) >= 2 * limit_) narrow();
+    }
+    void add(const Best& other) {
+        found_.insert(found_.end(), other.found_.begin(), other.found_.end());
+    }
+    int64_t finish(int32_t* chosen) {
+        narrow();
+        for (size_t i = 0; i < found_.size(); i++) chosen[i] = found_[i].entry;
+        std::sort(chosen, chosen + found_.size());
+        return int64_t(found_.size());
+    }
+    float least() const { return least_; }
+    void narrow() {
+        if (int64_t(found_.size()) <= limit_) return;
+        std::nth_element(found_.begin(), found_.begin() + (limit_ - 1), found_.end());
+        found_.resize(limit_);
+        least_ = found_.back().score;  // an equal score further on loses to those already here
+    }
+
+  private:
+    std::vector<Candidate> found_;
+    int64_t limit_ = 0;
+    float least_ = 0;
+};
+
+// sum_h weight_h relu(product_h) of one query; returns whether any of them exceeds `least`.
+CLONED bool combine(const float* products, const float* weights, int64_t heads, float least,
+                    float* scores) {
+    int32_t found = 0;
+    for (int64_t i = 0; i < KEYS; i += LANES) {
+        Floats total = {}, product;
+        for (int64_t h = 0; h < heads; h++) {
+            load(products + h * KEYS + i, product);
+            product = product < 0.0f ? Floats{} : product;
+            total += product * weights[h];
+        }
+        store(scores + i, total);
+        const Integers more = total > all(least);
+        for (int lane = 0; lane < LANES; lane++) found |= more[lane];
+    }
+    return found != 0;
+}
+
+Weight keys_of(const Network& net, const Rows& rows, int64_t count) {
+    Weight keys{};
+    keys.values = rows.data;
+    keys.rows = count;
+    keys.columns = net.index_width;
+    keys.row_bytes = rows.row_bytes;
+    keys.format = rows.format == ROW_INDEX ? FP4 : BFLOAT16;
+    keys.scales = rows.data + net.index_width / 2;
+    keys.scale_row = rows.row_bytes;
+    return keys;
+}
+
+// One piece: some queries of a span and a stretch of keys.
+struct Piece {
+    int64_t span, first, count, low, high;
+};
+
+void score(const Work& work, const Piece& piece, const BFloat16* queries, const float* weights,
+           Best* best) {
+    thread_local static Arena arena;
+    Scope scope(arena);
+    const Network& net = work.net;
+    const Span& span = work.spans[piece.span];
+    const Rows& rows = *span.lists[INDEX_ENTRIES];
+    const int64_t heads = net.index_heads, token = span.first + piece.first;
+    Product product{keys_of(net, rows, rows.length), {}, nullptr, KEYS};
+    product.x = make_panel(arena, piece.count * heads, product.weight);
+    for (int64_t block = 0; block < product.x.blocks(); block++)
+        fill_block(product.x, block, queries + token * heads * net.index_width, net.index_width);
+    float* products = arena.take<float>(piece.count * heads * KEYS);
+    float scores[KEYS];
+    for (int64_t q = 0; q < piece.count; q++) best[q].start(net.index_limit);
+    for (int64_t low = piece.low; low < piece.high; low += KEYS) {
+        const int64_t high = std::min(low + KEYS, piece.high);
+        product.out = products - low;
+        multiply_rows(product, low, high);
+        for (int64_t q = 0; q < piece.count; q++) {
+            const int64_t visible = (span.start + piece.first + q + 1) / CSA;
+            if (visible <= low) continue;
+            if (combine(products + q * heads * KEYS, weights + (token + q) * heads, heads,
+                        best[q].least(), scores))
+                best[q].show(scores, std::min(high, visible) - low, low);
+        }
+    }
+}
+
+}  // namespace
+
+void choose(const Work& work, const BFloat16* queries, const float* weights, int32_t* chosen,
+            int32_t* counts) {
+    const int64_t limit = work.net.index_limit;
+    std::vector<Piece> pieces;
+    int64_t tiles = 0;
+    for (int64_t s = 0; s < work.sequences; s++)
+        tiles += (work.spans[s].length + QUERIES - 1) / QUERIES;
+    for (int64_t s = 0; s < work.sequences; s++) {
+        const Span& span = work.spans[s];
+        for (int64_t first = 0; first < span.length; first += QUERIES) {
+            const int64_t count = std::min(QUERIES, span.length - first);
+            const int64_t visible = (span.start + first + count) / CSA;
+            if (visible <= limit) {
+                for (int64_t t = first; t < first + count; t++) {
+                    const int64_t own = (span.start + t + 1) / CSA, row = span.first + t;
+                    for (int64_t i = 0; i < own; i++) chosen[row * limit + i] = int32_t(i);
+                    counts[row] = int32_t(own);
+                }
+                continue;
+            }
+            const int64_t stretch = tiles >= 2 * work.threads ? visible : STRETCH;
+            for (int64_t low = 0; low < visible; low += stretch)
+                pieces.push_back({s, first, count, low, std::min(low + stretch, visible)});
+        }
+    }
+    std::vector<Best> best(pieces.size() * QUERIES);
+    parallel_for(int64_t(pieces.size()), 1, work.threads, [&](int64_t low, int64_t high) {
+        for (int64_t i = low; i < high; i++)
+            score(work, pieces[i], queries, weights, &best[i * QUERIES]);
+    });
+    for (size_t i = 0; i < pieces.size();) {
+        size_t same = i + 1;
+        while (same < pieces.size() && pieces[same].low > 0) same++;
+        for (int64_t q = 0; q < pieces[i].count; q++) {
+            const int64_t row = work.spans[pieces[i].span].first + pieces[i].first + q;
+            for (size_t other = i + 1; other < same; other++)
+                best[i * QUERIES + q].add(best[other * QUERIES + q]);
+            counts[row] = int32_t(best[i * QUERIES + q].finish(chosen + row * limit));
+        }
+        i = same;
+    }
+}

@@ -1,0 +1,54 @@
+// Rows of numbers times weights: the one matrix product of inference, for one row or thousands.
+//
+// An output is sum_k x[k] w[k] over bfloat16 numbers, accumulated in float32 in one fixed order, so
+// its bits depend on neither the rows beside it nor the threads. (Which order depends on the
+// processor: with tiles, k goes in steps of 32, of which even and odd ones are summed apart.)
+#pragma once
+
+#include "arena.h"
+#include "weight.h"
+
+// Rows [tokens, columns] of bfloat16 as the product reads them: with tiles in blocks of sixteen
+// rows, in each the pairs of columns by row; otherwise as they are. Columns are padded with zeros
+// to a multiple of 32.
+struct Panel {
+    BFloat16* data;
+    int64_t tokens, columns;
+    bool split;     // columns in the order that FP4 unpacks to
+    bool simulate;  // numbers rounded to FP8 by 128 columns
+    int64_t width;  // columns before padding
+
+    static constexpr int64_t BLOCK = 16;
+    int64_t blocks() const { return (tokens + BLOCK - 1) / BLOCK; }
+    int64_t in_block(int64_t block) const {
+        const int64_t rest = tokens - block * BLOCK;
+        return rest < BLOCK ? rest : BLOCK;
+    }
+    const BFloat16* block(int64_t index) const { return data + index * BLOCK * columns; }
+};
+
+// Room for rows that are to be multiplied with weights like the given one.
+Panel make_panel(Arena& arena, int64_t tokens, const Weight& weight);
+
+// Fill one block: its row t is at x + stride * (index ? index[t] : t), counted from the panel's
+// first token.
+void fill_block(const Panel& panel, int64_t block, const BFloat16* x, int64_t stride,
+                const int64_t* index = nullptr);
+void fill(const Panel& panel, const BFloat16* x, int64_t stride, int threads,
+          const int64_t* index = nullptr);
+
+// out[t * stride + o] = <x_t, w_o> for every row of the panel and of the weight.
+struct Product {
+    Weight weight;
+    Panel x;
+    float* out;
+    int64_t stride;
+};
+
+// All products, on up to `threads` threads.
+void multiply(const Product* products, int64_t count, int threads);
+// Rows [low, high) of the weight, on the calling thread; low is a multiple of 64.
+void multiply_rows(const Product& product, int64_t low, int64_t high);
+
+// The part with tiles: `rows` (at most 64) of the weight from `low` on.
+void multiply_tiles(const Product& product, int64_t low, int64_t rows);

@@ -1,0 +1,128 @@
+// A network, its states and one step through it, as network.py describes them.
+#pragma once
+
+#include "arena.h"
+#include "multiply.h"
+#include "weight.h"
+
+// Small parameters, float32 or bfloat16 as stored.
+struct Vector {
+    const void* data;
+    int64_t bfloat16;
+
+    float at(int64_t i) const {
+        return bfloat16 ? load_one(static_cast<const BFloat16*>(data) + i)
+                        : static_cast<const float*>(data)[i];
+    }
+    // All as float32: in place where they are, or in `room`.
+    const float* floats(int64_t count, float* room) const {
+        if (!bfloat16) return static_cast<const float*>(data);
+        for (int64_t i = 0; i < count; i++) room[i] = at(i);
+        return room;
+    }
+};
+
+struct HyperConnection {
+    const float *fn, *base, *scale;
+};
+
+struct Pooling {  // a compressor
+    Weight wkv, wgate;
+    Vector ape, norm;
+    int64_t width;  // channels of an entry
+};
+
+struct Layer {
+    int64_t ratio;             // tokens per compressed entry; 0: window only
+    const float* frequencies;  // rotary, one per pair
+    Vector attn_norm, ffn_norm, q_norm, kv_norm, sink;
+    HyperConnection attn_hc, ffn_hc;
+    Weight wq_a, wq_b, wkv, wo_a, wo_b;
+    Pooling compressor, index_compressor;
+    Weight index_wq_b, index_weights;
+    Weight gate;
+    Vector bias;
+    const int64_t* table;  // hash layers: token to experts
+    Weight w1, w2, w3;     // stacked by expert
+    Weight shared_w1, shared_w2, shared_w3;
+};
+
+struct Network {
+    int64_t channels, streams, heads, head_dim, rotary, q_rank, groups, o_rank, window;
+    int64_t index_heads, index_width, index_limit;
+    int64_t experts, choices, inner, vocabulary;
+    int64_t iterations, simulate_kv, simulate_index;
+    double norm_eps, hc_eps, swiglu_limit, routed_scale;
+};
+
+constexpr int64_t CSA = 4;  // the ratio with overlapping groups and an indexer
+
+// A list of rows in memory of its own (model/rows.py): row i is at i % slots.
+enum RowFormat : int64_t { ROW_FLOAT32, ROW_BFLOAT16, ROW_KV, ROW_INDEX };
+struct Rows {
+    uint8_t* data;
+    int64_t* used;  // rows written to this memory, which other lists may share
+    int64_t slots, row_bytes, length, kept;
+    int64_t bounded;  // only the last `slots` rows are kept
+    int64_t shared, format;
+
+    const uint8_t* at(int64_t i) const { return data + i % slots * row_bytes; }
+    bool has_room(int64_t count) const {
+        if (format < 0) return false;  // no memory yet
+        return bounded || (length + count <= slots && (!shared || *used == length));
+    }
+};
+// Layer by layer; null where a layer has no such list.
+enum RowsOf { WINDOW, PROJECTIONS, ENTRIES, INDEX_PROJECTIONS, INDEX_ENTRIES, LISTS };
+
+struct Span {
+    int64_t first, length, start;  // rows of the step, and the absolute position of the first
+    Rows* const* lists;            // of this sequence and layer
+};
+
+// One step: the next tokens of some sequences, and memory to work in.
+struct Work {
+    const Network& net;
+    const Layer& layer;
+    const int64_t* tokens;
+    const int64_t* positions;
+    const Span* spans;
+    int64_t count, sequences;
+    int threads;
+    Arena& arena;
+};
+
+// rounding.cpp and rotary.cpp, row by row
+void rms_norm(const float* x, int64_t count, const float* weight, float eps, BFloat16* out);
+void to_bfloat16(const float* x, int64_t count, BFloat16* out);
+struct Angles {
+    const float *cos, *sin;  // of one position, one per pair
+};
+void find_angles(int64_t position, const float* frequencies, int64_t pairs, float* cos, float* sin);
+void rotate(BFloat16* x, int64_t width, int64_t rotary, const Angles& by);
+
+// rows.cpp
+void load_row(const Network& net, const Rows& rows, const uint8_t* row, BFloat16* out);
+void store_row(const Network& net, const Rows& rows, const BFloat16* x, uint8_t* row);
+void append(Rows& rows, const uint8_t* packed, int64_t count);
+
+// hyper.cpp: one sub-layer's way from the streams and back
+struct Connection {
+    BFloat16* x;  // normed input, [t, c]
+    float *post, *mix;
+};
+Connection connect(const Work& work, const BFloat16* streams, const HyperConnection& hc,
+                   const Vector& norm);
+void write_back(const Work& work, BFloat16* streams, const Connection& by, const BFloat16* output);
+
+// attention.cpp, compressor.cpp, indexer.cpp
+void attention(const Work& work, const BFloat16* x, BFloat16* output);
+// Entries that became complete, appended to the lists `entries` of each span.
+void compress(const Work& work, const Pooling& pooling, const float* values, float* gates,
+              RowsOf projections, RowsOf entries, bool index);
+// chosen[t * limit ...]: entries in ascending order, then -1; counts[t] of them.
+void choose(const Work& work, const BFloat16* queries, const float* weights, int32_t* chosen,
+            int32_t* counts);
+
+// experts.cpp
+void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* chosen, float* scores);

@@ -1,0 +1,55 @@
+// Weights as checkpoints store them, and what they stand for.
+#pragma once
+
+#include "../clones.h"
+
+enum Format : int32_t { FLOAT32, BFLOAT16, FP8, FP4 };
+
+constexpr int64_t SCALE_TILE = 128;  // FP8: one scale per 128 x 128 weights
+constexpr int64_t FP4_BLOCK = 32;    // FP4: one per 32 weights of a row
+
+// A matrix [rows, columns], or a stack of them. Scales are e8m0 bytes: 2^(byte - 127). Rows may
+// have anything between them, such as the scales of a packed index entry.
+struct Weight {
+    const uint8_t* values;
+    const uint8_t* scales;
+    int64_t rows, columns;
+    int64_t row_bytes, scale_row;  // from a row to the next; FP8: from a row of tiles to the next
+    int32_t format;
+    int32_t simulate;  // whether inputs are rounded to FP8 first
+    int64_t first;     // rows left out above, which tiles are counted with
+
+    bool split() const { return format == FP4; }  // see `unpack`
+
+    Weight matrix(int64_t index) const {
+        Weight one = *this;
+        one.values += index * rows * row_bytes;
+        if (scales != nullptr)
+            one.scales += index * scale_row *
+                          (format == FP8 ? (rows + SCALE_TILE - 1) / SCALE_TILE : rows);
+        return one;
+    }
+    Weight slice(int64_t low, int64_t high) const {
+        Weight part = *this;
+        part.values += low * row_bytes;
+        if (format == FP4) part.scales += low * scale_row;
+        part.first += low;
+        part.rows = high - low;
+        return part;
+    }
+};
+
+INLINE int64_t padded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
+
+// Columns [k, k + count) of rows [row, row + rows) as bfloat16, `stride` numbers from row to row.
+// k is a multiple of 128; columns past the last are zero up to a multiple of 32. The columns of FP4
+// are split: of every 64 (or the last 32) the even ones come first.
+void unpack(const Weight& weight, int64_t row, int64_t rows, int64_t k, int64_t count,
+            BFloat16* out, int64_t stride);
+
+// Where column k of a weight stands in what `unpack` makes of it.
+INLINE int64_t split_place(int64_t k, int64_t columns) {
+    const int64_t block = k / 64 * 64, width = columns - block < 64 ? columns - block : 64;
+    const int64_t inside = k - block;
+    return block + (inside % 2 == 0 ? inside / 2 : width / 2 + inside / 2);
+}
