@@ -1,10 +1,11 @@
 """`write` and `complete`: a model of code at work, on text and at a place in a file."""
 
+import atexit
 import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sounding.engine.batch import Batch
     from sounding.engine.complete import Completion
     from sounding.engine.endings import Gap, Kind
+    from sounding.engine.engine import Engine
     from sounding.model.transformer import Transformer
     from sounding.text.tokenizer import Tokenizer
 
@@ -28,15 +30,39 @@ class Model(NamedTuple):
     network: "Transformer"
     tokenizer: "Tokenizer"
 
-    def batch(self, width: int) -> "Batch":
-        """Its engine, `width` sequences at a time, until the command ends."""
-        from sounding.engine.batch import Batch
-        from sounding.engine.engine import Engine
-        from sounding.engine.settings import EngineSettings
+    def engine(self, prefix_store: Path | None = None, **settings: Any) -> "Engine":
+        """An engine that runs it until the command ends; `settings` are `EngineSettings`."""
+        return start_engine(self.network, self.tokenizer, prefix_store, **settings)
 
-        engine = Engine(self.network, self.tokenizer, EngineSettings(width=width))
-        click.get_current_context().call_on_close(engine.close)
-        return Batch(engine)
+    def batch(self, width: int) -> "Batch":
+        """What continues prompts with it, `width` at a time."""
+        from sounding.engine.batch import Batch
+
+        return Batch(self.engine(width=width))
+
+
+def start_engine(
+    network: "Transformer",
+    tokenizer: "Tokenizer | None",
+    prefix_store: Path | None = None,
+    **settings: Any,
+) -> "Engine":
+    """An engine that is closed when the command ends."""
+    from sounding.engine.engine import Engine
+    from sounding.engine.exact import splits_are_exact
+    from sounding.engine.prefix_store import PrefixStore, state_identity
+    from sounding.engine.settings import EngineSettings
+
+    how = EngineSettings(exact_splits=splits_are_exact(network), **settings)
+    store = None
+    if prefix_store is not None:
+        store = PrefixStore(prefix_store, state_identity(network, how))
+    engine = Engine(network, tokenizer, how, store=store)
+    context = click.get_current_context(silent=True)
+    # A thread of a command has no context.
+    at_end = atexit.register if context is None else context.call_on_close
+    at_end(engine.close)
+    return engine
 
 
 def open_model(folder: str | None) -> Model:

@@ -198,7 +198,7 @@ def generate(
       sounding generate --prompt 'def fibonacci(n):' --stop $'\\n\\n'
       sounding generate MODEL --tokens 0,17,4 --max-tokens 8
     """
-    from sounding.engine.engine import Engine
+    from sounding.cli.completion import start_engine
     from sounding.engine.messages import Finished, GenerationRequest
     from sounding.engine.sampling import SamplingParams
 
@@ -213,9 +213,7 @@ def generate(
     else:
         text = sys.stdin.read() if prompt == "-" else prompt or ""
         dialect = _Text(Path(folder), text)
-    engine = Engine(load_network(folder), dialect.tokenizer)
-    click.get_current_context().call_on_close(engine.close)
-    stream = engine.submit(
+    stream = start_engine(load_network(folder), dialect.tokenizer).submit(
         GenerationRequest(
             prompt=dialect.prompt,
             params=params,

@@ -10,7 +10,6 @@ from sounding.cli.completion import Model, open_model
 from sounding.cli.models import model_folder
 
 if TYPE_CHECKING:
-    from sounding.engine.engine import Engine
     from sounding.server.service import ModelCard
     from sounding.server.settings import Settings
 
@@ -192,7 +191,7 @@ def serve(
     )
     listener = listen(host, port)
     opened = open_model(folder)
-    engine = _engine(opened, context_tokens, width, prefix_store)
+    engine = opened.engine(prefix_store, width=width, context_tokens=context_tokens)
     service = Service(engine, opened.tokenizer, settings, _card(opened))
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}"
@@ -208,16 +207,6 @@ def _announce(settings: "Settings", address: str) -> None:
     click.echo(f"serving {settings.model_names[0]} on {address}", err=True)
     if settings.keys is None and settings.hosts is None:
         click.echo("there are no keys: everybody who reaches it may use it", err=True)
-
-
-def _engine(
-    opened: Model, context_tokens: int | None, width: int, prefix_store: Path | None
-) -> "Engine":
-    from sounding.engine.engine import Engine
-    from sounding.engine.settings import EngineSettings
-
-    settings = EngineSettings(width=width, context_tokens=context_tokens)
-    return Engine(opened.network, opened.tokenizer, settings)
 
 
 def _card(opened: Model) -> "ModelCard":

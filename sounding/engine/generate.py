@@ -1,17 +1,14 @@
-"""Running one model over given tokens: logits under any split, and generation token by token."""
+"""Checking prompts, and running a network over given tokens: logits under any split."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sounding.config import ModelConfig
-from sounding.engine.sampling import SamplingParams, sample
 from sounding.model.state import growing_state
 from sounding.model.transformer import Transformer
-
-PREFILL_TOKENS = 2048  # a prompt goes in chunks of this, so that memory does not grow with it
 
 
 def require_tokens(tokens: Int[Tensor, "*batch"], vocab_size: int) -> None:
@@ -72,38 +69,3 @@ def split_logits(
             logits[index, span] = row
         progress(sum(sizes))
     return logits
-
-
-@torch.inference_mode()
-def generate(
-    model: Transformer,
-    prompt: Sequence[int],
-    params: SamplingParams,
-    *,
-    max_tokens: int,
-    stop_tokens: Collection[int] = (),
-    num_tokens: int | None = None,
-    prefilled: Callable[[int], None] = lambda tokens: None,
-) -> Iterator[int]:
-    """Continue a prompt, yielding each token as it is chosen; ends before a stop token.
-
-    Ids from `num_tokens` on are never chosen: a vocabulary may have more rows than its tokenizer
-    has tokens.
-
-    Raises ValueError as `checked_prompt` does. `prefilled` is told the tokens of each piece of the
-    prompt as it is done.
-    """
-    chunk = checked_prompt(prompt, max_tokens, model.config)
-    state = growing_state(model.config)
-    for piece in chunk.split(PREFILL_TOKENS):
-        streams = model(piece, states=[state]).streams
-        prefilled(len(piece))
-    generator = torch.Generator().manual_seed(params.seed)
-    for remaining in range(max_tokens, 0, -1):
-        logits = model.logits(model.hidden(streams[-1:]))[0, :num_tokens]
-        token = sample(logits, params, generator)
-        if token in stop_tokens:
-            return
-        yield token
-        if remaining > 1:
-            streams = model(torch.tensor([token]), states=[state]).streams

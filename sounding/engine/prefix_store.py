@@ -39,6 +39,7 @@ from sounding.files import sync, write_file
 from sounding.model.transformer import Transformer
 from sounding.ops.cpu import library
 
+_LIMIT_BYTES = 8 << 30
 _LOCK = "lock"
 _PENDING_BYTES = 256 << 20  # that may wait to be written; what comes beyond is not kept
 _PAUSE_SECONDS = 60.0  # after writing has failed
@@ -69,7 +70,7 @@ class _Job(NamedTuple):
 class PrefixStore:
     """A folder of states, bounded in bytes; the least recently used go first."""
 
-    def __init__(self, folder: Path, identity: str, limit_bytes: int) -> None:
+    def __init__(self, folder: Path, identity: str, limit_bytes: int = _LIMIT_BYTES) -> None:
         """Opens the folder and drops what was being written when its last user ended.
 
         `identity` is whatever states depend on, see `state_identity`. A folder that cannot be used,

@@ -139,7 +139,7 @@ class Scheduler:
             if self._urgency(leader) > self._urgency(generation):
                 continue
             common = self._settings.keepable(
-                common_prefix(leader.request.prompt, generation.request.prompt),
+                common_prefix(leader.tokens, generation.tokens),
                 leader.prompt_length,
                 generation.prompt_length,
             )

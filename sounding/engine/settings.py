@@ -82,6 +82,8 @@ class EngineSettings:
         size = BLOCK_TOKENS if self.exact_splits else self.piece_tokens
         before = (prompt_length - _CHANGING_TOKENS) // size * size
         wanted = {prompt_length, before, *range(0, prompt_length, self.checkpoint_tokens)}
+        if not self.exact_splits:
+            wanted.add(prompt_length - prompt_length % size)
         if matched - hit >= size:
             wanted.add(self.keepable(matched))
         return {length for length in wanted if length > hit}

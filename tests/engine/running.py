@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 
 from sounding.config import ModelConfig
 from sounding.engine.messages import Event, Finished, GenerationRequest, Stream, TokenEvent
-from sounding.engine.sampling import SamplingParams
+from sounding.engine.sampling import SamplingParams, sample
 from sounding.model.transformer import Transformer
 from sounding.train.runs import copying
 
@@ -68,3 +68,19 @@ def tokens_of(events: Sequence[Event]) -> list[int]:
 def small_vocabulary_config(num_tokens: int) -> ModelConfig:
     """The same network for a vocabulary of text; some ids have no token."""
     return dataclasses.replace(CONFIG, vocab_size=num_tokens + 8)
+
+
+def naive(
+    network: Transformer, asked: GenerationRequest, stop_tokens: Collection[int] = (1,)
+) -> Iterator[int]:
+    """The whole sequence anew for every token."""
+    tokens = list(asked.prompt)
+    generator = torch.Generator().manual_seed(asked.params.seed)
+    for _ in range(asked.max_tokens):
+        with torch.no_grad():
+            hidden = network.hidden(network(torch.tensor(tokens)).streams[-1:])
+            token = sample(network.logits(hidden)[0], asked.params, generator)
+        if token in stop_tokens:
+            return
+        tokens.append(token)
+        yield token

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,11 +16,10 @@ from sounding.engine.messages import (
     Overloaded,
     Priority,
 )
-from sounding.engine.sampling import sample
 from sounding.engine.settings import EngineSettings
 from sounding.model.transformer import Transformer
 from tests.conftest import NetworkMaker
-from tests.engine.running import CONFIG, Gate, collect, request, tokens_of
+from tests.engine.running import CONFIG, Gate, collect, naive, request, tokens_of
 
 
 @pytest.fixture
@@ -33,20 +31,6 @@ def network(network_maker: NetworkMaker) -> Transformer:
 @pytest.fixture
 def gate(network: Transformer, monkeypatch: pytest.MonkeyPatch) -> Gate:
     return Gate(network, monkeypatch)
-
-
-def naive(network: Transformer, asked: GenerationRequest) -> Iterator[int]:
-    """The whole sequence anew for every token."""
-    tokens = list(asked.prompt)
-    generator = torch.Generator().manual_seed(asked.params.seed)
-    for _ in range(asked.max_tokens):
-        with torch.no_grad():
-            hidden = network.hidden(network(torch.tensor(tokens)).streams[-1:])
-            token = sample(network.logits(hidden)[0], asked.params, generator)
-        if token == CONFIG.eos_token_id:
-            return
-        tokens.append(token)
-        yield token
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -145,10 +129,10 @@ def test_it_takes_the_place_of_a_running_one(network: Transformer, gate: Gate) -
 def test_nobody_starves(network: Transformer, gate: Gate) -> None:
     """However much is typed, a prompt of the lowest priority goes on."""
     engine = Engine(network, settings=EngineSettings(width=2, patience_steps=4))
-    low = engine.submit(request(300, max_tokens=2, priority=Priority.BATCH))
+    low = engine.submit(request(200, max_tokens=2, priority=Priority.BATCH))
     typing = [
-        engine.submit(request(2, max_tokens=40, seed=seed, priority=Priority.KEYSTROKE))
-        for seed in range(8)
+        engine.submit(request(2, max_tokens=25, seed=seed, priority=Priority.KEYSTROKE))
+        for seed in range(6)
     ]
     gate.release()
     collect(low)
@@ -156,7 +140,7 @@ def test_nobody_starves(network: Transformer, gate: Gate) -> None:
     for stream in typing:
         collect(stream)
     engine.close()
-    assert done < 8 * 40 // 2
+    assert done < 6 * 25 * 2 // 3
 
 
 def test_too_many_are_refused(network: Transformer, gate: Gate) -> None:

@@ -122,7 +122,7 @@ def test_only_for_a_whole_prompt(tmp_path: Path) -> None:
     store.close()
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(data=st.data())
 def test_damage_is_a_miss(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """A flipped bit, a file cut short, emptied, swapped with another or gone."""

@@ -43,7 +43,7 @@ BRANCHES = st.lists(
 )
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(branches=BRANCHES, limit=st.sampled_from([600_000, 10**8]))
 def test_a_hit_is_as_good_as_a_miss_bit_for_bit(
     branches: list[tuple[int, int, int]], limit: int
@@ -72,10 +72,10 @@ def test_an_agents_growing_history(network: Transformer, monkeypatch: pytest.Mon
         gate = Gate(network, monkeypatch)
         gate.release()
         engine = Engine(network, settings=EngineSettings(exact_splits=exact), stop_tokens=())
-        tokens, known = prompt(500), 0
+        tokens, known = prompt(400), 0
         for turn in range(4):
             gate.lengths.clear()
-            reply, end = collect(engine.submit(request(tokens, max_tokens=9)))
+            reply, end = collect(engine.submit(request(tokens, max_tokens=9, speculate=False)))
             read = sum(map(sum, gate.lengths)) - 8
             assert read == len(tokens) - end.usage.hit_tokens
             if turn:
@@ -180,7 +180,7 @@ class Book:
         assert self.cache.nbytes == total <= self.cache.limit_bytes
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 999), limit=st.sampled_from([60_000, 400_000, 10**8]))
 def test_the_tree_is_what_a_list_of_states_would_be(seed: int, limit: int) -> None:
     choose, book = random.Random(seed), Book(limit)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sounding.engine.sampling import SamplingParams, sample
+from sounding.engine.sampling import SamplingParams, logprob_of, sample
 
 
 def _draws(logits: torch.Tensor, params: SamplingParams, count: int) -> torch.Tensor:
@@ -44,6 +44,64 @@ def test_top_p_drops_the_tail() -> None:
     assert set(_draws(logits, SamplingParams(temperature=1.0, top_p=0.65), 300).tolist()) == {0, 1}
 
 
+@given(
+    st.lists(st.floats(-5, 5), min_size=1, max_size=20),
+    st.integers(1, 5),
+    st.floats(0, 1),
+    st.integers(0, 9),
+)
+def test_top_k_and_min_p_keep_what_they_say(
+    values: list[float], top_k: int, min_p: float, seed: int
+) -> None:
+    logits = torch.tensor(values, dtype=torch.float64)
+    probabilities = logits.softmax(-1)
+    for how in ({"top_k": top_k}, {"min_p": min_p}):
+        params = SamplingParams(temperature=1.0, seed=seed, **how)
+        token = int(_draws(logits, params, 1))
+        if "top_k" in how:
+            assert int((probabilities > probabilities[token]).sum()) < top_k
+        else:
+            assert probabilities[token] >= min_p * probabilities.max() - 1e-12
+
+
+def test_limits_leave_the_rest_as_it_was() -> None:
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    for how, kept in (
+        ({"top_k": 2}, {0: 4 / 7, 1: 3 / 7}),
+        ({"min_p": 0.45}, {0: 4 / 9, 1: 3 / 9, 2: 2 / 9}),
+        ({"top_k": 3, "top_p": 0.65}, {0: 4 / 7, 1: 3 / 7}),
+        ({"top_k": 9, "min_p": 0.0}, {0: 0.4, 1: 0.3, 2: 0.2, 3: 0.1}),
+    ):
+        draws = _draws(logits, SamplingParams(temperature=1.0, **how), 3000)
+        frequency = draws.bincount(minlength=4) / len(draws)
+        expected = torch.tensor([kept.get(token, 0.0) for token in range(4)])
+        assert ((frequency - expected).abs() <= 4 * (expected / len(draws)).sqrt()).all()
+
+
+def test_masked_tokens_never_come() -> None:
+    logits = torch.full((50,), -torch.inf)
+    logits[[7, 49]] = 0.0
+    draws = _draws(logits, SamplingParams(temperature=1.0, min_p=0.1), 200)
+    assert set(draws.tolist()) == {7, 49}
+
+
+def test_one_number_for_every_token() -> None:
+    """So that how many tokens are chosen at once cannot change which."""
+    generator, other = (torch.Generator().manual_seed(4) for _ in range(2))
+    sample(torch.zeros(9), SamplingParams(temperature=1.0, top_k=3), generator)
+    torch.rand((), generator=other, dtype=torch.float64)
+    assert torch.equal(generator.get_state(), other.get_state())
+
+
+def test_logprobs() -> None:
+    logits = torch.tensor([1.0, 3.0, 3.0, -torch.inf])
+    logprob, best = logprob_of(logits, 0, 3)
+    expected = logits.double().log_softmax(-1)
+    assert logprob == float(expected[0])
+    assert best == [(1, float(expected[1])), (2, float(expected[2])), (0, float(expected[0]))]
+    assert logprob_of(logits, 3, 0) == (float("-inf"), [])
+
+
 def test_the_seed_decides() -> None:
     logits = torch.zeros(100)
     first, again, other = (
@@ -60,6 +118,9 @@ def test_the_seed_decides() -> None:
         ({"temperature": float("nan")}, "temperature = nan"),
         ({"top_p": 0.0}, "top_p = 0.0 must be above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p = 1.5"),
+        ({"top_k": -1}, "top_k = -1 must be a count"),
+        ({"min_p": 1.5}, "min_p = 1.5 must be from 0 to 1"),
+        ({"min_p": float("nan")}, "min_p = nan"),
         ({"seed": -1}, "seed = -1 must be an integer from 0"),
     ],
 )
