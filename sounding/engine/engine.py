@@ -181,16 +181,32 @@ class Engine:
     # The engine's own thread
 
     def _run(self) -> None:
-        while self._receive():
-            self._end_those(
-                [g for g in (*self._scheduler.waiting, *self._scheduler.running) if g.late], "time"
-            )
-            for generation in self._scheduler.admit():
-                self._runner.start(generation)
-                with self._changed:
-                    self._queued -= 1
-            self._step()
-        self._end_those([*self._scheduler.waiting, *self._scheduler.running], "cancelled")
+        try:
+            while self._receive():
+                self._end_those([g for g in self._everyone() if g.late], "time")
+                for generation in self._scheduler.admit():
+                    self._start(generation)
+                self._step()
+            self._end_those(self._everyone(), "cancelled")
+        except BaseException as error:  # a mistake of ours: at least nobody waits for ever
+            _log.exception("the engine has failed")
+            with self._changed:
+                self._closing = True
+            self._receive()
+            for generation in self._everyone():
+                generation.finish("error", f"the engine has failed: {error}")
+
+    def _everyone(self) -> list[Generation]:
+        return [*self._scheduler.waiting, *self._scheduler.running]
+
+    def _start(self, generation: Generation) -> None:
+        with self._changed:
+            self._queued -= 1
+        try:
+            self._runner.start(generation)
+        except Exception as error:
+            _log.exception("request %s could not be started", generation.stream.request_id)
+            self._end_those([generation], "error", str(error))
 
     def _receive(self) -> bool:
         """Take in messages, waiting for one while there is nothing to do; whether to go on."""
@@ -215,22 +231,22 @@ class Engine:
             self._runner.step(moves)
         except Exception as error:  # the states of all that moved are of no use any more
             _log.exception("a step failed")
-            for move in moves:
-                move.generation.error = str(error)
-            self._end_those([move.generation for move in moves], "error")
+            self._end_those([move.generation for move in moves], "error", str(error))
             return
         for move in moves:
             reason = move.generation.finished
             if reason is not None:
                 self._end_those([move.generation], reason)
 
-    def _end_those(self, generations: list[Generation], reason: FinishReason) -> None:
+    def _end_those(
+        self, generations: list[Generation], reason: FinishReason, error: str | None = None
+    ) -> None:
         for generation in generations:
-            waiting = generation.state is None
+            waiting = generation in self._scheduler.waiting
             if reason != "error":
                 self._runner.keep(generation)
             self._scheduler.remove(generation)
-            generation.finish(reason)
+            generation.finish(reason, error)
             generation.state = None
             if waiting:
                 with self._changed:

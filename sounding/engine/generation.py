@@ -63,6 +63,8 @@ class Generation:
         self.checkpoints: set[int] = set()
         """Lengths at which its state is worth keeping."""
         self.paused = False
+        self.following = False
+        """Whether it waits for another prompt that begins like its own."""
         self.waited_steps = 0
         """Since it last moved."""
         self.usage = Usage(prompt_tokens=len(request.prompt))
@@ -158,9 +160,10 @@ class Generation:
         """Tokens that must come next by the constraint, up to `most`."""
         return [] if self._constraint is None else self._constraint.forced()[:most]
 
-    def finish(self, reason: FinishReason) -> None:
+    def finish(self, reason: FinishReason, error: str | None = None) -> None:
         """Say the last word to the reader."""
         self.finished = reason
+        self.error = error or self.error
         rest = ""
         if self._text is not None:
             rest = self._stops.feed(self._text.finish()) + self._stops.flush()

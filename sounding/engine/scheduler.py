@@ -14,6 +14,7 @@ from sounding.engine.pool import StatePool
 from sounding.engine.prefixes import common_prefix
 from sounding.engine.settings import EngineSettings
 
+_TYPING_SHARE = 8  # of memory, one part in so many
 _WORTH_WAITING = 16  # tokens that need not be read twice
 _LEAST_PIECE = 16  # tokens of a prompt; fewer would not be worth a step
 
@@ -59,9 +60,10 @@ class Scheduler:
         paused = [generation for generation in self.running if generation.paused]
         for generation in sorted([*paused, *self.waiting], key=self._rank):
             if not generation.paused:
-                if self._must_follow(generation):
+                generation.following = self._must_follow(generation)
+                if generation.following:
                     continue
-                if not self._pool.fits(generation.state_bytes):
+                if not self._fits(generation):
                     break
             if not self._make_place(generation):
                 break
@@ -89,7 +91,7 @@ class Scheduler:
             moves.append(Move(generation, count))
         moved = {move.generation.serial for move in moves}
         for generation in (*self.running, *self.waiting):
-            generation.waited_steps += 1
+            generation.waited_steps += not generation.following
             if generation.serial in moved:
                 generation.waited_steps = 0
         return moves
@@ -116,6 +118,13 @@ class Scheduler:
             return min(end, at - at % size + size) - at
         ahead = [length for length in generation.checkpoints if length > at]
         return min([end - at, max(budget, _LEAST_PIECE), *(length - at for length in ahead)])
+
+    def _fits(self, generation: Generation) -> bool:
+        """Whether there is memory; some is left for those who type, whatever else runs."""
+        spare = 0
+        if self.running and generation.request.priority != Priority.KEYSTROKE:
+            spare = self._pool.limit_bytes // _TYPING_SHARE
+        return self._pool.fits(generation.state_bytes + spare)
 
     def _make_place(self, generation: Generation) -> bool:
         """Whether one more may run; somebody less urgent is paused if need be."""

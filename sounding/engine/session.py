@@ -46,9 +46,7 @@ class Session:
 
     def read(self) -> Usage:
         """Let the engine read the text now, so that continuing it begins at once."""
-        request = GenerationRequest(
-            prompt=list(self.tokens), max_tokens=0, priority=self._priority
-        )
+        request = GenerationRequest(prompt=list(self.tokens), max_tokens=0, priority=self._priority)
         *_, last = self._engine.submit(request)
         assert isinstance(last, Finished)
         return last.usage

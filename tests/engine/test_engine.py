@@ -16,6 +16,8 @@ from sounding.engine.messages import (
     Overloaded,
     Priority,
 )
+from sounding.engine.pool import state_bytes
+from sounding.engine.scheduler import Scheduler
 from sounding.engine.settings import EngineSettings
 from sounding.model.transformer import Transformer
 from tests.conftest import NetworkMaker
@@ -233,6 +235,54 @@ def test_a_failing_step_ends_its_sequences_and_no_others(
     assert collect(engine.submit(request(5, max_tokens=2)))[1].reason == "length"
     engine.close()
     assert "a step failed" in caplog.text
+
+
+def test_a_state_that_cannot_be_made_ends_its_request(
+    network: Transformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(network)
+
+    def failing(*given: Any, **named: Any) -> Any:
+        raise MemoryError("none left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sounding.engine.runner.growing_state", failing)
+        _, end = collect(engine.submit(request(5)))
+    assert (end.reason, end.error) == ("error", "none left")
+    assert collect(engine.submit(request(5, max_tokens=2)))[1].reason == "length"
+    engine.close()
+    assert engine.stats().state_bytes == 0
+    assert "could not be started" in caplog.text
+
+
+def test_nobody_waits_for_an_engine_that_has_failed(
+    network: Transformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(network)
+
+    def failing(self: Scheduler) -> Any:
+        raise AssertionError("a mistake")
+
+    monkeypatch.setattr(Scheduler, "plan", failing)
+    _, end = collect(engine.submit(request(5)))
+    assert (end.reason, end.error) == ("error", "the engine has failed: a mistake")
+    with pytest.raises(Overloaded):
+        engine.submit(request(5))
+    engine.close()
+    assert "the engine has failed" in caplog.text
+
+
+def test_memory_is_left_for_those_who_type(network: Transformer, gate: Gate) -> None:
+    each = state_bytes(CONFIG, 43, number_bytes=8)
+    engine = Engine(network, settings=EngineSettings(state_limit_bytes=2 * each + 1000))
+    long = [engine.submit(request(40, seed=seed, max_tokens=3)) for seed in range(2)]
+    typed = engine.submit(request(10, max_tokens=3, priority=Priority.KEYSTROKE))
+    gate.release()
+    for stream in (*long, typed):
+        assert collect(stream)[1].reason == "length"
+    engine.close()
+    assert [40, 40] not in gate.lengths  # though both would fit
+    assert [10] in gate.lengths[:2] or [1, 10] in gate.lengths[:3]
 
 
 def test_closing_with_and_without_grace(network: Transformer, gate: Gate) -> None:
