@@ -58,6 +58,13 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
     help="Folder that keeps what was read of long prompts, over restarts.",
 )
 @click.option(
+    "--prefix-store-gib",
+    default=8,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Most that this folder may take.",
+)
+@click.option(
     "--context-tokens",
     type=click.IntRange(min=16),
     help="Most tokens of prompt and answer together.  [default: what the model is made for]",
@@ -130,6 +137,7 @@ def serve(
     without_keys: bool,
     cors_origins: tuple[str, ...],
     prefix_store: Path | None,
+    prefix_store_gib: int,
     context_tokens: int | None,
     infill_context_tokens: int,
     width: int,
@@ -192,7 +200,7 @@ def serve(
     )
     listener = listen(host, port)
     opened = open_model(folder)
-    engine = _engine(opened, context_tokens, width, prefix_store)
+    engine = _engine(opened, context_tokens, width, prefix_store, prefix_store_gib)
     service = Service(engine, opened.tokenizer, settings, _card(opened))
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}"
@@ -211,13 +219,22 @@ def _announce(settings: "Settings", address: str) -> None:
 
 
 def _engine(
-    opened: Model, context_tokens: int | None, width: int, prefix_store: Path | None
+    opened: Model,
+    context_tokens: int | None,
+    width: int,
+    prefix_store: Path | None,
+    prefix_store_gib: int,
 ) -> "Engine":
     from sounding.engine.engine import Engine
+    from sounding.engine.prefix_store import PrefixStore, state_identity
     from sounding.engine.settings import EngineSettings
 
     settings = EngineSettings(width=width, context_tokens=context_tokens)
-    return Engine(opened.network, opened.tokenizer, settings)
+    store = None
+    if prefix_store is not None:
+        identity = state_identity(opened.network, settings)
+        store = PrefixStore(prefix_store.expanduser(), identity, prefix_store_gib << 30)
+    return Engine(opened.network, opened.tokenizer, settings, store=store)
 
 
 def _card(opened: Model) -> "ModelCard":
