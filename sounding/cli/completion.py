@@ -30,9 +30,11 @@ class Model(NamedTuple):
     network: "Transformer"
     tokenizer: "Tokenizer"
 
-    def engine(self, prefix_store: Path | None = None, **settings: Any) -> "Engine":
+    def engine(
+        self, prefix_store: Path | None = None, store_bytes: int | None = None, **settings: Any
+    ) -> "Engine":
         """An engine that runs it until the command ends; `settings` are `EngineSettings`."""
-        return start_engine(self.network, self.tokenizer, prefix_store, **settings)
+        return start_engine(self.network, self.tokenizer, prefix_store, store_bytes, **settings)
 
     def batch(self, width: int) -> "Batch":
         """What continues prompts with it, `width` at a time."""
@@ -45,9 +47,10 @@ def start_engine(
     network: "Transformer",
     tokenizer: "Tokenizer | None",
     prefix_store: Path | None = None,
+    store_bytes: int | None = None,
     **settings: Any,
 ) -> "Engine":
-    """An engine that is closed when the command ends."""
+    """An engine that is closed when the command ends; the store takes its own limit by default."""
     from sounding.engine.engine import Engine
     from sounding.engine.exact import splits_are_exact
     from sounding.engine.prefix_store import PrefixStore, state_identity
@@ -56,7 +59,8 @@ def start_engine(
     how = EngineSettings(exact_splits=splits_are_exact(network), **settings)
     store = None
     if prefix_store is not None:
-        store = PrefixStore(prefix_store, state_identity(network, how))
+        limit = {} if store_bytes is None else {"limit_bytes": store_bytes}
+        store = PrefixStore(prefix_store, state_identity(network, how), **limit)
     engine = Engine(network, tokenizer, how, store=store)
     context = click.get_current_context(silent=True)
     # A thread of a command has no context.

@@ -57,6 +57,13 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
     help="Folder that keeps what was read of long prompts, over restarts.",
 )
 @click.option(
+    "--prefix-store-gib",
+    default=8,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Most that this folder may take.",
+)
+@click.option(
     "--context-tokens",
     type=click.IntRange(min=16),
     help="Most tokens of prompt and answer together.  [default: what the model is made for]",
@@ -129,6 +136,7 @@ def serve(
     without_keys: bool,
     cors_origins: tuple[str, ...],
     prefix_store: Path | None,
+    prefix_store_gib: int,
     context_tokens: int | None,
     infill_context_tokens: int,
     width: int,
@@ -191,7 +199,12 @@ def serve(
     )
     listener = listen(host, port)
     opened = open_model(folder)
-    engine = opened.engine(prefix_store, width=width, context_tokens=context_tokens)
+    engine = opened.engine(
+        prefix_store.expanduser() if prefix_store else None,
+        store_bytes=prefix_store_gib << 30,
+        width=width,
+        context_tokens=context_tokens,
+    )
     service = Service(engine, opened.tokenizer, settings, _card(opened))
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}"

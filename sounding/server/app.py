@@ -2,12 +2,10 @@
 
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Mount, Route, Router
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sounding.server import (
@@ -16,18 +14,15 @@ from sounding.server import (
     infill,
     messages,
     ollama,
+    page,
     responses,
     status,
 )
 from sounding.server.errors import Refusal, anthropic_error, llama_error, ollama_error
-from sounding.server.frames import Answer
+from sounding.server.frames import Answer, Endpoint
 from sounding.server.gate import Gate
 from sounding.server.openapi import Operation, document
 from sounding.server.service import Service
-from sounding.server.status import Endpoint
-
-WEB = Path(__file__).parent / "web"
-
 
 OPERATIONS = [
     Operation(
@@ -65,6 +60,17 @@ OPERATIONS = [
     ),
 ]
 
+# Where DeepSeek's own API has what is here under /v1, so that its clients need only the address.
+ALIASES = {
+    "/chat/completions": chat_completions.ROUTE,
+    "/completions": completions.ROUTE,
+    "/responses": responses.ROUTE,
+    "/beta/chat/completions": chat_completions.ROUTE,
+    "/beta/completions": completions.ROUTE,
+    "/anthropic/v1/messages": messages.ROUTE,
+    "/anthropic/v1/messages/count_tokens": messages.COUNT_ROUTE,
+}
+
 
 def application(service: Service) -> ASGIApp:
     """The server of one engine, as an ASGI application."""
@@ -84,11 +90,11 @@ def application(service: Service) -> ASGIApp:
     async def openapi(request: Request) -> Response:
         return Answer(described)
 
-    gets["/openapi.json"] = openapi
-    routes: list[BaseRoute] = [
+    gets |= {"/openapi.json": openapi} | page.endpoints()
+    routes = [
         *(_route(path, endpoint, "GET") for path, endpoint in gets.items()),
         *(_route(path, endpoint, "POST") for path, endpoint in posts.items()),
-        *_page(),
+        *(Route(alias, _Handler(path, posts[path], "POST")) for alias, path in ALIASES.items()),
     ]
 
     @contextlib.asynccontextmanager
@@ -128,14 +134,3 @@ class _Handler:
 async def _nothing_there(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
         raise Refusal(404, f"there is nothing at {scope['path'][:200]}", code="not_found")
-
-
-def _page() -> list[BaseRoute]:
-    """The page, where it is installed."""
-    if not (WEB / "index.html").is_file():
-        return []
-
-    async def index(request: Request) -> Response:
-        return FileResponse(WEB / "index.html")
-
-    return [_route("/", index, "GET"), Mount("/ui", StaticFiles(directory=WEB))]

@@ -4,32 +4,37 @@ What DeepSeek adds: `thinking`, `reasoning_content` both ways, `prefix` on a las
 message, the cache's hits in `usage`.
 """
 
-import time
-import uuid
-from collections.abc import AsyncIterator, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sounding.server.chat_writer import ChatWriter
 from sounding.server.chatting import Answering, answer
-from sounding.server.conversation import EFFORTS, Conversation, Message, Sampling, sampling_params
-from sounding.server.errors import Refusal, openai_error
-from sounding.server.frames import DONE, Answer, Frames, sse, whole
-from sounding.server.logprobs import token_logprob
-from sounding.server.reply import Answered, Piece, Reply
+from sounding.server.conversation import (
+    EFFORTS,
+    Choice,
+    Conversation,
+    Message,
+    Sampling,
+    sampling_params,
+)
+from sounding.server.fields import (
+    METADATA,
+    MOST_CHOICES,
+    ONLY_TEXT,
+    UNSUPPORTED_SAMPLING,
+    Effort,
+    StreamOptions,
+    check_choice,
+    stop_strings,
+)
+from sounding.server.frames import Answer, Frames, whole
 from sounding.server.service import Service, owner_of
-from sounding.server.usage import openai_usage
 from sounding.server.wire import Json, Refused, Wire, fault
-from sounding.text import ArgumentsDelta, CallBegun, ContentDelta, ReasoningDelta
-from sounding.text.tokenizer import Tokenizer
 
 ROUTE = "/v1/chat/completions"
-MOST_CHOICES = 16
-
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
-ONLY_TEXT = "this model reads and writes text alone"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -196,33 +201,6 @@ class Thinking(Wire):
     """After so many tokens of reasoning the answer begins."""
 
 
-class StreamOptions(Wire):
-    accepted: ClassVar = {"include_obfuscation": "nothing is obfuscated"}
-
-    include_usage: bool | None = None
-    """Send the usage in a chunk of its own before the end."""
-
-
-UNSUPPORTED_SAMPLING: dict[str, Refused] = {
-    "frequency_penalty": Refused("tokens are not penalised", (0, 0.0)),
-    "presence_penalty": Refused("tokens are not penalised", (0, 0.0)),
-    "logit_bias": Refused("tokens are not biased one by one", ({},)),
-}
-METADATA: dict[str, str] = {
-    "user": "metadata",
-    "metadata": "metadata",
-    "safety_identifier": "metadata",
-    "service_tier": "there is one tier",
-    "prompt_cache_key": "prefixes are found by their tokens",
-    "prompt_cache_retention": "prefixes stay while there is room",
-    "prompt_cache_options": "prefixes are found by their tokens",
-    "prediction": "a hint for speed; drafts are looked up in the prompt anyway",
-    "cache_prompt": "prefixes are always cached",
-    "id_slot": "every slot finds every prefix",
-    "samplers": "the parameters say which run; their order is fixed",
-}
-
-
 class ChatCompletionRequest(Wire):
     accepted: ClassVar = METADATA
     refused: ClassVar = UNSUPPORTED_SAMPLING | {
@@ -285,14 +263,6 @@ def text_of(content: str | list[TextPart] | None, between: str) -> str:
     return content or ""
 
 
-def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
-    """Raises Refusal for one that would stop everything."""
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if not all(stops):
-        raise Refusal(400, "stop: a stop string is empty", param="stop", code="invalid_value")
-    return stops
-
-
 # --------------------------------------------------------------------------------------------------
 # Into our terms
 
@@ -323,10 +293,10 @@ def conversation_of(request: ChatCompletionRequest, thinks: bool) -> Conversatio
 
 def read_choice(
     choice: ToolChoice | None, tools: list[Message]
-) -> tuple[Literal["auto", "none", "required"], tuple[str, ...] | None]:
+) -> tuple[Choice, tuple[str, ...] | None]:
     """Whether to call, and which; Refusal for a tool that is not there."""
     names: tuple[str, ...] | None = None
-    word: Literal["auto", "none", "required"] = "auto"
+    word: Choice = "auto"
     if isinstance(choice, NamedTool):
         word, names = "required", (choice.function.name,)
     elif isinstance(choice, AllowedToolsChoice):
@@ -335,26 +305,6 @@ def read_choice(
     elif choice is not None:
         word = choice
     return check_choice(word, names, tools)
-
-
-def check_choice(
-    word: Literal["auto", "none", "required"], names: tuple[str, ...] | None, tools: list[Message]
-) -> tuple[Literal["auto", "none", "required"], tuple[str, ...] | None]:
-    """The same. Raises Refusal for a call that is due without a tool that could be called."""
-    known = [tool["function"]["name"] for tool in tools]
-    twice = next((name for name in known if known.count(name) > 1), None)
-    if twice is not None:
-        raise _refused_tool("tools", f"there are two tools named {twice!r}")
-    missing = next((name for name in names or () if name not in known), None)
-    if missing is not None:
-        raise _refused_tool("tool_choice", f"there is no tool {missing!r} among {known}")
-    if word == "required" and not tools:
-        raise _refused_tool("tool_choice", "a call is required, but there are no tools")
-    return word, names
-
-
-def _refused_tool(param: str, message: str) -> Refusal:
-    return Refusal(400, f"{param}: {message}", param=param, code="invalid_value")
 
 
 def _schema_of(form: ResponseFormat | None) -> tuple[Any, bool]:
@@ -394,7 +344,12 @@ class ChatCompletions:
 
     async def __call__(self, request: Request) -> Response:
         asked = await self._service.read(request, ChatCompletionRequest)
-        writer = _Writer(self._service.tokenizer, self._service.require_model(asked.model), asked)
+        writer = ChatWriter(
+            self._service.tokenizer,
+            self._service.require_model(asked.model),
+            wants_logprobs=bool(asked.logprobs),
+            wants_usage=bool(asked.stream_options and asked.stream_options.include_usage),
+        )
         chat = conversation_of(asked, self._service.settings.thinking)
 
         async def begin() -> Answering:
@@ -415,112 +370,3 @@ class ChatCompletions:
             answering.exchange.cancel,
             keep_alive_seconds=self._service.settings.keep_alive_seconds,
         )
-
-
-class _Writer:
-    """Writes one completion's objects."""
-
-    def __init__(self, tokenizer: Tokenizer, model: str, asked: ChatCompletionRequest) -> None:
-        self._tokenizer, self._asked = tokenizer, asked
-        self._head = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": model,
-            "system_fingerprint": None,
-        }
-
-    def whole(self, replies: Sequence[Reply], ends: list[Answered]) -> Json:
-        usages = [end.usage for end in ends]
-        reasoning = sum(end.reasoning_tokens for end in ends)
-        choices = [
-            self._choice(index, reply, end)
-            for index, (reply, end) in enumerate(zip(replies, ends, strict=True))
-        ]
-        return self._head | {
-            "object": "chat.completion",
-            "choices": choices,
-            "usage": openai_usage(usages, reasoning),
-        }
-
-    def _choice(self, index: int, reply: Reply, end: Answered) -> Json:
-        done = reply.completion
-        message: Json = {"role": "assistant", "content": done.content or None}
-        if not done.calls:
-            message["content"] = done.content
-        if done.reasoning_content:
-            message["reasoning_content"] = done.reasoning_content
-        if done.calls:
-            message["tool_calls"] = [
-                {
-                    "id": call_id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for call_id, call in zip(reply.call_ids, done.calls, strict=True)
-            ]
-        logprobs = self._logprobs(reply.pieces)
-        return {"index": index, "message": message, "logprobs": logprobs, **_finish(end)}
-
-    async def frames(self, answering: Answering) -> AsyncIterator[bytes]:
-        wants_usage = bool(self._asked.stream_options and self._asked.stream_options.include_usage)
-        count = len(answering.replies)
-        ends: list[Answered] = []
-        for index in range(count):
-            yield self._chunk(index, {"role": "assistant", "content": ""})
-        async for index, said in answering:
-            if isinstance(said, Answered):
-                if said.failure is not None:
-                    yield sse(openai_error(said.failure))
-                    return
-                ends.append(said)
-                yield self._chunk(index, {}, _finish(said))
-            elif delta := _delta(answering.replies[index], said):
-                yield self._chunk(index, delta, {"logprobs": self._logprobs([said])})
-        if wants_usage:
-            usage = openai_usage([e.usage for e in ends], sum(e.reasoning_tokens for e in ends))
-            chunk = {"object": "chat.completion.chunk", "choices": [], "usage": usage}
-            yield sse(self._head | chunk)
-        yield DONE
-
-    def _chunk(self, index: int, delta: Json, more: Json | None = None) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-        return sse(
-            self._head
-            | {
-                "object": "chat.completion.chunk",
-                "choices": [choice | (more or {})],
-                "usage": None,
-            }
-        )
-
-    def _logprobs(self, pieces: list[Piece]) -> Json | None:
-        """By channel, because reasoning has its own tokens."""
-        if not self._asked.logprobs:
-            return None
-        found: Json = {"content": [], "reasoning_content": []}
-        for piece in pieces:
-            channel = "content" if isinstance(piece.event, ContentDelta) else "reasoning_content"
-            found[channel] += [token_logprob(self._tokenizer, token) for token in piece.tokens]
-        return found
-
-
-def _delta(reply: Reply, piece: Piece) -> Json:
-    """What a piece adds to the message; {} for what clients are not told."""
-    match piece.event:
-        case ContentDelta(text):
-            return {"content": text}
-        case ReasoningDelta(text):
-            return {"reasoning_content": text}
-        case CallBegun(index, name):
-            function = {"name": name, "arguments": ""}
-            call = {"id": reply.call_ids[index], "type": "function", "function": function}
-            return {"tool_calls": [{"index": index, **call}]}
-        case ArgumentsDelta(index, text):
-            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
-    return {}
-
-
-def _finish(end: Answered) -> Json:
-    """The reason to finish; `finish_detail` where it has no word in the protocol."""
-    detail = {"finish_detail": end.reason} if end.reason in ("time", "repetition") else {}
-    return {"finish_reason": end.finish, **detail}

@@ -17,17 +17,17 @@ from starlette.responses import Response
 
 from sounding.engine.endings import Gap
 from sounding.engine.messages import Finished, GenerationRequest, TokenEvent
-from sounding.server.chat_completions import (
+from sounding.server.chatting import several
+from sounding.server.conversation import Sampling, answer_tokens, sampling_params
+from sounding.server.errors import Refusal, openai_error
+from sounding.server.exchange import Exchange, require_ended
+from sounding.server.fields import (
     METADATA,
     MOST_CHOICES,
     UNSUPPORTED_SAMPLING,
     StreamOptions,
     stop_strings,
 )
-from sounding.server.chatting import several
-from sounding.server.conversation import Sampling, answer_tokens, sampling_params
-from sounding.server.errors import Refusal, openai_error
-from sounding.server.exchange import Exchange, require_ended
 from sounding.server.filling import Filling, Plain, fill_in
 from sounding.server.frames import DONE, Answer, Frames, sse, whole
 from sounding.server.logprobs import completion_logprobs

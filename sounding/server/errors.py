@@ -103,7 +103,7 @@ def ollama_error(refusal: Refusal) -> dict[str, Any]:
 
 def shape_for(path: str) -> Shape:
     """The shape of errors at a path, known before the request is."""
-    if path.startswith("/v1/messages"):
+    if path.removeprefix("/anthropic").startswith("/v1/messages"):
         return anthropic_error
     if path.startswith("/api/"):
         return ollama_error

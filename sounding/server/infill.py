@@ -13,10 +13,10 @@ from starlette.responses import Response
 
 from sounding.engine.endings import Gap
 from sounding.engine.messages import Finished, Usage
-from sounding.server.chat_completions import stop_strings
 from sounding.server.conversation import Sampling, sampling_params
 from sounding.server.errors import llama_error
 from sounding.server.exchange import Exchange, failure, require_ended
+from sounding.server.fields import stop_strings
 from sounding.server.filling import Filling, fill_in
 from sounding.server.frames import Answer, Frames, sse, whole
 from sounding.server.service import Service

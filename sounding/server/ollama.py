@@ -15,7 +15,6 @@ from starlette.responses import Response
 
 from sounding.engine.endings import Gap
 from sounding.engine.messages import Finished, GenerationRequest, Usage
-from sounding.server.chat_completions import ONLY_TEXT, stop_strings
 from sounding.server.chatting import Answering, answer
 from sounding.server.conversation import (
     EFFORTS,
@@ -26,11 +25,11 @@ from sounding.server.conversation import (
 )
 from sounding.server.errors import Refusal, ollama_error
 from sounding.server.exchange import Exchange, failure
+from sounding.server.fields import ONLY_TEXT, stop_strings
 from sounding.server.filling import Filling, Plain, fill_in
-from sounding.server.frames import Answer, Frames, to_json, whole
+from sounding.server.frames import Answer, Endpoint, Frames, to_json, whole
 from sounding.server.reply import Answered, Piece
 from sounding.server.service import Service, owner_of
-from sounding.server.status import Endpoint
 from sounding.server.wire import Json, Refused, Wire, fault
 from sounding.text import ContentDelta, ReasoningDelta
 

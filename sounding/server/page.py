@@ -6,13 +6,12 @@ their hash that nothing has changed.
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+from sounding.server.frames import Endpoint
 
 FOLDER = Path(__file__).parent / "web"
 TYPES = {
@@ -37,8 +36,8 @@ HEADERS = {
 def endpoints() -> dict[str, Endpoint]:
     """By path, all GET: the page itself, and each file under /ui/."""
     files = {path.name: _File(path) for path in sorted(FOLDER.iterdir()) if path.suffix in TYPES}
-    served: dict[str, Endpoint] = {f"/ui/{name}": file.answer for name, file in files.items()}
-    return {"/": files["index.html"].answer, **served}
+    served: dict[str, Endpoint] = {"/": files["index.html"].answer}
+    return served | {f"/ui/{name}": file.answer for name, file in files.items()}
 
 
 class _File:

@@ -12,12 +12,6 @@ from pydantic.types import Discriminator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sounding.server.chat_completions import (
-    METADATA,
-    ONLY_TEXT,
-    Effort,
-    check_choice,
-)
 from sounding.server.chatting import Answering, answer
 from sounding.server.conversation import (
     EFFORTS,
@@ -28,6 +22,12 @@ from sounding.server.conversation import (
     sampling_params,
 )
 from sounding.server.errors import Refusal
+from sounding.server.fields import (
+    METADATA,
+    ONLY_TEXT,
+    Effort,
+    check_choice,
+)
 from sounding.server.frames import Answer, Frames, whole
 from sounding.server.opaque import unwrap
 from sounding.server.reply import Answered

@@ -1,16 +1,12 @@
 """How the server is: `/health`, `/status`, `/metrics`, and the list of models."""
 
-from collections.abc import Awaitable, Callable
-
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sounding.server.frames import Answer
+from sounding.server.frames import Answer, Endpoint
 from sounding.server.metrics import CONTENT_TYPE
 from sounding.server.service import Service
 from sounding.server.wire import Json
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def endpoints(service: Service) -> dict[str, Endpoint]:

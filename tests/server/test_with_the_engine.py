@@ -1,0 +1,188 @@
+"""The libraries over a live server with a network in it: a random one, so that only form is known.
+
+What the words are is another matter; that the same request gives the same words, that a prompt
+that comes again is a hit, and that metrics and traces are the engine's own numbers is seen here.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from anthropic import Anthropic
+from openai import OpenAI
+
+from sounding.engine.engine import Engine
+from sounding.engine.settings import EngineSettings
+from sounding.presets import tiny
+from sounding.server.settings import Settings
+from tests.conftest import make_network
+from tests.engine.scripted import small_tokenizer
+from tests.server.live import HANG_SECONDS, Live, get, live, post
+from tests.server.test_events import samples
+from tests.server.test_gate import until
+
+HI: list[Any] = [{"role": "user", "content": "Say something about the compressor. " * 20}]
+TOOLS: list[Any] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "look",
+            "strict": True,
+            "parameters": {
+                "type": "object",
+                "properties": {"mode": {"enum": ["near", "far"]}},
+                "required": ["mode"],
+                "additionalProperties": False,
+            },
+        },
+    }
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    tokenizer = small_tokenizer()
+    config = dataclasses.replace(
+        tiny(),
+        quantization_config=None,
+        expert_dtype=None,
+        num_hidden_layers=2,
+        compress_ratios=(128, 4, 0),
+        vocab_size=tokenizer.num_tokens + 5,
+    )
+    engine = Engine(make_network(config), tokenizer, EngineSettings(context_tokens=1500))
+    trace = tmp_path_factory.mktemp("trace")
+    with live(engine, Settings(trace=trace, thinking=False), tokenizer=tokenizer) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Live) -> Iterator[OpenAI]:
+    address = f"{server.url}/v1"
+    with OpenAI(base_url=address, api_key="x", max_retries=0, timeout=HANG_SECONDS) as made:
+        yield made
+
+
+def chat(client: OpenAI, **how: Any) -> Any:
+    create: Any = client.chat.completions.create
+    return create(**{"model": "sounding", "messages": HI, "seed": 3, "max_tokens": 12} | how)
+
+
+def test_the_same_request_gives_the_same_words(client: OpenAI) -> None:
+    first = chat(client).choices[0].message.content
+    again = chat(client)
+    assert again.choices[0].message.content == first
+    assert again.usage.prompt_cache_hit_tokens >= 128
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chat(client, stream=True))
+    assert streamed == first
+    assert chat(client, seed=4).choices[0].message.content != first
+
+
+def test_logprobs(client: OpenAI) -> None:
+    entries = chat(client, logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    assert entries and all(len(entry.top_logprobs) == 3 for entry in entries)
+    assert all(entry.logprob <= 0 for entry in entries)
+
+
+def test_a_forced_call_is_a_valid_one(client: OpenAI) -> None:
+    done = chat(client, tools=TOOLS, tool_choice="required", max_tokens=60, temperature=0.0)
+    (choice,) = done.choices
+    if choice.finish_reason == "tool_calls":
+        for call in choice.message.tool_calls:
+            assert call.function.name == "look"
+            assert json.loads(call.function.arguments)["mode"] in ("near", "far")
+    else:  # a random network may write text for ever before its call
+        assert choice.finish_reason == "length"
+
+
+def test_an_answer_that_follows_a_schema(client: OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"yes": {"type": "boolean"}},
+        "required": ["yes"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    (choice,) = chat(client, response_format=form, max_tokens=60).choices
+    if choice.finish_reason == "stop":
+        assert isinstance(json.loads(choice.message.content)["yes"], bool)
+    else:  # white space for ever
+        assert choice.message.content.lstrip()[:1] in ("", "{")
+
+
+def test_a_schema_that_cannot_be_followed(client: OpenAI) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match="uniqueItems"):
+        chat(client, response_format=form)
+
+
+def test_a_thought_is_ended_by_its_budget(server: Live) -> None:
+    with Anthropic(base_url=server.url, api_key="x", max_retries=0) as client:
+        done = client.messages.create(
+            model="sounding",
+            max_tokens=30,
+            messages=HI,
+            thinking={"type": "enabled", "budget_tokens": 6},
+        )
+        assert done.content[0].type == "thinking"
+        details = done.usage.output_tokens_details
+        assert details is not None and details.thinking_tokens == 7  # the end is one too
+        counted = client.messages.count_tokens(
+            model="sounding", messages=HI, thinking={"type": "enabled", "budget_tokens": 6}
+        )
+    usage = done.usage
+    assert counted.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+
+
+def test_completions_at_a_cursor(server: Live, client: OpenAI) -> None:
+    asked = {"input_prefix": "def add(a, b):\n    ret", "input_suffix": "\n\nadd(1, 2)\n"}
+    first = post(server.url + "/infill", json=asked | {"n_predict": 12}).json()
+    again = post(server.url + "/infill", json=asked | {"n_predict": 12}).json()
+    assert first["content"] == again["content"] and "\n" not in first["content"]
+    done = client.completions.create(
+        model="sounding", prompt="x = ", suffix="\n\n", max_tokens=8, temperature=0
+    )
+    assert done.choices[0].finish_reason in ("stop", "length")
+
+
+def test_a_response(client: OpenAI) -> None:
+    done = client.responses.create(model="sounding", input="Hi", max_output_tokens=5)
+    assert done.status == "incomplete" and done.output_text
+
+
+def test_a_prompt_without_room(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        chat(client, messages=[{"role": "user", "content": "word " * 3000}])
+    assert refused.value.code == "context_length_exceeded"
+
+
+def test_a_client_that_leaves_frees_its_place(server: Live) -> None:
+    asked = {"model": "sounding", "messages": HI, "stream": True, "max_tokens": 1000}
+    url = server.url + "/v1/chat/completions"
+    with httpx.stream("POST", url, json=asked, timeout=HANG_SECONDS) as answer:
+        next(answer.iter_lines())
+    until(lambda: not server.service.ledger.running)
+    until(lambda: server.engine.stats().running == 0)
+    assert server.service.ledger.recent[0].state in ("cancelled", "repetition")
+
+
+def test_all_tell_the_engine_s_own_numbers(server: Live) -> None:
+    """Last of the file: over everything above."""
+    until(lambda: not server.service.ledger.running)
+    status = get(server.url + "/status").json()
+    metrics = samples(get(server.url + "/metrics").text)
+    server.service.close()
+    folder = server.service.settings.trace
+    assert isinstance(folder, Path)
+    traces = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    for name in ("prompt_tokens", "hit_tokens", "completion_tokens", "drafted_tokens"):
+        total = sum(trace["usage"][name] for trace in traces)
+        assert total == status["engine"][name] == metrics[f"sounding_{name}_total"], name
+    load = status["engine"]["expert_load"]
+    assert metrics['sounding_expert_choices_total{expert="0",layer="1"}'] == load[1][0]
