@@ -9,7 +9,7 @@ from sounding.server.settings import Settings
 from tests.server.live import Live, live, post
 from tests.server.scripted import ScriptedEngine
 
-TOOL = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "read_file",
@@ -23,7 +23,7 @@ TOOL = {
         },
     },
 }
-CALL = {
+CALL: dict[str, Any] = {
     "id": "call_1",
     "type": "function",
     "function": {"name": "read_file", "arguments": '{"path":"a.py"}'},
