@@ -212,7 +212,7 @@ def serve(
         service,
         listener,
         grace_seconds=grace_seconds,
-        ready=lambda server: _announce(settings, address),
+        ready=lambda: _announce(settings, address),
     )
 
 

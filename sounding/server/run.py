@@ -24,7 +24,14 @@ _LAST_WORDS_SECONDS = 2  # for answers on their way after the engine has stopped
 class Server(uvicorn.Server):
     """A uvicorn server that drains before it stops."""
 
-    def __init__(self, service: Service, *, grace_seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        service: Service,
+        *,
+        grace_seconds: float = 30.0,
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`ready` is called once requests are taken."""
         config = uvicorn.Config(
             application(service),
             http="h11",
@@ -37,13 +44,15 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
         )
         super().__init__(config)
-        self._service, self._grace_seconds = service, grace_seconds
+        self._service, self._grace_seconds, self._ready = service, grace_seconds, ready
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        if self.started:
+            self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._service.draining or self._loop is None:
@@ -96,12 +105,11 @@ def serve(
     listener: socket.socket,
     *,
     grace_seconds: float = 30.0,
-    ready: Callable[[Server], None] = lambda server: None,
+    ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until told to stop. `ready` is called with the server before it takes requests."""
+    """Serve until told to stop; see `Server`."""
     service.warm()
-    server = Server(service, grace_seconds=grace_seconds)
-    ready(server)
+    server = Server(service, grace_seconds=grace_seconds, ready=ready)
     try:
         server.run(sockets=[listener])
     finally:

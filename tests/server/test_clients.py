@@ -9,19 +9,21 @@ from sounding.server.settings import Settings
 from tests.server.live import Live, live, post
 from tests.server.scripted import ScriptedEngine
 
-FUNCTION = {
-    "name": "read_file",
-    "description": "Read a file.",
-    "parameters": {
-        "$schema": "http://json-schema.org/draft-07/schema#",
-        "type": "object",
-        "properties": {"path": {"type": "string"}},
-        "required": ["path"],
-        "additionalProperties": False,
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "read_file",
+        "description": "Read a file.",
+        "parameters": {
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "type": "object",
+            "properties": {"path": {"type": "string"}},
+            "required": ["path"],
+            "additionalProperties": False,
+        },
     },
 }
-TOOL = {"type": "function", "function": FUNCTION}
-CALL = {
+CALL: dict[str, Any] = {
     "id": "call_1",
     "type": "function",
     "function": {"name": "read_file", "arguments": '{"path":"a.py"}'},
@@ -58,7 +60,7 @@ CLIENTS: dict[str, tuple[str, dict[str, Any]]] = {
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "tools": [{**TOOL, "function": {**FUNCTION, "strict": False}}],
+            "tools": [TOOL | {"function": TOOL["function"] | {"strict": False}}],
             "tool_choice": "auto",
             "parallel_tool_calls": False,
         },
