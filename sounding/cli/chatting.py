@@ -95,33 +95,35 @@ def writer(opened: Model, params: "SamplingParams", max_tokens: int) -> Write:
     """What continues prompts; each answer is sampled with a seed of its own."""
     import dataclasses
 
-    from sounding.engine.generate import generate
+    from sounding.engine.engine import Engine
+    from sounding.engine.messages import Finished, GenerationRequest
     from sounding.text.markup import EOS
 
-    network, tokenizer = opened.network, opened.tokenizer
-    eos = network.config.eos_token_id
+    engine = Engine(opened.network, opened.tokenizer)
+    click.get_current_context().call_on_close(engine.close)
     answers = 0
 
     def write(prompt: str) -> Iterator[str]:
         nonlocal answers
-        ids = tokenizer.encode(prompt)
-        budget = min(max_tokens, network.config.max_position_embeddings - len(ids))
+        ids = opened.tokenizer.encode(prompt)
+        budget = min(max_tokens, engine.context_tokens - len(ids))
         if budget < 1:
             raise ValueError(
                 f"the conversation has {len(ids)} tokens, and no more fit into the model's "
-                f"{network.config.max_position_embeddings}; /clear begins anew"
+                f"{engine.context_tokens}; /clear begins anew"
             )
         how = dataclasses.replace(params, seed=(params.seed + answers) % 2**63)
         answers += 1
-        stream, count = tokenizer.stream(), 0
-        stop = () if eos is None else (eos,)
-        num_tokens = tokenizer.num_tokens
-        for token in generate(
-            network, ids, how, max_tokens=budget, stop_tokens=stop, num_tokens=num_tokens
-        ):
-            count += 1
-            yield stream.push(token)
-        yield stream.finish() + (EOS if count < budget else "")
+        stream = engine.submit(GenerationRequest(prompt=ids, params=how, max_tokens=budget))
+        try:
+            for event in stream:
+                yield event.text
+                if isinstance(event, Finished) and event.error is not None:
+                    raise ValueError(f"the model could not go on: {event.error}")
+                if isinstance(event, Finished) and event.reason == "stop":
+                    yield EOS
+        finally:
+            stream.cancel()
 
     return write
 
