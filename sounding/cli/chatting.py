@@ -116,10 +116,10 @@ def writer(opened: Model, params: "SamplingParams", max_tokens: int) -> Write:
         try:
             for event in stream:
                 yield event.text
-                if isinstance(event, Finished):
-                    if event.reason == "error":
-                        raise RuntimeError(event.error)
-                    yield EOS if event.reason == "stop" else ""
+                if isinstance(event, Finished) and event.error is not None:
+                    raise ValueError(f"the model could not go on: {event.error}")
+                if isinstance(event, Finished) and event.reason == "stop":
+                    yield EOS
         finally:
             stream.cancel()  # whoever asked may have stopped reading
 

@@ -59,8 +59,9 @@ def language_server(
     and Zed. The model is loaded when the editor has connected, and what goes wrong is shown there.
     """
     from sounding.engine.complete import Settings
+    from sounding.engine.engine import Engine
     from sounding.server.language_server import CodeServer
-    from sounding.server.suggest import FromModel, FromServer
+    from sounding.server.suggest import FromModel, FromServer, through
 
     if model is not None and server is not None:
         raise click.UsageError("give either MODEL or --server: a server has loaded its own")
@@ -74,7 +75,8 @@ def language_server(
             return FromServer(server, api_key=key, max_tokens=max_tokens, seconds=seconds)
         settings = Settings(max_tokens=max_tokens, context_tokens=context_tokens)
         opened = open_model(model)
-        return FromModel(opened.tokenizer, opened.batch(8), settings, seconds=seconds)
+        engine = Engine(opened.network, opened.tokenizer)
+        return FromModel(opened.tokenizer, through(engine), settings, seconds=seconds)
 
     if sys.stdin.isatty():
         click.echo("this command is for an editor to start: see docs/editors.md", err=True)

@@ -4,7 +4,7 @@ Evaluation and completions run on this; what it needs of an engine is `submit` a
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -47,8 +47,15 @@ class Generate(Protocol):
 class Batch:
     """`Generate` on an engine; nothing depends on which requests are asked together."""
 
-    def __init__(self, engine: Engine, priority: Priority = Priority.BATCH) -> None:
-        self._engine, self._priority = engine, priority
+    def __init__(
+        self,
+        engine: Engine,
+        priority: Priority = Priority.BATCH,
+        *,
+        begun: Callable[[Stream], object] = lambda stream: None,
+    ) -> None:
+        """`begun` is told each stream, so that it can be cancelled from another thread."""
+        self._engine, self._priority, self._begun = engine, priority, begun
 
     def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, bool]]:
         """See `Generate`. Raises ValueError for a request the engine cannot answer, before any is
@@ -63,11 +70,13 @@ class Batch:
                 while waiting:
                     index, message = waiting[0]
                     try:
-                        running.append((index, self._engine.submit(message)))
+                        fresh = self._engine.submit(message)
                     except Overloaded:
                         if not running:
                             raise
                         break
+                    running.append((index, fresh))
+                    self._begun(fresh)
                     waiting.popleft()
                 yield from self._events(*running[0])
                 running.popleft()

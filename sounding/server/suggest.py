@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from sounding.engine.batch import Generate, Request
+from sounding.engine.batch import Batch, Generate, Request
 from sounding.engine.complete import Completer, Settings
 from sounding.engine.context import File
 from sounding.engine.endings import Gap
+from sounding.engine.engine import Engine
+from sounding.engine.messages import Priority
 from sounding.engine.sampling import SamplingParams
 from sounding.text.tokenizer import Tokenizer
 
@@ -77,13 +79,23 @@ class Suggest(Protocol):
         """The text to insert, "" for none. Raises Stopped within a step after `stop` is set."""
 
 
+def through(engine: Engine) -> Callable[[Stop], Generate]:
+    """What generates through an engine, before everything else it has to do.
+
+    Stopping reaches the engine at once, also while it reads the prompt.
+    """
+    return lambda stop: Batch(
+        engine, Priority.KEYSTROKE, begun=lambda stream: stop.then(stream.cancel)
+    )
+
+
 class FromModel:
     """Completions of a model in this process."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        generate: Generate,
+        generate: Callable[[Stop], Generate],
         settings: Settings | None = None,
         *,
         seconds: float = 0.25,
@@ -92,7 +104,7 @@ class FromModel:
 
         Raises ValueError for a tokenizer without the FIM tokens.
         """
-        self._completer = Completer(tokenizer, generate)
+        self._completer = Completer(tokenizer, generate(Stop()))
         self._generate, self._seconds = generate, seconds
         self._settings = settings or Settings()
 
@@ -109,21 +121,26 @@ class FromModel:
         return found[0].text
 
     def _limited(self, stop: Stop) -> Generate:
-        """`generate` for all attempts at one completion, until stopped or time is up."""
+        """What generates for all attempts at one completion, until stopped or time is up."""
         deadline = float("inf")
+        unlimited = self._generate(stop)
 
         def generate(requests: Sequence[Request]) -> Iterator[tuple[int, bool]]:
             nonlocal deadline
             stop.check()
             if time.monotonic() >= deadline:
                 return
-            for step in self._generate(requests):
-                stop.check()
-                if self._seconds and deadline == float("inf"):
-                    deadline = time.monotonic() + self._seconds
-                yield step
-                if time.monotonic() >= deadline:
-                    return
+            try:
+                for step in unlimited(requests):
+                    stop.check()
+                    if self._seconds and deadline == float("inf"):
+                        deadline = time.monotonic() + self._seconds
+                    yield step
+                    if time.monotonic() >= deadline:
+                        return
+            except RuntimeError:
+                stop.check()  # it failed because it was stopped
+                raise
 
         return generate
 

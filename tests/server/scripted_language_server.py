@@ -51,5 +51,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Without healing the prompt is what stands before the cursor.
     settings = Settings(heal=False)
-    server = CodeServer(lambda: FromModel(small_tokenizer(), generate, settings, seconds=0.0))
+    server = CodeServer(
+        lambda: FromModel(small_tokenizer(), lambda stop: generate, settings, seconds=0.0)
+    )
     sys.exit(server.run())

@@ -1,21 +1,31 @@
 """What completions come from: a model within its time, and a server over HTTP."""
 
 import contextlib
+import dataclasses
 import json
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from sounding.engine.batch import Request
+from sounding.engine.batch import Batch, Generate, Request
 from sounding.engine.complete import Settings
 from sounding.engine.endings import Gap
+from sounding.engine.engine import Engine
 from sounding.server import suggest
-from sounding.server.suggest import Ask, FromModel, FromServer, Stop, Stopped
+from sounding.server.suggest import Ask, FromModel, FromServer, Stop, Stopped, through
+from sounding.train.runs import copying
+from tests.conftest import NetworkMaker
 from tests.engine.scripted import Author, small_tokenizer
+
+
+def always(generate: Generate) -> Callable[[Stop], Generate]:
+    """What generates by itself, and is stopped between its steps."""
+    return lambda stop: generate
 
 
 class Clock:
@@ -56,14 +66,14 @@ def test_time_counts_from_the_first_token_and_leaves_whole_lines(clock: Clock) -
     whole = [len(small_tokenizer().encode(line, named=False)) for line in BLOCK.splitlines(True)]
     for seconds, lines in [(0.0, 3), (sum(whole) + 9.0, 3), (whole[0] + 2.0, 1)]:
         author = SlowAuthor(clock, PREFIX, BLOCK)
-        model = FromModel(small_tokenizer(), author, Settings(), seconds=seconds)
+        model = FromModel(small_tokenizer(), always(author), Settings(), seconds=seconds)
         text = model(Ask(Gap(PREFIX), python=True), Stop())
         assert text == "".join(BLOCK.splitlines(True)[:lines]).rstrip()
 
 
 def test_no_second_attempt_after_the_time_is_up(clock: Clock) -> None:
     author = SlowAuthor(clock, "x = ", "))))))))))")
-    FromModel(small_tokenizer(), author, seconds=3.0)(Ask(Gap("x = "), python=True), Stop())
+    FromModel(small_tokenizer(), always(author), seconds=3.0)(Ask(Gap("x = "), python=True), Stop())
     assert len(author.requests) == 1
     assert author.pushed <= 4
 
@@ -79,7 +89,59 @@ def test_stopping_a_model() -> None:
         raise AssertionError("it went on")
 
     with pytest.raises(Stopped):
-        FromModel(small_tokenizer(), generate)(Ask(Gap("x")), stop)
+        FromModel(small_tokenizer(), always(generate))(Ask(Gap("x")), stop)
+
+
+@pytest.fixture
+def engine(network_maker: NetworkMaker) -> Iterator[Engine]:
+    """Of a random network, without an end of sentence."""
+    config = dataclasses.replace(
+        copying().model, vocab_size=small_tokenizer().num_tokens, max_position_embeddings=8192
+    )
+    engine = Engine(network_maker(config), small_tokenizer(), stop_tokens=())
+    yield engine
+    engine.close()
+
+
+def test_an_engine_writes_what_it_always_writes(engine: Engine) -> None:
+    settings = Settings(max_tokens=6, context_tokens=64)
+    batch = always(Batch(engine))
+    for prefix, python in [("def f(x):\n    return ", False), ("total = 0\nfor x in", True)]:
+        ask = Ask(Gap(prefix, "\nprint(total)\n"), python=python)
+        answers = [
+            FromModel(small_tokenizer(), generate, settings, seconds=0.0)(ask, Stop())
+            for generate in (batch, through(engine))
+        ]
+        assert answers[0] == answers[1] != ""
+
+
+def test_stopping_reaches_the_engine(engine: Engine) -> None:
+    stop = Stop()
+    settings = Settings(max_tokens=2000, context_tokens=8000)
+
+    def give_up() -> None:
+        while not engine.stats().running:
+            time.sleep(0.001)
+        stop.set()
+
+    thread = threading.Thread(target=give_up)
+    thread.start()
+    model = FromModel(small_tokenizer(), through(engine), settings, seconds=0.0)
+    with pytest.raises(Stopped):
+        model(Ask(Gap("x = 1\n" * 1500)), stop)  # it is still reading
+    thread.join()
+    assert engine.stats().completion_tokens < 1000
+    with pytest.raises(Stopped):
+        model(Ask(Gap("y")), stop)
+
+
+def test_an_engine_that_fails(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no room")
+
+    monkeypatch.setattr(engine._runner, "step", fail)
+    with pytest.raises(RuntimeError, match="no room"):
+        FromModel(small_tokenizer(), through(engine))(Ask(Gap("x")), Stop())
 
 
 class Server:
