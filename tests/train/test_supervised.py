@@ -91,7 +91,7 @@ def test_filling_a_batch_up_changes_no_loss(phase: Phase) -> None:
 
 @pytest.mark.skipif(cpu.library() is None, reason="no native kernels were built")
 @pytest.mark.parametrize(
-    # Not both rounded and sparse: FP4 index scores tie so often that last bits choose other entries.
+    # Not both rounded and sparse: FP4 index scores tie so often that last bits decide.
     ("phase", "qat"),
     [(Phase.DENSE, False), (Phase.SPARSE, False), (Phase.DENSE, True)],
 )
