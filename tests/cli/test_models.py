@@ -54,7 +54,7 @@ def test_inspect_a_folder_reads_no_tensor(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_inspect_for_people() -> None:
     result = run("inspect", "nano")
-    assert "8: 3 window, 3 CSA, 2 HCA" in result.stdout
+    assert "6: 1 window, 3 CSA, 2 HCA" in result.stdout
     assert "B per token" in result.stdout
     assert "3, 5" in result.stdout
     assert "routed experts" in result.stdout
