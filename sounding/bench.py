@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from sounding.config import CSA, ModelConfig
-from sounding.model.state import SequenceState, growing_state
+from sounding.model.state import SequenceState, growing_state, packed_state
 from sounding.model.transformer import Transformer
 
 _CHUNK_TOKENS = 2048  # of a context that is only there to be decoded at
@@ -56,6 +56,7 @@ class Row:
         return self.tokens_per_second / self.limit_tokens_per_second
 
 
+@runtime_checkable  # so that the shape checks of the tests can run
 class Runner(Protocol):
     """A model that continues one sequence."""
 
@@ -67,14 +68,21 @@ class Runner(Protocol):
 
 
 class Native:
-    """A `Transformer` as a runner."""
+    """A `Transformer` as a runner; the state is packed where the network rounds what goes in."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, *, packed_tokens: int | None = None) -> None:
+        """`packed_tokens` are the most that a packed state has to hold; None is a growing one."""
         self._model = model
-        self.state: SequenceState = growing_state(model.config)
+        self._packed_tokens = packed_tokens
+        self.start()
 
     def start(self) -> None:
-        self.state = growing_state(self._model.config)
+        config = self._model.config
+        self.state: SequenceState = (
+            growing_state(config)
+            if self._packed_tokens is None
+            else packed_state(config, max_tokens=self._packed_tokens)
+        )
 
     @torch.inference_mode()
     def read(self, tokens: Tensor) -> int:

@@ -38,7 +38,7 @@ def _counts(ctx: click.Context, parameter: click.Parameter, value: str) -> list[
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Default: one per core.")
 @click.option("--runs", default=5, show_default=True, type=click.IntRange(min=1))
-@click.option("--simulate", is_flag=True, help="Round activations as the deployed network.")
+@click.option("--simulate", is_flag=True, help="Round activations and pack the state, as deployed.")
 @click.option(
     "--against", type=click.Choice(["transformers"]), help="Run a peer in turn, print the ratio."
 )
@@ -82,7 +82,8 @@ def bench(
 
     torch.set_num_threads(threads or psutil.cpu_count() or 1)
     network = load_network(model, simulate=simulate)
-    runner = Native(network)
+    longest = max([context + decode * runs + 1, *prefill])
+    runner = Native(network, packed_tokens=longest if simulate else None)
     runner.read(torch.zeros(prefill[0] if prefill else 1, dtype=torch.int64))
     first = time.time() - psutil.Process().create_time()
     ceilings = measure_ceilings()
