@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("models", "Rewrite a checkpoint in another format and report the error made."),
     "logits": ("generation", "Compute logits for given tokens."),
     "generate": ("generation", "Continue a prompt, streaming."),
+    "bench": ("bench", "Measure prefill and decode beside this machine's limits."),
     "encode": ("prompts", "Turn conversations into prompt text, JSONL to JSONL."),
     "parse": ("prompts", "Turn completions into messages, JSONL to JSONL."),
     "tokenizer": ("prompts", "Train a tokenizer, or look into one."),

@@ -18,26 +18,29 @@ if TYPE_CHECKING:
     from sounding.model.transformer import Transformer
 
 
-def load_network(model: str, *, simulate: bool = False) -> "Transformer":
-    """The network of a model folder, computing in float32.
+def load_network(model: str, *, simulate: bool = False, exact: bool = False) -> "Transformer":
+    """The network of a model folder: on native kernels in bfloat16, as the models are published.
 
-    A quantized weight is unpacked at every use; where memory allows, once and for all here.
+    Where they do not serve it, and with `exact`, it computes in float32. There a quantized weight
+    is unpacked at every use; where memory allows, once and for all here.
     """
     import psutil
     import torch
 
     from sounding.model.layers import DEPLOYED, EXACT
+    from sounding.model.native import serves
     from sounding.weights.layout import count_parameters
     from sounding.weights.network import load_model
 
     checkpoint = open_checkpoint(model)
+    simulation = DEPLOYED if simulate else EXACT
+    if not exact:
+        network = load_model(checkpoint, simulation=simulation, dtype=torch.bfloat16)
+        if serves(network):
+            return network
     counts = count_parameters(checkpoint.config)
     fits = 4 * (counts.main + counts.mtp) < psutil.virtual_memory().available / 2
-    return load_model(
-        checkpoint,
-        simulation=DEPLOYED if simulate else EXACT,
-        dequantize=torch.float32 if fits else None,
-    )
+    return load_model(checkpoint, simulation=simulation, dequantize=torch.float32 if fits else None)
 
 
 def _progress() -> Progress:
@@ -96,7 +99,7 @@ def logits(model: str, source: Path, out: Path, simulate: bool, split: str | Non
 
     tokens = _read_tokens(source)
     splits = [_pieces(split, tokens.shape[1], row) for row in range(len(tokens))]
-    network = load_network(model, simulate=simulate)
+    network = load_network(model, simulate=simulate, exact=True)
     with _progress() as progress:
         task = progress.add_task("logits", total=tokens.numel())
         result = split_logits(

@@ -19,6 +19,8 @@ from sounding.model.compressor import Compressor
 from sounding.model.layers import Linear
 from sounding.model.moe import MoE, Routing
 from sounding.model.state import LayerState
+from sounding.model.transformer import Transformer
+from sounding.ops import cpu
 from sounding.ops.cpu.inference import network as native
 from sounding.ops.matmul import Weight
 from sounding.ops.rope import rope_frequencies
@@ -61,6 +63,15 @@ def run_blocks(
                 chosen[:, rows], scores[:, rows] = parts
     routing = [Routing(*pair) for pair in zip(chosen.unbind(0), scores.unbind(0), strict=True)]
     return streams, routing
+
+
+def serves(network: Transformer) -> bool:
+    """Whether native kernels run this network's blocks where no gradients are wanted."""
+    return (
+        network.dtype == torch.bfloat16
+        and cpu.library() is not None
+        and _describe(network.blocks) is not None
+    )
 
 
 class _Described:

@@ -157,7 +157,8 @@ class Transformer(nn.Module):
         self.dtype = dtype
 
     @property
-    def _blocks(self) -> list[Block]:
+    def blocks(self) -> list[Block]:
+        """The layers, by their type."""
         return [block for block in self.layers if isinstance(block, Block)]
 
     def forward(
@@ -178,7 +179,7 @@ class Transformer(nn.Module):
         embedded = self.embed(tokens, self.dtype)
         streams = embedded[:, None].expand(-1, self.config.hc_mult, -1)
         layers = [state.layers for state in states]
-        return Output(*run_blocks(streams, self._blocks, chunk, layers, selection))
+        return Output(*run_blocks(streams, self.blocks, chunk, layers, selection))
 
     def draft(
         self,

@@ -154,7 +154,7 @@ def test_each_layer_is_the_reference(name: str) -> None:
     model = network(SIMULATIONS[name])
     typical, worst = (0.006, 0.02) if name == "exact" else (0.06, 0.15)
     streams = model.embed(TOKENS, torch.bfloat16)[:, None].expand(-1, model.config.hc_mult, -1)
-    for index, block in enumerate(model._blocks):
+    for index, block in enumerate(model.blocks):
         results = []
         backends: tuple[Backend, ...] = ("auto", "reference")
         for backend in backends:

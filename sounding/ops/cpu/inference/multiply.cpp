@@ -119,7 +119,9 @@ void multiply(const Product* products, int64_t count, int threads) {
     for (int64_t i = 0; i < count; i++)
         pieces += (products[i].weight.rows + ROWS - 1) / ROWS *
                   ((products[i].x.tokens + TOKENS - 1) / TOKENS);
-    parallel_for(pieces, 1, threads, [&](int64_t begin, int64_t end) {
+    // Several neighbours at once: what is asked for ahead then is what comes next.
+    const int64_t grain = std::max<int64_t>(1, pieces / (8 * threads));
+    parallel_for(pieces, grain, threads, [&](int64_t begin, int64_t end) {
         int64_t skip = begin;
         for (int64_t i = 0; i < count && begin < end; i++) {
             Product part = products[i];

@@ -11,7 +11,7 @@
 namespace {
 
 constexpr int64_t STRIP = 64;   // outputs in flight: four tiles, which hides the unit's latency
-constexpr int64_t STEP = 512;   // columns unpacked at a time
+constexpr int64_t STEP = 512;   // columns unpacked at a time for few tokens
 
 // Tiles 0 to 3 accumulate, 4 and 5 hold weights, 6 and 7 tokens; 1, 3 and 7 are for a second block.
 TILES void configure(int64_t tokens) {
@@ -33,12 +33,16 @@ TILES void write(const float* tile, int64_t rows, int64_t tokens, float* out, in
     for (int64_t t = 0; t < tokens; t++) _mm512_mask_storeu_ps(out + t * stride, kept, r[t]);
 }
 
-// One block of at most sixteen tokens times 64 outputs; columns [k, k + count) of both.
+// One block of at most sixteen tokens times 64 outputs. `direct` says that the weight is read from
+// where it is stored: then the next 64 rows of it are asked for.
 TILES INLINE void one_block(const BFloat16* w, int64_t w_bytes, const BFloat16* x, int64_t tokens,
-                            int64_t columns) {
+                            int64_t columns, bool direct) {
     const int64_t below = 16 * w_bytes;
     const uint8_t* at = reinterpret_cast<const uint8_t*>(w);
     for (int64_t k = 0; k < columns; k += 32) {
+        if (direct)
+            for (int64_t row = STRIP; row < 2 * STRIP; row++)
+                _mm_prefetch(at + 2 * k + row * w_bytes, _MM_HINT_T1);
         _tile_loadd(6, x + k * tokens, 4 * tokens);
         _tile_loadd(4, at + 2 * k, w_bytes);
         _tile_dpbf16ps(0, 4, 6);
@@ -94,9 +98,9 @@ struct Strip {
         write(tile, left < 16 ? left : 16, tokens, to, p.stride);
     }
 
-    TILES void last_block(const BFloat16* w, int64_t stride, int64_t block) const {
+    TILES void last_block(const BFloat16* w, int64_t stride, int64_t block, bool direct) const {
         configure(p.x.in_block(block));
-        one_block(w, 2 * stride, p.x.block(block), p.x.in_block(block), p.x.columns);
+        one_block(w, 2 * stride, p.x.block(block), p.x.in_block(block), p.x.columns, direct);
         for (int part = 0; part < 4; part++) store(part, part, block);
     }
 
@@ -112,6 +116,22 @@ struct Strip {
     }
 };
 
+// Few tokens: weights are unpacked some columns at a time, which stay in the first-level cache,
+// while the accumulators stay in their tiles.
+TILES void multiply_few(const Strip& strip, Arena& arena) {
+    const Product& p = strip.p;
+    const int64_t columns = p.x.columns, tokens = p.x.tokens;
+    BFloat16* w = arena.take<BFloat16>(STRIP * STEP);
+    if (strip.rows < STRIP) std::fill(w, w + STRIP * STEP, BFloat16{0});
+    configure(tokens);
+    for (int64_t k = 0; k < columns; k += STEP) {
+        const int64_t count = columns - k < STEP ? columns - k : STEP;
+        unpack(p.weight, strip.row, strip.rows, k, count, w, STEP);
+        one_block(w, 2 * STEP, p.x.data + k * tokens, tokens, count, false);
+    }
+    for (int part = 0; part < 4; part++) strip.store(part, part, 0);
+}
+
 }  // namespace
 
 TILES void multiply_tiles(const Product& p, int64_t row, int64_t rows) {
@@ -126,19 +146,21 @@ TILES void multiply_tiles(const Product& p, int64_t row, int64_t rows) {
     if (direct) {
         stride = p.weight.row_bytes / 2;
         w = reinterpret_cast<const BFloat16*>(p.weight.values + row * p.weight.row_bytes);
+    } else if (p.x.blocks() == 1) {
+        multiply_few(strip, arena);
+        _tile_release();
+        return;
     } else {
-        stride = columns;
-        BFloat16* room = arena.take<BFloat16>(STRIP * columns);
-        for (int64_t k = 0; k < columns; k += STEP)
-            unpack(p.weight, row, rows, k, columns - k < STEP ? columns - k : STEP, room + k, stride);
-        std::fill(room + rows * stride, room + padded(rows, 32) * stride, BFloat16{0});
-        if (p.x.blocks() % 2 == 1 && rows < STRIP)
-            std::fill(room + rows * stride, room + STRIP * stride, BFloat16{0});
+        stride = columns + 32;  // rows a power of two apart would compete for the same cache lines
+        BFloat16* room = arena.take<BFloat16>(STRIP * stride);
+        if (rows < STRIP) std::fill(room, room + STRIP * stride, BFloat16{0});
+        unpack(p.weight, row, rows, 0, columns, room, stride);
         w = room;
     }
     const int64_t full = p.x.tokens / 16 / 2 * 2;
     if (full > 0) strip.block_pairs(w, stride, full);
-    for (int64_t block = full; block < p.x.blocks(); block++) strip.last_block(w, stride, block);
+    for (int64_t block = full; block < p.x.blocks(); block++)
+        strip.last_block(w, stride, block, direct);
     _tile_release();
 }
 

@@ -95,7 +95,7 @@ TILES Fp8Table fp8_table(uint8_t scale) {
     return table;
 }
 
-constexpr int64_t AHEAD = 4096;  // bytes; a weight is read in order, mostly from memory
+constexpr int64_t AHEAD = 16;  // rows: memory is asked for while what came before is unpacked
 
 // 64 numbers at a time; `columns` is a multiple of 64 within one tile.
 TILES void fp8_columns(const uint8_t* values, const Fp8Table& table, int64_t columns,
@@ -124,8 +124,8 @@ TILES void unpack_fp8(const Weight& w, int64_t row, int64_t rows, int64_t k, int
             const uint8_t scale = w.scales[tile * w.scale_row + (k + low) / SCALE_TILE];
             if (scale != last) table = fp8_table(scale);
             last = scale;
-            _mm_prefetch(values + AHEAD, _MM_HINT_T0);
-            if (columns > 64) _mm_prefetch(values + AHEAD + 64, _MM_HINT_T0);
+            _mm_prefetch(values + AHEAD * w.row_bytes, _MM_HINT_T0);
+            if (columns > 64) _mm_prefetch(values + AHEAD * w.row_bytes + 64, _MM_HINT_T0);
             fp8_columns(values, table, columns, out + r * stride + low);
         }
     }
@@ -150,8 +150,8 @@ TILES void unpack_fp4(const Weight& w, int64_t row, int64_t rows, int64_t k, int
         const uint8_t* values = w.values + (row + r) * w.row_bytes + k / 2;
         const uint8_t* scales = w.scales + (row + r) * w.scale_row + k / FP4_BLOCK;
         BFloat16* to = out + r * stride;
-        _mm_prefetch(values + AHEAD, _MM_HINT_T0);
         for (int64_t i = 0; i < count; i += 64) {
+            if (i % 128 == 0) _mm_prefetch(values + i / 2 + AHEAD * w.row_bytes, _MM_HINT_T0);
             int16_t pair;
             std::memcpy(&pair, scales + i / FP4_BLOCK, 2);
             const __m512i scale = _mm512_srlv_epi16(_mm512_set1_epi16(pair), place);

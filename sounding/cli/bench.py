@@ -1,0 +1,171 @@
+"""The command that measures speed."""
+
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sounding.cli.generation import load_network
+from sounding.cli.models import open_checkpoint
+
+if TYPE_CHECKING:
+    from sounding.bench import Ceilings, Peer, Row
+
+
+def _counts(ctx: click.Context, parameter: click.Parameter, value: str) -> list[int]:
+    """Numbers of tokens, such as 512,2048."""
+    parts = [part for part in value.split(",") if part]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{value!r} must be counts of tokens such as 512,2048")
+    return [int(part) for part in parts]
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--prefill", default="512,2048", show_default=True, callback=_counts, help="Prompt lengths."
+)
+@click.option("--decode", default=64, show_default=True, type=click.IntRange(min=0))
+@click.option(
+    "--context", default=0, show_default=True, type=click.IntRange(min=0), help="Decode behind it."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Default: one per core.")
+@click.option("--runs", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--simulate", is_flag=True, help="Round activations and pack the state, as deployed.")
+@click.option(
+    "--against", type=click.Choice(["transformers"]), help="Run a peer in turn, print the ratio."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bench(
+    model: str,
+    prefill: list[int],
+    decode: int,
+    context: int,
+    threads: int | None,
+    runs: int,
+    simulate: bool,
+    against: str | None,
+    as_json: bool,
+) -> None:
+    """Measure prefill and decode beside this machine's limits.
+
+    Each figure is the median of several runs after one to warm up. The limit of a prefill is the
+    machine's matrix products, the limit of a decoded token its memory, both measured in this run.
+
+    \b
+    Examples:
+      sounding bench MODEL --prefill 512,2048 --decode 64
+      sounding bench MODEL --decode 64 --context 100000 --prefill ''
+
+    \b
+    Keys of the JSON:
+      native, threads     whether native kernels run the network, and on how many threads
+      first_token_seconds from the start of the process, for the first prompt
+      peak_bytes          largest resident memory so far, that of a peer included
+      state_bytes         what the sequence behind the decoded tokens occupies
+      read_bytes_per_second, flops_per_second    ceilings
+      rows                [{kind, tokens, context, tokens_per_second, fraction, bytes_per_token,
+                          flops_per_token, peer_tokens_per_second, ratio}]
+    """
+    import psutil
+    import torch
+
+    from sounding.bench import Native, between, measure, measure_ceilings, token_cost
+    from sounding.model.native import serves
+
+    torch.set_num_threads(threads or psutil.cpu_count() or 1)
+    network = load_network(model, simulate=simulate)
+    longest = max([context + decode * runs + 1, *prefill])
+    runner = Native(network, packed_tokens=longest if simulate else None)
+    runner.read(torch.zeros(prefill[0] if prefill else 1, dtype=torch.int64))
+    first = time.time() - psutil.Process().create_time()
+    ceilings = measure_ceilings()
+    how = {"prefill": prefill, "decode": decode, "context": context, "runs": runs}
+    rows = measure(network, runner, ceilings, **how)  # type: ignore[arg-type]
+    peers: list[Row] = []
+    if against:
+        with tempfile.TemporaryDirectory() as folder:
+            peer: Peer = _peer(model, Path(folder))
+            peers = measure(network, peer, ceilings, **how)  # type: ignore[arg-type]
+        # A machine changes its pace within minutes: measured on both sides of the peer.
+        rows = between(rows, measure(network, runner, ceilings, **how))  # type: ignore[arg-type]
+    costs = [token_cost(network, row.context or row.tokens // 2) for row in rows]
+    report: dict[str, Any] = {
+        "native": serves(network),
+        "threads": torch.get_num_threads(),
+        "first_token_seconds": round(first, 3),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "state_bytes": runner.state.nbytes,
+        "read_bytes_per_second": round(ceilings.read_bytes_per_second),
+        "flops_per_second": round(ceilings.flops_per_second),
+        "rows": [
+            _as_json(row, cost.bytes, cost.flops, peers[number] if peers else None)
+            for number, (row, cost) in enumerate(zip(rows, costs, strict=True))
+        ],
+    }
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _print(report, ceilings)
+
+
+def _peer(model: str, folder: Path) -> "Peer":
+    from sounding.bench import Peer
+    from sounding.weights.quantize import convert
+
+    convert(open_checkpoint(model), folder / "peer", "transformers", plain="bfloat16")
+    return Peer(folder / "peer")
+
+
+def _as_json(row: "Row", num_bytes: float, flops: float, peer: "Row | None") -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "kind": row.kind,
+        "tokens": row.tokens,
+        "context": row.context,
+        "tokens_per_second": round(row.tokens_per_second, 1),
+        "fraction": round(row.fraction, 3),
+        "bytes_per_token": round(num_bytes),
+        "flops_per_token": round(flops),
+    }
+    if peer is not None:
+        result["peer_tokens_per_second"] = round(peer.tokens_per_second, 1)
+        result["ratio"] = round(row.tokens_per_second / peer.tokens_per_second, 2)
+    return result
+
+
+def _print(report: dict[str, Any], ceilings: "Ceilings") -> None:
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("what", "tokens/s", "of the limit", "MB/token", "MFLOP/token", "peer", "ratio"):
+        table.add_column(heading, justify="left" if heading == "what" else "right", no_wrap=True)
+    for row in report["rows"]:
+        what = f"{row['kind']} {row['tokens']:,}"
+        if row["context"]:
+            what += f" behind {row['context']:,}"
+        table.add_row(
+            what,
+            f"{row['tokens_per_second']:,.1f}",
+            f"{row['fraction']:.0%}",
+            f"{row['bytes_per_token'] / 1e6:,.1f}",
+            f"{row['flops_per_token'] / 1e6:,.0f}",
+            f"{row['peer_tokens_per_second']:,.1f}" if "ratio" in row else "",
+            f"{row['ratio']:.1f}x" if "ratio" in row else "",
+        )
+    Console().print(table)
+    click.echo(
+        f"this machine reads {ceilings.read_bytes_per_second / 1e9:.1f} GB/s and multiplies "
+        f"{ceilings.flops_per_second / 1e9:,.0f} GFLOPS in bf16, on {report['threads']} threads"
+    )
+    click.echo(
+        f"first token {report['first_token_seconds']:.2f} s after the process began; "
+        f"at most {report['peak_bytes'] / 1e6:,.0f} MB resident, "
+        f"state {report['state_bytes'] / 1e6:,.1f} MB"
+    )
+    if not report["native"]:
+        click.echo("native kernels do not run this network here; this was the reference")

@@ -1,0 +1,79 @@
+"""What a token costs, counted by hand, and the command's report.
+
+Catches: experts counted whole, a packed weight counted as one number per byte, keys of the wrong
+layers, a report whose fraction is not its own figures' quotient. No clock is asserted.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from sounding.bench import Row, between, token_cost
+from sounding.cli import cli
+from sounding.weights.checkpoint import Checkpoint
+from sounding.weights.network import load_model
+
+VECTORS = Path(__file__).parent / "vectors" / "tiny"
+
+
+def test_the_first_token_reads_every_weight_it_uses() -> None:
+    """tiny in its published formats: FP8 linears, FP4 experts, bf16 and float32 for the rest."""
+    model = load_model(Checkpoint(VECTORS), dtype=torch.bfloat16)
+    config = model.config
+    c = heads_wide = inner = 128
+    heads_wide *= config.num_attention_heads
+    rank, low = config.q_lora_rank, config.o_groups * config.o_lora_rank
+    fp8 = c * rank + rank * heads_wide + c * 128 + heads_wide // 2 * low + low * c + 3 * c * inner
+    tiles = 1 + heads_wide // 128 + 1 + heads_wide // 2 // 128 * (low // 128) + low // 128 + 3
+    experts = 2 * 3 * c * inner  # two of eight
+    hyper = 2 * (24 * 4 * c + 24 + 3)
+    norms_and_sinks = 2 * (4 * 128) + 4 * config.num_attention_heads
+    gate = 2 * 8 * c
+    common = fp8 + tiles + experts * 17 // 32 + 4 * hyper + norms_and_sinks + gate
+    bias = 4 * 8 * 4  # all but the hash layer
+    hca = 2 * 2 * c * 128 + 4 * 128 * 128 + 2 * 128
+    csa_part = 2 * 2 * c * 256 + 4 * 4 * 256 + 2 * 128
+    index = 8 * 128 * rank + 8 * (rank // 128) + 2 * 8 * c
+    head = 2 * config.vocab_size * c + 4 * (4 * 4 * c + 4 + 1) + 2 * c
+    window = 5 * 2 * 128  # one key per layer
+    expected = 5 * common + bias + 2 * hca + 2 * (2 * csa_part + index) + head + window
+    assert token_cost(model, 0).bytes == expected
+
+
+def test_context_costs_the_keys_it_leaves() -> None:
+    model = load_model(Checkpoint(VECTORS), dtype=torch.bfloat16)
+    config = model.config
+    few, many = token_cost(model, 127), token_cost(model, 127 + 1280)
+    entries = 2 * 1280 // 128  # two HCA layers see ten more entries each; windows are full
+    scored = 2 * ((127 + 1280) // 4 - 127 // 4)  # two CSA layers; both exceed the top-k
+    assert many.bytes - few.bytes == 2 * (entries * 128 + scored * 128)
+    attention = 4 * entries * config.num_attention_heads * 128
+    assert many.flops - few.flops == attention + 2 * scored * 8 * 128
+
+
+def test_runs_before_and_after_a_peer_are_averaged() -> None:
+    before = Row("decode", 8, 0, 100.0, 200.0)
+    (mean,) = between([before], [Row("decode", 8, 0, 50.0, 200.0)])
+    assert (mean.tokens_per_second, mean.fraction) == (75.0, 0.375)
+
+
+def test_the_report() -> None:
+    how = ["--prefill", "40,9", "--decode", "3", "--context", "30", "--runs", "1", "--threads", "1"]
+    result = CliRunner().invoke(cli, ["bench", str(VECTORS), *how, "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert [row["kind"] for row in report["rows"]] == ["prefill", "prefill", "decode"]
+    assert [row["tokens"] for row in report["rows"]] == [40, 9, 3]
+    decode = report["rows"][-1]
+    limit = report["read_bytes_per_second"] / decode["bytes_per_token"]
+    assert decode["fraction"] == pytest.approx(decode["tokens_per_second"] / limit, abs=2e-3)
+    assert report["threads"] == 1 and report["first_token_seconds"] > 0
+
+
+def test_prompt_lengths_must_be_counts() -> None:
+    result = CliRunner().invoke(cli, ["bench", str(VECTORS), "--prefill", "12,x"])
+    assert result.exit_code == 2
+    assert "'12,x' must be counts of tokens" in result.output
