@@ -13,6 +13,7 @@ _LOOKUP_BACK = 1 << 16  # tokens that are searched
 _STEP, _SEQUENCE, _ROW = 0.8, 0.2, 0.1
 _PRIOR = 0.7  # how often a guess is right, before anything is known
 _WEIGHT = 0.1  # of the newest guess
+_CLOCK_WEIGHT = 0.3
 _REST_TOKENS = 64  # without guesses, after they did not pay
 
 
@@ -52,6 +53,33 @@ class Payoff:
 def step_cost(count: int, running: int, guess_cost: float) -> float:
     """One sequence's share of a step in which it has `count` guesses."""
     return _STEP / max(1, running) + _SEQUENCE + count * (_ROW + guess_cost)
+
+
+class Clock:
+    """What guesses take on this machine, in steps of one sequence alone.
+
+    Measured, because that differs by far; it decides how fast tokens come and never which.
+    """
+
+    def __init__(self, guess_cost: float) -> None:
+        """`guess_cost` is assumed until a guess was made."""
+        self.guess_cost = guess_cost
+        self._step_seconds = 0.0
+
+    def stepped(self, seconds: float, sequences: int, rows: int) -> None:
+        """A step of so many answers has verified so many rows."""
+        modelled = _STEP + sequences * _SEQUENCE + (rows - sequences) * _ROW
+        self._step_seconds = _mean(self._step_seconds, seconds / modelled)
+
+    def guessed(self, seconds: float, guesses: int) -> None:
+        """So many guesses were made by the MTP block."""
+        if self._step_seconds:
+            self.guess_cost = _mean(self.guess_cost, seconds / guesses / self._step_seconds)
+
+
+def _mean(old: float, new: float) -> float:
+    """A moving mean, which begins at the first value."""
+    return old + _CLOCK_WEIGHT * (new - old) if old else new
 
 
 class Lookup:

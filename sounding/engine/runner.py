@@ -4,6 +4,7 @@ logits.
 Nothing here depends on which sequences share a step, except how the network rounds.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -109,6 +110,7 @@ class Runner:
     @torch.inference_mode()
     def step(self, moves: Sequence[Move]) -> None:
         """Move sequences; those that end have `finished` set."""
+        before, answering = time.perf_counter(), all(move.generation.completion for move in moves)
         feeding = [move for move in moves if move.num_tokens]
         rows = self._feed(feeding)
         choosing, wanted = [], []
@@ -135,6 +137,12 @@ class Runner:
             split = logits[:, : self._num_tokens].cpu().split([len(rows) for rows in wanted])
             for generation, streams, mine in zip(choosing, wanted, split, strict=True):
                 self._choose(generation, streams, mine)
+            if answering:
+                self._drafter.clock.stepped(
+                    time.perf_counter() - before,
+                    len(moves),
+                    sum(move.num_tokens for move in moves),
+                )
             self._drafter.draft([g for g in choosing if g.finished is None])
         self.counters.steps += 1
 

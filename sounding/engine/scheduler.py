@@ -5,7 +5,7 @@ prompts. Urgent requests go before others; whoever has waited long becomes urgen
 for ever.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sounding.engine.generation import Generation
@@ -81,7 +81,8 @@ class Scheduler:
         moves = [Move(g, 1 + len(g.drafts)) for g in active if not g.prefilling and g.completion]
         # Its prompt was found whole: it has nothing to feed and chooses its first token.
         moves += [Move(g, 0) for g in active if not g.prefilling and not g.completion]
-        budget = self._settings.step_tokens - sum(move.num_tokens for move in moves)
+        budget = self._settings.step_tokens * (1 + self._typing(active))
+        budget -= sum(move.num_tokens for move in moves)
         for number, generation in enumerate(self._prefills(active)):
             count = self._piece(generation, budget)
             # One prompt always moves on, whatever decoding takes.
@@ -96,19 +97,21 @@ class Scheduler:
                 generation.waited_steps = 0
         return moves
 
-    def _prefills(self, active: Iterable[Generation]) -> list[Generation]:
+    def _prefills(self, active: Sequence[Generation]) -> list[Generation]:
         """Prompts that may be read now, the most urgent first, and of those the shortest.
 
         While somebody types and waits, prompts of others would make every step longer.
         """
-        active = list(active)
-        typing = any(g.request.priority == Priority.KEYSTROKE for g in active)
+        typing = self._typing(active)
         return [
             generation
             for generation in sorted(active, key=self._rank)
             if generation.prefilling
             and (not typing or self._urgency(generation) <= Priority.KEYSTROKE)
         ]
+
+    def _typing(self, active: Sequence[Generation]) -> bool:
+        return any(g.request.priority == Priority.KEYSTROKE for g in active)
 
     def _piece(self, generation: Generation, budget: int) -> int:
         """How much of a prompt is read at once."""

@@ -18,8 +18,9 @@ class EngineSettings:
     """Requests that may wait; one more is refused."""
     context_tokens: int | None = None
     """Most tokens of prompt and answer together; None is what the model is made for."""
-    step_tokens: int = 256
-    """Tokens of a step: what decoding leaves of it goes to prompts."""
+    step_tokens: int = 64
+    """Tokens of a step: what decoding leaves of it goes to prompts, twice as much to one that
+    somebody is typing. Longer steps read prompts faster, and let others and cancelling wait."""
     piece_tokens: int = BLOCK_TOKENS
     """Prompts are read in pieces that end at multiples of this, counted from their start."""
     exact_splits: bool = False

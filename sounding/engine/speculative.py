@@ -9,6 +9,7 @@ request's generator, exactly as without guessing, and guesses count as far as th
 chosen. Source: spec/architecture.md 11.
 """
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sounding.engine.generation import Generation
-from sounding.engine.guessing import step_cost
+from sounding.engine.guessing import Clock
 from sounding.model.state import LayerState, SequenceState, growing_state
 from sounding.model.transformer import MTPBlock, Transformer
 
@@ -29,7 +30,7 @@ class Drafter:
         self._model, self._most, self._num_tokens = model, draft_tokens, num_tokens
         self._device = next(model.parameters()).device
         self._block = model.mtp[0] if len(model.mtp) else None
-        self._layers = len(model.layers)
+        self.clock = Clock(1 / len(model.layers))
 
     @property
     def reads_along(self) -> bool:
@@ -79,7 +80,9 @@ class Drafter:
             if count:
                 asking.append((generation, count))
         if asking:
+            before = time.perf_counter()
             self._ask(asking)
+            self.clock.guessed(time.perf_counter() - before, sum(count for _, count in asking))
         for generation in generations:
             generation.cut_drafts()
 
@@ -99,7 +102,7 @@ class Drafter:
         if own.streams is None:
             return 0
         own.source = own.mtp
-        cost = step_cost(0, running, 0.0) / self._layers
+        cost = self.clock.guess_cost
         return own.mtp.best_count(self._most, running=running, guess_cost=cost)
 
     def _ask(self, asking: Sequence[tuple[Generation, int]]) -> None:
