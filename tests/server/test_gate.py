@@ -149,6 +149,8 @@ def test_a_name_that_is_not_ours() -> None:
         assert get(server.url + "/status").status_code == 200
         header = {"host": f"evil.example:{server.port}"}
         assert get(server.url + "/status", headers=header).status_code == 403
+        for broken in ({"host": "["}, {"origin": "http://["}, {"host": ""}):
+            assert get(server.url + "/status", headers=broken).status_code == 403
 
 
 # --------------------------------------------------------------------------------------------------
