@@ -7,7 +7,7 @@ after everything else: a client never gets a traceback, always its protocol's ow
 import asyncio
 import logging
 import time
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -114,7 +114,7 @@ class _Visit:
 
     def _check_host(self) -> None:
         hosts = self._settings.hosts
-        host = urlsplit(f"//{self._headers.get('host', '')}").hostname if hosts is not None else ""
+        host = _split("//" + self._headers.get("host", "")).hostname
         if hosts is not None and host not in hosts:
             raise Refusal(
                 403,
@@ -127,7 +127,8 @@ class _Visit:
         origin = self._headers.get("origin")
         if origin is None or self._allowed_origin() is not None:
             return
-        if urlsplit(origin).netloc != self._headers.get("host"):
+        place = _split(origin).netloc
+        if not place or place != self._headers.get("host"):
             raise Refusal(
                 403,
                 f"a page from {origin[:200]!r} may not use this server; "
@@ -208,3 +209,11 @@ class _Visit:
             self._service.in_flight -= 1
         route = self._scope.get("sounding.route", "other")
         self._service.metrics.answers.labels(route, str(self._status or "none")).inc()
+
+
+def _split(address: str) -> SplitResult:
+    """The parts of an address; none of one that is not an address."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")

@@ -35,7 +35,13 @@ class Refused:
 class Wire(BaseModel):
     """A JSON object of a protocol. Types are strict: "5" is no number."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
     accepted: ClassVar[Mapping[str, str]] = {}
     refused: ClassVar[Mapping[str, Refused]] = {}

@@ -31,6 +31,6 @@ CHECKS = [
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_described(case: "schemathesis.Case[Any]") -> None:
     case.call_and_validate(checks=CHECKS)
