@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-import sounding
 from sounding.config import RATIO_NAMES, ModelConfig
 from sounding.presets import PRESETS
 from sounding.weights.description import (
@@ -39,7 +38,7 @@ _PLAIN: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE}
 # --------------------------------------------------------------------------------------------------
 # Finding a model
 
-SHIPPED = Path(sounding.__file__).parent / "assets" / "nano"
+SHIPPED = Path(__file__).parent.parent / "assets" / "nano"
 
 
 def model_folder(model: str | None) -> str:
