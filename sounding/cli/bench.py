@@ -157,7 +157,7 @@ def _print(report: dict[str, Any], ceilings: "Ceilings") -> None:
             f"{row['peer_tokens_per_second']:,.1f}" if "ratio" in row else "",
             f"{row['ratio']:.1f}x" if "ratio" in row else "",
         )
-    Console().print(table)
+    Console(width=max(100, Console().width)).print(table)
     click.echo(
         f"this machine reads {ceilings.read_bytes_per_second / 1e9:.1f} GB/s and multiplies "
         f"{ceilings.flops_per_second / 1e9:,.0f} GFLOPS in bf16, on {report['threads']} threads"
