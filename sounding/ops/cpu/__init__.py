@@ -1,7 +1,7 @@
 """Native twins of ops for CPUs: C++ without torch headers, called through ctypes.
 
 They are built with the package where a compiler is at hand; without one everything works through
-the reference. One library holds code for several instruction sets and takes the best at load.
+the reference. One library holds code for several instruction sets and takes the best.
 """
 
 import ctypes
@@ -16,8 +16,7 @@ from torch import Tensor
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they were not built or do not load here.
 
-    SOUNDING_KERNELS names another build of them, for tests: with sanitizers, or for one
-    instruction set.
+    SOUNDING_KERNELS names another build of them, for tests: one with sanitizers.
     """
     found = importlib.util.find_spec("sounding.ops.cpu.kernels")
     path = os.environ.get("SOUNDING_KERNELS") or (found.origin if found is not None else None)

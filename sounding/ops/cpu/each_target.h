@@ -10,18 +10,13 @@
 #include <cstdint>
 #include <cstring>
 
+#include "bfloat16.h"
 #include "parallel.h"
-
-#define INLINE inline __attribute__((always_inline))
 
 // FOR_LANES(i, count, size) { body } runs body for each group of 16 of `size`, from i on, `count` of
 // them: the last group may be shorter. Whole groups get a body in which count is a constant.
 #define FOR_LANES(i, count, size)                                                                  \
     for_lanes{int(size)} << [&](const int i, const auto count) __attribute__((always_inline))
-
-struct BFloat16 {
-    uint16_t bits;
-};
 
 #if defined(__x86_64__) && defined(__GNUC__)
 

@@ -21,22 +21,6 @@ typedef int32_t Integers __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
 
-INLINE float load_one(const float* p) { return *p; }
-INLINE float load_one(const BFloat16* p) {
-    uint32_t wide = uint32_t(p->bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, 4);
-    return value;
-}
-
-INLINE void store_one(float* p, float value) { *p = value; }
-INLINE void store_one(BFloat16* p, float value) {
-    uint32_t wide;
-    std::memcpy(&wide, &value, 4);
-    const bool nan = value != value;
-    p->bits = nan ? 0x7fc0 : uint16_t((wide + 0x7fff + ((wide >> 16) & 1)) >> 16);
-}
-
 INLINE void load(const float* p, Floats& value) { std::memcpy(&value, p, sizeof value); }
 INLINE void load(const BFloat16* p, Floats& value) {
     Halves halves;
@@ -90,8 +74,6 @@ INLINE Floats exp(const Floats& x) {
 
 INLINE Floats sigmoid(const Floats& x) { return 1.0f / (1.0f + exp(-x)); }
 
-typedef int32_t Integers __attribute__((vector_size(64)));
-
 INLINE Floats all(float value) { return Floats{} + value; }
 INLINE Floats larger(const Floats& a, const Floats& b) { return a > b ? a : b; }
 
@@ -113,12 +95,6 @@ INLINE Floats log_one_plus(const Floats& e) {
     for (const float next : {1.0f / 13, 1.0f / 11, 1.0f / 9, 1.0f / 7, 1.0f / 5, 1.0f / 3, 1.0f})
         p = p * z + next;
     return 2 * s * p;
-}
-
-INLINE float rounded(float value) {  // to bfloat16
-    BFloat16 half;
-    store_one(&half, value);
-    return load_one(&half);
 }
 
 // The first `count` lanes only; the others read as 0.

@@ -10,7 +10,8 @@ void parallel_for(int64_t count, int64_t grain, int threads,
                   const std::function<void(int64_t, int64_t)>& work);
 
 // Which x86-64 level the kernels use: 4 (AVX-512), 3 (AVX2) or 1. The environment variable
-// SOUNDING_INSTRUCTION_SET lowers it, so that all of them can be tested on one machine.
+// SOUNDING_INSTRUCTION_SET lowers it, so that all of them can be tested on one machine. Where it is
+// set, nothing beyond a level is used either: see has_tiles().
 int instruction_set();
 
 // While one exists, workers wait for their next range awake, for a bounded time: a step of a

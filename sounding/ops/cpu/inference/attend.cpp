@@ -4,16 +4,67 @@
 // depends on its own keys alone, in blocks counted from positions: it has the same bits whatever
 // other queries are computed with it.
 
+#define KERNELS "inference/attend.cpp"
+#ifndef TARGET
+
 #include <algorithm>
 
 #include "attention.h"
 #include "features.h"
 
+#include "../each_target.h"
+
+void make_pairs(const BFloat16* even, const BFloat16* odd, int64_t d, BFloat16* pairs) {
+    CALL(interleave, even, odd, d, pairs);
+}
+
+void attend(const Query& query, const Keys (&keys)[2], Arena& arena, float* output) {
+    Scope scope(arena);
+    float* scores = arena.take<float>((keys[0].count() + keys[1].count()) * HEADS);
+    float* at = scores;
+    float* q = nullptr;
+    if (!has_tiles()) {
+        q = arena.take<float>(query.d * HEADS);
+        for (int64_t i = 0; i < query.d; i++)
+            for (int64_t h = 0; h < HEADS; h++)
+                q[i * HEADS + h] = h < query.heads ? load_one(query.q + h * query.d + i) : 0.0f;
+    }
+    for (const Keys& part : keys) {
+        if (part.count() == 0) continue;
+        if (has_tiles())
+            scores_with_tiles(query, part, arena, at);
+        else
+            CALL(scores_plain, q, query.d, part.rows + part.first_block() * query.d, part.count(),
+                 at);
+        at += part.count() * HEADS;
+    }
+    float sink[HEADS] = {}, totals[HEADS];
+    std::copy(query.sink, query.sink + query.heads, sink);
+    CALL(softmax, scores, keys, query.scale, sink, totals);
+    if (has_tiles())
+        blend_with_tiles(query, keys, scores, arena, output);
+    else
+        CALL(blend_plain, query, keys, scores, output);
+    for (int64_t h = 0; h < query.heads; h++)
+        CALL(divide, output + h * query.d, query.d, totals[h]);
+}
+
+#else
+
 namespace {
 
+static_assert(HEADS == LANES, "heads lie side by side in a vector");
+
+void interleave(const BFloat16* even, const BFloat16* odd, int64_t d, BFloat16* pairs) {
+    for (int64_t i = 0; i < d; i++) {
+        pairs[2 * i] = even[i];
+        pairs[2 * i + 1] = odd[i];
+    }
+}
+
 // scores[k][h] = <q_h, key_k>, from queries laid out [d][HEADS].
-CLONED void scores_plain(const float* q, int64_t d, const BFloat16* keys, int64_t count,
-                         float* scores) {
+void scores_plain(const float* q, int64_t d, const BFloat16* keys, int64_t count,
+                  float* scores) {
     for (int64_t k = 0; k < count; k += 4) {
         Floats total[4] = {};
         for (int64_t i = 0; i < d; i++) {
@@ -26,8 +77,8 @@ CLONED void scores_plain(const float* q, int64_t d, const BFloat16* keys, int64_
 }
 
 // Scores to exp(scale * score - top), zero for the hidden; returns their sum with the sink's share.
-CLONED void softmax(float* scores, const Keys (&keys)[2], float scale, const float* sink,
-                    float* totals) {
+void softmax(float* scores, const Keys (&keys)[2], float scale, const float* sink,
+             float* totals) {
     Floats top, logit;
     load(sink, logit);
     top = logit;
@@ -58,8 +109,8 @@ CLONED void softmax(float* scores, const Keys (&keys)[2], float scale, const flo
     store(totals, total);
 }
 
-CLONED void blend_plain(const Query& query, const Keys (&keys)[2], const float* weights,
-                        float* output) {
+void blend_plain(const Query& query, const Keys (&keys)[2], const float* weights,
+                 float* output) {
     for (int64_t h = 0; h < query.heads; h++)
         for (int64_t i = 0; i < query.d; i += LANES) {
             Floats total = {};
@@ -77,7 +128,7 @@ CLONED void blend_plain(const Query& query, const Keys (&keys)[2], const float* 
         }
 }
 
-CLONED void divide(float* output, int64_t d, float total) {
+void divide(float* output, int64_t d, float total) {
     for (int64_t i = 0; i < d; i += LANES) {
         Floats value;
         load(output + i, value);
@@ -87,38 +138,4 @@ CLONED void divide(float* output, int64_t d, float total) {
 
 }  // namespace
 
-void make_pairs(const BFloat16* even, const BFloat16* odd, int64_t d, BFloat16* pairs) {
-    for (int64_t i = 0; i < d; i++) {
-        pairs[2 * i] = even[i];
-        pairs[2 * i + 1] = odd[i];
-    }
-}
-
-void attend(const Query& query, const Keys (&keys)[2], Arena& arena, float* output) {
-    Scope scope(arena);
-    float* scores = arena.take<float>((keys[0].count() + keys[1].count()) * HEADS);
-    float* at = scores;
-    float* q = nullptr;
-    if (!has_tiles()) {
-        q = arena.take<float>(query.d * HEADS);
-        for (int64_t i = 0; i < query.d; i++)
-            for (int64_t h = 0; h < HEADS; h++)
-                q[i * HEADS + h] = h < query.heads ? load_one(query.q + h * query.d + i) : 0.0f;
-    }
-    for (const Keys& part : keys) {
-        if (part.count() == 0) continue;
-        if (has_tiles())
-            scores_with_tiles(query, part, arena, at);
-        else
-            scores_plain(q, query.d, part.rows + part.first_block() * query.d, part.count(), at);
-        at += part.count() * HEADS;
-    }
-    float sink[HEADS] = {}, totals[HEADS];
-    std::copy(query.sink, query.sink + query.heads, sink);
-    softmax(scores, keys, query.scale, sink, totals);
-    if (has_tiles())
-        blend_with_tiles(query, keys, scores, arena, output);
-    else
-        blend_plain(query, keys, scores, output);
-    for (int64_t h = 0; h < query.heads; h++) divide(output + h * query.d, query.d, totals[h]);
-}
+#endif

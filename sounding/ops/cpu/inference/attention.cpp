@@ -3,6 +3,7 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "features.h"

@@ -1,35 +1,18 @@
 // From tokens to compressed entries: gated pooling, norm, rotation, rounding, one group at a time.
 
+#define KERNELS "inference/compressor.cpp"
+#ifndef TARGET
+
 #include <algorithm>
 
 #include "network.h"
-#include "../parallel.h"
 #include "rounding.h"
+
+#include "../each_target.h"
 
 namespace {
 
 constexpr int64_t MAX_SLOTS = 256;
-
-// entry = sum_r softmax_r(gate) * value, channel by channel, over `slots` places.
-CLONED void pool(const float* const* values, const float* const* gates, int64_t slots,
-                 int64_t width, float* out) {
-    for (int64_t i = 0; i < width; i += LANES) {
-        Floats top, gate, value, total = {}, blend = {};
-        load(gates[0] + i, top);
-        for (int64_t r = 1; r < slots; r++) {
-            load(gates[r] + i, gate);
-            top = larger(gate, top);
-        }
-        for (int64_t r = 0; r < slots; r++) {
-            load(gates[r] + i, gate);
-            load(values[r] + i, value);
-            const Floats share = exp(gate - top);
-            total += share;
-            blend += share * value;
-        }
-        store(out + i, blend / total);
-    }
-}
 
 // The projections of one sequence: of earlier tokens from its list, of new ones from the step.
 struct Projections {
@@ -67,7 +50,7 @@ void make_entry(const Work& work, const Pooling& pooling, const Projections& fro
     }
     float* pooled = arena.take<float>(width);
     BFloat16* entry = arena.take<BFloat16>(width);
-    pool(values, gates, slots, width, pooled);
+    CALL(pool, values, gates, slots, width, pooled);
     for (int64_t i = 0; i < width; i++) pooled[i] = rounded(pooled[i]);
     rms_norm(pooled, width, weight, float(net.norm_eps), entry);
     float cos[512], sin[512];
@@ -123,3 +106,32 @@ void compress(const Work& work, const Pooling& pooling, const float* values, flo
         keep_projections(from, span.length, list);
     }
 }
+
+#else
+
+namespace {
+
+// entry = sum_r softmax_r(gate) * value, channel by channel, over `slots` places.
+void pool(const float* const* values, const float* const* gates, int64_t slots,
+          int64_t width, float* out) {
+    for (int64_t i = 0; i < width; i += LANES) {
+        Floats top, gate, value, total = {}, blend = {};
+        load(gates[0] + i, top);
+        for (int64_t r = 1; r < slots; r++) {
+            load(gates[r] + i, gate);
+            top = larger(gate, top);
+        }
+        for (int64_t r = 0; r < slots; r++) {
+            load(gates[r] + i, gate);
+            load(values[r] + i, value);
+            const Floats share = exp(gate - top);
+            total += share;
+            blend += share * value;
+        }
+        store(out + i, blend / total);
+    }
+}
+
+}  // namespace
+
+#endif

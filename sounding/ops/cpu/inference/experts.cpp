@@ -1,58 +1,16 @@
 // Routing, and the experts: every token goes to its chosen ones and to the shared one.
 
+#define KERNELS "inference/experts.cpp"
+#ifndef TARGET
+
 #include <algorithm>
 #include <vector>
 
 #include "network.h"
-#include "../parallel.h"
+
+#include "../each_target.h"
 
 namespace {
-
-// sqrt(softplus(x)), kept above 1e-19 as in ops/experts.py.
-CLONED void affinity(const float* logits, int64_t count, float* scores) {
-    for (int64_t i = 0; i < count; i += LANES) {
-        Floats x;
-        const int64_t rest = count - i;
-        if (rest < LANES)
-            load_some(logits + i, rest, x);
-        else
-            load(logits + i, x);
-        const Floats size = x < 0.0f ? -x : x;
-        Floats soft = (x < 0.0f ? Floats{} : x) + log_one_plus(exp(-size));
-        soft = soft < 1.17549435e-38f ? all(1.17549435e-38f) : soft;
-        for (int lane = 0; lane < LANES; lane++) soft[lane] = std::sqrt(soft[lane]);
-        if (rest < LANES)
-            store_some(scores + i, rest, soft);
-        else
-            store(scores + i, soft);
-    }
-}
-
-// silu(min(gate, limit)) * clamp(up, -limit, limit) * weight
-CLONED void activate(const float* gates, const float* ups, int64_t count, float limit, float weight,
-                     BFloat16* out) {
-    for (int64_t i = 0; i < count; i += LANES) {
-        Floats gate, up;
-        load(gates + i, gate);
-        load(ups + i, up);
-        gate = gate > limit ? all(limit) : gate;
-        up = up > limit ? all(limit) : up;
-        up = up < -limit ? all(-limit) : up;
-        store(out + i, gate / (1.0f + exp(-gate)) * up * weight);
-    }
-}
-
-CLONED void add_rounded(const float* x, int64_t count, float* total) {
-    for (int64_t i = 0; i < count; i += LANES) {
-        Floats value, sum_so_far;
-        BFloat16 near[LANES];
-        load(x + i, value);
-        store(near, value);
-        load(near, value);
-        load(total + i, sum_so_far);
-        store(total + i, sum_so_far + value);
-    }
-}
 
 // The k largest, in ascending order of index, ties to the lower one; NaN counts as -1.
 void choose_experts(const float* scores, const Vector& bias, int64_t count, int64_t k,
@@ -97,7 +55,7 @@ void route(const Work& work, const float* logits, float* scores, int64_t* chosen
     const int64_t experts = net.experts, k = net.choices;
     parallel_for(work.count, 16, work.threads, [&](int64_t low, int64_t high) {
         for (int64_t t = low; t < high; t++) {
-            affinity(logits + t * experts, experts, scores + t * experts);
+            CALL(affinity, logits + t * experts, experts, scores + t * experts);
             if (work.layer.table != nullptr)
                 std::copy_n(work.layer.table + work.tokens[t] * k, k, chosen + t * k);
             else
@@ -166,12 +124,12 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
     parallel_for(pairs + t_count, 32, work.threads, [&](int64_t low, int64_t high) {
         for (int64_t i = low; i < high; i++) {
             if (i < pairs) {
-                activate(gates + i * inner, ups + i * inner, inner, limit, groups.weights[i],
-                         acted + i * inner);
+                CALL(activate, gates + i * inner, ups + i * inner, inner, limit, groups.weights[i],
+                     acted + i * inner);
             } else {
                 const int64_t t = i - pairs;
-                activate(shared_gates + t * inner, shared_ups + t * inner, inner, limit, 1.0f,
-                         shared_acted + t * inner);
+                CALL(activate, shared_gates + t * inner, shared_ups + t * inner, inner, limit, 1.0f,
+                     shared_acted + t * inner);
             }
         }
     });
@@ -201,9 +159,56 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
             std::copy_n(&groups.places[t * k], k, order.begin());
             std::sort(order.begin(), order.end());
             std::fill(total.begin(), total.end(), 0.0f);
-            for (const int64_t pair : order) add_rounded(results + pair * c, c, total.data());
-            add_rounded(shared_results + t * c, c, total.data());
+            for (const int64_t pair : order)
+                CALL(add_rounded, results + pair * c, c, total.data());
+            CALL(add_rounded, shared_results + t * c, c, total.data());
             to_bfloat16(total.data(), c, output + t * c);
         }
     });
 }
+
+#else
+
+namespace {
+
+// sqrt(softplus(x)), kept above 1e-19 as in ops/experts.py.
+void affinity(const float* logits, int64_t count, float* scores) {
+    FOR_LANES(i, some, count) {
+        Floats x;
+        load_lanes(logits + i, some, x);
+        const Floats size = x < 0.0f ? -x : x;
+        const Floats soft = (x < 0.0f ? Floats{} : x) + log_one_plus(exp(-size));
+        store_lanes(scores + i, some, soft < 1.17549435e-38f ? all(1.17549435e-38f) : soft);
+        for (int lane = 0; lane < some; lane++) scores[i + lane] = std::sqrt(scores[i + lane]);
+    };
+}
+
+// silu(min(gate, limit)) * clamp(up, -limit, limit) * weight
+void activate(const float* gates, const float* ups, int64_t count, float limit, float weight,
+              BFloat16* out) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        Floats gate, up;
+        load(gates + i, gate);
+        load(ups + i, up);
+        gate = gate > limit ? all(limit) : gate;
+        up = up > limit ? all(limit) : up;
+        up = up < -limit ? all(-limit) : up;
+        store(out + i, gate / (1.0f + exp(-gate)) * up * weight);
+    }
+}
+
+void add_rounded(const float* x, int64_t count, float* total) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        Floats value, sum_so_far;
+        BFloat16 near[LANES];
+        load(x + i, value);
+        store(near, value);
+        load(near, value);
+        load(total + i, sum_so_far);
+        store(total + i, sum_so_far + value);
+    }
+}
+
+}  // namespace
+
+#endif

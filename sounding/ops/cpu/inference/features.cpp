@@ -1,9 +1,8 @@
 #include "features.h"
 
 #include <cstdlib>
-#include <cstring>
 
-#include "../clones.h"
+#include "tiles.h"
 
 #ifdef WITH_TILES
 #include <cpuid.h>
@@ -21,8 +20,7 @@ bool cpu_has_tiles() {
 }
 
 bool find_tiles() {
-    const char* wanted = std::getenv("SOUNDING_CPU");
-    if (wanted != nullptr && std::strcmp(wanted, "generic") == 0) return false;
+    if (std::getenv("SOUNDING_INSTRUCTION_SET") != nullptr) return false;
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&

@@ -1,6 +1,6 @@
-// What this processor can do beyond the instruction sets that kernels are cloned for.
+// What this processor can do beyond the instruction sets that kernels are compiled for.
 #pragma once
 
 // Tiles (AMX) with bfloat16, the AVX-512 they are fed with, and the kernel's permission to use them.
-// SOUNDING_CPU=generic in the environment turns them off: tests compare both.
+// No level of x86-64 contains them: SOUNDING_INSTRUCTION_SET, whatever it says, turns them off.
 bool has_tiles();

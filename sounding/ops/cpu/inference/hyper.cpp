@@ -4,15 +4,76 @@
 // among the threads even for one token. A token's result has the same bits in any company: sums
 // are taken per token and row in one order, the rest is done for sixteen tokens side by side.
 
+#define KERNELS "inference/hyper.cpp"
+#ifndef TARGET
+
 #include <algorithm>
 
 #include "network.h"
-#include "../parallel.h"
-
-namespace {
 
 constexpr int MAX_STREAMS = 8;
 constexpr int64_t TOKENS = 4, ROWS = 4;  // of a projection, at once
+constexpr int64_t SIDE_BY_SIDE = 16;     // tokens
+
+#include "../each_target.h"
+
+Connection connect(const Work& work, const BFloat16* streams, const HyperConnection& hc,
+                   const Vector& norm) {
+    const Network& net = work.net;
+    const int64_t m = net.streams, c = net.channels, n = (2 + m) * m, width = m * c;
+    Connection by{work.arena.take<BFloat16>(work.count * c), work.arena.take<float>(work.count * m),
+                  work.arena.take<float>(work.count * m * m)};
+    Scope scope(work.arena);
+    float* raw = work.arena.take<float>(work.count * n);
+    const float* weight = norm.floats(c, work.arena.take<float>(c));
+    float* x = work.arena.take<float>(work.count * c);
+    const int64_t groups = (n + ROWS - 1) / ROWS, blocks = (work.count + TOKENS - 1) / TOKENS;
+    parallel_for(groups * blocks, std::max<int64_t>(1, std::min(groups, blocks * groups / 8)),
+                 work.threads, [&](int64_t low, int64_t high) {
+        for (int64_t i = low; i < high; i++) {
+            const int64_t token = i / groups * TOKENS, row = i % groups * ROWS;
+            CALL(project_some, streams + token * width, std::min(TOKENS, work.count - token),
+                 hc.fn + row * width, std::min(ROWS, n - row), width, raw + token * n + row, n);
+        }
+    });
+    parallel_for(work.count, SIDE_BY_SIDE, work.threads, [&](int64_t low, int64_t high) {
+        CALL(coefficients, net, hc, streams + low * width, raw + low * n, high - low, x + low * c,
+             by.post + low * m, by.mix + low * m * m);
+        for (int64_t t = low; t < high; t++)
+            rms_norm(x + t * c, c, weight, float(net.norm_eps), by.x + t * c);
+    });
+    return by;
+}
+
+void write_back(const Work& work, BFloat16* streams, const Connection& by,
+                const BFloat16* output) {
+    const int64_t m = work.net.streams, c = work.net.channels;
+    parallel_for(work.count, SIDE_BY_SIDE, work.threads, [&](int64_t low, int64_t high) {
+        CALL(write_rows, streams + low * m * c, output + low * c, by.post + low * m,
+             by.mix + low * m * m, high - low, int(m), c);
+    });
+}
+
+extern "C" void network_collapse(const Network* net, const HyperConnection* hc, const Vector* norm,
+                                 const BFloat16* streams, int64_t count, BFloat16* out,
+                                 int threads) {
+    thread_local static Arena arena;
+    Scope scope(arena);
+    const float* weight = norm->floats(net->channels, arena.take<float>(net->channels));
+    const int64_t width = net->streams * net->channels;
+    parallel_for(count, 8, threads, [&](int64_t low, int64_t high) {
+        thread_local static Arena own;
+        Scope inner(own);
+        CALL(collapse_rows, *net, *hc, streams + low * width, high - low, weight,
+             out + low * net->channels, own.take<float>(net->channels));
+    });
+}
+
+#else
+
+namespace {
+
+static_assert(SIDE_BY_SIDE == LANES, "one token per lane");
 
 using Matrix = Floats[MAX_STREAMS * MAX_STREAMS];  // one matrix per lane
 
@@ -51,8 +112,8 @@ INLINE void project(const BFloat16* v, const float* fn, int64_t width, float* ra
         for (int r = 0; r < R; r++) raw[t * stride + r] = sum(total[t][r]);
 }
 
-CLONED void project_some(const BFloat16* v, int64_t tokens, const float* fn, int64_t rows,
-                         int64_t width, float* raw, int64_t stride) {
+void project_some(const BFloat16* v, int64_t tokens, const float* fn, int64_t rows,
+                  int64_t width, float* raw, int64_t stride) {
     if (tokens == TOKENS && rows == ROWS) {
         project<TOKENS, ROWS>(v, fn, width, raw, stride);
         return;
@@ -96,14 +157,16 @@ INLINE void read(const BFloat16* v, const float* pre, int m, int64_t c, float* x
 INLINE Floats logit(const float* raw, int64_t count, const Floats& rho, const HyperConnection& hc,
                     int m, int i) {
     const int n = (2 + m) * m;
-    Floats value = {};
-    for (int64_t t = 0; t < count; t++) value[t] = raw[t * n + i];
+    float lanes[LANES] = {};
+    for (int64_t t = 0; t < count; t++) lanes[t] = raw[t * n + i];
+    Floats value;
+    load(lanes, value);
     return value * rho * hc.scale[i < m ? 0 : i < 2 * m ? 1 : 2] + hc.base[i];
 }
 
 // Up to sixteen tokens: coefficients from raw projections, and the sub-layer's input.
-CLONED void coefficients(const Network& net, const HyperConnection& hc, const BFloat16* v,
-                         const float* raw, int64_t count, float* x, float* post, float* mix) {
+void coefficients(const Network& net, const HyperConnection& hc, const BFloat16* v,
+                  const float* raw, int64_t count, float* x, float* post, float* mix) {
     const int m = int(net.streams);
     const int64_t width = m * net.channels;
     float factor[LANES] = {};
@@ -113,7 +176,9 @@ CLONED void coefficients(const Network& net, const HyperConnection& hc, const BF
     load(factor, rho);
     float pre[LANES][MAX_STREAMS];
     for (int j = 0; j < m; j++) {
-        const Floats open = sigmoid(logit(raw, count, rho, hc, m, j)) + float(net.hc_eps), gate = 2 * sigmoid(logit(raw, count, rho, hc, m, m + j));
+        float open[LANES], gate[LANES];
+        store(open, sigmoid(logit(raw, count, rho, hc, m, j)) + float(net.hc_eps));
+        store(gate, 2 * sigmoid(logit(raw, count, rho, hc, m, m + j)));
         for (int64_t t = 0; t < count; t++) {
             pre[t][j] = open[t];
             post[t * m + j] = gate[t];
@@ -122,14 +187,17 @@ CLONED void coefficients(const Network& net, const HyperConnection& hc, const BF
     Matrix a;
     for (int i = 0; i < m * m; i++) a[i] = logit(raw, count, rho, hc, m, 2 * m + i);
     sinkhorn(a, m, int(net.iterations), float(net.hc_eps));
-    for (int64_t t = 0; t < count; t++) {
-        for (int i = 0; i < m * m; i++) mix[t * m * m + i] = a[i][t];
-        read(v + t * width, pre[t], m, net.channels, x + t * net.channels);
+    for (int i = 0; i < m * m; i++) {
+        float lanes[LANES];
+        store(lanes, a[i]);
+        for (int64_t t = 0; t < count; t++) mix[t * m * m + i] = lanes[t];
     }
+    for (int64_t t = 0; t < count; t++)
+        read(v + t * width, pre[t], m, net.channels, x + t * net.channels);
 }
 
-CLONED void write_rows(BFloat16* v, const BFloat16* output, const float* post, const float* mix,
-                       int64_t count, int m, int64_t c) {
+void write_rows(BFloat16* v, const BFloat16* output, const float* post, const float* mix,
+                int64_t count, int m, int64_t c) {
     for (int64_t t = 0; t < count; t++, v += m * c, output += c, post += m, mix += m * m)
         for (int64_t i = 0; i < c; i += LANES) {
             Floats from[MAX_STREAMS], out;
@@ -143,8 +211,8 @@ CLONED void write_rows(BFloat16* v, const BFloat16* output, const float* post, c
         }
 }
 
-CLONED void collapse_rows(const Network& net, const HyperConnection& hc, const BFloat16* v,
-                          int64_t count, const float* norm, BFloat16* out, float* x) {
+void collapse_rows(const Network& net, const HyperConnection& hc, const BFloat16* v,
+                   int64_t count, const float* norm, BFloat16* out, float* x) {
     const int m = int(net.streams);
     const int64_t width = m * net.channels;
     for (int64_t t = 0; t < count; t++, v += width, out += net.channels) {
@@ -160,55 +228,4 @@ CLONED void collapse_rows(const Network& net, const HyperConnection& hc, const B
 
 }  // namespace
 
-Connection connect(const Work& work, const BFloat16* streams, const HyperConnection& hc,
-                   const Vector& norm) {
-    const Network& net = work.net;
-    const int64_t m = net.streams, c = net.channels, n = (2 + m) * m, width = m * c;
-    Connection by{work.arena.take<BFloat16>(work.count * c), work.arena.take<float>(work.count * m),
-                  work.arena.take<float>(work.count * m * m)};
-    Scope scope(work.arena);
-    float* raw = work.arena.take<float>(work.count * n);
-    const float* weight = norm.floats(c, work.arena.take<float>(c));
-    float* x = work.arena.take<float>(work.count * c);
-    const int64_t groups = (n + ROWS - 1) / ROWS, blocks = (work.count + TOKENS - 1) / TOKENS;
-    parallel_for(groups * blocks, std::max<int64_t>(1, std::min(groups, blocks * groups / 8)),
-                 work.threads, [&](int64_t low, int64_t high) {
-        for (int64_t i = low; i < high; i++) {
-            const int64_t token = i / groups * TOKENS, row = i % groups * ROWS;
-            project_some(streams + token * width, std::min(TOKENS, work.count - token),
-                         hc.fn + row * width, std::min(ROWS, n - row), width, raw + token * n + row,
-                         n);
-        }
-    });
-    parallel_for(work.count, LANES, work.threads, [&](int64_t low, int64_t high) {
-        coefficients(net, hc, streams + low * width, raw + low * n, high - low, x + low * c,
-                     by.post + low * m, by.mix + low * m * m);
-        for (int64_t t = low; t < high; t++)
-            rms_norm(x + t * c, c, weight, float(net.norm_eps), by.x + t * c);
-    });
-    return by;
-}
-
-void write_back(const Work& work, BFloat16* streams, const Connection& by,
-                const BFloat16* output) {
-    const int64_t m = work.net.streams, c = work.net.channels;
-    parallel_for(work.count, LANES, work.threads, [&](int64_t low, int64_t high) {
-        write_rows(streams + low * m * c, output + low * c, by.post + low * m,
-                   by.mix + low * m * m, high - low, int(m), c);
-    });
-}
-
-extern "C" void network_collapse(const Network* net, const HyperConnection* hc, const Vector* norm,
-                                 const BFloat16* streams, int64_t count, BFloat16* out,
-                                 int threads) {
-    thread_local static Arena arena;
-    Scope scope(arena);
-    const float* weight = norm->floats(net->channels, arena.take<float>(net->channels));
-    const int64_t width = net->streams * net->channels;
-    parallel_for(count, 8, threads, [&](int64_t low, int64_t high) {
-        thread_local static Arena own;
-        Scope inner(own);
-        collapse_rows(*net, *hc, streams + low * width, high - low, weight,
-                      out + low * net->channels, own.take<float>(net->channels));
-    });
-}
+#endif

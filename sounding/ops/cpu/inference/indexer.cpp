@@ -4,17 +4,21 @@
 // memory does not grow with the context. Candidates are ordered by score, ties by index, which
 // makes the choice the same however keys are shared out.
 
+#define KERNELS "inference/indexer.cpp"
+#ifndef TARGET
+
 #include <algorithm>
 #include <vector>
 
 #include "network.h"
-#include "../parallel.h"
-
-namespace {
 
 constexpr int64_t QUERIES = 16;      // scored together
 constexpr int64_t KEYS = 64;         // in one block
 constexpr int64_t STRETCH = 2048;    // keys per piece of work where there are few queries
+
+#include "../each_target.h"
+
+namespace {
 
 struct Candidate {
     float score;
@@ -62,24 +66,6 @@ class Best {
     float least_ = 0;
 };
 
-// sum_h weight_h relu(product_h) of one query; returns whether any of them exceeds `least`.
-CLONED bool combine(const float* products, const float* weights, int64_t heads, float least,
-                    float* scores) {
-    int32_t found = 0;
-    for (int64_t i = 0; i < KEYS; i += LANES) {
-        Floats total = {}, product;
-        for (int64_t h = 0; h < heads; h++) {
-            load(products + h * KEYS + i, product);
-            product = product < 0.0f ? Floats{} : product;
-            total += product * weights[h];
-        }
-        store(scores + i, total);
-        const Integers more = total > all(least);
-        for (int lane = 0; lane < LANES; lane++) found |= more[lane];
-    }
-    return found != 0;
-}
-
 Weight keys_of(const Network& net, const Rows& rows, int64_t count) {
     Weight keys{};
     keys.values = rows.data;
@@ -119,8 +105,8 @@ void score(const Work& work, const Piece& piece, const BFloat16* queries, const 
         for (int64_t q = 0; q < piece.count; q++) {
             const int64_t visible = (span.start + piece.first + q + 1) / CSA;
             if (visible <= low) continue;
-            if (combine(products + q * heads * KEYS, weights + (token + q) * heads, heads,
-                        best[q].least(), scores))
+            if (CALL(combine, products + q * heads * KEYS, weights + (token + q) * heads, heads,
+                     best[q].least(), scores))
                 best[q].show(scores, std::min(high, visible) - low, low);
         }
     }
@@ -170,3 +156,31 @@ void choose(const Work& work, const BFloat16* queries, const float* weights, int
         i = same;
     }
 }
+
+#else
+
+namespace {
+
+// sum_h weight_h relu(product_h) of one query; returns whether any of them exceeds `least`.
+bool combine(const float* products, const float* weights, int64_t heads, float least,
+             float* scores) {
+    Integers found = {};
+    for (int64_t i = 0; i < KEYS; i += LANES) {
+        Floats total = {}, product;
+        for (int64_t h = 0; h < heads; h++) {
+            load(products + h * KEYS + i, product);
+            product = product < 0.0f ? Floats{} : product;
+            total += product * weights[h];
+        }
+        store(scores + i, total);
+        found |= total > all(least);
+    }
+    int32_t lanes[LANES], any = 0;
+    std::memcpy(lanes, &found, sizeof lanes);
+    for (const int32_t lane : lanes) any |= lane;
+    return any != 0;
+}
+
+}  // namespace
+
+#endif

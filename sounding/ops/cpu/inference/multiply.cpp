@@ -1,10 +1,16 @@
+// The product of multiply.h without tiles, and pieces of work for both ways.
+
+#define KERNELS "inference/multiply.cpp"
+#ifndef TARGET
+
 #include "multiply.h"
 
 #include <algorithm>
 
 #include "features.h"
-#include "../parallel.h"
 #include "rounding.h"
+
+#include "../each_target.h"
 
 namespace {
 
@@ -29,32 +35,6 @@ const BFloat16* ordered(const Panel& panel, const BFloat16* x, BFloat16* room) {
     return room;
 }
 
-// <x, w_r> of R rows, sixteen partial sums each.
-template <int R>
-INLINE void dots(const BFloat16* x, const BFloat16* w, int64_t stride, int64_t columns, float* out) {
-    Floats total[R] = {};
-    for (int64_t k = 0; k < columns; k += LANES) {
-        Floats left, right;
-        load(x + k, left);
-        for (int r = 0; r < R; r++) {
-            load(w + r * stride + k, right);
-            total[r] += left * right;
-        }
-    }
-    for (int r = 0; r < R; r++) out[r] = sum(total[r]);
-}
-
-CLONED void multiply_generic(const BFloat16* x, int64_t tokens, const BFloat16* w, int64_t rows,
-                             int64_t columns, float* out, int64_t stride) {
-    for (int64_t t = 0; t < tokens; t++) {
-        int64_t r = 0;
-        for (; r + 4 <= rows; r += 4)
-            dots<4>(x + t * columns, w + r * columns, columns, columns, out + t * stride + r);
-        for (; r < rows; r++)
-            dots<1>(x + t * columns, w + r * columns, columns, columns, out + t * stride + r);
-    }
-}
-
 void multiply_plain(const Product& p, int64_t low, int64_t rows) {
     thread_local static Arena arena;
     Scope scope(arena);
@@ -65,7 +45,7 @@ void multiply_plain(const Product& p, int64_t low, int64_t rows) {
         const int64_t count = std::min(STEP, low + rows - row);
         for (int64_t k = 0; k < columns; k += SCALE_TILE)
             unpack(p.weight, row, count, k, std::min(SCALE_TILE, columns - k), w + k, columns);
-        multiply_generic(p.x.data, p.x.tokens, w, count, columns, p.out + row, p.stride);
+        CALL(multiply_unpacked, p.x.data, p.x.tokens, w, count, columns, p.out + row, p.stride);
     }
 }
 
@@ -142,3 +122,37 @@ void multiply(const Product* products, int64_t count, int threads) {
         }
     });
 }
+
+#else
+
+namespace {
+
+// <x, w_r> of R rows, sixteen partial sums each.
+template <int R>
+INLINE void dots(const BFloat16* x, const BFloat16* w, int64_t stride, int64_t columns, float* out) {
+    Floats total[R] = {};
+    for (int64_t k = 0; k < columns; k += LANES) {
+        Floats left, right;
+        load(x + k, left);
+        for (int r = 0; r < R; r++) {
+            load(w + r * stride + k, right);
+            total[r] += left * right;
+        }
+    }
+    for (int r = 0; r < R; r++) out[r] = sum(total[r]);
+}
+
+void multiply_unpacked(const BFloat16* x, int64_t tokens, const BFloat16* w, int64_t rows,
+                       int64_t columns, float* out, int64_t stride) {
+    for (int64_t t = 0; t < tokens; t++) {
+        int64_t r = 0;
+        for (; r + 4 <= rows; r += 4)
+            dots<4>(x + t * columns, w + r * columns, columns, columns, out + t * stride + r);
+        for (; r < rows; r++)
+            dots<1>(x + t * columns, w + r * columns, columns, columns, out + t * stride + r);
+    }
+}
+
+}  // namespace
+
+#endif

@@ -1,8 +1,16 @@
+// Rounding activations, block by block: scales here, numbers in vectors below.
+
+#define KERNELS "inference/rounding.cpp"
+#ifndef TARGET
+
 #include "rounding.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "weight.h"
+
+#include "../each_target.h"
 
 namespace {
 
@@ -23,46 +31,8 @@ INLINE float largest(const BFloat16* x, int64_t count) {
     return most;
 }
 
-// To the nearest multiple of `step`, ties to even: adding 1.5 * 2^23 steps leaves no room for more.
-INLINE Floats to_multiple(const Floats& x, const Floats& step) {
-    const Floats magic = step * 12582912.0f;
-    return (x + magic) - magic;
-}
-
-INLINE Floats nearest_fp8(Floats y) {
-    y = y > 448.0f ? all(448.0f) : y;
-    y = y < -448.0f ? all(-448.0f) : y;
-    Integers exponent = to_bits(y) & 0x7f800000;
-    const Integers least = Integers{} + ((127 - 6) << 23);
-    exponent = exponent > least ? exponent : least;
-    return to_multiple(y, from_bits(exponent) * 0.125f);
-}
-
-INLINE Floats nearest_fp4(Floats y) {
-    y = y > 6.0f ? all(6.0f) : y;
-    y = y < -6.0f ? all(-6.0f) : y;
-    const Floats size = y < 0.0f ? -y : y;
-    const Floats step = size < 2.0f ? all(0.5f) : (size < 4.0f ? all(1.0f) : all(2.0f));
-    return to_multiple(y, step);
-}
-
 constexpr float FP8_FLOOR = 1e-4f;
 const float FP4_FLOOR = std::ldexp(6.0f, -126);
-
-CLONED void round_block(const BFloat16* x, int64_t count, float scale, BFloat16* out) {
-    const float inverse = 1 / scale;
-    for (int64_t i = 0; i < count; i += LANES) {
-        Floats value;
-        const int64_t rest = count - i;
-        if (rest >= LANES) {
-            load(x + i, value);
-            store(out + i, nearest_fp8(value * inverse) * scale);
-        } else {
-            load_some(x + i, rest, value);
-            store_some(out + i, rest, nearest_fp8(value * inverse) * scale);
-        }
-    }
-}
 
 }  // namespace
 
@@ -75,7 +45,7 @@ void round_fp8(const BFloat16* x, int64_t count, int64_t block, BFloat16* out) {
             continue;
         }
         const float scale = std::ldexp(1.0f, scale_exponent(amax, 448, FP8_FLOOR));
-        round_block(x + low, width, scale, out + low);
+        CALL(round_fp8_block, x + low, width, scale, out + low);
     }
 }
 
@@ -133,11 +103,7 @@ void round_index(const float* x, int64_t count, BFloat16* out) {
             continue;
         }
         const float scale = std::ldexp(1.0f, scale_exponent(amax, 6, FP4_FLOOR));
-        for (int64_t i = low; i < low + INDEX_BLOCK; i += LANES) {
-            Floats value;
-            load(turned + i, value);
-            store(out + i, nearest_fp4(value / scale) * scale);
-        }
+        CALL(round_fp4_block, turned + low, scale, out + low);
     }
 }
 
@@ -147,12 +113,64 @@ void encode_fp4(const BFloat16* x, int64_t count, uint8_t* codes, uint8_t* scale
         const float amax = largest(x + low, INDEX_BLOCK);
         const int exponent = amax < INFINITY ? scale_exponent(amax, 6, FP4_FLOOR) : 128;
         scales[low / INDEX_BLOCK] = uint8_t(exponent + 127);
+        float values[INDEX_BLOCK], near[INDEX_BLOCK];
+        for (int64_t i = 0; i < INDEX_BLOCK; i++)
+            values[i] = std::ldexp(load_one(x + low + i), -exponent);
+        CALL(round_fp4_block, values, 1.0f, near);
         for (int64_t i = low; i < low + INDEX_BLOCK; i++) {
-            const float value = std::ldexp(load_one(x + i), -exponent);
-            Floats near = nearest_fp4(all(value));
+            const float value = values[i - low], size = std::fabs(near[i - low]);
             const uint8_t sign = std::signbit(value) ? 8 : 0;
-            const uint8_t code = uint8_t(sign | (near[0] == near[0] ? CODE[int(std::fabs(near[0]) * 2)] : 7));
+            const uint8_t code = uint8_t(sign | (size == size ? CODE[int(size * 2)] : 7));
             codes[i / 2] = i % 2 == 0 ? code : uint8_t(codes[i / 2] | code << 4);
         }
     }
 }
+
+#else
+
+namespace {
+
+// To the nearest multiple of `step`, ties to even: adding 1.5 * 2^23 steps leaves no room for more.
+INLINE Floats to_multiple(const Floats& x, const Floats& step) {
+    const Floats magic = step * 12582912.0f;
+    return (x + magic) - magic;
+}
+
+INLINE Floats nearest_fp8(Floats y) {
+    y = y > 448.0f ? all(448.0f) : y;
+    y = y < -448.0f ? all(-448.0f) : y;
+    Integers exponent = to_bits(y) & 0x7f800000;
+    const Integers least = Integers{} + ((127 - 6) << 23);
+    exponent = exponent > least ? exponent : least;
+    return to_multiple(y, from_bits(exponent) * 0.125f);
+}
+
+INLINE Floats nearest_fp4(Floats y) {
+    y = y > 6.0f ? all(6.0f) : y;
+    y = y < -6.0f ? all(-6.0f) : y;
+    const Floats size = y < 0.0f ? -y : y;
+    const Floats step = size < 2.0f ? all(0.5f) : (size < 4.0f ? all(1.0f) : all(2.0f));
+    return to_multiple(y, step);
+}
+
+void round_fp8_block(const BFloat16* x, int64_t count, float scale, BFloat16* out) {
+    const float inverse = 1 / scale;
+    FOR_LANES(i, some, count) {
+        Floats value;
+        load_lanes(x + i, some, value);
+        store_lanes(out + i, some, nearest_fp8(value * inverse) * scale);
+    };
+}
+
+template <typename T>
+void round_fp4_block(const float* x, float scale, T* out) {
+    for (int64_t i = 0; i < INDEX_BLOCK; i += LANES) {
+        Floats value;
+        load(x + i, value);
+        store(out + i, nearest_fp4(value / scale) * scale);
+    }
+}
+
+}  // namespace
+
+#endif

@@ -1,7 +1,7 @@
 // Rounding activations as the deployed network does. See ops/quant.py.
 #pragma once
 
-#include "../clones.h"
+#include "../bfloat16.h"
 
 constexpr int64_t LINEAR_INPUT_BLOCK = 128, KV_BLOCK = 64, INDEX_BLOCK = 32;
 

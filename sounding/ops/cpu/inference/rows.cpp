@@ -1,51 +1,22 @@
 // What is done to single rows: norms, rotations, and the formats that states keep them in.
 
+#define KERNELS "inference/rows.cpp"
+#ifndef TARGET
+
 #include <algorithm>
 
 #include "network.h"
 #include "rounding.h"
 
-namespace {
-
-CLONED void norm_row(const float* x, int64_t count, const float* weight, float eps,
-                     BFloat16* out) {
-    Floats square = {};
-    const int64_t body = count / LANES * LANES;
-    float rest = 0;
-    for (int64_t i = 0; i < body; i += LANES) {
-        Floats value;
-        load(x + i, value);
-        square += value * value;
-    }
-    for (int64_t i = body; i < count; i++) rest += x[i] * x[i];
-    const float factor = 1.0f / std::sqrt((sum(square) + rest) / count + eps);
-    for (int64_t i = 0; i < body; i += LANES) {
-        Floats value, scale = all(1.0f);
-        load(x + i, value);
-        if (weight != nullptr) load(weight + i, scale);
-        store(out + i, value * factor * scale);
-    }
-    for (int64_t i = body; i < count; i++)
-        store_one(out + i, x[i] * factor * (weight != nullptr ? weight[i] : 1.0f));
-}
-
-CLONED void convert_row(const float* x, int64_t count, BFloat16* out) {
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) {
-        Floats value;
-        load(x + i, value);
-        store(out + i, value);
-    }
-    for (; i < count; i++) store_one(out + i, x[i]);
-}
-
-}  // namespace
+#include "../each_target.h"
 
 void rms_norm(const float* x, int64_t count, const float* weight, float eps, BFloat16* out) {
-    norm_row(x, count, weight, eps, out);
+    CALL(norm_row, x, count, weight, eps, out);
 }
 
-void to_bfloat16(const float* x, int64_t count, BFloat16* out) { convert_row(x, count, out); }
+void to_bfloat16(const float* x, int64_t count, BFloat16* out) {
+    CALL(convert_row, x, count, out);
+}
 
 void find_angles(int64_t position, const float* frequencies, int64_t pairs, float* cos,
                  float* sin) {
@@ -100,3 +71,35 @@ void append(Rows& rows, const uint8_t* packed, int64_t count) {
     rows.kept = std::min(rows.kept + count, rows.slots);
     *rows.used = rows.length;
 }
+
+#else
+
+namespace {
+
+void norm_row(const float* x, int64_t count, const float* weight, float eps, BFloat16* out) {
+    Floats square = {};
+    FOR_LANES(i, some, count) {
+        Floats value;
+        load_lanes(x + i, some, value);
+        square += value * value;
+    };
+    const float factor = 1.0f / std::sqrt(sum(square) / count + eps);
+    FOR_LANES(i, some, count) {
+        Floats value, scale = all(1.0f);
+        load_lanes(x + i, some, value);
+        if (weight != nullptr) load_lanes(weight + i, some, scale);
+        store_lanes(out + i, some, value * factor * scale);
+    };
+}
+
+void convert_row(const float* x, int64_t count, BFloat16* out) {
+    FOR_LANES(i, some, count) {
+        Floats value;
+        load_lanes(x + i, some, value);
+        store_lanes(out + i, some, value);
+    };
+}
+
+}  // namespace
+
+#endif

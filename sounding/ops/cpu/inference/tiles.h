@@ -1,9 +1,12 @@
 // Tiles: eight registers of sixteen rows of 64 bytes, and what is done around them.
 #pragma once
 
-#include "../clones.h"
+#include "../bfloat16.h"
 
-#ifdef WITH_TILES
+// They need a compiler that knows them; whether the processor does, has_tiles() asks.
+#if defined(__x86_64__) && defined(__gnu_linux__)
+#define WITH_TILES
+#define TILES __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,amx-tile,amx-bf16")))
 // Intrinsics of GCC 12 leave an operand open that a full mask hides.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"

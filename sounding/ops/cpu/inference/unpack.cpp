@@ -4,15 +4,10 @@
 #include "weight.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "features.h"
-
-#ifdef WITH_TILES
-// Intrinsics of GCC 12 leave an operand open that a full mask hides.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#endif
+#include "tiles.h"
 
 namespace {
 

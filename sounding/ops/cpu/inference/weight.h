@@ -1,7 +1,7 @@
 // Weights as checkpoints store them, and what they stand for.
 #pragma once
 
-#include "../clones.h"
+#include "../bfloat16.h"
 
 enum Format : int32_t { FLOAT32, BFLOAT16, FP8, FP4 };
 
