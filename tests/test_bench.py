@@ -1,9 +1,11 @@
-"""What a token costs, counted by hand, and the command's report.
+"""What a token costs, counted by hand, and the command's reports.
 
 Catches: experts counted whole, a packed weight counted as one number per byte, keys of the wrong
-layers, a report whose fraction is not its own figures' quotient. No clock is asserted.
+layers, a report whose fraction is not its own figures' quotient, a measured step that trains
+nothing or another phase than asked for, options without effect. No clock is asserted.
 """
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from click.testing import CliRunner
 
 from sounding.bench import Row, between, token_cost
 from sounding.cli import cli
+from sounding.presets import tiny
+from sounding.train import throughput
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.network import load_model
 
@@ -77,3 +81,52 @@ def test_prompt_lengths_must_be_counts() -> None:
     result = CliRunner().invoke(cli, ["bench", str(VECTORS), "--prefill", "12,x"])
     assert result.exit_code == 2
     assert "'12,x' must be counts of tokens" in result.output
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_measured_step_is_one_of_the_trainer(sparse: bool) -> None:
+    """Two steps on the same tokens: the second knows them better, and only sparse has an indexer's
+    loss."""
+    workload = throughput.Workload(tiny(), 2, 24, sparse=sparse, steps=8)
+    with throughput.ours(workload) as step:
+        rows = [step() for _ in range(9)]
+    assert rows[-1]["tokens"] == 9 * 48
+    assert all("event" not in row for row in rows)
+    assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["mtp_loss"] < rows[0]["mtp_loss"]
+    assert [row["phase"] for row in rows] == ["sparse" if sparse else "dense"] * 9
+    assert ("index_loss" in rows[0]) is sparse
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers")
+def test_the_report_on_training() -> None:
+    how = ["--train", "--tokens", "2x12", "--runs", "1", "--threads", "1"]
+    result = CliRunner().invoke(
+        cli, ["bench", str(VECTORS), *how, "--against", "transformers", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["phase"], report["sequences"], report["sequence_tokens"]) == ("dense", 2, 12)
+    assert report["threads"] == report["steps"] == 1
+    for key, ratio in (("tokens_per_second", "ratio"), ("peak_bytes", "memory_ratio")):
+        assert report[key] > 0 and report[f"peer_{key}"] > 0
+        assert report[ratio] == pytest.approx(report[key] / report[f"peer_{key}"], abs=6e-3)
+    assert "1 MTP block besides" in report["differences"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["tiny", "--train", "--tokens", "4096"], "'4096' must be sequences x tokens of each"),
+        (["tiny", "--train", "--decode", "8"], "--decode has no meaning with --train"),
+        (["tiny", "--tokens", "4x1024"], "--tokens needs --train"),
+        (["tiny", "--train", "--phase", "indexer"], "'indexer' is not one of"),
+        (["tiny", "--train", "--against", "llama"], "'llama' is not"),
+        (["tiny", "--train", "--seed", "1"], "No such option"),
+        (["tiny", "--train", "--tokens", "8x1"], "sequence_tokens = 1 must be at least 2"),
+        (["tini", "--train"], "did you mean 'tiny'?"),
+    ],
+)
+def test_what_training_is_not_measured_with(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(cli, ["bench", *options])
+    assert result.exit_code
+    assert message in f"{result.output}{result.exception}"

@@ -14,9 +14,10 @@ from rich.table import Table
 
 from sounding.cli.generation import load_network
 from sounding.cli.models import open_checkpoint
+from sounding.cli.training_speed import compare_training, print_training
 
 if TYPE_CHECKING:
-    from sounding.bench import Ceilings, Peer, Row
+    from sounding.bench import Peer, Row
 
 
 def _counts(ctx: click.Context, parameter: click.Parameter, value: str) -> list[int]:
@@ -25,6 +26,30 @@ def _counts(ctx: click.Context, parameter: click.Parameter, value: str) -> list[
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise click.BadParameter(f"{value!r} must be counts of tokens such as 512,2048")
     return [int(part) for part in parts]
+
+
+def _sequences(
+    ctx: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    """Sequences and the tokens of each, such as 4x1024."""
+    if value is None:
+        return None
+    parts = value.split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{value!r} must be sequences x tokens of each, such as 4x1024")
+    return int(parts[0]), int(parts[1])
+
+
+# Options of either kind of measurement alone; the rest belong to both.
+_INFERENCE, _TRAINING = ("prefill", "decode", "context", "simulate"), ("tokens", "phase")
+
+
+def _refuse_others(ctx: click.Context, train: bool) -> None:
+    """An option that would have no effect is a mistake."""
+    for name in _INFERENCE if train else _TRAINING:
+        if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            kind = "has no meaning with" if train else "needs"
+            raise click.UsageError(f"--{name} {kind} --train")
 
 
 @click.command()
@@ -38,18 +63,28 @@ def _counts(ctx: click.Context, parameter: click.Parameter, value: str) -> list[
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Default: one per core.")
 @click.option("--runs", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--train", is_flag=True, help="Measure steps of training instead.")
+@click.option("--tokens", callback=_sequences, help="Sequences of a step.  [default: 4x1024]")
+@click.option(
+    "--phase", type=click.Choice(["dense", "sparse"]), help="Of training.  [default: dense]"
+)
 @click.option("--simulate", is_flag=True, help="Round activations and pack the state, as deployed.")
 @click.option(
     "--against", type=click.Choice(["transformers"]), help="Run a peer in turn, print the ratio."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
 def bench(
+    ctx: click.Context,
     model: str,
     prefill: list[int],
     decode: int,
     context: int,
     threads: int | None,
     runs: int,
+    train: bool,
+    tokens: tuple[int, int] | None,
+    phase: str | None,
     simulate: bool,
     against: str | None,
     as_json: bool,
@@ -58,11 +93,13 @@ def bench(
 
     Each figure is the median of several runs after one to warm up. The limit of a prefill is the
     machine's matrix products, the limit of a decoded token its memory, both measured in this run.
+    With --train, MODEL may be a preset: its shape is trained, from random weights on random tokens.
 
     \b
     Examples:
       sounding bench MODEL --prefill 512,2048 --decode 64
       sounding bench MODEL --decode 64 --context 100000 --prefill ''
+      sounding bench nano --train --tokens 4x1024 --against transformers
 
     \b
     Keys of the JSON:
@@ -73,31 +110,65 @@ def bench(
       read_bytes_per_second, flops_per_second    ceilings
       rows                [{kind, tokens, context, tokens_per_second, fraction, bytes_per_token,
                           flops_per_token, peer_tokens_per_second, ratio}]
+
+    \b
+    Keys of the JSON with --train:
+      model, threads, phase, sequences, sequence_tokens, steps    what was asked for
+      tokens_per_second, peak_bytes    median over the steps; of the process that trains
+      peer_tokens_per_second, peer_peak_bytes, ratio, memory_ratio, differences
     """
+    import psutil
+
+    _refuse_others(ctx, train)
+    threads = threads or psutil.cpu_count() or 1
+    if train:
+        report = compare_training(
+            model,
+            tokens or (4, 1024),
+            sparse=phase == "sparse",
+            threads=threads,
+            steps=runs,
+            against=against,
+        )
+        show = print_training
+    else:
+        how = {"prefill": prefill, "decode": decode, "context": context, "runs": runs}
+        report = _infer(model, how, threads, simulate=simulate, against=against)
+        show = _print
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        show(report)
+
+
+def _infer(
+    model: str, how: dict[str, Any], threads: int, *, simulate: bool, against: str | None
+) -> dict[str, Any]:
+    """The report on prefill and decode; `how` goes to `measure`."""
     import psutil
     import torch
 
     from sounding.bench import Native, between, measure, measure_ceilings, token_cost
     from sounding.model.native import serves
 
-    torch.set_num_threads(threads or psutil.cpu_count() or 1)
+    torch.set_num_threads(threads)
     network = load_network(model, simulate=simulate)
-    longest = max([context + decode * runs + 1, *prefill])
+    prefill = how["prefill"]
+    longest = max([how["context"] + how["decode"] * how["runs"] + 1, *prefill])
     runner = Native(network, packed_tokens=longest if simulate else None)
     runner.read(torch.zeros(prefill[0] if prefill else 1, dtype=torch.int64))
     first = time.time() - psutil.Process().create_time()
     ceilings = measure_ceilings()
-    how = {"prefill": prefill, "decode": decode, "context": context, "runs": runs}
-    rows = measure(network, runner, ceilings, **how)  # type: ignore[arg-type]
+    rows = measure(network, runner, ceilings, **how)
     peers: list[Row] = []
     if against:
         with tempfile.TemporaryDirectory() as folder:
             peer: Peer = _peer(model, Path(folder))
-            peers = measure(network, peer, ceilings, **how)  # type: ignore[arg-type]
+            peers = measure(network, peer, ceilings, **how)
         # A machine changes its pace within minutes: measured on both sides of the peer.
-        rows = between(rows, measure(network, runner, ceilings, **how))  # type: ignore[arg-type]
+        rows = between(rows, measure(network, runner, ceilings, **how))
     costs = [token_cost(network, row.context or row.tokens // 2) for row in rows]
-    report: dict[str, Any] = {
+    return {
         "native": serves(network),
         "threads": torch.get_num_threads(),
         "first_token_seconds": round(first, 3),
@@ -110,10 +181,6 @@ def bench(
             for number, (row, cost) in enumerate(zip(rows, costs, strict=True))
         ],
     }
-    if as_json:
-        click.echo(json.dumps(report, indent=2))
-    else:
-        _print(report, ceilings)
 
 
 def _peer(model: str, folder: Path) -> "Peer":
@@ -140,7 +207,7 @@ def _as_json(row: "Row", num_bytes: float, flops: float, peer: "Row | None") -> 
     return result
 
 
-def _print(report: dict[str, Any], ceilings: "Ceilings") -> None:
+def _print(report: dict[str, Any]) -> None:
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     for heading in ("what", "tokens/s", "of the limit", "MB/token", "MFLOP/token", "peer", "ratio"):
         table.add_column(heading, justify="left" if heading == "what" else "right", no_wrap=True)
@@ -159,8 +226,8 @@ def _print(report: dict[str, Any], ceilings: "Ceilings") -> None:
         )
     Console(width=max(100, Console().width)).print(table)
     click.echo(
-        f"this machine reads {ceilings.read_bytes_per_second / 1e9:.1f} GB/s and multiplies "
-        f"{ceilings.flops_per_second / 1e9:,.0f} GFLOPS in bf16, on {report['threads']} threads"
+        f"this machine reads {report['read_bytes_per_second'] / 1e9:.1f} GB/s and multiplies "
+        f"{report['flops_per_second'] / 1e9:,.0f} GFLOPS in bf16, on {report['threads']} threads"
     )
     click.echo(
         f"first token {report['first_token_seconds']:.2f} s after the process began; "

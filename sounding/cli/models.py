@@ -67,7 +67,7 @@ def open_checkpoint(model: str) -> "Checkpoint":
         raise ValueError(
             f"{model!r} is a preset, a shape without weights; give the folder of a checkpoint"
         )
-    raise ValueError(_unknown_model(model))
+    raise ValueError(unknown_model(model))
 
 
 def describe(model: str) -> tuple[Description, "Checkpoint | None"]:
@@ -78,7 +78,8 @@ def describe(model: str) -> tuple[Description, "Checkpoint | None"]:
     return describe_checkpoint(checkpoint), checkpoint
 
 
-def _unknown_model(model: str) -> str:
+def unknown_model(model: str) -> str:
+    """What to say of a model that is neither a preset nor a folder."""
     path = Path(model)
     if path.is_file():
         return f"{model} is a file; give the folder with config.json and the safetensors in it"

@@ -129,7 +129,7 @@ class Trainer:
         """
         run, log = self.run_config, self.run_config.log
         started, measured = time.monotonic(), self.tokens
-        with _repeatable(run.train.deterministic), self._stop_on_signals():
+        with repeatable(run.train.deterministic), self._stop_on_signals():
             while self.step < run.train.steps and not self.group.any(self._stopping):
                 row = self.take_step()
                 if self.guard.gives_up:
@@ -430,7 +430,7 @@ def _for_throughput(dtype: str) -> Iterator[None]:
 
 
 @contextmanager
-def _repeatable(on: bool) -> Iterator[None]:
+def repeatable(on: bool) -> Iterator[None]:
     """Only algorithms that give the same bits again, e.g. no atomic additions between threads."""
     before, deterministic = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic
     filling = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]

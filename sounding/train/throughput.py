@@ -1,0 +1,130 @@
+"""Steps of training on random tokens, timed: ours, and those of the V4 of `transformers`.
+
+A step is everything from a batch to changed weights. Ours is the trainer's own, so whatever a run
+does in a step is measured here too.
+"""
+
+import dataclasses
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sounding.config import ModelConfig
+from sounding.ops.loss import IGNORED
+from sounding.train.memory import keep_freed_memory
+from sounding.train.run_config import DataConfig, RunConfig, SparsityConfig, TrainConfig
+from sounding.train.source import Source, State, Tokens
+from sounding.train.trainer import Trainer, repeatable
+
+Step = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What both sides train on: each step the same random sequences of equal length."""
+
+    config: ModelConfig
+    sequences: int
+    sequence_tokens: int
+    sparse: bool  # whether CSA layers choose entries, and the indexer learns to
+    steps: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Seconds of each step after one to warm up, and the largest resident memory until then."""
+
+    seconds: list[float]
+    peak_bytes: int
+
+
+def measure(
+    workload: Workload, opened: Callable[[Workload], AbstractContextManager[Step]]
+) -> Measurement:
+    """Take the steps of `ours` or `transformers`; the peak is that of the whole process so far."""
+    seconds = []
+    with opened(workload) as step:
+        step()
+        for _ in range(workload.steps):
+            start = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - start)
+    return Measurement(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+@contextmanager
+def ours(workload: Workload) -> Iterator[Step]:
+    """The trainer's step, as `sounding train` runs it, without data, checkpoints and validation."""
+    run = run_of(workload)
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder, repeatable(run.train.deterministic):
+        device = torch.device("cpu")
+        yield Trainer(run, Path(folder), _same_batch(workload), device=device).take_step
+
+
+@contextmanager
+def transformers(workload: Workload) -> Iterator[Step]:
+    """Forward, cross-entropy, backward and AdamW, everything in bfloat16, with its defaults."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.deepseek_v4 import DeepseekV4Config
+
+    plain = dataclasses.replace(
+        workload.config, num_nextn_predict_layers=0, quantization_config=None, expert_dtype=None
+    )
+    torch.manual_seed(0)
+    config = DeepseekV4Config(**plain.to_transformers_dict())
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train()
+    for name, buffer in model.named_buffers():
+        if name.endswith("tid2eid"):  # made as zeros, which would send every token to one expert
+            order = torch.rand(len(buffer), plain.n_routed_experts).argsort(-1)
+            buffer.copy_(order[:, : buffer.shape[1]])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    tokens = random_tokens(workload)
+
+    def step() -> None:
+        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    yield step
+
+
+def run_of(workload: Workload) -> RunConfig:
+    """A run whose steps are one batch each. Raises ValueError for sequences of one token."""
+    tokens = workload.sequences * workload.sequence_tokens
+    steps = workload.steps + 1
+    return RunConfig(
+        name="throughput",
+        model=workload.config,
+        data=DataConfig(sequence_tokens=workload.sequence_tokens, batch_tokens=tokens),
+        train=TrainConfig(steps=steps, decay_steps=0),
+        sparsity=SparsityConfig(dense_steps=0 if workload.sparse else steps),
+    )
+
+
+def random_tokens(workload: Workload) -> torch.Tensor:
+    """The sequences as rows."""
+    shape = (workload.sequences, workload.sequence_tokens)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(workload.config.vocab_size, shape, generator=generator)
+
+
+def _same_batch(workload: Workload) -> Source:
+    tokens = random_tokens(workload)
+    targets = tokens.roll(-1, 1)
+    targets[:, -1] = IGNORED
+    lengths = [workload.sequence_tokens] * workload.sequences
+    batch = Tokens(tokens.flatten(), targets.flatten(), lengths)
+
+    def open_stream(state: State | None) -> Iterator[tuple[Tokens, State]]:
+        while True:
+            yield batch, {}
+
+    return open_stream
