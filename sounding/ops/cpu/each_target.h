@@ -1,8 +1,8 @@
 // Compiles the file named KERNELS, a path from this folder, for each instruction set, each time in a
 // namespace of its own, and chooses among them when a kernel runs.
 //
-// The compiler's `target_clones` would be shorter, but it cuts vectors up for the lowest set before
-// it makes the clones. Templates of the standard library are compiled for the lowest set, outside.
+// The compiler's `target_clones` would be shorter, but it lowers some of what is written on vectors,
+// comparisons above all, for the lowest set before it makes the clones. Templates of the standard library are compiled for the lowest set, outside.
 #pragma once
 
 #include <algorithm>
