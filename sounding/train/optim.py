@@ -6,6 +6,7 @@ The gate's bias and the hash table take no gradient and belong to neither.
 Source: spec/training.md 1.2.
 """
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from sounding.train.parallel import local, own_rows, part_like, whole, whole_matrices
 from sounding.train.run_config import OptimizerConfig, TrainConfig
+from sounding.train.side_by_side import side_by_side
 
 _STEEP = (3.4445, -4.7750, 2.0315)  # drives small singular values up fast, without settling
 _SETTLE = (2.0, -1.5, 0.5)  # converges to 1 once they are near it
@@ -94,8 +96,13 @@ class Muon(torch.optim.Optimizer):
         """Update every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            for batch in self._batches(group["params"]):
-                self._update(batch, group)
+            update = functools.partial(self._update, group=group)
+            batches = list(self._batches(group["params"]))
+            on_cpu = all(
+                type(param) is nn.Parameter and param.is_cpu for b in batches for param in b
+            )
+            for _ in side_by_side(update, batches, threaded=on_cpu):
+                pass
 
     def _batches(self, params: list[Tensor]) -> Iterator[list[Tensor]]:
         """Parameters with gradients, together as long as their matrices have equal shapes."""
@@ -114,6 +121,7 @@ class Muon(torch.optim.Optimizer):
                 batch.append(param)
             yield batch
 
+    @torch.no_grad()  # holds within one thread only
     def _update(self, batch: list[Tensor], group: dict[str, Any]) -> None:
         mu, lr = group["mu"], group["lr"]
         shape = batch[0].shape[-2:]

@@ -1,5 +1,6 @@
 """Pictures of a run's metrics: loss, expert load, gradient norm."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,8 @@ def _loss(axes: Axes, rows: Sequence[Row]) -> None:
 
 def _expert_load(axes: Axes, rows: Sequence[Row]) -> None:
     steps, loads = _series(rows, "load_entropy")
-    by_layer = list(zip(*loads, strict=True)) if loads else []
-    for layer, values in enumerate(by_layer):
+    for layer in range(max(map(len, loads), default=0)):
+        values = [load[layer] if layer < len(load) else math.nan for load in loads]
         axes.plot(steps, values, label=str(layer), linewidth=0.8)
     axes.set_ylabel("entropy of expert load (1 is even)")
     axes.legend(title="layer, then MTP", ncols=4, fontsize="small")

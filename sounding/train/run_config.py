@@ -40,6 +40,7 @@ class ObjectiveConfig:
     """What is minimised. Source: spec/training.md 1.3."""
 
     mtp_weight: float = 0.3
+    """Of the MTP blocks' loss before the rate decays; where it is 0 they do not even run."""
     mtp_weight_in_decay: float = 0.1
     balance_weight: float = 1e-4
     """Of the loss that evens out expert load within each sequence."""
@@ -99,8 +100,10 @@ class GuardConfig:
 class DataConfig:
     """Where tokens come from, and how a batch is made of them."""
 
-    source: Literal["dataset", "copying"] = "dataset"
-    """`copying` invents sequences whose second half repeats the first: needs no files."""
+    source: Literal["dataset", "copying", "repeats"] = "dataset"
+    """`copying` invents sequences whose second half repeats the first: needs no files. `repeats`
+    draws unrelated tokens from the dataset and says a stretch of them twice, which teaches a
+    network that knows the tokens already to look back for them."""
     path: str | None = None
     """Folder of the dataset to train on, as `data tokenize` makes it."""
     held_out: str | None = None

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sounding.data.dataset import TOKENIZER_NAME, Dataset
@@ -82,17 +84,20 @@ def open_source(run: RunConfig, rank: int = 0, world: int = 1) -> Source:
 
     Raises ValueError when the run names no dataset, or one whose tokens the model does not know.
     """
-    if run.data.source == "copying":
-        data = run.data
-        rows = data.batch_tokens // data.sequence_tokens
+    data = run.data
+    rows = data.batch_tokens // data.sequence_tokens
+    if data.source == "copying":
         whole = copying(run.model.vocab_size, data.sequence_tokens, rows, run.train.seed)
         return _dealt(whole, rank, world)
-    if run.data.path is None:
+    if data.path is None:
         raise ValueError(
             f"run {run.name!r} names no dataset: give one with --set data.path=FOLDER "
             "(`data tokenize` makes it)"
         )
-    loader = _loader(run.data.path, run, run.data.fim, run.data.split_rate, rank, world)
+    if data.source == "repeats":
+        tokens = _dataset(data.path, run).tokens
+        return _dealt(repeats(tokens, data.sequence_tokens, rows, run.train.seed), rank, world)
+    loader = _loader(data.path, run, data.fim, data.split_rate, rank, world)
     return lambda state: loader.batches(state, prefetch=_PREFETCH_BATCHES)
 
 
@@ -136,13 +141,6 @@ def _dealt(source: Source, rank: int, world: int) -> Source:
 def _loader(
     path: str, run: RunConfig, fim: FimSettings, split_rate: float, rank: int = 0, world: int = 1
 ) -> Loader:
-    dataset = Dataset.open(path)
-    if dataset.tokenizer.num_tokens > run.model.vocab_size:
-        raise ValueError(
-            f"{path} has {dataset.tokenizer.num_tokens} different tokens and the model knows "
-            f"model.vocab_size = {run.model.vocab_size}: tokenize with a smaller vocabulary, or "
-            "enlarge the model's"
-        )
     data = run.data
     settings = LoaderSettings(
         sequence_length=data.sequence_tokens,
@@ -150,9 +148,19 @@ def _loader(
         fim=fim,
         split_rate=split_rate,
     )
-    return Loader(
-        dataset, settings, rows=data.batch_tokens // data.sequence_tokens, rank=rank, world=world
-    )
+    rows = data.batch_tokens // data.sequence_tokens
+    return Loader(_dataset(path, run), settings, rows=rows, rank=rank, world=world)
+
+
+def _dataset(path: str, run: RunConfig) -> Dataset:
+    dataset = Dataset.open(path)
+    if dataset.tokenizer.num_tokens > run.model.vocab_size:
+        raise ValueError(
+            f"{path} has {dataset.tokenizer.num_tokens} different tokens and the model knows "
+            f"model.vocab_size = {run.model.vocab_size}: tokenize with a smaller vocabulary, or "
+            "enlarge the model's"
+        )
+    return dataset
 
 
 def copying(vocab_size: int, sequence_tokens: int, rows: int, seed: int) -> Source:
@@ -174,5 +182,37 @@ def copying(vocab_size: int, sequence_tokens: int, rows: int, seed: int) -> Sour
             targets[:, -1] = IGNORED
             index += 1
             yield Tokens(tokens.flatten(), targets.flatten(), [2 * half] * rows), {"batch": index}
+
+    return open_stream
+
+
+def repeats(tokens: NDArray[np.uint16], sequence_tokens: int, rows: int, seed: int) -> Source:
+    """Sequences of tokens drawn from `tokens` in no order, in which one stretch is said twice.
+
+    Its length, its place and the distance are drawn as well; only the second time is a target.
+    What comes next cannot be told from the tokens before, only by finding their first time.
+    """
+    shortest, longest = max(2, sequence_tokens // 8), sequence_tokens // 2
+
+    def sequence(rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        said = tokens[rng.integers(len(tokens), size=sequence_tokens)].astype(np.int64)
+        length = int(rng.integers(shortest, longest, endpoint=True))
+        first, gap = np.sort(rng.integers(sequence_tokens - 2 * length + 1, size=2))
+        second = gap + length  # at or after first + length
+        said[second : second + length] = said[first : first + length]
+        targets = np.full(sequence_tokens, IGNORED)
+        targets[second : second + length - 1] = said[second + 1 : second + length]
+        return said, targets
+
+    def open_stream(state: State | None) -> Iterator[tuple[Tokens, State]]:
+        index = 0 if state is None else int(state["batch"])
+        while True:
+            rng = np.random.default_rng((seed, index))
+            pairs = [sequence(rng) for _ in range(rows)]
+            said, targets = (
+                torch.from_numpy(np.concatenate(part)) for part in zip(*pairs, strict=True)
+            )
+            index += 1
+            yield Tokens(said, targets, [sequence_tokens] * rows), {"batch": index}
 
     return open_stream

@@ -63,7 +63,7 @@ class Losses(NamedTuple):
     balance: Float[Tensor, ""]  # over tokens and layers
     indexer: Float[Tensor, ""]  # over tokens and CSA layers
     loads: Int[Tensor, "layers e"]
-    """Choices of each expert by tokens: a row per layer, then one per MTP block."""
+    """Choices of each expert by tokens: a row per layer, then one per MTP block that ran."""
 
 
 def count(batch: Batch, mtp_depth: int) -> Counts:
@@ -83,8 +83,11 @@ def token_after(targets: Int[Tensor, " t"], lengths: Sequence[int]) -> Int[Tenso
     return shifted
 
 
-def losses(model: Transformer, batch: Batch, phase: Phase) -> Losses:
-    """Run a batch and add up its losses; where only the indexer learns, only its own."""
+def losses(model: Transformer, batch: Batch, phase: Phase, *, mtp: bool = True) -> Losses:
+    """Run a batch and add up its losses; where only the indexer learns, only its own.
+
+    Without `mtp` the MTP blocks do not run: their loss is 0 and their loads are missing.
+    """
     tokens, targets, lengths = batch.tokens, batch.targets, batch.lengths
     output = model(tokens, lengths, selection=phase.value)
     zero = upcast(output.streams.new_zeros(()))
@@ -95,11 +98,11 @@ def losses(model: Transformer, batch: Batch, phase: Phase) -> Losses:
     if phase is Phase.INDEXER:
         return Losses(zero, zero, zero, indexer, _loads(output.routing))
     next_token = cross_entropy(model.hidden(output.streams), model.head.weight, targets)
-    mtp, drafted = _mtp_loss(model, output.streams, batch)
+    ahead, drafted = _mtp_loss(model, output.streams, batch) if mtp else (zero, [])
     routing = [*output.routing, *drafted]
-    steered = [r for r, gate in zip(routing, gates(model), strict=True) if gate.tid2eid is None]
+    steered = [r for r, gate in zip(routing, gates(model), strict=mtp) if gate.tid2eid is None]
     balance = balance_loss(steered, lengths) if steered else zero
-    return Losses(next_token, mtp, balance, indexer, _loads(routing))
+    return Losses(next_token, ahead, balance, indexer, _loads(routing))
 
 
 def next_token_loss(model: Transformer, batch: Batch, phase: Phase) -> Float[Tensor, ""]:
@@ -181,9 +184,10 @@ def gates(model: Transformer) -> list[Gate]:
 def steer(model: Transformer, loads: Int[Tensor, "layers e"], speed: float) -> None:
     """After a step, move each gate's bias against its load: b += speed * sign(mean - load).
 
-    `loads` are those of the step's whole batch. Source: spec/training.md 1.3.
+    `loads` are those of the step's whole batch; MTP blocks that did not run have none.
+    Source: spec/training.md 1.3.
     """
-    for gate, load in zip(gates(model), loads, strict=True):
+    for gate, load in zip(gates(model), loads, strict=False):
         if gate.tid2eid is None:
             gate.bias.add_(torch.sign(load.float().mean() - load), alpha=speed)
 

@@ -32,6 +32,7 @@ from sounding.train.optim import Optimizers, decay_progress, learning_rate
 from sounding.train.parallel import ALONE, Group, clip, part_like, whole
 from sounding.train.run_config import RunConfig
 from sounding.train.runs import differences, parse_run
+from sounding.train.side_by_side import side_by_side
 from sounding.train.source import Batch, HeldOut, Source, State, Tokens, filled
 from sounding.train.start import start_from
 from sounding.train.supervised import Counts, Losses, Phase, phase_of
@@ -160,7 +161,7 @@ class Trainer:
         counts = Counts(*self.group.sum(torch.tensor([*mine], device=self.device)).tolist())
         phase = phase_of(self.step, run.sparsity)
         self._freeze(phase)
-        sums = [self._backward(self._to_device(batch), counts, phase) for batch in batches]
+        sums = self._differentiate([self._to_device(batch) for batch in batches], counts, phase)
         total = Losses(
             *(self.group.sum(torch.stack(part).sum(0)) for part in zip(*sums, strict=True))
         )
@@ -208,19 +209,40 @@ class Trainer:
             if param.is_floating_point() and not name.endswith("gate.bias"):
                 param.requires_grad_(phase is not Phase.INDEXER or ".indexer." in name)
 
-    def _backward(self, batch: Batch, counts: Counts, phase: Phase) -> Losses:
-        with _for_throughput(self.run_config.train.dtype):
-            sums = supervised.losses(self.model, batch, phase)
+    def _differentiate(self, batches: list[Batch], counts: Counts, phase: Phase) -> list[Losses]:
+        """Add every batch's share to the gradients, and return what was summed in each.
+
+        A process alone works on as many batches at once as it has threads, one thread for each:
+        two threads in one operation spend much of their time waiting for each other. Gradients are
+        added in the order of the batches, so their bits do not depend on who is first.
+        """
+        trained = [param for param in self.model.parameters() if param.requires_grad]
+
+        def run(batch: Batch) -> tuple[Losses, Sequence[Tensor | None]]:
+            sums = supervised.losses(self.model, batch, phase, mtp=self._mtp_weight > 0)
             loss = supervised.total_loss(
                 sums,
                 counts,
                 mtp_weight=self._mtp_weight,
                 balance_weight=self.run_config.objective.balance_weight,
             )
-            if loss.requires_grad:
-                # Sharding averages gradients, and we want sums.
+            gradients: Sequence[Tensor | None] = ()
+            if loss.requires_grad and self.group.world > 1:
+                # Sharded gradients are gathered on their way back, and averaged: we want sums.
                 (loss * self.group.world).backward()
-        return Losses(*(value.detach() for value in sums))
+            elif loss.requires_grad:
+                gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+            return Losses(*(value.detach() for value in sums)), gradients
+
+        threaded = self.group.world == 1 and self.device.type == "cpu"
+        summed = []
+        with _for_throughput(self.run_config.train.dtype):
+            for sums, gradients in side_by_side(run, batches, threaded=threaded):
+                summed.append(sums)
+                for param, gradient in zip(trained, gradients, strict=bool(gradients)):
+                    if gradient is not None:
+                        param.grad = gradient if param.grad is None else param.grad.add_(gradient)
+        return summed
 
     @property
     def _mtp_weight(self) -> float:
@@ -251,7 +273,8 @@ class Trainer:
             row["learning_rate"] = run.sparsity.indexer_lr
         else:
             row["loss"] = next_token / max(1, counts.targets)
-            row["mtp_loss"] = mtp / max(1, counts.mtp_targets)
+            if self._mtp_weight > 0:
+                row["mtp_loss"] = mtp / max(1, counts.mtp_targets)
             row["balance_loss"] = balance / counts.tokens
             row["load_entropy"] = supervised.load_entropy(total.loads)
         if phase is not Phase.DENSE:

@@ -1,0 +1,35 @@
+"""Batches worked on at the same time by the threads of one process."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def side_by_side(
+    work: Callable[[_Item], _Result], items: Sequence[_Item], *, threaded: bool
+) -> Iterator[_Result]:
+    """`work(item)` of every item, in order; where `threaded`, of several at once.
+
+    As many as torch has threads: each item then gets one, and torch all of them back at the end.
+    """
+    threads = torch.get_num_threads()
+    workers = min(len(items), threads)
+    if not threaded or workers < 2:
+        yield from map(work, items)
+        return
+
+    def alone(item: _Item) -> _Result:
+        torch.set_num_threads(1)  # counts for the thread that says so
+        return work(item)
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="batch") as pool:
+        try:
+            yield from pool.map(alone, items)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
