@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 MAX_FEW_LINES = 8
 MAX_BLOCK_LINES = 40
+MIN_LONGEST = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,9 @@ class FimSettings:
     """How many documents are rearranged, and which kinds of middles they get."""
 
     rate: float = 0.5  # share of documents
+    longest: int | None = None
+    """They are cut into pieces of a quarter of this to this many tokens, drawn for each document;
+    a piece has one middle, so shorter ones train more middles. None: as long as a sequence."""
     character_share: float = 0.3  # of those: middles between two random characters
     # Weights of line spans: rest of a line, one line, a few lines, a block by its indentation.
     rest: float = 0.35
@@ -32,9 +36,19 @@ class FimSettings:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} = {value} must be a share from 0 to 1")
+        if self.longest is not None and self.longest < MIN_LONGEST:
+            raise ValueError(f"longest = {self.longest} must be at least {MIN_LONGEST}, or none")
         weights = (self.rest, self.line, self.few, self.block)
         if min(weights) < 0 or not sum(weights):
             raise ValueError(f"rest, line, few, block = {weights} must be weights, one above 0")
+
+
+def piece_limit(rng: random.Random, settings: FimSettings, room: int) -> int:
+    """Most tokens of the pieces of one rearranged document, where a sequence has `room`."""
+    if settings.longest is None:
+        return room
+    least = settings.longest // 4
+    return min(room, least + _below(rng, settings.longest - least + 1))
 
 
 def middle_span(text: str, rng: random.Random, settings: FimSettings) -> tuple[int, int] | None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sounding.data.dataset import Dataset
-from sounding.data.fim import FimSettings, middle_span
+from sounding.data.fim import FimSettings, middle_span, piece_limit
 from sounding.data.joints import Joints, Segment
 from sounding.data.line_ends import LineEnds
 from sounding.data.packing import best_fit, cut
@@ -201,6 +201,8 @@ class Loader:
             tokens = self._tokens(epoch, document)
             room = _FIM_TOKENS + _FIM_SLACK if rearrange else _TEXT_TOKENS
             limit = self.settings.sequence_length - room
+            if rearrange:
+                limit = piece_limit(rng, self.settings.fim, limit)
             runs = cut(self._joints.find(tokens), len(tokens), limit) or [(0, 0)]
             for number, (begin, end) in enumerate(runs, 1):
                 run = tokens[begin:end]
