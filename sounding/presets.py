@@ -27,7 +27,11 @@ def tiny() -> ModelConfig:
 
 
 def nano() -> ModelConfig:
-    """The small model for code that one laptop can train and run."""
+    """The small model for code that one laptop can train and run.
+
+    The window is wide for its size: what fills a gap is written after the text that follows it, and
+    still has to see, token by token, the text before.
+    """
     return ModelConfig(
         vocab_size=8192,
         hidden_size=384,
@@ -42,6 +46,7 @@ def nano() -> ModelConfig:
         o_lora_rank=128,
         index_n_heads=4,
         index_topk=128,
+        sliding_window=512,
         compress_ratios=(0, 4, 128, 4, 128, 4, 0),
         num_hash_layers=1,
         expert_dtype="fp4",

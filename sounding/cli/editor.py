@@ -73,7 +73,7 @@ def language_server(
         if server is not None:
             key = api_key_file.read_text().split("\n")[0].strip() if api_key_file else None
             return FromServer(server, api_key=key, max_tokens=max_tokens, seconds=seconds)
-        settings = Settings(max_tokens=max_tokens, context_tokens=context_tokens)
+        settings = Settings(max_tokens=max_tokens, context_tokens=context_tokens, typing=True)
         opened = open_model(model)
         engine = Engine(opened.network, opened.tokenizer)
         return FromModel(opened.tokenizer, through(engine), settings, seconds=seconds)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sounding.engine.batch import Generate, Request
-from sounding.engine.context import File, relevant_context
+from sounding.engine.context import File, relevant_context, settled
 from sounding.engine.endings import (
     BlockEnding,
     Gap,
@@ -34,6 +34,7 @@ from sounding.text.tokenizer import Tokenizer
 
 _SPECIAL_TOKENS = 4  # BOS and the three of FIM
 _BYTES_PER_TOKEN = 16  # more than a window can need; spares encoding a long file as a whole
+_STEPS = 8  # in which the beginning of a long prefix moves on
 _RETRIES = 3  # samples drawn when the likeliest answer cannot be correct
 _RETRY = SamplingParams(temperature=0.6, top_p=0.95)
 
@@ -52,6 +53,9 @@ class Settings:
     """Of the prompt, at most, for pieces of other files."""
     heal: bool = True
     """Inside a word, let the model choose its tokens anew."""
+    typing: bool = False
+    """Somebody types: choose pieces of other files by the lines above the cursor's own, so that
+    prompts begin alike from one keystroke to the next."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -213,9 +217,8 @@ class Completer:
         if not files:
             return ""
         budget = int(settings.prompt_tokens * settings.files_share)
-        return relevant_context(
-            files, gap.prefix, gap.suffix, budget_tokens=budget, count=self._count
-        )
+        before = settled(gap.prefix) if settings.typing else gap.prefix
+        return relevant_context(files, before, gap.suffix, budget_tokens=budget, count=self._count)
 
     def _again(self, healing: Healing) -> Healing:
         """A healing remembers how far it is: each attempt has its own."""
@@ -271,12 +274,13 @@ class Completer:
             kept, last = kept[: _last_line(kept)], healing.ids[-settings.prompt_tokens // 2 :]
         head = self._encode(context) if context else []
         room = max(0, settings.prompt_tokens - len(head) - len(last))
-        prefix = self._last_lines(self._encode(_end_of(kept, room)), room)
+        prefix = self._encode(_end_of(kept, settings.prompt_tokens))
         suffix = self._encode(gap.suffix[: room * _BYTES_PER_TOKEN]) if infilling else []
         suffix = self._first_lines(
             suffix, max(int(room * settings.suffix_share), room - len(prefix))
         )
-        text = [*head, *self._last_lines(prefix, room - len(suffix)), *last]
+        step = settings.prompt_tokens // _STEPS
+        text = [*head, *self._last_lines(prefix, room - len(suffix), step), *last]
         if not infilling:
             return [self._bos, *text], healing
         return [self._bos, self._begin, *text, self._hole, *suffix, self._end], healing
@@ -307,11 +311,16 @@ class Completer:
     def _count(self, text: str) -> int:
         return self._tokenizer.count(text, named=False)
 
-    def _last_lines(self, ids: list[int], budget: int) -> list[int]:
-        """The last tokens, from the begin of a line on where there is one."""
+    def _last_lines(self, ids: list[int], budget: int, step: int) -> list[int]:
+        """The last tokens, from the begin of a line on where there is one.
+
+        What is left out grows in steps: while somebody types, prompts begin alike, and what was
+        read for one serves the next.
+        """
         if len(ids) <= budget:
             return ids
         start = len(ids) - budget
+        start = min(-(-start // step) * step, len(ids))
         for at in range(start, len(ids)):
             if self._tokenizer.bytes_of(ids[at - 1]).endswith(b"\n"):
                 return ids[at:]
@@ -333,8 +342,11 @@ def _last_line(text: str) -> int:
 
 
 def _end_of(text: str, num_tokens: int) -> str:
-    """The end of a long text, from a line on, with at least as many tokens as asked for."""
-    start = len(text) - num_tokens * _BYTES_PER_TOKEN
+    """The end of a long text, from a line on, with at least as many tokens as asked for; it begins
+    at the same place for a while when the text grows."""
+    room = num_tokens * _BYTES_PER_TOKEN
+    step = room // 4
+    start = (len(text) - room) // step * step
     return text if start <= 0 else text[text.find("\n", start) + 1 :]
 
 

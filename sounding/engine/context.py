@@ -13,6 +13,7 @@ from typing import NamedTuple
 _NAME = re.compile(r"[^\W\d]\w{2,}")
 _PIECE_LINES = 24
 _AROUND_LINES = 40
+_STEP_LINES = 4
 
 File = tuple[str, str]  # path, text
 
@@ -55,6 +56,13 @@ def relevant_context(
             chosen.append(piece)
             text = longer
     return text
+
+
+def settled(prefix: str) -> str:
+    """The lines above the cursor that somebody who types is done with, a few at a time."""
+    lines = prefix.split("\n")
+    done = len(lines) - 1
+    return "\n".join(lines[: max(done // _STEP_LINES * _STEP_LINES, min(done, _STEP_LINES))])
 
 
 def _pieces(number: int, text: str) -> Iterator[_Piece]:

@@ -82,7 +82,9 @@ async def fill_in(
     fits; with `whole` that must be all of it.
     """
     try:
-        settings = Settings(max_tokens=max(1, max_tokens), context_tokens=context_tokens)
+        settings = Settings(
+            max_tokens=max(1, max_tokens), context_tokens=context_tokens, typing=True
+        )
     except ValueError as error:
         raise Refusal(400, f"{error}", param="max_tokens", code="context_length_exceeded") from None
     try:

@@ -104,6 +104,21 @@ def test_rearranged_documents_are_the_documents(dataset: Dataset) -> None:
     assert set(rebuilt) >= {text for text in TEXTS if tokenizer.count(text) < 480}
 
 
+def test_shorter_pieces_give_a_document_more_middles(dataset: Dataset) -> None:
+    hole = dataset.tokenizer.id_of(FIM_HOLE)
+    longest = 256
+
+    def found(fim: FimSettings) -> list[list[int]]:
+        loader = Loader(dataset, settings(sequence_length=1024, fim=fim), rows=4)
+        return [ids for batch, _ in loader.batches(epochs=1) for ids in sequences(batch)]
+
+    whole, cut = (found(FimSettings(rate=1.0, longest=limit)) for limit in (None, longest))
+    assert max(map(len, whole)) > longest + 21 >= max(map(len, cut))
+    assert sum(hole in ids for ids in cut) > 1.2 * sum(hole in ids for ids in whole)
+    lengths = sorted(map(len, cut))
+    assert lengths[len(lengths) // 4] < longest // 2 < lengths[-len(lengths) // 8]
+
+
 def test_the_rate_is_a_share_of_documents(dataset: Dataset) -> None:
     begin = dataset.tokenizer.id_of(FIM_BEGIN)
     loader = Loader(dataset, settings(0.3, sequence_length=4096), rows=4)

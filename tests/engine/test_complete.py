@@ -95,6 +95,32 @@ def test_long_sides_are_cut_at_lines() -> None:
     assert len(author.requests[0].prompt) > 250
 
 
+def test_while_somebody_types_prompts_begin_alike() -> None:
+    above = "".join(f"value_{number} = compute_{number}()\n" for number in range(150))
+    typed = "".join(f"total_{number} = value_{number} + other_name\n" for number in range(6))
+    below = "\nprint(total_0)\n"
+    files = [
+        (f"file_{n}.py", f"def compute_{n}():\n    pass\n\n\ndef compute_{n - 9}():\n    pass\n")
+        for n in range(130, 150)
+    ]
+    settings = Settings(context_tokens=600, max_tokens=40, typing=True)
+    completer = Completer(TOKENIZER, Author("", ""))
+    hole = TOKENIZER.id_of(FIM_HOLE)
+    read_again, last = [], [TOKENIZER.bos_id]
+    for end in range(len(typed)):
+        prompt = completer.begin(
+            Gap(above + typed[:end], below), "line", settings, files=files
+        ).prompt
+        shared = next(
+            (at for at, (a, b) in enumerate(zip(prompt, last, strict=False)) if a != b), len(last)
+        )
+        read_again.append(prompt.index(hole) - shared)
+        last = prompt
+    assert len(last) > 400 and "# file_1" in TOKENIZER.decode(last)
+    # The first one is new, and now and then the beginning moves on.
+    assert sum(again > 40 for again in read_again) <= 8 < len(typed) / 20
+
+
 def test_a_line_longer_than_the_context() -> None:
     prefix = "x = '" + "ab " * 3000
     author = Author(prefix, "'")

@@ -178,8 +178,7 @@ def test_an_interrupt_saves_and_stops(tmp_path: Path, caplog: pytest.LogCaptureF
 def gradients(one: Trainer) -> dict[str, torch.Tensor]:
     batches = one._next_batches()
     counts = sum((supervised.count(batch, 1) for batch in batches), Counts())
-    for batch in batches:
-        one._backward(batch, counts, Phase.DENSE)
+    one._differentiate(batches, counts, Phase.DENSE)
     named = one.model.named_parameters()
     return {name: param.grad for name, param in named if param.grad is not None}
 
@@ -208,6 +207,48 @@ def test_accumulated_batches_have_the_gradient_of_one_large_batch(tmp_path: Path
     assert whole.keys() == split.keys()
     for name, gradient in split.items():
         torch.testing.assert_close(gradient, whole[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_batches_side_by_side_give_the_same_bits_every_time(
+    tmp_path: Path, two_threads: None
+) -> None:
+    run = small("train.accumulation=5", "train.dtype=float32")
+    for name in ("a", "b"):
+        trainer(run, tmp_path / name).train()
+        assert torch.get_num_threads() == 2
+    assert_same_bits(tmp_path / "a", tmp_path / "b")
+    one, two = (trainer(run, tmp_path / name) for name in ("c", "d"))
+    side_by_side = gradients(one)
+    torch.set_num_threads(1)
+    in_turn = gradients(two)
+    for name, gradient in in_turn.items():
+        torch.testing.assert_close(side_by_side[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_without_weight_the_mtp_blocks_rest_until_the_decay(tmp_path: Path) -> None:
+    settings = ["objective.mtp_weight=0", "objective.mtp_weight_in_decay=0.5"]
+    one = trainer(small(*settings, "sparsity.dense_steps=8"), tmp_path)
+    before = {name: param.detach().clone() for name, param in one.model.named_parameters()}
+    resting = [one.take_step() for _ in range(5)]
+    assert not any("mtp_loss" in row for row in resting)
+    moved = {n for n, p in one.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved and not any(name.startswith("mtp.") for name in moved)
+    row = one.take_step()
+    assert row["mtp_loss"] > 0
+    assert len(row["load_entropy"]) == len(resting[0]["load_entropy"]) + 1
+    moved = {n for n, p in one.model.named_parameters() if not torch.equal(p, before[n])}
+    assert any(name.startswith("mtp.") for name in moved)
+    for taken in (*resting, row):
+        one._record(taken)
+    assert all(path.stat().st_size > 0 for path in draw(tmp_path, tmp_path / "plots"))
 
 
 def test_only_the_indexer_moves_while_only_it_learns(tmp_path: Path) -> None:

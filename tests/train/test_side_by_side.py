@@ -1,0 +1,56 @@
+"""Batches of one process on several threads: order, threads, errors."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from sounding.train.side_by_side import side_by_side
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_run_at_once_with_one_thread_each_and_results_keep_their_order() -> None:
+    both = threading.Barrier(2, timeout=30)
+
+    def work(item: int) -> tuple[int, int, str]:
+        if item == 0:
+            both.wait()  # returns only if the other is here at the same time
+        elif item == 1:
+            both.wait()
+        return item, torch.get_num_threads(), threading.current_thread().name
+
+    done = list(side_by_side(work, range(4), threaded=True))
+    assert [item for item, _, _ in done] == [0, 1, 2, 3]
+    assert {threads for _, threads, _ in done} == {1}
+    assert len({name for _, _, name in done}) == 2
+    assert torch.get_num_threads() == 2
+
+
+def test_unthreaded_and_single_items_stay_in_the_thread_that_asks() -> None:
+    def work(item: int) -> tuple[int, str]:
+        return torch.get_num_threads(), threading.current_thread().name
+
+    here = threading.current_thread().name
+    assert list(side_by_side(work, range(3), threaded=False)) == [(2, here)] * 3
+    assert list(side_by_side(work, [7], threaded=True)) == [(2, here)]
+
+
+def test_a_mistake_in_one_ends_all_and_gives_the_threads_back() -> None:
+    def work(item: int) -> int:
+        if item == 2:
+            raise ArithmeticError("item 2")
+        return item
+
+    results = side_by_side(work, range(100), threaded=True)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ArithmeticError, match="item 2"):
+        next(results)
+    assert torch.get_num_threads() == 2

@@ -1,0 +1,44 @@
+"""Exercises in looking back, made of a dataset's tokens."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from sounding.ops.loss import IGNORED
+from sounding.train.source import repeats
+
+TOKENS = np.arange(100, 400, dtype=np.uint16)
+
+
+@pytest.mark.parametrize("sequence_tokens", [8, 33, 256])
+def test_targets_are_the_second_time_of_a_stretch(sequence_tokens: int) -> None:
+    places = set()
+    for batch, _ in itertools.islice(repeats(TOKENS, sequence_tokens, 4, 0)(None), 20):
+        assert batch.lengths == [sequence_tokens] * 4
+        assert set(batch.tokens.tolist()) <= set(TOKENS.tolist())
+        rows = batch.tokens.view(4, -1)
+        for row, targets in zip(rows, batch.targets.view(4, -1), strict=True):
+            counted = (targets != IGNORED).nonzero().flatten()
+            begin, end = int(counted[0]), int(counted[-1]) + 1
+            assert len(counted) == end - begin
+            assert torch.equal(targets[begin:end], row[begin + 1 : end + 1])
+            again = row[begin : end + 1]
+            length = len(again)
+            assert sequence_tokens // 8 <= length <= sequence_tokens // 2
+            earlier = [
+                at for at in range(begin - length + 1) if torch.equal(row[at : at + length], again)
+            ]
+            assert earlier, "what is said again was said before"
+            places.add((earlier[0], begin - earlier[0]))
+    assert len(places) > (3 if sequence_tokens == 8 else 40)
+
+
+def test_the_stream_resumes_and_depends_on_the_seed() -> None:
+    stream = list(itertools.islice(repeats(TOKENS, 32, 2, 5)(None), 6))
+    resumed = list(itertools.islice(repeats(TOKENS, 32, 2, 5)(stream[2][1]), 3))
+    for (batch, state), (again, later) in zip(stream[3:], resumed, strict=True):
+        assert torch.equal(batch.tokens, again.tokens) and state == later
+    other, _ = next(repeats(TOKENS, 32, 2, 6)(None))
+    assert not torch.equal(other.tokens, stream[0][0].tokens)
