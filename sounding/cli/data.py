@@ -222,3 +222,23 @@ def show(corpus: Path, split: str | None, package: str | None, as_json: bool) ->
         click.echo(json.dumps(stats))
     else:
         _print_stats(stats)
+
+
+@data.command()
+@click.argument("file", type=_FILE)
+@click.option("--tokenizer", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--out", type=_FOLDER, required=True, help="Folder of the dataset.")
+def problems(file: Path, tokenizer: Path, out: Path) -> None:
+    """Turn the rows of MBPP that are for training into a dataset.
+
+    Each is its description as a comment with the solution below. A run reads it beside its own
+    dataset: `train RUN --set data.more=OUT --set data.more_times=100`.
+    """
+    from sounding.data.dataset import tokenize as write_dataset
+    from sounding.tasks.mbpp import TRAIN_IDS, read_mbpp, training_text
+    from sounding.text.tokenizer import Tokenizer
+
+    rows = read_mbpp(file, TRAIN_IDS)
+    texts = map(training_text, rows)
+    info = write_dataset(texts, Tokenizer.from_file(tokenizer), out, source="MBPP, training rows")
+    click.echo(f"{info['documents']:,} documents, {info['tokens']:,} tokens")

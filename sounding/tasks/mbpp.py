@@ -2,7 +2,7 @@
 
 A row has a description, a solution and a few `assert` lines, but no signature to complete; it is
 taken from the solution. Source: Austin et al., "Program synthesis with large language models",
-2021, for the rows and their split: ids 11 to 510 are for testing.
+2021, for the rows and their split: ids 11 to 510 are for testing, 601 to 974 for training.
 """
 
 import ast
@@ -17,6 +17,7 @@ from pathlib import Path
 from sounding.tasks.code import Problem, Run, grade, read_rows, text_of
 
 TEST_IDS = range(11, 511)
+TRAIN_IDS = range(601, 975)
 _LETTERS = 4  # a line with fewer letters and digits asks for nothing
 
 
@@ -54,6 +55,11 @@ def read_mbpp(path: Path, ids: range = TEST_IDS) -> list[Row]:
     if not rows:
         raise ValueError(f"{path} has no rows with ids from {ids.start} to {ids.stop - 1}")
     return sorted(rows, key=lambda row: row.number)
+
+
+def training_text(row: Row) -> str:
+    """A row as a text to train on: the description as a comment, and the solution below it."""
+    return f"# {row.text}\n{row.code}\n"
 
 
 def function_problem(row: Row, examples: int) -> Problem | None:

@@ -106,6 +106,9 @@ class DataConfig:
     network that knows the tokens already to look back for them."""
     path: str | None = None
     """Folder of the dataset to train on, as `data tokenize` makes it."""
+    more: str | None = None
+    """Folder of a second dataset, whose documents come `more_times` as often."""
+    more_times: int = 1
     held_out: str | None = None
     """Folder of the dataset to validate on; without it there is no validation."""
     sequence_tokens: int = 1024
@@ -125,6 +128,7 @@ class DataConfig:
         rows, rest = divmod(self.batch_tokens, self.sequence_tokens)
         _require(self, "batch_tokens", rows >= 1 and rest == 0, rule)
         _require(self, "split_rate", 0 <= self.split_rate <= 1, "a share from 0 to 1")
+        _require(self, "more_times", self.more_times >= 1, "at least 1")
         _require(self, "validation_tokens", self.validation_tokens >= 1, "at least 1")
 
 

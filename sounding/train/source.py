@@ -97,7 +97,10 @@ def open_source(run: RunConfig, rank: int = 0, world: int = 1) -> Source:
     if data.source == "repeats":
         tokens = _dataset(data.path, run).tokens
         return _dealt(repeats(tokens, data.sequence_tokens, rows, run.train.seed), rank, world)
-    loader = _loader(data.path, run, data.fim, data.split_rate, rank, world)
+    dataset = _dataset(data.path, run)
+    if data.more is not None:
+        dataset = dataset.joined(_dataset(data.more, run), data.more_times)
+    loader = _loader(dataset, run, data.fim, data.split_rate, rank, world)
     return lambda state: loader.batches(state, prefetch=_PREFETCH_BATCHES)
 
 
@@ -107,7 +110,7 @@ def open_held_out(run: RunConfig) -> HeldOut | None:
         return None  # invented sequences never repeat: every step is a validation
     if run.data.held_out is None:
         return None
-    loader = _loader(run.data.held_out, run, FimSettings(rate=0.0), 0.0)
+    loader = _loader(_dataset(run.data.held_out, run), run, FimSettings(rate=0.0), 0.0)
     batches: list[Tokens] = []
     num_bytes = held = 0
     for batch, _ in loader.batches(epochs=1):
@@ -139,7 +142,12 @@ def _dealt(source: Source, rank: int, world: int) -> Source:
 
 
 def _loader(
-    path: str, run: RunConfig, fim: FimSettings, split_rate: float, rank: int = 0, world: int = 1
+    dataset: Dataset,
+    run: RunConfig,
+    fim: FimSettings,
+    split_rate: float,
+    rank: int = 0,
+    world: int = 1,
 ) -> Loader:
     data = run.data
     settings = LoaderSettings(
@@ -149,7 +157,7 @@ def _loader(
         split_rate=split_rate,
     )
     rows = data.batch_tokens // data.sequence_tokens
-    return Loader(_dataset(path, run), settings, rows=rows, rank=rank, world=world)
+    return Loader(dataset, settings, rows=rows, rank=rank, world=world)
 
 
 def _dataset(path: str, run: RunConfig) -> Dataset:

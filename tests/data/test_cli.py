@@ -55,6 +55,26 @@ def test_from_folders_to_batches(tmp_path: Path, project: Path, make_folder: Fol
     assert info["vocab_size"] == 400 and info["bytes"] == stats["splits"]["train"]["bytes"]
     run("tokenize", out, *made, fails="exists; choose a new folder")
 
+    row.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "task_id": number,
+                    "text": f"Say {number}.",
+                    "code": "x = 1",
+                    "test_list": ["assert x"],
+                }
+            )
+            + "\n"
+            for number in (11, 600, 601, 974)
+        )
+    )
+    problems = tmp_path / "problems"
+    run("problems", row, "--tokenizer", tmp_path / "tokenizer.json", "--out", problems)
+    found = Dataset.open(problems)
+    texts = [found.tokenizer.decode(found.document(i).tolist()) for i in range(len(found))]
+    assert texts == ["# Say 601.\nx = 1\n", "# Say 974.\nx = 1\n"]
+
 
 def test_from_a_manifest(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")

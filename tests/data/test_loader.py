@@ -15,7 +15,7 @@ from sounding.data.dataset import Dataset, read_info, tokenize, verify
 from sounding.data.fim import FimSettings
 from sounding.data.loader import IGNORED, Batch, Loader, LoaderSettings
 from sounding.text.markup import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
-from sounding.text.tokenizer import Tokenizer
+from sounding.text.tokenizer import SMALLEST_VOCABULARY, Tokenizer, train
 from tests.data.conftest import code
 
 TEXTS = [code(seed, 1 + seed % 9) for seed in range(60)]
@@ -286,6 +286,18 @@ def test_documents_that_are_odd(tokenizer: Tokenizer) -> None:
 
 
 # The files
+
+
+def test_a_second_dataset_comes_as_often_as_asked(tokenizer: Tokenizer) -> None:
+    one = Dataset.from_texts(["a = 1\n", "b = 2\n"], tokenizer)
+    two = Dataset.from_texts(["c = 3\n", "", "d = 44\n"], tokenizer)
+    joined = one.joined(two, 3)
+    texts = [tokenizer.decode(joined.document(i).tolist()) for i in range(len(joined))]
+    assert texts == ["a = 1\n", "b = 2\n", *["c = 3\n", "", "d = 44\n"] * 3]
+    assert len({joined.digest, one.joined(two, 2).digest, one.digest}) == 3
+    other = Dataset.from_texts(["e\n"], train(["some other text"] * 3, SMALLEST_VOCABULARY))
+    with pytest.raises(ValueError, match="different tokenizers"):
+        one.joined(other, 1)
 
 
 def test_a_dataset_on_disk(tmp_path: Path, tokenizer: Tokenizer) -> None:
