@@ -19,9 +19,10 @@ import torch
 from sounding.config import ModelConfig
 from sounding.ops.loss import IGNORED
 from sounding.train.memory import keep_freed_memory
+from sounding.train.numerics import repeatable
 from sounding.train.run_config import DataConfig, RunConfig, SparsityConfig, TrainConfig
 from sounding.train.source import Source, State, Tokens
-from sounding.train.trainer import Trainer, repeatable
+from sounding.train.trainer import Trainer
 
 Step = Callable[[], Any]
 

@@ -18,16 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sounding.model.layers import EXACT, QUANTIZATION_AWARE, Linear
-from sounding.model.transformer import Transformer
-from sounding.ops.dispatch import use_backend
 from sounding.train import checkpoint, supervised
 from sounding.train.checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME
 from sounding.train.guard import Guard
-from sounding.train.initialise import initialise
 from sounding.train.metrics import Metrics, Row
+from sounding.train.network import build_network
+from sounding.train.numerics import for_throughput, repeatable
 from sounding.train.optim import Optimizers, decay_progress, learning_rate
 from sounding.train.parallel import ALONE, Group, clip, part_like, whole
 from sounding.train.run_config import RunConfig
@@ -40,37 +38,6 @@ from sounding.train.supervised import Counts, Losses, Phase, phase_of
 logger = logging.getLogger(__name__)
 
 RUN_NAME, METRICS_NAME = "run.json", "metrics.jsonl"
-
-
-def build_network(run: RunConfig, device: torch.device) -> Transformer:
-    """The network of a run with its initial weights.
-
-    Raises ValueError when quantization-aware training is asked for and the model has no quantized
-    form.
-    """
-    if run.train.qat and run.model.quantization_config is None:
-        raise ValueError(
-            "train.qat = True needs model.quantization_config: it says what to round to"
-        )
-    simulation = QUANTIZATION_AWARE if run.train.qat else EXACT
-    model = Transformer(run.model, simulation, getattr(torch, run.train.dtype)).to(device)
-    initialise(model, run.model, run.train.seed)
-    if run.train.qat:
-        _assert_rounded(model)
-    if run.train.compile:
-        for block in (*model.layers, *model.mtp):
-            block.compile(dynamic=True)  # lengths differ from batch to batch
-    return model
-
-
-def _assert_rounded(model: nn.Module) -> None:
-    """Quantization-aware training that silently is not would be found out only after the run."""
-    for name, module in model.named_modules():
-        if isinstance(module, Linear) and module.format is not None:
-            with torch.no_grad():
-                rounded = module.stored.values
-            assert module.simulate, f"the inputs of {name} are not rounded"
-            assert not torch.equal(rounded, module.weight), f"the weights of {name} are not rounded"
 
 
 class Trainer:
@@ -236,7 +203,7 @@ class Trainer:
 
         threaded = self.group.world == 1 and self.device.type == "cpu"
         summed = []
-        with _for_throughput(self.run_config.train.dtype):
+        with for_throughput(self.run_config.train.dtype):
             for sums, gradients in side_by_side(run, batches, threaded=threaded):
                 summed.append(sums)
                 for param, gradient in zip(trained, gradients, strict=bool(gradients)):
@@ -290,7 +257,7 @@ class Trainer:
         phase = Phase.DENSE if phase is not Phase.SPARSE else Phase.SPARSE
         total, counts = 0.0, Counts()
         for batch in self._held_out.batches:
-            with _for_throughput(self.run_config.train.dtype):
+            with for_throughput(self.run_config.train.dtype):
                 moved = self._to_device(batch)
                 total += float(supervised.next_token_loss(self.model, moved, phase))
             counts += supervised.count(batch, 0)
@@ -435,33 +402,3 @@ class Trainer:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
-
-
-@contextmanager
-def _for_throughput(dtype: str) -> Iterator[None]:
-    """The ops' twins for training; and where the network computes in bf16, float32 matrices (of
-    compressors and gates, whose weights are deployed in bf16) are multiplied as bf16 too, added up
-    in float32."""
-    before = torch.get_float32_matmul_precision()
-    if dtype == "bfloat16":
-        torch.set_float32_matmul_precision("medium")
-    try:
-        with use_backend("training"):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def repeatable(on: bool) -> Iterator[None]:
-    """Only algorithms that give the same bits again, e.g. no atomic additions between threads."""
-    before, deterministic = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic
-    filling = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(on)
-    # Filling finds bugs only, and costs a pass over every new tensor.
-    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]

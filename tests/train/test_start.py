@@ -10,9 +10,10 @@ import torch
 from sounding.text.tokenizer import Tokenizer, train
 from sounding.train.checkpoint import CHECKPOINTS_NAME
 from sounding.train.metrics import Row
+from sounding.train.network import build_network
 from sounding.train.source import open_source
 from sounding.train.start import start_from
-from sounding.train.trainer import Trainer, build_network
+from sounding.train.trainer import Trainer
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.network import load_model, save_model
 from sounding.weights.quantize import Target, convert

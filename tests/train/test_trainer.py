@@ -23,12 +23,13 @@ from sounding.train import checkpoint, supervised
 from sounding.train.checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME, saved_models
 from sounding.train.guard import Guard
 from sounding.train.metrics import Row, read_metrics
+from sounding.train.network import build_network
 from sounding.train.plots import draw
 from sounding.train.run_config import GuardConfig, RunConfig
 from sounding.train.runs import change, copying
 from sounding.train.source import Batch, HeldOut, Source, State, Tokens, open_source
 from sounding.train.supervised import Counts, Phase
-from sounding.train.trainer import METRICS_NAME, Trainer, build_network
+from sounding.train.trainer import METRICS_NAME, Trainer
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.network import load_model
 

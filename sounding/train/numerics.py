@@ -1,0 +1,38 @@
+"""Which arithmetic a run trains with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from sounding.ops.dispatch import use_backend
+
+
+@contextmanager
+def for_throughput(dtype: str) -> Iterator[None]:
+    """The ops' twins for training; and where the network computes in bf16, float32 matrices (of
+    compressors and gates, whose weights are deployed in bf16) are multiplied as bf16 too, added up
+    in float32."""
+    before = torch.get_float32_matmul_precision()
+    if dtype == "bfloat16":
+        torch.set_float32_matmul_precision("medium")
+    try:
+        with use_backend("training"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def repeatable(on: bool) -> Iterator[None]:
+    """Only algorithms that give the same bits again, e.g. no atomic additions between threads."""
+    before, deterministic = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic
+    filling = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(on)
+    # Filling finds bugs only, and costs a pass over every new tensor.
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
