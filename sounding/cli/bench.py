@@ -1,7 +1,6 @@
 """The command that measures speed."""
 
 import json
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 from sounding.cli.generation import load_network
 from sounding.cli.models import open_checkpoint
 from sounding.cli.training_speed import compare_training, print_training
+from sounding.resident import peak_resident_bytes
 
 if TYPE_CHECKING:
     from sounding.bench import Peer, Row
@@ -172,7 +172,7 @@ def _infer(
         "native": serves(network),
         "threads": torch.get_num_threads(),
         "first_token_seconds": round(first, 3),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_resident_bytes(),
         "state_bytes": runner.state.nbytes,
         "read_bytes_per_second": round(ceilings.read_bytes_per_second),
         "flops_per_second": round(ceilings.flops_per_second),

@@ -5,7 +5,6 @@ does in a step is measured here too.
 """
 
 import dataclasses
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import torch
 
 from sounding.config import ModelConfig
 from sounding.ops.loss import IGNORED
+from sounding.resident import peak_resident_bytes
 from sounding.train.memory import keep_freed_memory
 from sounding.train.numerics import repeatable
 from sounding.train.run_config import DataConfig, RunConfig, SparsityConfig, TrainConfig
@@ -57,7 +57,7 @@ def measure(
             start = time.perf_counter()
             step()
             seconds.append(time.perf_counter() - start)
-    return Measurement(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return Measurement(seconds, peak_resident_bytes())
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from sounding.model.layers import Simulation
 from sounding.model.state import packed_state
 from sounding.model.transformer import Transformer
 from sounding.presets import nano, tiny
+from sounding.resident import peak_resident_bytes
 from sounding.weights.description import StateSize
 from tests.conftest import make_network
 
@@ -27,6 +28,14 @@ def test_packed_state_is_as_large_as_the_formula_says(max_tokens: int) -> None:
     size = StateSize(nano())
     drafts = nano().num_mtp_layers * nano().sliding_window * size.entry_bytes
     assert packed_state(nano(), max_tokens=max_tokens).nbytes == size.bytes_at(max_tokens) + drafts
+
+
+def test_a_process_is_not_as_large_as_what_started_it() -> None:
+    held = torch.ones(64 << 20)  # 256 MiB
+    program = "from sounding.resident import peak_resident_bytes; print(peak_resident_bytes())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert 4 << 20 < int(done.stdout) < 128 << 20
+    assert peak_resident_bytes() > held.nbytes
 
 
 def test_packed_state_does_not_grow() -> None:
@@ -53,31 +62,23 @@ loss.backward()
 assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 """
 SETUP = f"""
-import resource
 from pathlib import Path
 import torch
 from sounding.ops.loss import cross_entropy
+from sounding.resident import peak_resident_bytes
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.network import load_model
 model = load_model(Checkpoint(Path({str(VECTORS)!r})), dequantize=torch.float32)
 """
 REPORT = """
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak_resident_bytes())
 """
-
-
-REGRESSED = pytest.mark.xfail(
-    strict=False, reason="4.2 GiB were seen on 2026-11-25, 3.4 before: find what holds the rest"
-)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "work",
-    [
-        pytest.param(PREFILL, id="prefill 65536", marks=REGRESSED),
-        pytest.param(TRAIN, id="train 8192"),
-    ],
+    [pytest.param(PREFILL, id="prefill 65536"), pytest.param(TRAIN, id="train 8192")],
 )
 def test_peak_memory(work: str) -> None:
     """A matrix of 65,536 x 65,536 scores alone would be 16 GiB; one of 8,192 x 8,192 for each of

@@ -5,12 +5,8 @@ reach a result, a sum over experts or heads with one missing, a gradient scaled 
 where channels do not fill a vector, instruction sets that disagree.
 """
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -247,21 +243,6 @@ def test_what_is_not_finite_reaches_the_loss() -> None:
         )
     assert read[7, 1].isnan().all()
     assert read[torch.arange(40) != 7].isfinite().all()
-
-
-def test_instruction_sets_agree(tmp_path: Path) -> None:
-    """Each lower set, in a process of its own, passes what the best one passes."""
-    if os.environ.get("SOUNDING_INSTRUCTION_SET"):
-        pytest.skip("this is one of those processes")
-    for level in ("1", "3"):
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-            env={**os.environ, "SOUNDING_INSTRUCTION_SET": level},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_ranges_do_not_depend_on_threads() -> None:
