@@ -68,18 +68,21 @@ class Batch:
 
     `targets` holds the token after each one of the same sequence, and IGNORED where there is none
     or no loss is wanted. `lengths` are the sequences' tokens, in order; they add up to t, which is
-    at most rows * sequence_length.
+    at most rows * sequence_length. `middles` are the tokens at the end of each sequence that fill a
+    gap in what stands before.
     """
 
     tokens: Int64[Tensor, " t"]
     targets: Int64[Tensor, " t"]
     lengths: list[int]
+    middles: list[int]
 
 
 @dataclass(frozen=True)
 class _Piece:
     tokens: NDArray[np.int64]
     loss_from: int  # the first token that is a target
+    middle: int = 0  # tokens of the middle that was cut out, which come last, with EOS
 
 
 @dataclass(frozen=True)
@@ -252,7 +255,8 @@ class Loader:
             )
             if len(ids) < self.settings.sequence_length:
                 loss_from = len(ids) - len(middle) if self.settings.middle_only else 0
-                pieces.append(_Piece(np.append(ids, self._eos).astype(np.int64), loss_from))
+                whole = np.append(ids, self._eos).astype(np.int64)
+                pieces.append(_Piece(whole, loss_from, len(middle) + 1))
             else:  # the cuts made too many new tokens, which is rare
                 pieces.append(self._plain(gap.run, True, False))
         return pieces
@@ -268,7 +272,10 @@ def _collate(pieces: list[_Piece]) -> Batch:
     for piece, end, length in zip(pieces, ends.tolist(), lengths, strict=True):
         targets[end - length : end - length + max(0, piece.loss_from - 1)] = IGNORED
     return Batch(
-        tokens=torch.from_numpy(tokens), targets=torch.from_numpy(targets), lengths=lengths
+        tokens=torch.from_numpy(tokens),
+        targets=torch.from_numpy(targets),
+        lengths=lengths,
+        middles=[piece.middle for piece in pieces],
     )
 
 

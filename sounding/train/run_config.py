@@ -42,6 +42,9 @@ class ObjectiveConfig:
     mtp_weight: float = 0.3
     """Of the MTP blocks' loss before the rate decays; where it is 0 they do not even run."""
     mtp_weight_in_decay: float = 0.1
+    middle_weight: float = 1.0
+    """How much a token of a middle counts, where one of ordinary text counts 1: middles are short,
+    and only they teach to look at the text on both sides."""
     balance_weight: float = 1e-4
     """Of the loss that evens out expert load within each sequence."""
     bias_speed: float = 0.001

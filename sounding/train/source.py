@@ -1,7 +1,7 @@
 """Where batches come from: what the trainer asks of a source, and the sources there are."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -40,6 +40,11 @@ class Batch(Protocol):
     def lengths(self) -> list[int]:
         """Tokens of each sequence; sequences do not see each other."""
 
+    @property
+    def middles(self) -> Sequence[int]:
+        """Tokens at the end of each sequence that fill a gap in what stands before; may be empty
+        where there are none."""
+
 
 Source = Callable[[State | None], Iterator[tuple[Batch, State]]]
 """Opens the stream of batches, from its beginning or after the batch that came with a state."""
@@ -52,6 +57,7 @@ class Tokens:
     tokens: Int[Tensor, " t"]
     targets: Int[Tensor, " t"]
     lengths: list[int]
+    middles: Sequence[int] = ()
 
 
 def filled(batch: Batch, size: int) -> Batch:
@@ -66,6 +72,7 @@ def filled(batch: Batch, size: int) -> Batch:
         torch.cat((batch.tokens, batch.tokens.new_zeros(missing))),
         torch.cat((batch.targets, batch.targets.new_full((missing,), IGNORED))),
         [*batch.lengths, missing],
+        [*batch.middles, 0] if batch.middles else (),
     )
 
 

@@ -4,6 +4,7 @@ Losses are sums, so that batches of a step and processes add up; dividing by the
 step is the trainer's first act. Source: spec/training.md 1.3 and 1.4.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from sounding.ops.loss import IGNORED, cross_entropy
 from sounding.ops.norm import upcast
 from sounding.train.run_config import SparsityConfig
 from sounding.train.source import Batch
+
+_MIDDLE_ROWS = 256
 
 
 class Phase(Enum):
@@ -47,12 +50,13 @@ class Counts:
     targets: int = 0
     mtp_targets: int = 0
     tokens: int = 0
+    middles: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*map(sum, zip(self, other, strict=True)))
 
     def __iter__(self) -> Iterator[int]:
-        return iter((self.targets, self.mtp_targets, self.tokens))
+        return iter((self.targets, self.mtp_targets, self.tokens, self.middles))
 
 
 class Losses(NamedTuple):
@@ -62,6 +66,7 @@ class Losses(NamedTuple):
     mtp: Float[Tensor, ""]  # over MTP blocks
     balance: Float[Tensor, ""]  # over tokens and layers
     indexer: Float[Tensor, ""]  # over tokens and CSA layers
+    middles: Float[Tensor, ""]  # the part of `next_token` that belongs to middles
     loads: Int[Tensor, "layers e"]
     """Choices of each expert by tokens: a row per layer, then one per MTP block that ran."""
 
@@ -72,7 +77,9 @@ def count(batch: Batch, mtp_depth: int) -> Counts:
     for _ in range(mtp_depth):
         ahead = token_after(ahead, batch.lengths)
         further += int((ahead != IGNORED).sum())
-    return Counts(int((batch.targets != IGNORED).sum()), further, len(batch.tokens))
+    return Counts(
+        int((batch.targets != IGNORED).sum()), further, len(batch.tokens), sum(batch.middles)
+    )
 
 
 def token_after(targets: Int[Tensor, " t"], lengths: Sequence[int]) -> Int[Tensor, " t"]:
@@ -83,10 +90,13 @@ def token_after(targets: Int[Tensor, " t"], lengths: Sequence[int]) -> Int[Tenso
     return shifted
 
 
-def losses(model: Transformer, batch: Batch, phase: Phase, *, mtp: bool = True) -> Losses:
+def losses(
+    model: Transformer, batch: Batch, phase: Phase, *, mtp: bool = True, middles: bool = False
+) -> Losses:
     """Run a batch and add up its losses; where only the indexer learns, only its own.
 
-    Without `mtp` the MTP blocks do not run: their loss is 0 and their loads are missing.
+    Without `mtp` the MTP blocks do not run: their loss is 0 and their loads are missing. The loss
+    of `middles` is only worked out where it is asked for.
     """
     tokens, targets, lengths = batch.tokens, batch.targets, batch.lengths
     output = model(tokens, lengths, selection=phase.value)
@@ -96,13 +106,37 @@ def losses(model: Transformer, batch: Batch, phase: Phase, *, mtp: bool = True) 
         if routed.index_loss is not None:
             indexer = indexer + routed.index_loss
     if phase is Phase.INDEXER:
-        return Losses(zero, zero, zero, indexer, _loads(output.routing))
-    next_token = cross_entropy(model.hidden(output.streams), model.head.weight, targets)
+        return Losses(zero, zero, zero, indexer, zero, _loads(output.routing))
+    hidden = model.hidden(output.streams)
+    next_token = cross_entropy(hidden, model.head.weight, targets)
+    filled = zero
+    if middles and any(batch.middles):
+        rows, wanted = middle_rows(batch)
+        filled = cross_entropy(hidden[rows], model.head.weight, wanted)
     ahead, drafted = _mtp_loss(model, output.streams, batch) if mtp else (zero, [])
     routing = [*output.routing, *drafted]
     steered = [r for r, gate in zip(routing, gates(model), strict=mtp) if gate.tid2eid is None]
     balance = balance_loss(steered, lengths) if steered else zero
-    return Losses(next_token, ahead, balance, indexer, _loads(routing))
+    return Losses(next_token, ahead, balance, indexer, filled, _loads(routing))
+
+
+def middle_rows(batch: Batch) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
+    """Positions whose targets belong to middles, and these targets.
+
+    Their number goes up in steps, as matrix products are compiled for each shape they meet; what is
+    added has no target.
+    """
+    ends = itertools.accumulate(batch.lengths)
+    rows = [
+        row
+        for end, count in zip(ends, batch.middles, strict=True)
+        for row in range(end - 1 - count, end - 1)
+    ]
+    missing = -len(rows) % _MIDDLE_ROWS
+    positions = torch.tensor(rows + [0] * missing, device=batch.tokens.device)
+    wanted = batch.targets[positions]
+    wanted[len(rows) :] = IGNORED
+    return positions, wanted
 
 
 def next_token_loss(model: Transformer, batch: Batch, phase: Phase) -> Float[Tensor, ""]:
@@ -156,11 +190,16 @@ def balance_loss(routing: Sequence[Routing], lengths: Sequence[int]) -> Float[Te
 
 
 def total_loss(
-    sums: Losses, counts: Counts, *, mtp_weight: float, balance_weight: float
+    sums: Losses,
+    counts: Counts,
+    *,
+    mtp_weight: float,
+    balance_weight: float,
+    middle_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
     """The share of one batch in the loss of a step with these counts."""
     return (
-        sums.next_token / max(1, counts.targets)
+        (sums.next_token + sums.middles * (middle_weight - 1)) / max(1, counts.targets)
         + sums.mtp * (mtp_weight / max(1, counts.mtp_targets))
         + (sums.balance * balance_weight + sums.indexer) / max(1, counts.tokens)
     )

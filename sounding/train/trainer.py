@@ -162,7 +162,7 @@ class Trainer:
     def _to_device(self, batch: Batch) -> Batch:
         batch = filled(batch, self.run_config.data.batch_tokens)
         tokens, targets = (x.to(self.device) for x in (batch.tokens, batch.targets))
-        return Tokens(tokens, targets, list(batch.lengths))
+        return Tokens(tokens, targets, list(batch.lengths), batch.middles)
 
     def _freeze(self, phase: Phase) -> None:
         """While only the indexer learns, nothing else takes a gradient.
@@ -183,15 +183,23 @@ class Trainer:
         two threads in one operation spend much of their time waiting for each other. Gradients are
         added in the order of the batches, so their bits do not depend on who is first.
         """
+        objective = self.run_config.objective
         trained = [param for param in self.model.parameters() if param.requires_grad]
 
         def run(batch: Batch) -> tuple[Losses, Sequence[Tensor | None]]:
-            sums = supervised.losses(self.model, batch, phase, mtp=self._mtp_weight > 0)
+            sums = supervised.losses(
+                self.model,
+                batch,
+                phase,
+                mtp=self._mtp_weight > 0,
+                middles=objective.middle_weight != 1,
+            )
             loss = supervised.total_loss(
                 sums,
                 counts,
                 mtp_weight=self._mtp_weight,
-                balance_weight=self.run_config.objective.balance_weight,
+                balance_weight=objective.balance_weight,
+                middle_weight=objective.middle_weight,
             )
             gradients: Sequence[Tensor | None] = ()
             if loss.requires_grad and self.group.world > 1:
@@ -231,8 +239,8 @@ class Trainer:
 
     def _row(self, total: Losses, counts: Counts, norm: Tensor, phase: Phase) -> Row:
         run = self.run_config
-        scalars = torch.stack([*(value.float() for value in total[:4]), norm.float()]).tolist()
-        next_token, mtp, balance, indexer, gradient_norm = scalars
+        scalars = torch.stack([*(value.float() for value in total[:5]), norm.float()]).tolist()
+        next_token, mtp, balance, indexer, middles, gradient_norm = scalars
         row: Row = {"step": self.step + 1, "tokens": self.tokens + counts.tokens}
         row["phase"] = phase.name.lower()
         row["learning_rate"] = learning_rate(self.step, run.train)
@@ -242,6 +250,8 @@ class Trainer:
             row["loss"] = next_token / max(1, counts.targets)
             if self._mtp_weight > 0:
                 row["mtp_loss"] = mtp / max(1, counts.mtp_targets)
+            if run.objective.middle_weight != 1 and counts.middles:
+                row["middle_loss"] = middles / counts.middles
             row["balance_loss"] = balance / counts.tokens
             row["load_entropy"] = supervised.load_entropy(total.loads)
         if phase is not Phase.DENSE:
