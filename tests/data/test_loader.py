@@ -119,6 +119,13 @@ def test_shorter_pieces_give_a_document_more_middles(dataset: Dataset) -> None:
     assert lengths[len(lengths) // 4] < longest // 2 < lengths[-len(lengths) // 8]
 
 
+def test_middles_are_what_follows_the_end_of_the_question(dataset: Dataset) -> None:
+    end = dataset.tokenizer.id_of(FIM_END)
+    for batch, _ in Loader(dataset, settings(0.5), rows=4).batches(epochs=1):
+        for ids, middle in zip(sequences(batch), batch.middles, strict=True):
+            assert middle == (len(ids) - 1 - ids.index(end) if end in ids else 0)
+
+
 def test_the_rate_is_a_share_of_documents(dataset: Dataset) -> None:
     begin = dataset.tokenizer.id_of(FIM_BEGIN)
     loader = Loader(dataset, settings(0.3, sequence_length=4096), rows=4)

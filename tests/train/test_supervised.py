@@ -78,6 +78,34 @@ def test_losses_are_those_of_each_sequence_alone() -> None:
     assert supervised.count(given, 1) == Counts(count[0], count[1], sum(LENGTHS))
 
 
+def test_middles_weigh_more_as_if_they_had_come_more_often() -> None:
+    model, given = network(), batch()
+    given = dataclasses.replace(given, middles=[3, 0, 40, 0])
+    rows, wanted = supervised.middle_rows(given)
+    ends = list(itertools.accumulate(LENGTHS))
+    expected = [*range(ends[0] - 4, ends[0] - 1), *range(ends[2] - 41, ends[2] - 1)]
+    assert rows[:43].tolist() == expected
+    assert torch.equal(wanted[:43], given.targets[rows[:43]])
+    assert len(rows) == 256 and (wanted[43:] == IGNORED).all()
+
+    counts = supervised.count(given, 1)
+    assert counts.middles == 43
+    sums = supervised.losses(model, given, Phase.DENSE, middles=True)
+    hidden = model.hidden(model(given.tokens, LENGTHS, selection=Selection(dense=True)).streams)
+    loss = functional.cross_entropy(
+        model.logits(hidden[expected]), given.targets[expected], reduction="sum"
+    )
+    assert sums.middles.item() == pytest.approx(loss.item(), rel=1e-5)
+    one, four = (
+        supervised.total_loss(sums, counts, mtp_weight=0.0, balance_weight=0.0, middle_weight=weight)
+        for weight in (1.0, 4.0)
+    )
+    assert (four - one).item() == pytest.approx(3 * loss.item() / counts.targets, rel=1e-4)
+    assert supervised.losses(model, given, Phase.DENSE).middles == 0
+    more = filled(given, sum(LENGTHS) + 5)
+    assert torch.equal(supervised.middle_rows(more)[0], rows)
+
+
 @pytest.mark.parametrize("phase", [Phase.DENSE, Phase.SPARSE])
 def test_filling_a_batch_up_changes_no_loss(phase: Phase) -> None:
     model, given = network(), batch()
