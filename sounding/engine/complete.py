@@ -6,20 +6,17 @@ ordinary characters there. Other files go before the prefix as plain text, becau
 on single documents and never shows the tokens that separate the files of a repository.
 """
 
-import codecs
 import copy
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from sounding.engine.batch import Generate, Request
 from sounding.engine.context import File, relevant_context, settled
 from sounding.engine.endings import (
-    BlockEnding,
     Gap,
     Kind,
-    LineEnding,
     ending_for,
     fits,
     longest_valid,
@@ -27,6 +24,7 @@ from sounding.engine.endings import (
     parses,
     trim,
 )
+from sounding.engine.middle import Middle
 from sounding.engine.sampling import SamplingParams
 from sounding.text.healing import Healer, Healing
 from sounding.text.markup import FIM_BEGIN, FIM_END, FIM_HOLE
@@ -90,9 +88,9 @@ class Fill(NamedTuple):
     """A completion for an engine that is driven by someone else."""
 
     prompt: list[int]
-    answer: "Middle"
+    answer: Middle
     """For the engine to feed, in whatever thread it has."""
-    reader: "Middle"
+    reader: Middle
     """The same, to be fed with the tokens that come back, and to be read."""
     healed: str
     """The end of the prefix, which the answer writes again before it goes on."""
@@ -226,7 +224,7 @@ class Completer:
 
     def _middle(
         self, healing: Healing | None, kind: Kind | None, gap: Gap, settings: Settings
-    ) -> "Middle":
+    ) -> Middle:
         ending = ending_for(kind, gap) if kind is not None else None
         return Middle(self._tokenizer, healing, ending, settings.max_tokens)
 
@@ -348,59 +346,6 @@ def _end_of(text: str, num_tokens: int) -> str:
     step = room // 4
     start = (len(text) - room) // step * step
     return text if start <= 0 else text[text.find("\n", start) + 1 :]
-
-
-class Middle:
-    """One answer in the making: decodes tokens, and stops where its ending says."""
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        healing: Healing | None,
-        ending: LineEnding | BlockEnding | None,
-        max_tokens: int,
-    ) -> None:
-        self.text = ""
-        self.certain = ""
-        """The beginning of the text that will not be taken back; another thread may read it."""
-        self.count = 0
-        self._max_tokens = max_tokens
-        self._tokenizer, self._healing, self._ending = tokenizer, healing, ending
-        self._skip = len(healing.rest) if healing is not None else 0
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._end: int | None = None
-
-    @property
-    def cut_short(self) -> bool:
-        """Whether it would have gone on, but for the number of tokens."""
-        return self._end is None and self.count >= self._max_tokens
-
-    def allowed(self) -> Collection[int] | None:
-        return self._healing.allowed() if self._healing is not None else None
-
-    def push(self, token: int) -> bool:
-        self.count += 1
-        if self._healing is not None and self._healing.rest:
-            self._healing.advance(token)
-        data = self._tokenizer.bytes_of(token)
-        skipped = min(self._skip, len(data))
-        self._skip -= skipped
-        self.text += self._decoder.decode(data[skipped:])
-        if self._ending is not None:
-            self._end = self._ending.find(self.text)
-        if self._end is not None:
-            self.certain = self.text[: self._end]
-        elif isinstance(self._ending, BlockEnding) and self._ending.undecided:
-            self.certain = self.text[: self._ending.at].rstrip()
-        else:
-            self.certain = self.text.rstrip()
-        return self._end is None
-
-    def finish(self) -> str:
-        """The text up to its end, when no more tokens come."""
-        if self._end is not None:
-            return self.text[: self._end]
-        return self.text + self._decoder.decode(b"", final=True)
 
 
 def _sampled(params: SamplingParams, count: int) -> list[SamplingParams]:

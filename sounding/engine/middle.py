@@ -1,0 +1,63 @@
+"""What is written into a gap, while it is being written."""
+
+import codecs
+from collections.abc import Collection
+
+from sounding.engine.endings import BlockEnding, LineEnding
+from sounding.text.healing import Healing
+from sounding.text.tokenizer import Tokenizer
+
+
+class Middle:
+    """One answer in the making: decodes tokens, and stops where its ending says."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        healing: Healing | None,
+        ending: LineEnding | BlockEnding | None,
+        max_tokens: int,
+    ) -> None:
+        self.text = ""
+        self.certain = ""
+        """The beginning of the text that will not be taken back; another thread may read it."""
+        self.count = 0
+        self._max_tokens = max_tokens
+        self._tokenizer, self._healing, self._ending = tokenizer, healing, ending
+        self._skip = len(healing.rest) if healing is not None else 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._end: int | None = None
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether it would have gone on, but for the number of tokens."""
+        return self._end is None and self.count >= self._max_tokens
+
+    def allowed(self) -> Collection[int] | None:
+        """The only tokens that may come next, while a word is healed."""
+        return self._healing.allowed() if self._healing is not None else None
+
+    def push(self, token: int) -> bool:
+        """Take a token; whether another is wanted."""
+        self.count += 1
+        if self._healing is not None and self._healing.rest:
+            self._healing.advance(token)
+        data = self._tokenizer.bytes_of(token)
+        skipped = min(self._skip, len(data))
+        self._skip -= skipped
+        self.text += self._decoder.decode(data[skipped:])
+        if self._ending is not None:
+            self._end = self._ending.find(self.text)
+        if self._end is not None:
+            self.certain = self.text[: self._end]
+        elif isinstance(self._ending, BlockEnding) and self._ending.undecided:
+            self.certain = self.text[: self._ending.at].rstrip()
+        else:
+            self.certain = self.text.rstrip()
+        return self._end is None
+
+    def finish(self) -> str:
+        """The text up to its end, when no more tokens come."""
+        if self._end is not None:
+            return self.text[: self._end]
+        return self.text + self._decoder.decode(b"", final=True)
