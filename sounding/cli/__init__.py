@@ -13,7 +13,7 @@ import click
 COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("models", "Describe a model: layers, parameters, bytes, state."),
     "plan": ("models", "Say what running a model takes beside what this machine has."),
-    "convert": ("models", "Rewrite a checkpoint in another format and report the error made."),
+    "convert": ("conversion", "Rewrite a checkpoint in another format and report the error made."),
     "logits": ("generation", "Compute logits for given tokens."),
     "generate": ("generation", "Continue a prompt, streaming."),
     "bench": ("bench", "Measure prefill and decode beside this machine's limits."),
