@@ -8,7 +8,15 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from sounding import presets as models
 from sounding.config import ModelConfig, QuantizationConfig, parse_config, refuse_unknown
-from sounding.train.run_config import DataConfig, LogConfig, RunConfig, SparsityConfig, TrainConfig
+from sounding.data.fim import FimSettings
+from sounding.train.run_config import (
+    DataConfig,
+    LogConfig,
+    ObjectiveConfig,
+    RunConfig,
+    SparsityConfig,
+    TrainConfig,
+)
 
 # --------------------------------------------------------------------------------------------------
 # Presets
@@ -47,24 +55,44 @@ def copying() -> RunConfig:
 
 
 def nano() -> RunConfig:
-    """The shipped model for code."""
+    """The shipped model for code, in one sitting on two cores of a CPU: see docs/nano.md."""
+    fim = FimSettings(
+        rate=0.8, longest=384, character_share=0.08, rest=0.25, line=0.5, few=0.1, block=0.15
+    )
     return RunConfig(
         name="nano",
         model=models.nano(),
-        data=DataConfig(sequence_tokens=1024, batch_tokens=4096),
+        data=DataConfig(batch_tokens=4096, fim=fim, validation_tokens=16_384),
         train=TrainConfig(
-            steps=20_000,
-            lr=1e-3,
-            final_lr=1e-4,
-            warmup_steps=200,
-            decay_steps=4000,
-            accumulation=4,
+            steps=3000,
+            lr=1.2e-3,
+            final_lr=4e-5,
+            warmup_steps=30,
+            decay_steps=2500,
+            accumulation=2,
         ),
-        sparsity=SparsityConfig(dense_steps=8000, indexer_steps=200),
+        objective=ObjectiveConfig(middle_weight=3.0),
+        sparsity=SparsityConfig(dense_steps=2600, indexer_steps=20),
+        log=LogConfig(validate_every=100, checkpoint_every=50, milestone_every=300),
     )
 
 
-RUNS: dict[str, Callable[[], RunConfig]] = {run.__name__: run for run in (copying, nano)}
+def repeats() -> RunConfig:
+    """An exercise for a `nano` that knows its tokens: to find again what was said before."""
+    return RunConfig(
+        name="repeats",
+        model=models.nano(),
+        data=DataConfig(source="repeats", sequence_tokens=512, batch_tokens=4096),
+        train=TrainConfig(
+            steps=60, lr=2e-3, final_lr=2e-3, warmup_steps=10, decay_steps=0, accumulation=2
+        ),
+        objective=ObjectiveConfig(mtp_weight=0.0),
+        sparsity=SparsityConfig(dense_steps=60),
+        log=LogConfig(validate_every=30, checkpoint_every=20),
+    )
+
+
+RUNS: dict[str, Callable[[], RunConfig]] = {run.__name__: run for run in (copying, nano, repeats)}
 
 
 def named_run(name: str) -> RunConfig:

@@ -5,6 +5,8 @@ does in a step is measured here too.
 """
 
 import dataclasses
+import itertools
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -67,7 +69,7 @@ def ours(workload: Workload) -> Iterator[Step]:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder, repeatable(run.train.deterministic):
         device = torch.device("cpu")
-        yield Trainer(run, Path(folder), _same_batch(workload), device=device).take_step
+        yield Trainer(run, Path(folder), _same_batches(workload), device=device).take_step
 
 
 @contextmanager
@@ -98,14 +100,16 @@ def transformers(workload: Workload) -> Iterator[Step]:
 
 
 def run_of(workload: Workload) -> RunConfig:
-    """A run whose steps are one batch each. Raises ValueError for sequences of one token."""
-    tokens = workload.sequences * workload.sequence_tokens
+    """A run whose steps read all sequences, in as many batches as there are threads, if they go
+    evenly. Raises ValueError for sequences of one token."""
+    batches = _num_batches(workload)
+    tokens = workload.sequences * workload.sequence_tokens // batches
     steps = workload.steps + 1
     return RunConfig(
         name="throughput",
         model=workload.config,
         data=DataConfig(sequence_tokens=workload.sequence_tokens, batch_tokens=tokens),
-        train=TrainConfig(steps=steps, decay_steps=0),
+        train=TrainConfig(steps=steps, decay_steps=0, accumulation=batches),
         sparsity=SparsityConfig(dense_steps=0 if workload.sparse else steps),
     )
 
@@ -117,15 +121,21 @@ def random_tokens(workload: Workload) -> torch.Tensor:
     return torch.randint(workload.config.vocab_size, shape, generator=generator)
 
 
-def _same_batch(workload: Workload) -> Source:
-    tokens = random_tokens(workload)
-    targets = tokens.roll(-1, 1)
-    targets[:, -1] = IGNORED
-    lengths = [workload.sequence_tokens] * workload.sequences
-    batch = Tokens(tokens.flatten(), targets.flatten(), lengths)
+def _num_batches(workload: Workload) -> int:
+    return math.gcd(workload.sequences, torch.get_num_threads())
+
+
+def _same_batches(workload: Workload) -> Source:
+    rows = random_tokens(workload)
+    following = rows.roll(-1, 1)
+    following[:, -1] = IGNORED
+    num_batches = _num_batches(workload)
+    lengths = [workload.sequence_tokens] * (workload.sequences // num_batches)
+    pairs = zip(rows.chunk(num_batches), following.chunk(num_batches), strict=True)
+    batches = [Tokens(said.flatten(), targets.flatten(), lengths) for said, targets in pairs]
 
     def open_stream(state: State | None) -> Iterator[tuple[Tokens, State]]:
-        while True:
+        for batch in itertools.cycle(batches):
             yield batch, {}
 
     return open_stream
