@@ -59,7 +59,6 @@ def language_server(
     and Zed. The model is loaded when the editor has connected, and what goes wrong is shown there.
     """
     from sounding.engine.complete import Settings
-    from sounding.engine.engine import Engine
     from sounding.server.language_server import CodeServer
     from sounding.server.suggest import FromModel, FromServer, through
 
@@ -75,8 +74,7 @@ def language_server(
             return FromServer(server, api_key=key, max_tokens=max_tokens, seconds=seconds)
         settings = Settings(max_tokens=max_tokens, context_tokens=context_tokens, typing=True)
         opened = open_model(model)
-        engine = Engine(opened.network, opened.tokenizer)
-        return FromModel(opened.tokenizer, through(engine), settings, seconds=seconds)
+        return FromModel(opened.tokenizer, through(opened.engine()), settings, seconds=seconds)
 
     if sys.stdin.isatty():
         click.echo("this command is for an editor to start: see docs/editors.md", err=True)
