@@ -24,6 +24,7 @@ from sounding.engine.sampling import SamplingParams
 from sounding.text.tokenizer import Tokenizer
 
 _SENT_CHARACTERS = 50_000  # on either side of the cursor: more than a prompt can hold
+_SENT_STEP = 4096
 _TIMEOUT_SECONDS = 30.0
 _PROMPT_MS = 1000  # for reading a long prompt that is in no cache
 
@@ -167,7 +168,7 @@ class FromServer:
     def __call__(self, ask: Ask, stop: Stop) -> str:
         """See `Suggest`. Raises OSError without a server, ValueError with what it refuses."""
         body = {
-            "input_prefix": ask.gap.prefix[-_SENT_CHARACTERS:],
+            "input_prefix": _end_of(ask.gap.prefix),
             "input_suffix": ask.gap.suffix[:_SENT_CHARACTERS],
             "input_extra": [{"filename": path, "text": text} for path, text in ask.files],
             "stream": False,
@@ -220,3 +221,10 @@ def _content(status: int, text: str, url: str) -> str:
     error = answer.get("error") if isinstance(answer, dict) else None
     reason = error.get("message") if isinstance(error, dict) else error
     raise ValueError(f"{url} answered {status}: {reason or text[:200] or 'nothing'}")
+
+
+def _end_of(text: str) -> str:
+    """As much of a long text as is sent; it begins at the same place for a while as it grows, for
+    the sake of what the server remembers."""
+    start = max(0, len(text) - _SENT_CHARACTERS)
+    return text[start - start % _SENT_STEP :]
