@@ -154,6 +154,8 @@ class TrainConfig:
     """Of the initial weights, the hash tables and the order of data."""
     initial_weights: str | None = None
     """Folder of a checkpoint to begin with instead of random weights; read at step 0 only."""
+    only: str | None = None
+    """Train only parameters whose names begin so, such as `mtp.`; nothing else moves."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """What the network computes in; weights, gradients and moments are float32."""
     qat: bool = False

@@ -223,11 +223,11 @@ def gates(model: Transformer) -> list[Gate]:
 def steer(model: Transformer, loads: Int[Tensor, "layers e"], speed: float) -> None:
     """After a step, move each gate's bias against its load: b += speed * sign(mean - load).
 
-    `loads` are those of the step's whole batch; MTP blocks that did not run have none.
-    Source: spec/training.md 1.3.
+    `loads` are those of the step's whole batch; MTP blocks that did not run have none. Gates that
+    do not learn stay. Source: spec/training.md 1.3.
     """
     for gate, load in zip(gates(model), loads, strict=False):
-        if gate.tid2eid is None:
+        if gate.tid2eid is None and gate.weight.requires_grad:
             gate.bias.add_(torch.sign(load.float().mean() - load), alpha=speed)
 
 

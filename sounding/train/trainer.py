@@ -75,6 +75,14 @@ class Trainer:
         self._data_state: State | None = None
         self._held_out, self._report, self._beside = held_out, report, beside
         self._stopping = False
+        only = run.train.only
+        if only and not any(name.startswith(only) for name, _ in self.model.named_parameters()):
+            raise ValueError(
+                f"train.only = {only!r} begins no parameter's name; they begin with 'layers.0.', "
+                "'mtp.0.', 'embed.', 'head.' and the like"
+            )
+        if only and group.world > 1:
+            raise ValueError("train.only needs a single process: sharded weights learn together")
         if run.train.accumulation % group.world:
             raise ValueError(
                 f"train.accumulation = {run.train.accumulation} must be a multiple of the "
@@ -165,16 +173,18 @@ class Trainer:
         return Tokens(tokens, targets, list(batch.lengths), batch.middles)
 
     def _freeze(self, phase: Phase) -> None:
-        """While only the indexer learns, nothing else takes a gradient.
+        """While only the indexer learns, or what `train.only` names, nothing else takes a gradient.
 
-        No other would get one anyway; this saves keeping what they would be computed from. Sharded
-        parameters cannot be switched so.
+        While the indexer learns nothing else would get one anyway; this saves keeping what they
+        would be computed from. Sharded parameters cannot be switched so.
         """
+        only = self.run_config.train.only or ""
         if self.group.world > 1:
             return
         for name, param in self.model.named_parameters():
             if param.is_floating_point() and not name.endswith("gate.bias"):
-                param.requires_grad_(phase is not Phase.INDEXER or ".indexer." in name)
+                learns = phase is not Phase.INDEXER or ".indexer." in name
+                param.requires_grad_(learns and name.startswith(only))
 
     def _differentiate(self, batches: list[Batch], counts: Counts, phase: Phase) -> list[Losses]:
         """Add every batch's share to the gradients, and return what was summed in each.

@@ -97,7 +97,9 @@ def test_middles_weigh_more_as_if_they_had_come_more_often() -> None:
     )
     assert sums.middles.item() == pytest.approx(loss.item(), rel=1e-5)
     one, four = (
-        supervised.total_loss(sums, counts, mtp_weight=0.0, balance_weight=0.0, middle_weight=weight)
+        supervised.total_loss(
+            sums, counts, mtp_weight=0.0, balance_weight=0.0, middle_weight=weight
+        )
         for weight in (1.0, 4.0)
     )
     assert (four - one).item() == pytest.approx(3 * loss.item() / counts.targets, rel=1e-4)

@@ -234,6 +234,18 @@ def test_batches_side_by_side_give_the_same_bits_every_time(
         torch.testing.assert_close(side_by_side[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_only_what_is_named_moves(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="begins no parameter's name"):
+        trainer(small("train.only=nothing"), tmp_path / "none")
+    one = trainer(small("train.only=mtp.", "sparsity.dense_steps=8"), tmp_path / "mtp")
+    before = {name: param.detach().clone() for name, param in one.model.named_parameters()}
+    losses = [one.take_step()["mtp_loss"] for _ in range(8)]
+    moved = {n for n, p in one.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved and all(name.startswith("mtp.") for name in moved)
+    assert any(name.endswith("gate.bias") for name in moved)
+    assert losses[-1] < losses[0]
+
+
 def test_without_weight_the_mtp_blocks_rest_until_the_decay(tmp_path: Path) -> None:
     settings = ["objective.mtp_weight=0", "objective.mtp_weight_in_decay=0.5"]
     one = trainer(small(*settings, "sparsity.dense_steps=8"), tmp_path)
