@@ -22,6 +22,7 @@ from sounding.cli.measuring import (
     sampling_options,
     sandbox,
     sandbox_options,
+    syntax_option,
 )
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def bpb(
 @common_options
 @_suffix_option
 @sampling_options(64)
+@syntax_option
 @click.option("--per-file", default=5, show_default=True, help="Lines of each file.")
 @click.option(
     "--cursor",
@@ -197,6 +199,7 @@ def mechanisms(
 @click.argument("file", type=_FILE)
 @common_options
 @sampling_options(128)
+@syntax_option
 @sandbox_options
 @click.option(
     "--until",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _COPYISTS = ("copy", "best_copy")
 _PER_FILE = 5
-_HOW: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "heal": True}
+_HOW: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "heal": True, "syntax": True}
 
 
 class _Work:

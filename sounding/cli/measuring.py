@@ -50,6 +50,15 @@ def common_options(command: _Command) -> _Command:
     return command
 
 
+def syntax_option(command: _Command) -> _Command:
+    """Whether Python that an answer leaves incorrect is a reason to try again."""
+    return click.option(
+        "--syntax/--no-syntax",
+        default=True,
+        help="Where an answer leaves Python incorrect, try a few more, as `complete` does.",
+    )(command)
+
+
 def sampling_options(max_tokens: int) -> Callable[[_Command], _Command]:
     """How answers are made."""
     options = [
@@ -171,6 +180,7 @@ def filler(
     top_p: float,
     width: int,
     heal: bool,
+    syntax: bool = False,
 ) -> "Fill":
     """The model as something that fills gaps; refuses bad settings now and not later."""
     from sounding.engine.complete import Completer, Settings
@@ -183,7 +193,7 @@ def filler(
 
     def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
         how = [dataclasses.replace(params, seed=seed) for seed in seeds]
-        return completer.fill([Gap(*gap) for gap in gaps], kind, settings, how)
+        return completer.fill([Gap(*gap) for gap in gaps], kind, settings, how, python=syntax)
 
     return fill
 

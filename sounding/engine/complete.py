@@ -121,12 +121,36 @@ class Completer:
         kind: Kind | None,
         settings: Settings,
         params: Sequence[SamplingParams],
+        *,
+        python: bool = False,
     ) -> Iterator[tuple[int, str]]:
         """Complete many gaps, one way each; yields their number and text as they are done.
 
-        `kind` None goes on to the end of the text. What `complete` does except for other files
-        and looking at syntax: this is what is measured.
+        `kind` None goes on to the end of the text. In `python`, a few more answers are tried where
+        one leaves the source incorrect, and the first that does not is taken. What `complete` does
+        except for other files and cutting lines off: this is what is measured.
         """
+        wrong: dict[int, str] = {}
+        for index, text in self._answers(gaps, kind, settings, params):
+            if python and not _valid(text, gaps[index]):
+                wrong[index] = text
+            else:
+                yield index, text
+        more = [(index, how) for index in wrong for how in _sampled(params[index], _RETRIES)]
+        again = [gaps[index] for index, _ in more]
+        tried = dict(self._answers(again, kind, settings, [how for _, how in more]))
+        for index, text in wrong.items():
+            numbers = (number for number, (of, _) in enumerate(more) if of == index)
+            right = (tried[n] for n in numbers if n in tried and _valid(tried[n], gaps[index]))
+            yield index, next(right, text)
+
+    def _answers(
+        self,
+        gaps: Sequence[Gap],
+        kind: Kind | None,
+        settings: Settings,
+        params: Sequence[SamplingParams],
+    ) -> Iterator[tuple[int, str]]:
         middles = []
         for gap in gaps:
             ids, healing = self._prompt(gap, settings, "")

@@ -179,6 +179,24 @@ def test_many_gaps_at_once() -> None:
     assert list(filled) == [(1, "1"), (0, "0")]
 
 
+def test_gaps_left_incorrect_are_tried_again() -> None:
+    gap = Gap("x = ", "\ny = 2\n")
+
+    def filled(*scripts: str, python: bool = True) -> tuple[list[tuple[int, str]], Author]:
+        author = Author(gap.prefix, *scripts)
+        found = Completer(TOKENIZER, author).fill([gap], "line", SETTINGS, [GREEDY], python=python)
+        return list(found), author
+
+    found, author = filled("= 1", "= 2", "3", "4")
+    assert found == [(0, "3")] and len(author.requests) == 4
+    assert len({request.params.seed for request in author.requests[1:]}) == 3
+    found, author = filled("= 1")  # nothing better comes
+    assert found == [(0, "= 1")] and len(author.requests) == 4
+    for author_says, python in (("= 1", False), ("5", True)):
+        found, author = filled(author_says, python=python)
+        assert found == [(0, author_says)] and len(author.requests) == 1
+
+
 def test_writing_shows_text_as_soon_as_it_is_certain() -> None:
     author = Author("if x:", "\n    a = 1\nelse:\n    b = 2\n\n\nc = 3\n")
     pieces = list(Completer(TOKENIZER, author).write("if x:", SETTINGS, GREEDY, until="block"))
