@@ -136,6 +136,8 @@ class Completer:
                 wrong[index] = text
             else:
                 yield index, text
+        if not wrong:
+            return
         more = [(index, how) for index in wrong for how in _sampled(params[index], _RETRIES)]
         again = [gaps[index] for index, _ in more]
         tried = dict(self._answers(again, kind, settings, [how for _, how in more]))
