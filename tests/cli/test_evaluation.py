@@ -149,7 +149,7 @@ def test_interrupted_lines_are_not_lost(
 ) -> None:
     path, out = tmp_path / "a.py", tmp_path / "out.jsonl"
     path.write_text(TEXT)
-    arguments = ("eval", "lines", path, "--model", model, "--out", out)
+    arguments = ("eval", "lines", path, "--model", model, "--out", out, "--no-syntax")
     write = Scholar.__call__
 
     def interrupted(self: Scholar, requests: Sequence[Request]) -> Iterator[tuple[int, bool]]:
