@@ -5,6 +5,7 @@ model's own headers, the results of `eval ... --json`. Nothing is typed in but `
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -214,17 +215,15 @@ def _training(facts: Facts) -> list[str]:
     run, train = facts.run, facts.run.train
     seconds, trained = _time(facts.rows)
     bits = [row["bits_per_byte"] for row in facts.rows if "bits_per_byte" in row]
-    sparsity = run.sparsity
     rows = {
         "steps": f"{facts.step:,} of {train.steps:,}",
         "tokens": f"{facts.tokens:,}, at most {run.data.batch_tokens * train.accumulation:,} a "
         f"step, in sequences of up to {run.data.sequence_tokens:,}",
         "time": f"{seconds / 3600:.1f} hours, {trained / max(seconds, 1e-9):,.0f} tokens/s",
-        "learning rate": f"{train.lr:g}, {train.warmup_steps:,} steps of warm-up, a cosine to "
-        f"{train.final_lr:g} over the last {train.decay_steps:,}",
-        "attention": f"dense for {sparsity.dense_steps:,} steps, then {sparsity.indexer_steps:,} "
-        "for the indexer alone, then sparse",
-        "filling in": f"{run.data.fim.rate:.0%} of documents rearranged",
+        "learning rate": _rates(facts.rows),
+        "attention": _phases(facts.rows),
+        "filling in": f"{run.data.fim.rate:.0%} of documents rearranged, their middles weighing "
+        f"{run.objective.middle_weight:g} times as much",
         "computed in": train.dtype + (", quantization-aware" if train.qat else ""),
         "skipped steps": f"{sum(row.get('event') == 'skipped' for row in facts.rows):,}",
     }
@@ -233,6 +232,21 @@ def _training(facts: Facts) -> list[str]:
     if bits:
         rows["held out"] = f"{bits[-1]:.4f} bits per byte at the last validation, unquantized"
     return [*_table(("", ""), rows.items()), *(line for note in facts.notes for line in ("", note))]
+
+
+def _rates(rows: "Sequence[Row]") -> str:
+    """The rates as they were, which settings that changed on the way do not say."""
+    rates = [row["learning_rate"] for row in rows if "loss" in row]
+    if not rates:
+        return "none recorded"
+    quarters = [rates[len(rates) * part // 4 - (part == 4)] for part in range(5)]
+    return "after each quarter of the steps " + ", ".join(f"{rate:.2g}" for rate in quarters[1:])
+
+
+def _phases(rows: "Sequence[Row]") -> str:
+    steps = Counter(row["phase"] for row in rows if "phase" in row)
+    said = {"dense": "dense", "indexer": "for the indexer alone", "sparse": "sparse"}
+    return ", ".join(f"{steps[name]:,} steps {text}" for name, text in said.items() if steps[name])
 
 
 def _time(rows: "Sequence[Row]") -> tuple[float, int]:

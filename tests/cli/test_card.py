@@ -134,6 +134,8 @@ def test_the_card_says_what_the_files_say(made: Path, shipped: Path, tmp_path: P
         f"| step 2 | 2 | {rows[0]['tokens']} |",
         f"{rows[0]['bits_per_byte']['value']:.4f} (",
         "On two cores.",
+        "| attention | 1 steps dense,",
+        "| learning rate | after each quarter of the steps",
         "sequences of up to 160 tokens",
     ):
         assert part in text, part
