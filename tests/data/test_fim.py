@@ -1,6 +1,7 @@
 """Middles: each kind of span is what it is called, on layouts of any kind."""
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ def cut(text: str, rng: random.Random, settings: FimSettings) -> tuple[str, str,
 
 
 def only(kind: str) -> FimSettings:
-    weights = dict.fromkeys(("rest", "line", "few", "block"), 0.0)
+    weights: dict[str, Any] = dict.fromkeys(("rest", "line", "few", "block"), 0.0)
     weights[kind] = 1.0
     return FimSettings(character_share=0.0, **weights)
 
@@ -110,8 +111,9 @@ def test_shares_of_kinds() -> None:
         ({"character_share": -1.0}, "character_share = -1.0"),
         ({"rest": 0.0, "line": 0.0, "few": 0.0, "block": 0.0}, "must be weights"),
         ({"rest": -1.0}, "must be weights"),
+        ({"longest": 127}, "longest = 127 must be at least 128, or none"),
     ],
 )
-def test_settings_that_make_no_sense(settings: dict[str, float], message: str) -> None:
+def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FimSettings(**settings)
