@@ -9,13 +9,9 @@ import itertools
 import json
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +19,7 @@ from torch import Tensor
 from sounding.train import checkpoint, supervised
 from sounding.train.checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME
 from sounding.train.guard import Guard
+from sounding.train.interrupt import Interrupt
 from sounding.train.metrics import Metrics, Row
 from sounding.train.network import build_network
 from sounding.train.numerics import for_throughput, repeatable
@@ -74,7 +71,7 @@ class Trainer:
         self.metrics = Metrics(folder / METRICS_NAME)
         self._data_state: State | None = None
         self._held_out, self._report, self._beside = held_out, report, beside
-        self._stopping = False
+        self._interrupt = Interrupt()
         only = run.train.only
         if only and not any(name.startswith(only) for name, _ in self.model.named_parameters()):
             raise ValueError(
@@ -105,8 +102,8 @@ class Trainer:
         """
         run, log = self.run_config, self.run_config.log
         started, measured = time.monotonic(), self.tokens
-        with repeatable(run.train.deterministic), self._stop_on_signals():
-            while self.step < run.train.steps and not self.group.any(self._stopping):
+        with repeatable(run.train.deterministic), self._interrupt.listening():
+            while self.step < run.train.steps and not self.group.any(self._interrupt.requested):
                 row = self.take_step()
                 if self.guard.gives_up:
                     self._roll_back()
@@ -403,22 +400,3 @@ class Trainer:
         self.optimizers.load_state_tensors(saved.optimizer)
         self.step, self.tokens = int(saved.state["step"]), int(saved.state["tokens"])
         return saved.state
-
-    @contextmanager
-    def _stop_on_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: Any) -> None:
-            if self._stopping:
-                raise KeyboardInterrupt
-            logger.warning("stopping after this step; interrupt again to stop at once, unsaved")
-            self._stopping = True
-
-        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)

@@ -52,7 +52,7 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoint(tmp_path: Path, model: Pa
     trainer(run, tmp_path / "whole").train()
 
     def stop(row: Row) -> None:
-        first._stopping = row["step"] == 4
+        first._interrupt.requested = row["step"] == 4
 
     first = Trainer(run, tmp_path / "stopped", open_source(run), device=CPU, report=stop)
     assert not first.train()

@@ -1,0 +1,40 @@
+"""Ctrl-C, or a request to terminate, while a run is training."""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+
+class Interrupt:
+    """Whether somebody wants the run to stop."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the first signal as a request, and let a second one raise KeyboardInterrupt.
+
+        Only the main thread hears signals; in another one nothing changes.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: Any) -> None:
+            if self.requested:
+                raise KeyboardInterrupt
+            _log.warning("stopping after this step; interrupt again to stop at once, unsaved")
+            self.requested = True
+
+        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
