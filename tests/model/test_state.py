@@ -255,7 +255,7 @@ def test_constant_bytes(preset: Callable[[], ModelConfig]) -> None:
     config = preset()
     plain = config.head_dim - config.qk_rope_head_dim
     entry = plain + 2 * config.qk_rope_head_dim + 8 * -(-plain // 64 // 8)
-    expected = 128 * entry * (config.num_hidden_layers + config.num_mtp_layers)
+    expected = config.sliding_window * entry * (config.num_hidden_layers + config.num_mtp_layers)
     for ratio in config.ratios:
         if ratio == 128:
             expected += 128 * 2 * config.head_dim * 4
