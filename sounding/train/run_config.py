@@ -125,6 +125,11 @@ class DataConfig:
     validation_tokens: int = 65536
     """At most so many held-out tokens are read by a validation."""
 
+    @property
+    def rows(self) -> int:
+        """Longest sequences that fit into a batch."""
+        return self.batch_tokens // self.sequence_tokens
+
     def __post_init__(self) -> None:
         _require(self, "sequence_tokens", self.sequence_tokens >= 2, "at least 2")
         rule = f"a multiple of sequence_tokens = {self.sequence_tokens}"

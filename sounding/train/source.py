@@ -92,9 +92,8 @@ def open_source(run: RunConfig, rank: int = 0, world: int = 1) -> Source:
     Raises ValueError when the run names no dataset, or one whose tokens the model does not know.
     """
     data = run.data
-    rows = data.batch_tokens // data.sequence_tokens
     if data.source == "copying":
-        whole = copying(run.model.vocab_size, data.sequence_tokens, rows, run.train.seed)
+        whole = copying(run.model.vocab_size, data.sequence_tokens, data.rows, run.train.seed)
         return _dealt(whole, rank, world)
     if data.path is None:
         raise ValueError(
@@ -103,7 +102,7 @@ def open_source(run: RunConfig, rank: int = 0, world: int = 1) -> Source:
         )
     if data.source == "repeats":
         tokens = _dataset(data.path, run).tokens
-        return _dealt(repeats(tokens, data.sequence_tokens, rows, run.train.seed), rank, world)
+        return _dealt(repeats(tokens, data.sequence_tokens, data.rows, run.train.seed), rank, world)
     dataset = _dataset(data.path, run)
     if data.more is not None:
         dataset = dataset.joined(_dataset(data.more, run), data.more_times)
@@ -163,8 +162,7 @@ def _loader(
         fim=fim,
         split_rate=split_rate,
     )
-    rows = data.batch_tokens // data.sequence_tokens
-    return Loader(dataset, settings, rows=rows, rank=rank, world=world)
+    return Loader(dataset, settings, rows=data.rows, rank=rank, world=world)
 
 
 def _dataset(path: str, run: RunConfig) -> Dataset:

@@ -1,30 +1,21 @@
 """Batches of one process on several threads: order, threads, errors."""
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 from sounding.train.side_by_side import side_by_side
 
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def test_two_run_at_once_with_one_thread_each_and_results_keep_their_order() -> None:
     both = threading.Barrier(2, timeout=30)
 
     def work(item: int) -> tuple[int, int, str]:
-        if item == 0:
+        if item < 2:
             both.wait()  # returns only if the other is here at the same time
-        elif item == 1:
-            both.wait()
         return item, torch.get_num_threads(), threading.current_thread().name
 
     done = list(side_by_side(work, range(4), threaded=True))

@@ -210,14 +210,6 @@ def test_accumulated_batches_have_the_gradient_of_one_large_batch(tmp_path: Path
         torch.testing.assert_close(gradient, whole[name], rtol=1e-3, atol=1e-6, msg=name)
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_batches_side_by_side_give_the_same_bits_every_time(
     tmp_path: Path, two_threads: None
 ) -> None:

@@ -2,7 +2,8 @@
 // namespace of its own, and chooses among them when a kernel runs.
 //
 // The compiler's `target_clones` would be shorter, but it lowers some of what is written on vectors,
-// comparisons above all, for the lowest set before it makes the clones. Templates of the standard library are compiled for the lowest set, outside.
+// comparisons above all, for the lowest set before it makes the clones. Templates of the standard
+// library are compiled for the lowest set, outside.
 #pragma once
 
 #include <algorithm>
