@@ -96,14 +96,16 @@ def select_entries(
     Source: spec/architecture.md 7.
     """
     limit = min(limit, keys.shape[0])
+    # One tensor for all tiles: kept one by one between their large scores, which are freed, they
+    # would leave the heap full of holes, gigabytes for a long chunk.
+    chosen = torch.empty(q.shape[0], limit, dtype=torch.int64, device=q.device)
     tile = max(1, SCORE_BUDGET // max(1, q.shape[1] * keys.shape[0]))
-    chosen = []
     for low in range(0, q.shape[0], tile):
         rows = slice(low, low + tile)
         visible = keys[: (start + min(low + tile, q.shape[0])) // ratio]
         scores = index_scores(q[rows], weights[rows], visible, start=start + low, ratio=ratio)
-        chosen.append(top_k(scores, limit))
-    return torch.cat(chosen) if chosen else q.new_zeros(0, limit, dtype=torch.int64)
+        chosen[rows] = top_k(scores, limit)
+    return chosen
 
 
 def index_scores(
