@@ -1,4 +1,4 @@
-// The product of multiply.h without tiles, and pieces of work for both ways.
+// The product of multiply.h without tiles, and strips of work for both ways.
 
 #define KERNELS "inference/multiply.cpp"
 #ifndef TARGET
@@ -6,6 +6,8 @@
 #include "multiply.h"
 
 #include <algorithm>
+#include <array>
+#include <vector>
 
 #include "features.h"
 #include "rounding.h"
@@ -14,8 +16,7 @@
 
 namespace {
 
-constexpr int64_t ROWS = 64;       // of a weight, in one piece of work
-constexpr int64_t TOKENS = 512;    // rows of a panel that stay in the second-level cache
+constexpr int64_t TOKENS = 512;  // rows of a panel that stay in the second-level cache
 
 // Columns of one row in the panel's order, rounded where the weight wants that, zero behind.
 const BFloat16* ordered(const Panel& panel, const BFloat16* x, BFloat16* room) {
@@ -35,18 +36,28 @@ const BFloat16* ordered(const Panel& panel, const BFloat16* x, BFloat16* room) {
     return room;
 }
 
-void multiply_plain(const Product& p, int64_t low, int64_t rows) {
+void multiply_plain(const Strip& strip) {
     thread_local static Arena arena;
     Scope scope(arena);
     constexpr int64_t STEP = 16;
-    const int64_t columns = p.x.columns;
+    const Product& p = strip.product;
+    const int64_t columns = p.x.columns, end = strip.row + strip.rows;
     BFloat16* w = arena.take<BFloat16>(STEP * columns);
-    for (int64_t row = low; row < low + rows; row += STEP) {
-        const int64_t count = std::min(STEP, low + rows - row);
+    for (int64_t row = strip.row; row < end; row += STEP) {
+        const int64_t count = std::min(STEP, end - row);
+        const uint8_t* soon = p.weight.values + (row + count) * p.weight.row_bytes;
         for (int64_t k = 0; k < columns; k += SCALE_TILE)
-            unpack(p.weight, row, count, k, std::min(SCALE_TILE, columns - k), w + k, columns);
+            soon = unpack(p.weight, row, count, k, std::min(SCALE_TILE, columns - k), w + k,
+                          columns, soon);
         CALL(multiply_unpacked, p.x.data, p.x.tokens, w, count, columns, p.out + row, p.stride);
     }
+}
+
+void multiply_strips(const Strip* strips, int64_t count) {
+    if (has_tiles())
+        multiply_tiles(strips, count);
+    else
+        for (int64_t i = 0; i < count; i++) multiply_plain(strips[i]);
 }
 
 }  // namespace
@@ -83,43 +94,61 @@ void fill(const Panel& panel, const BFloat16* x, int64_t stride, int threads,
     });
 }
 
+namespace {
+
+// Where `low` is a multiple of STRIP.
+Strip strip_at(const Product& product, int64_t low, int64_t high) {
+    return {product, low, std::min(STRIP, high - low)};
+}
+
+int64_t strips_of(const Weight& weight) { return (weight.rows + STRIP - 1) / STRIP; }
+
+int64_t strips_of(const Product& product) {
+    return strips_of(product.weight) * ((product.x.tokens + TOKENS - 1) / TOKENS);
+}
+
+// Strip `index` of all products in one list, times at most TOKENS of a panel.
+Strip find_strip(const Product* products, int64_t index) {
+    for (; index >= strips_of(*products); products++) index -= strips_of(*products);
+    Product part = *products;
+    const int64_t in_weight = strips_of(part.weight), first = index / in_weight * TOKENS;
+    part.x.data += first * part.x.columns;
+    part.x.tokens = std::min(TOKENS, part.x.tokens - first);
+    part.out += first * part.stride;
+    return strip_at(part, index % in_weight * STRIP, part.weight.rows);
+}
+
+}  // namespace
+
 void multiply_rows(const Product& product, int64_t low, int64_t high) {
-    for (int64_t row = low; row < high; row += ROWS) {
-        const int64_t rows = std::min(ROWS, high - row);
-        if (has_tiles())
-            multiply_tiles(product, row, rows);
-        else
-            multiply_plain(product, row, rows);
+    std::array<Strip, 8> some;
+    while (low < high) {
+        size_t count = 0;
+        for (; low < high && count < some.size(); low += STRIP)
+            some[count++] = strip_at(product, low, high);
+        multiply_strips(some.data(), int64_t(count));
     }
 }
 
 void multiply(const Product* products, int64_t count, int threads) {
-    // Pieces of all products in one list: 64 rows of a weight times at most TOKENS of a panel.
-    int64_t pieces = 0;
-    for (int64_t i = 0; i < count; i++)
-        pieces += (products[i].weight.rows + ROWS - 1) / ROWS *
-                  ((products[i].x.tokens + TOKENS - 1) / TOKENS);
-    // Several neighbours at once: what is asked for ahead then is what comes next.
-    const int64_t grain = std::max<int64_t>(1, pieces / (8 * threads));
-    parallel_for(pieces, grain, threads, [&](int64_t begin, int64_t end) {
-        int64_t skip = begin;
-        for (int64_t i = 0; i < count && begin < end; i++) {
-            Product part = products[i];
-            const int64_t strips = (part.weight.rows + ROWS - 1) / ROWS;
-            const int64_t own = strips * ((part.x.tokens + TOKENS - 1) / TOKENS);
-            if (skip >= own) {
-                skip -= own;
-                continue;
-            }
-            const int64_t first = skip / strips * TOKENS, row = skip % strips * ROWS;
-            part.x.data += first * part.x.columns;
-            part.x.tokens = std::min(TOKENS, part.x.tokens - first);
-            part.out += first * part.stride;
-            multiply_rows(part, row, std::min(row + ROWS, part.weight.rows));
-            begin++;
-            skip++;
-            i--;  // the next piece may be of the same product
-        }
+    int64_t total = 0;
+    for (int64_t i = 0; i < count; i++) total += strips_of(products[i]);
+    // Memory is fastest in order, and what a range begins with was not asked for ahead. So each
+    // thread takes most of its share at once, and small ranges make up for one that falls behind.
+    const int64_t large = total * 7 / 8 / threads, rest = total - large * threads;
+    const int64_t small = large > 0 ? (rest + 2 * threads - 1) / (2 * threads) : 1;
+    const int64_t heads = large > 0 ? threads : 0;  // large ranges, which come first
+    auto begin_of = [&](int64_t range) {
+        return range <= heads ? range * large
+                              : std::min(total, heads * large + (range - heads) * small);
+    };
+    const int64_t ranges = large > 0 ? 3 * threads : total;
+    parallel_for(ranges, 1, threads, [&](int64_t range, int64_t) {
+        const int64_t begin = begin_of(range), end = begin_of(range + 1);
+        thread_local static std::vector<Strip> some;
+        some.clear();
+        for (int64_t i = begin; i < end; i++) some.push_back(find_strip(products, i));
+        multiply_strips(some.data(), end - begin);
     });
 }
 

@@ -47,8 +47,17 @@ struct Product {
 
 // All products, on up to `threads` threads.
 void multiply(const Product* products, int64_t count, int threads);
-// Rows [low, high) of the weight, on the calling thread; low is a multiple of 64.
+// Rows [low, high) of the weight, on the calling thread; low is a multiple of STRIP.
 void multiply_rows(const Product& product, int64_t low, int64_t high);
 
-// The part with tiles: `rows` (at most 64) of the weight from `low` on.
-void multiply_tiles(const Product& product, int64_t low, int64_t rows);
+// At most STRIP rows of a weight times a panel: what one thread does at a time.
+struct Strip {
+    Product product;
+    int64_t row, rows;
+
+    const uint8_t* begin() const { return product.weight.values + row * product.weight.row_bytes; }
+};
+
+// The part with tiles: strips one after the other. What each reads is asked for from memory while
+// the one before it is at work.
+void multiply_tiles(const Strip* strips, int64_t count);

@@ -4,16 +4,19 @@
 // order in which an output's terms are added is the instruction's and that of the steps.
 
 #include "multiply.h"
+
+#include <algorithm>
+#include <utility>
+
 #include "tiles.h"
 
 #ifdef WITH_TILES
 
 namespace {
 
-constexpr int64_t STRIP = 64;   // outputs in flight: four tiles, which hides the unit's latency
-constexpr int64_t STEP = 512;   // columns unpacked at a time for few tokens
+constexpr int64_t STEP = 128;  // columns unpacked at a time for few tokens
 
-// Tiles 0 to 3 accumulate, 4 and 5 hold weights, 6 and 7 tokens; 1, 3 and 7 are for a second block.
+// A strip is four tiles in flight, which hides the unit's latency. Tiles 0 to 3 accumulate, 4 and 5 hold weights, 6 and 7 tokens; 1, 3 and 7 are for a second block.
 TILES void configure(int64_t tokens) {
     const int64_t t = tokens;
     configure_tiles({16, 16, 16, 16, 16, 16, 16, 16}, {t, t, t, t, 16, 16, t, t});
@@ -33,16 +36,15 @@ TILES void write(const float* tile, int64_t rows, int64_t tokens, float* out, in
     for (int64_t t = 0; t < tokens; t++) _mm512_mask_storeu_ps(out + t * stride, kept, r[t]);
 }
 
-// One block of at most sixteen tokens times 64 outputs. `direct` says that the weight is read from
-// where it is stored: then the next 64 rows of it are asked for.
+// One block of at most sixteen tokens times 64 outputs. Where the weight
+// is read from where it is stored, as much is asked for from `soon` on.
 TILES INLINE void one_block(const BFloat16* w, int64_t w_bytes, const BFloat16* x, int64_t tokens,
-                            int64_t columns, bool direct) {
+                            int64_t columns, const uint8_t* soon = nullptr) {
     const int64_t below = 16 * w_bytes;
     const uint8_t* at = reinterpret_cast<const uint8_t*>(w);
     for (int64_t k = 0; k < columns; k += 32) {
-        if (direct)
-            for (int64_t row = STRIP; row < 2 * STRIP; row++)
-                _mm_prefetch(at + 2 * k + row * w_bytes, _MM_HINT_T1);
+        if (soon != nullptr)
+            for (int64_t row = 0; row < STRIP; row++, soon += 64) _mm_prefetch(soon, _MM_HINT_T1);
         _tile_loadd(6, x + k * tokens, 4 * tokens);
         _tile_loadd(4, at + 2 * k, w_bytes);
         _tile_dpbf16ps(0, 4, 6);
@@ -71,101 +73,138 @@ TILES INLINE void two_blocks(const BFloat16* w, int64_t w_bytes, const BFloat16*
     }
 }
 
-struct Strip {
-    const Product& p;
-    int64_t row, rows;
-    float* tile;  // room for one
+TILES INLINE void zero() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
 
-    TILES void zero() const {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
+// Accumulator `number` belongs to outputs from 16 * part on and to tokens of a block.
+TILES void store(const Strip& strip, int number, int64_t part, int64_t block) {
+    const Product& p = strip.product;
+    const int64_t left = strip.rows - 16 * part;
+    if (left <= 0) return;
+    const int64_t tokens = p.x.in_block(block);
+    float room[256];
+    float* to = p.out + block * Panel::BLOCK * p.stride + strip.row + 16 * part;
+    const bool straight = tokens == 1 && left >= 16;  // a column is what `out` wants
+    float* through = straight ? to : room;
+    switch (number) {  // tile numbers are part of the instruction
+        case 0: _tile_stored(0, through, 4 * tokens); break;
+        case 1: _tile_stored(1, through, 4 * tokens); break;
+        case 2: _tile_stored(2, through, 4 * tokens); break;
+        default: _tile_stored(3, through, 4 * tokens);
     }
+    if (!straight) write(room, left < 16 ? left : 16, tokens, to, p.stride);
+}
 
-    // Accumulator `number` belongs to outputs from 16 * part on and to tokens of a block.
-    TILES void store(int number, int64_t part, int64_t block) const {
-        const int64_t left = rows - 16 * part;
-        if (left <= 0) return;
-        const int64_t tokens = p.x.in_block(block);
-        switch (number) {  // tile numbers are part of the instruction
-            case 0: _tile_stored(0, tile, 4 * tokens); break;
-            case 1: _tile_stored(1, tile, 4 * tokens); break;
-            case 2: _tile_stored(2, tile, 4 * tokens); break;
-            default: _tile_stored(3, tile, 4 * tokens);
-        }
-        float* to = p.out + block * Panel::BLOCK * p.stride + row + 16 * part;
-        write(tile, left < 16 ? left : 16, tokens, to, p.stride);
-    }
+// Whether a weight is multiplied from where it is stored.
+bool direct(const Strip& strip) {
+    const Weight& weight = strip.product.weight;
+    return weight.format == BFLOAT16 && strip.rows == STRIP &&
+           strip.product.x.columns == weight.columns;
+}
 
-    TILES void last_block(const BFloat16* w, int64_t stride, int64_t block, bool direct) const {
-        configure(p.x.in_block(block));
-        one_block(w, 2 * stride, p.x.block(block), p.x.in_block(block), p.x.columns, direct);
-        for (int part = 0; part < 4; part++) store(part, part, block);
-    }
+// Whether there are so few tokens that a weight is better unpacked a few columns at a time.
+bool few(const Strip& strip) { return strip.product.x.blocks() == 1 && !direct(strip); }
 
-    TILES void block_pairs(const BFloat16* w, int64_t stride, int64_t blocks) const {
-        configure(16);
-        for (int64_t half = 0; half < rows; half += 32)
-            for (int64_t block = 0; block < blocks; block += 2) {
-                zero();
-                two_blocks(w + half * stride, 2 * stride, p.x.block(block), p.x.block(block + 1),
-                           p.x.columns);
-                for (int i = 0; i < 4; i++) store(i, half / 16 + i / 2, block + i % 2);
+// What the columns of a strip from k on are unpacked to, by parts of sixteen rows.
+TILES INLINE const uint8_t* unpack_part(const Strip& strip, int64_t part, int64_t k, BFloat16* w,
+                                        const uint8_t* soon) {
+    const int64_t row = 16 * part, rows = std::min<int64_t>(16, strip.rows - row);
+    if (rows <= 0) return soon;
+    return unpack(strip.product.weight, strip.row + row, rows, k,
+                  std::min(STEP, strip.product.x.columns - k), w + row * STEP, STEP, soon);
+}
+
+// Pieces with few tokens: weights are unpacked some columns at a time, which stay in the
+// first-level cache, while the accumulators stay in their tiles. The columns that come next, of this
+// strip or the next one, are unpacked between the products of these: neither waits for the other.
+// Rows that a strip lacks are whatever lies there; their products are not stored.
+TILES void multiply_few(const Strip* strips, int64_t count, const uint8_t* after, Arena& arena) {
+    BFloat16* now = arena.take<BFloat16>(STRIP * STEP);
+    BFloat16* then = arena.take<BFloat16>(STRIP * STEP);
+    auto behind = [&](int64_t i) { return i + 1 < count ? strips[i + 1].begin() : after; };
+    const uint8_t* soon = behind(0);
+    for (int64_t part = 0; part < 4; part++) soon = unpack_part(strips[0], part, 0, then, soon);
+    int64_t configured = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const Panel& x = strips[i].product.x;
+        if (x.tokens != configured)
+            configure(configured = x.tokens);
+        else
+            zero();
+        for (int64_t k = 0; k < x.columns; k += STEP) {
+            std::swap(now, then);
+            const bool last = k + STEP >= x.columns;
+            const Strip* next = !last ? strips + i : i + 1 < count ? strips + i + 1 : nullptr;
+            if (last && next != nullptr) soon = behind(i + 1);
+            for (int64_t part = 0; part < 4; part++) {
+                const int64_t at = k + 32 * part;
+                if (at < x.columns)
+                    one_block(now + 32 * part, 2 * STEP, x.data + at * x.tokens, x.tokens, 32);
+                if (next != nullptr)
+                    soon = unpack_part(*next, part, last ? 0 : k + STEP, then, soon);
             }
+        }
+        for (int part = 0; part < 4; part++) store(strips[i], part, part, 0);
     }
-};
+}
 
-// Few tokens: weights are unpacked some columns at a time, which stay in the first-level cache,
-// while the accumulators stay in their tiles.
-TILES void multiply_few(const Strip& strip, Arena& arena) {
-    const Product& p = strip.p;
-    const int64_t columns = p.x.columns, tokens = p.x.tokens;
-    BFloat16* w = arena.take<BFloat16>(STRIP * STEP);
-    if (strip.rows < STRIP) std::fill(w, w + STRIP * STEP, BFloat16{0});
-    configure(tokens);
-    for (int64_t k = 0; k < columns; k += STEP) {
-        const int64_t count = columns - k < STEP ? columns - k : STEP;
-        unpack(p.weight, strip.row, strip.rows, k, count, w, STEP);
-        one_block(w, 2 * STEP, p.x.data + k * tokens, tokens, count, false);
+TILES void multiply_many(const Strip& strip, const uint8_t* soon, Arena& arena) {
+    const Product& p = strip.product;
+    const int64_t columns = p.x.columns;
+    const BFloat16* w = reinterpret_cast<const BFloat16*>(strip.begin());
+    int64_t stride = p.weight.row_bytes / 2;
+    if (!direct(strip)) {
+        stride = columns + 32;  // rows a power of two apart would compete for the same cache lines
+        BFloat16* room = arena.take<BFloat16>(STRIP * stride);
+        if (strip.rows < STRIP) std::fill(room, room + STRIP * stride, BFloat16{0});
+        unpack(p.weight, strip.row, strip.rows, 0, columns, room, stride, soon);
+        soon = nullptr;
+        w = room;
     }
-    for (int part = 0; part < 4; part++) strip.store(part, part, 0);
+    const int64_t pairs = p.x.tokens / 32 * 2;
+    if (pairs > 0) configure(16);
+    for (int64_t half = 0; half < strip.rows; half += 32)
+        for (int64_t block = 0; block < pairs; block += 2) {
+            zero();
+            two_blocks(w + half * stride, 2 * stride, p.x.block(block), p.x.block(block + 1),
+                       columns);
+            for (int i = 0; i < 4; i++) store(strip, i, half / 16 + i / 2, block + i % 2);
+        }
+    for (int64_t block = pairs; block < p.x.blocks(); block++) {
+        configure(p.x.in_block(block));
+        one_block(w, 2 * stride, p.x.block(block), p.x.in_block(block), columns, soon);
+        for (int part = 0; part < 4; part++) store(strip, part, part, block);
+    }
 }
 
 }  // namespace
 
-TILES void multiply_tiles(const Product& p, int64_t row, int64_t rows) {
+TILES void multiply_tiles(const Strip* strips, int64_t count) {
     thread_local static Arena arena;
-    Scope scope(arena);
-    const int64_t columns = p.x.columns;
-    const Strip strip{p, row, rows, arena.take<float>(256)};
-    const bool direct = p.weight.format == BFLOAT16 && rows == STRIP &&
-                        columns == p.weight.columns;
-    const BFloat16* w;
-    int64_t stride;
-    if (direct) {
-        stride = p.weight.row_bytes / 2;
-        w = reinterpret_cast<const BFloat16*>(p.weight.values + row * p.weight.row_bytes);
-    } else if (p.x.blocks() == 1) {
-        multiply_few(strip, arena);
-        _tile_release();
-        return;
-    } else {
-        stride = columns + 32;  // rows a power of two apart would compete for the same cache lines
-        BFloat16* room = arena.take<BFloat16>(STRIP * stride);
-        if (rows < STRIP) std::fill(room, room + STRIP * stride, BFloat16{0});
-        unpack(p.weight, row, rows, 0, columns, room, stride);
-        w = room;
+    for (int64_t i = 0; i < count;) {
+        Scope scope(arena);
+        int64_t end = i;
+        while (end < count && few(strips[end])) end++;
+        const bool alone = end == i;
+        end += alone;
+        const Weight& last = strips[end - 1].product.weight;
+        const uint8_t* after = end < count ? strips[end].begin()
+                                           : strips[end - 1].begin() + STRIP * last.row_bytes;
+        if (alone)
+            multiply_many(strips[i], after, arena);
+        else
+            multiply_few(strips + i, end - i, after, arena);
+        i = end;
     }
-    const int64_t full = p.x.tokens / 16 / 2 * 2;
-    if (full > 0) strip.block_pairs(w, stride, full);
-    for (int64_t block = full; block < p.x.blocks(); block++)
-        strip.last_block(w, stride, block, direct);
     _tile_release();
 }
 
 #else
 
-void multiply_tiles(const Product&, int64_t, int64_t) {}
+void multiply_tiles(const Strip*, int64_t) {}
 
 #endif

@@ -77,7 +77,7 @@ void decode_fp8(const uint8_t* codes, const uint8_t* scales, int64_t count, int6
         part.values += low;
         part.scales += low / block;
         part.columns = std::min(block, count - low);
-        unpack(part, 0, 1, 0, part.columns, out + low, 0);
+        unpack(part, 0, 1, 0, part.columns, out + low, 0, part.values);
     }
 }
 

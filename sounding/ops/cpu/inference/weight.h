@@ -7,6 +7,7 @@ enum Format : int32_t { FLOAT32, BFLOAT16, FP8, FP4 };
 
 constexpr int64_t SCALE_TILE = 128;  // FP8: one scale per 128 x 128 weights
 constexpr int64_t FP4_BLOCK = 32;    // FP4: one per 32 weights of a row
+constexpr int64_t STRIP = 64;        // rows that are unpacked and multiplied together
 
 // A matrix [rows, columns], or a stack of them. Scales are e8m0 bytes: 2^(byte - 127). Rows may
 // have anything between them, such as the scales of a packed index entry.
@@ -43,13 +44,15 @@ INLINE int64_t padded(int64_t count, int64_t to) { return (count + to - 1) / to 
 
 // Columns [k, k + count) of rows [row, row + rows) as bfloat16, `stride` numbers from row to row.
 // k is a multiple of 128; columns past the last are zero up to a multiple of 32. The columns of FP4
-// are split: of every 64 (or the last 32) the even ones come first.
-void unpack(const Weight& weight, int64_t row, int64_t rows, int64_t k, int64_t count,
-            BFloat16* out, int64_t stride);
+// are split: of every 128 (or the last 32, 64 or 96) those of column 0, 4, 8, ... come first, then
+// those of 1, 5, 9, ..., because that is how codes lie in words of sixteen bits. As much as
+// is read is asked for from `soon` on; the result is where to go on with that.
+const uint8_t* unpack(const Weight& weight, int64_t row, int64_t rows, int64_t k, int64_t count,
+                      BFloat16* out, int64_t stride, const uint8_t* soon);
 
 // Where column k of a weight stands in what `unpack` makes of it.
 INLINE int64_t split_place(int64_t k, int64_t columns) {
-    const int64_t block = k / 64 * 64, width = columns - block < 64 ? columns - block : 64;
+    const int64_t block = k / 128 * 128, width = columns - block < 128 ? columns - block : 128;
     const int64_t inside = k - block;
-    return block + (inside % 2 == 0 ? inside / 2 : width / 2 + inside / 2);
+    return block + inside % 4 * (width / 4) + inside / 4;
 }
