@@ -7,7 +7,13 @@ traces say the same.
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -28,8 +34,10 @@ _TOTALS = {
 _GAUGES = {
     "running": "Sequences in the batch.",
     "waiting": "Requests in the queue.",
-    "state_bytes": "Bytes of sequence states in memory, cached prefixes included.",
-    "state_limit_bytes": "Most bytes of sequence states.",
+    "state_bytes": "Bytes reserved for the states of running sequences.",
+    "state_limit_bytes": "Most bytes of those.",
+    "prefix_bytes": "Bytes of cached prefixes in memory.",
+    "prefix_limit_bytes": "Most bytes of those.",
     "cached_prefixes": "Prefixes in memory.",
     "stored_prefixes": "Prefixes on disk.",
     "stored_bytes": "Bytes of prefixes on disk.",
@@ -42,6 +50,7 @@ class Metrics:
     def __init__(self, stats: Callable[[], EngineStats], ledger: Ledger) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(stats))
+        ProcessCollector(registry=self._registry)  # memory, open files
         ledger.on_token.append(self._token)
         ledger.on_end.append(self._end)
         self.answers = Counter(

@@ -5,9 +5,13 @@ truncated download or a foreign file is refused with the reason, not read as noi
 mean is left to `checkpoint`.
 """
 
+import ctypes
+import functools
 import json
 import mmap
+import os
 import sys
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -90,13 +94,37 @@ class Shard:
         # read-only pages would crash whoever writes into it.
         page = entry.begin - entry.begin % mmap.ALLOCATIONGRANULARITY
         with self.path.open("rb") as file:
-            mapped = mmap.mmap(
-                file.fileno(), entry.end - page, flags=_MAP_FLAGS, prot=_MAP_PROTECTION, offset=page
-            )
+            mapped = _map(file.fileno(), page, entry.end - page)
         raw = torch.frombuffer(mapped, dtype=torch.uint8, offset=entry.begin - page)
         if raw.data_ptr() % dtype.itemsize:
             raw = raw.clone()  # legal in the format, but no CPU type may lie unaligned
         return raw.view(dtype).view(entry.shape)
+
+
+def _map(file: int, offset: int, length: int) -> Any:
+    """Bytes of an open file as a buffer, unmapped when nothing refers to it any more.
+
+    Not Python's mmap, which keeps a descriptor open for each mapping: a published checkpoint has
+    more tensors than a process may have files. Raises OSError where the system refuses.
+    """
+    libc = _libc()
+    address = libc.mmap(None, length, _MAP_PROTECTION, _MAP_FLAGS, file, offset)
+    if address == ctypes.c_void_p(-1).value:
+        error = ctypes.get_errno()
+        raise OSError(error, f"cannot map {length:,} bytes of a file: {os.strerror(error)}")
+    mapped = (ctypes.c_uint8 * length).from_address(address)
+    weakref.finalize(mapped, libc.munmap, address, length).atexit = False
+    return mapped
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    size, number = ctypes.c_size_t, ctypes.c_int
+    libc.mmap.argtypes = (ctypes.c_void_p, size, number, number, number, ctypes.c_long)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.munmap.argtypes = (ctypes.c_void_p, size)
+    return libc
 
 
 # --------------------------------------------------------------------------------------------------

@@ -285,6 +285,12 @@ def test_loopback() -> None:
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.1", "example.org")))
 
 
+def test_small_packets_are_sent_at_once() -> None:
+    """asyncio turns Nagle's algorithm off only for a socket that names its protocol."""
+    with listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
+
+
 def test_a_port_that_is_taken() -> None:
     with listen("127.0.0.1", 0) as taken:
         taken.listen()

@@ -1,7 +1,7 @@
 """Reading safetensors: every promise of the format is checked, and nothing is read before use."""
 
 import json
-import mmap
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -69,6 +69,24 @@ def test_writing_into_a_tensor_leaves_the_file(tmp_path: Path) -> None:
     assert Shard(path).read("x").tolist() == [1, 1]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors by /proc")
+def test_a_tensor_keeps_no_file_open_and_is_unmapped_with_its_last_view() -> None:
+    def mappings() -> int:
+        return Path("/proc/self/maps").read_text().count(str(TINY / SHARD))
+
+    files, before = len(os.listdir("/proc/self/fd")), mappings()
+    shard = Shard(TINY / SHARD)
+    tensors = [shard.read(name) for name in shard.entries]
+    assert len(os.listdir("/proc/self/fd")) == files
+    views = [tensor.flatten()[:1] for tensor in tensors]
+    assert mappings() > before
+    expected = [view.clone() for view in views]
+    del tensors
+    assert all(tensor_bytes(a) == tensor_bytes(b) for a, b in zip(views, expected, strict=True))
+    del views
+    assert mappings() == before
+
+
 def test_opening_reads_headers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """64 GB without data blocks: only the bytes of the header may be asked for."""
     size = 64 * 10**9
@@ -92,7 +110,7 @@ def test_opening_reads_headers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(shards, "_read_header", counting)
     with monkeypatch.context() as patch:
-        patch.setattr(mmap, "mmap", forbidden)
+        patch.setattr(shards, "_map", forbidden)
         shard = Shard(path)
     assert asked <= max(64, 8 + len(header))
     assert shard.read("y").tolist() == [0] * 8

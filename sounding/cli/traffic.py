@@ -1,0 +1,283 @@
+"""`traffic`: a server under the hands of people who type, and under a crowd."""
+
+import inspect
+import json
+import re
+import statistics
+import textwrap
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sounding.traffic.crowd import Crowd, Tally
+
+_PROCESS = (
+    "process_resident_memory_bytes",
+    "process_open_fds",
+    "sounding_state_bytes",
+    "sounding_prefix_bytes",
+)
+
+
+@click.group()
+def traffic() -> None:
+    """Measure a running server by what editors and agents do to it."""
+
+
+_key_file = click.option(
+    "--api-key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What the server asks for, in the first line of a file.",
+)
+_file = click.option(
+    "--file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The code that is sent.  [default: a module of the standard library]",
+)
+_model = click.option("--model", default="nano", show_default=True, help="Its name at the server.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@traffic.command()
+@click.argument("url", required=False)
+@click.option(
+    "--protocol",
+    type=click.Choice(["infill", "suffix", "lsp"]),
+    default="infill",
+    show_default=True,
+    help="llama.cpp's, OpenAI's completions, or a language server started for this.",
+)
+@_file
+@click.option("--line", default=200, show_default=True, help="Where the typing begins.")
+@click.option("--keys", default=300, show_default=True, type=click.IntRange(min=1))
+@_model
+@_key_file
+@_json
+def typing(
+    url: str | None,
+    protocol: str,
+    file: Path | None,
+    line: int,
+    keys: int,
+    model: str,
+    api_key_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Type a part of a file and ask for a completion at every key.
+
+    Times run from a key to the text that would be shown; the next key waits for it. URL is that of
+    a server; with --protocol lsp none is needed (or give it, and the language server asks it).
+
+    \b
+    Keys of the JSON: protocol, keys, p50_ms, p95_ms, largest_ms, and shares of keys after which
+    something was "shown", and was "right": the file goes on so.
+    """
+    from sounding.traffic.http import Client
+    from sounding.traffic.typist import trace_of, type_in_an_editor, type_over_http
+
+    trace = trace_of(_text(file), line=line, keys=keys)
+    if protocol == "lsp":
+        options = ["--server", url] if url else []
+        options += ["--api-key-file", str(api_key_file)] if api_key_file else []
+        pressed = type_in_an_editor(trace, options)
+    elif url is None:
+        raise click.UsageError("give the URL of a server, or --protocol lsp")
+    else:
+        with Client(url, _key(api_key_file)) as client:
+            name = "infill" if protocol == "infill" else "suffix"
+            typed = type_over_http(client, trace, name, model)  # type: ignore[arg-type]
+            with _progress() as bar:
+                pressed = list(bar.track(typed, trace.end - trace.begin, description="typing"))
+    seconds = [key.seconds for key in pressed]
+    report = {
+        "protocol": protocol,
+        "keys": len(pressed),
+        **_quantiles(seconds),
+        "shown": statistics.fmean(bool(key.shown.strip()) for key in pressed),
+        "right": statistics.fmean(key.right for key in pressed),
+    }
+    _print(report, as_json)
+
+
+@traffic.command()
+@click.argument("url")
+@click.option("--clients", default=64, show_default=True, type=click.IntRange(min=1))
+@click.option("--minutes", default=1.0, show_default=True, type=click.FloatRange(min=0.05))
+@click.option("--repeat", default=64, show_default=True, help="Answers compared with asking alone.")
+@click.option("--seed", default=0, show_default=True)
+@_file
+@_model
+@_key_file
+@_json
+def crowd(
+    url: str,
+    clients: int,
+    minutes: float,
+    repeat: int,
+    seed: int,
+    file: Path | None,
+    model: str,
+    api_key_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Be many clients at once: agents, chats and editors, some of whom hang up.
+
+    Afterwards some answers are asked for again, alone, and have to be the same; and the server's
+    memory and open files are read before (after one round of every kind) and at the end.
+
+    \b
+    Keys of the JSON: clients, seconds, requests, left (given up on purpose), errors, different
+    (answers that are others alone), compared, kinds {requests, p50_ms, p95_ms, largest_ms,
+    first_p95_ms}, fewest and most (answers of one client), before and after (from /metrics).
+    """
+    from sounding.traffic.crowd import Crowd
+
+    key = _key(api_key_file)
+    text = _text(file)
+    warm = Crowd(url, text, model=model, api_key=key, seed=seed + 1)
+    warm.run(4, 3.0)
+    before = _metrics(url, key)
+    made = Crowd(url, text, model=model, api_key=key, seed=seed)
+    start = time.monotonic()
+    with _progress() as bar:
+        task = bar.add_task("crowd", total=60 * minutes)
+        shown = partial(bar.update, task)
+        tally = made.run(clients, 60 * minutes, lambda: shown(completed=time.monotonic() - start))
+    report = _crowd_report(made, tally, clients, repeat) | {
+        "seconds": round(time.monotonic() - start, 1),
+        "before": before,
+        "after": _metrics(url, key),
+    }
+    _print(report, as_json)
+    if tally.errors or report["different"]:
+        raise click.exceptions.Exit(1)
+
+
+@traffic.command()
+@click.argument("url")
+@click.option("--times", default=20, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--characters", default=60_000, show_default=True, help="Of a prompt that takes long to read."
+)
+@_file
+@_model
+@_key_file
+@_json
+def leaving(
+    url: str,
+    times: int,
+    characters: int,
+    file: Path | None,
+    model: str,
+    api_key_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Hang up in the middle of things, and see how long the server goes on for nobody.
+
+    The server must have nothing else to do. Half of the requests are given up while a long prompt
+    is read, half while an answer is written.
+
+    \b
+    Keys of the JSON: reading and writing, each with times, p50_ms, p95_ms, largest_ms.
+    """
+    from sounding.traffic.leaving import measure_leaving
+
+    key = _key(api_key_file)
+    text = _text(file)
+    left = measure_leaving(url, text, model=model, api_key=key, characters=characters, times=times)
+    with _progress() as bar:
+        seconds = list(bar.track(left, 2 * times, description="leaving"))
+    report = {}
+    for kind in ("reading", "writing"):
+        report[kind] = {"times": times, **_quantiles([s for k, s in seconds if k == kind])}
+    _print(report, as_json)
+
+
+def _crowd_report(made: "Crowd", tally: "Tally", clients: int, repeat: int) -> dict[str, Any]:
+    kinds = {}
+    for kind in sorted({answer.kind for answer in tally.answers}):
+        replies = tally.of_kind(kind)
+        first = _quantiles([reply.first_seconds for reply in replies])["p95_ms"]
+        kinds[kind] = {
+            "requests": len(replies),
+            **_quantiles([reply.seconds for reply in replies]),
+            "first_p95_ms": first,
+        }
+    step = max(1, len(tally.answers) // max(1, repeat))
+    chosen = tally.answers[::step][:repeat]
+    different = made.repeat(chosen)
+    counts = [sum(answer.client == i for answer in tally.answers) for i in range(clients)]
+    return {
+        "clients": clients,
+        "requests": len(tally.answers),
+        "left": tally.left,
+        "errors": tally.errors,
+        "different": [f"client {answer.client}: {answer.kind}" for answer in different],
+        "compared": len(chosen),
+        "kinds": kinds,
+        "fewest": min(counts),
+        "most": max(counts),
+    }
+
+
+def _metrics(url: str, api_key: str | None) -> dict[str, float]:
+    """What the server says of itself, once it has nothing to do; {} where it says nothing."""
+    from sounding.traffic.http import Client
+
+    with Client(url, api_key) as client:
+        for _ in range(100):
+            text = client.get("/metrics")
+            found = dict(re.findall(r"^(\w+) ([\d.e+]+)$", text, re.MULTILINE))
+            if float(found.get("sounding_running", 0)) == 0:
+                break
+            time.sleep(0.1)
+    return {name: float(found[name]) for name in _PROCESS if name in found}
+
+
+def _quantiles(seconds: "Sequence[float]") -> dict[str, float]:
+    ordered = sorted(seconds)
+    at = {"p50_ms": 0.5, "p95_ms": 0.95, "largest_ms": 1.0}
+    last = len(ordered) - 1
+    return {name: round(1000 * ordered[round(share * last)], 1) for name, share in at.items()}
+
+
+def _text(file: Path | None) -> str:
+    if file is not None:
+        return file.read_text(encoding="utf-8")
+    return inspect.getsource(textwrap)
+
+
+def _key(file: Path | None) -> str | None:
+    return file.read_text().split("\n")[0].strip() if file else None
+
+
+def _print(report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+        return
+    for name, value in report.items():
+        if isinstance(value, dict) and value and isinstance(next(iter(value.values())), dict):
+            for kind, numbers in value.items():
+                click.echo(f"{kind:>12}  {_words(numbers)}")
+        else:
+            click.echo(f"{name:>12}  {_words(value) if isinstance(value, dict) else value}")
+
+
+def _words(numbers: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:,}" for name, value in numbers.items())
+
+
+def _progress() -> Progress:
+    return Progress(
+        *(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -1,0 +1,78 @@
+"""One client's connection: JSON in, an answer out, with the times at which it came."""
+
+import contextlib
+import http.client
+import json
+import time
+import urllib.parse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+_TIMEOUT_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer."""
+
+    status: int
+    text: str
+    first_seconds: float  # from the request to the first bytes of the body
+    seconds: float
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The objects of a stream of events."""
+        lines = (line.removeprefix("data: ") for line in self.text.splitlines())
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+class Client:
+    """Sends one request at a time over a connection that is kept."""
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        """Raises ValueError for what is not the http address of a server."""
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname:
+            raise ValueError(f"{url!r} must be the address of a server: http://127.0.0.1:8000")
+        self._connection = http.client.HTTPConnection(
+            parts.hostname, parts.port or 80, timeout=_TIMEOUT_SECONDS
+        )
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers |= {"Authorization": f"Bearer {api_key}", "x-api-key": api_key}
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def get(self, path: str) -> str:
+        """The text of a page. Raises OSError where there is none."""
+        return self._send("GET", path, None).text
+
+    def post(self, path: str, body: dict[str, Any]) -> Reply:
+        """Ask. Raises OSError where no whole answer comes."""
+        return self._send("POST", path, json.dumps(body))
+
+    def abandon(self, path: str, body: dict[str, Any], leave: Callable[[], None]) -> None:
+        """Ask, do `leave`, and hang up whatever has come by then."""
+        self._connection.request("POST", path, json.dumps(body), self._headers)
+        leave()
+        self._connection.close()
+
+    def _send(self, method: str, path: str, body: str | None) -> Reply:
+        start = time.perf_counter()
+        try:
+            self._connection.request(method, path, body, self._headers)
+            response = self._connection.getresponse()
+            first = response.read(1)
+            first_seconds = time.perf_counter() - start
+            text = (first + response.read()).decode("utf-8", "replace")
+        except (OSError, http.client.HTTPException) as error:
+            with contextlib.suppress(OSError):
+                self._connection.close()  # the next request opens it anew
+            raise OSError(f"{method} {path}: no whole answer ({error!r})") from error
+        return Reply(response.status, text, first_seconds, time.perf_counter() - start)

@@ -1,0 +1,174 @@
+"""Somebody who types a part of a file and asks for a completion at every key."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sounding.traffic.http import Client, Reply
+
+if TYPE_CHECKING:
+    from lsprotocol.types import Position
+    from pygls.lsp.client import LanguageClient
+
+Protocol = Literal["infill", "suffix", "lsp"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """What was shown after one key."""
+
+    seconds: float  # from the key to the completion
+    shown: str
+    right: bool  # the file goes on with what was shown
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A text, and where in it the typing begins and ends, in characters."""
+
+    text: str
+    begin: int
+    end: int
+
+    def cursors(self) -> Iterator[tuple[str, str]]:
+        """What stands before and behind the cursor after each key."""
+        for place in range(self.begin + 1, self.end + 1):
+            yield self.text[:place], self.text[self.end :]
+
+    def key(self, before: str, shown: str, seconds: float) -> Key:
+        rest = self.text[len(before) : self.end]
+        return Key(seconds, shown, bool(shown.strip()) and rest.startswith(shown.rstrip()))
+
+
+def trace_of(text: str, *, line: int, keys: int) -> Trace:
+    """Type from the beginning of a line (from 1) on, to the end of the line `keys` keys later.
+
+    Raises ValueError for a line that is not there.
+    """
+    lines = text.splitlines(keepends=True)
+    if not 1 <= line <= len(lines):
+        raise ValueError(f"line {line} is not in the file, which has {len(lines)}")
+    begin = sum(map(len, lines[: line - 1]))
+    end = text.find("\n", min(len(text), begin + keys))
+    return Trace(text, begin, len(text) if end < 0 else end)
+
+
+def type_over_http(client: Client, trace: Trace, protocol: Protocol, model: str) -> Iterator[Key]:
+    """Raises OSError without a server, ValueError with what it refuses."""
+    ask = _infill if protocol == "infill" else _suffix
+    for before, behind in trace.cursors():
+        reply, shown = ask(client, before, behind, model)
+        if shown is None:
+            raise ValueError(f"the server answered {reply.status}: {reply.text[:200]}")
+        yield trace.key(before, shown, reply.seconds)
+
+
+def _infill(client: Client, before: str, behind: str, model: str) -> tuple[Reply, str | None]:
+    """As llama.vim and llama.vscode ask."""
+    cut = before.rfind("\n") + 1
+    body = {
+        "input_prefix": before[:cut],
+        "prompt": before[cut:],
+        "input_suffix": behind,
+        "n_predict": 64,
+        "t_max_predict_ms": 250,
+        "stream": False,
+    }
+    reply = client.post("/infill", body)
+    return reply, _field(reply, lambda answer: answer["content"])
+
+
+def _suffix(client: Client, before: str, behind: str, model: str) -> tuple[Reply, str | None]:
+    """As clients of OpenAI's completions ask: one line, with whole lines before it."""
+    start = before.find("\n", max(0, len(before) - 2000)) + 1 if len(before) > 2000 else 0
+    body = {
+        "model": model,
+        "prompt": before[start:],
+        "suffix": behind[:500],
+        "max_tokens": 32,
+        "stop": ["\n"],
+        "temperature": 0,
+    }
+    reply = client.post("/v1/completions", body)
+    return reply, _field(reply, lambda answer: answer["choices"][0]["text"])
+
+
+def _field(reply: Reply, choose: Callable[[Any], object]) -> str | None:
+    if reply.status != 200:
+        return None
+    try:
+        found = choose(json.loads(reply.text))
+    except (ValueError, KeyError, IndexError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def type_in_an_editor(trace: Trace, options: Sequence[str] = ()) -> list[Key]:
+    """Through a language server that is started for it, its pause after a key included.
+
+    `options` are those of `sounding language-server`.
+    """
+    return asyncio.run(_type_in_an_editor(trace, options))
+
+
+async def _type_in_an_editor(trace: Trace, options: Sequence[str]) -> list[Key]:
+    from lsprotocol import types as lsp
+    from pygls.lsp.client import LanguageClient
+
+    client = LanguageClient("typist", "1")
+    command = ("-m", "sounding", "language-server", *options)
+    await client.start_io(sys.executable, *command)
+    uri = Path("typed.py").absolute().as_uri()
+    text = trace.text[: trace.begin] + trace.text[trace.end :]
+    try:
+        await client.initialize_async(lsp.InitializeParams(lsp.ClientCapabilities()))
+        client.initialized(lsp.InitializedParams())
+        document = lsp.TextDocumentItem(uri, "python", 1, text)
+        client.text_document_did_open(lsp.DidOpenTextDocumentParams(document))
+        at = trace.text[: trace.begin]
+        await _complete(client, uri, at)  # the model is loaded with the first
+        keys = []
+        for number, (before, _) in enumerate(trace.cursors(), 2):
+            start = time.perf_counter()
+            place = _position(before[:-1])
+            change = lsp.TextDocumentContentChangePartial(
+                text=before[-1], range=lsp.Range(place, place)
+            )
+            version = lsp.VersionedTextDocumentIdentifier(version=number, uri=uri)
+            client.text_document_did_change(lsp.DidChangeTextDocumentParams(version, [change]))
+            shown = await _complete(client, uri, before)
+            keys.append(trace.key(before, shown, time.perf_counter() - start))
+        return keys
+    finally:
+        await client.shutdown_async(None)
+        client.exit(None)
+        await client.stop()
+
+
+async def _complete(client: "LanguageClient", uri: str, before: str) -> str:
+    from lsprotocol import types as lsp
+
+    asked = lsp.InlineCompletionParams(
+        context=lsp.InlineCompletionContext(lsp.InlineCompletionTriggerKind.Automatic),
+        text_document=lsp.TextDocumentIdentifier(uri),
+        position=_position(before),
+    )
+    answer = await client.text_document_inline_completion_async(asked)
+    items = answer.items if isinstance(answer, lsp.InlineCompletionList) else answer
+    if not items:
+        return ""
+    text = items[0].insert_text
+    return text if isinstance(text, str) else text.value
+
+
+def _position(before: str) -> "Position":
+    """Lines from 0 and UTF-16 units, as the protocol counts."""
+    from lsprotocol.types import Position
+
+    line = before[before.rfind("\n") + 1 :]
+    return Position(before.count("\n"), len(line.encode("utf-16-le")) // 2)
