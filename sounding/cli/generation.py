@@ -1,5 +1,6 @@
 """Commands that run a model: logits for given tokens, and text continued."""
 
+import os
 import random
 import sys
 from pathlib import Path
@@ -24,6 +25,9 @@ def load_network(model: str, *, simulate: bool = False, exact: bool = False) -> 
     Where they do not serve it, and with `exact`, it computes in float32. There a quantized weight
     is unpacked at every use; where memory allows, once and for all here.
     """
+    # Large tensors in huge pages (Linux): all weights are read for every token, and finding a small
+    # page takes as long as reading a part of it. PyTorch asks once, before its first tensor.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import psutil
     import torch
 

@@ -52,6 +52,13 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
     help="Web page that may use the server, such as https://example.org; can be given repeatedly.",
 )
 @click.option(
+    "--prefix-cache-gib",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Most memory for what was read of prompts that may come again.",
+)
+@click.option(
     "--prefix-store",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder that keeps what was read of long prompts, over restarts.",
@@ -135,6 +142,7 @@ def serve(
     api_keys: Path | None,
     without_keys: bool,
     cors_origins: tuple[str, ...],
+    prefix_cache_gib: float,
     prefix_store: Path | None,
     prefix_store_gib: int,
     context_tokens: int | None,
@@ -204,6 +212,7 @@ def serve(
         store_bytes=prefix_store_gib << 30,
         width=width,
         context_tokens=context_tokens,
+        prefix_limit_bytes=round(prefix_cache_gib * 2**30),
     )
     service = Service(engine, opened.tokenizer, settings, _card(opened))
     shown = f"[{host}]" if ":" in host else host

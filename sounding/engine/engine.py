@@ -21,8 +21,10 @@ from sounding.engine.scheduler import Scheduler
 from sounding.engine.settings import EngineSettings
 from sounding.engine.stream import EventStream
 from sounding.model.transformer import Transformer
+from sounding.resident import give_back_free_memory
 from sounding.text.tokenizer import Tokenizer
 
+_TIDY_SECONDS = 2.0  # without anything to do, before memory is tidied up
 _log = logging.getLogger(__name__)
 
 
@@ -156,7 +158,7 @@ class Engine:
             cached_prefixes=len(self._runner.prefixes),
             stored_prefixes=0 if store is None else len(store),
             stored_bytes=0 if store is None else store.nbytes,
-            expert_load=[load.tolist() for load in counters.expert_load],
+            expert_load=counters.expert_load.tolist(),
         )
 
     def close(self, grace_seconds: float = 0.0) -> None:
@@ -211,9 +213,11 @@ class Engine:
     def _receive(self) -> bool:
         """Take in messages, waiting for one while there is nothing to do; whether to go on."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._messages or not self._scheduler.idle or self._closing
-            )
+            needed = self._changed.wait_for(self._needed, _TIDY_SECONDS)
+        if not needed:
+            give_back_free_memory()
+        with self._changed:
+            self._changed.wait_for(self._needed)
             messages = list(self._messages)
             self._messages.clear()
         for kind, generation in messages:
@@ -222,6 +226,10 @@ class Engine:
             elif generation.finished is None:
                 self._end_those([generation], "cancelled")
         return not self._stopping and not (self._closing and self._scheduler.idle)
+
+    def _needed(self) -> bool:
+        """Whether there is something to do."""
+        return bool(self._messages) or not self._scheduler.idle or self._closing
 
     def _step(self) -> None:
         moves = self._scheduler.plan()

@@ -34,8 +34,8 @@ class Counters:
     completion_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
-    expert_load: list[Tensor] = field(default_factory=list)
-    """Choices of each expert, per layer."""
+    expert_load: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    """Choices of each expert: layers by experts."""
 
 
 class Runner:
@@ -55,11 +55,9 @@ class Runner:
         self._drafter = Drafter(model, settings.guessed_tokens, num_tokens)
         self.store = store
         self.prefixes = PrefixCache(settings.prefix_limit_bytes)
-        self.counters = Counters(
-            expert_load=[
-                torch.zeros(config.n_routed_experts, dtype=torch.int64) for _ in config.ratios
-            ]
-        )
+        layers, experts = len(config.ratios), config.n_routed_experts
+        self.counters = Counters(expert_load=torch.zeros(layers, experts, dtype=torch.int64))
+        self._first_experts = experts * torch.arange(layers, device=self._device)[:, None]
 
     @torch.inference_mode()
     def start(self, generation: Generation) -> None:
@@ -208,5 +206,7 @@ class Runner:
         self._drafter.note(generation, streams)
 
     def _count_experts(self, routing: Sequence[Routing]) -> None:
-        for load, routed in zip(self.counters.expert_load, routing, strict=True):
-            load += routed.chosen.flatten().bincount(minlength=len(load)).cpu()
+        load = self.counters.expert_load
+        chosen = torch.stack([routed.chosen.flatten() for routed in routing])
+        numbers = (chosen + self._first_experts).flatten()  # all layers counted at once
+        load += numbers.bincount(minlength=load.numel()).view_as(load).cpu()

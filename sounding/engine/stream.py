@@ -24,6 +24,10 @@ class EventStream:
         """Hand an event over; never waits."""
         with self._changed:
             self._events.append(event)
+            if isinstance(event, Finished):
+                # There is nothing left to cancel, and what the sequence held is free at once, not
+                # when Python gets round to looking for cycles.
+                self._cancel = _nothing
             self._changed.notify()
             wake = self._wake
         if wake is not None:
@@ -62,3 +66,7 @@ class EventStream:
                 if isinstance(event, Finished):
                     return
             await ready.wait()
+
+
+def _nothing() -> None:
+    pass

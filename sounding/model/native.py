@@ -78,8 +78,7 @@ class _Described:
     """Blocks as structs, with the tensors that those point into."""
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        self.sources = [_first_weight(block) for block in blocks]
-        self.addresses = [source.data_ptr() for source in self.sources]
+        self.addresses = _addresses_of(blocks)
         self._kept: list[Any] = []
         layers = [self._layer(block) for block in blocks]
         self._layers = layers
@@ -236,7 +235,7 @@ def _describe(blocks: Sequence[nn.Module]) -> _Described | None:
     first = blocks[0]
     if first in _known:
         known = _known[first]
-        if known is None or known.addresses == [_first_weight(b).data_ptr() for b in blocks]:
+        if known is None or known.addresses == _addresses_of(blocks):
             return known
     try:
         made = _Described(blocks) if all(map(_fits, blocks)) else None
@@ -246,8 +245,10 @@ def _describe(blocks: Sequence[nn.Module]) -> _Described | None:
     return made
 
 
-def _first_weight(block: nn.Module) -> Tensor:
-    return block.attn.wq_a.weight  # type: ignore[union-attr, return-value]
+def _addresses_of(blocks: Sequence[nn.Module]) -> tuple[int, int]:
+    """Where the first and the last block are, to notice that a network was moved."""
+    first, last = _parts(blocks[0])[0], _parts(blocks[-1])[0]
+    return first.wq_a.weight.data_ptr(), last.wq_a.weight.data_ptr()
 
 
 def _parts(block: nn.Module) -> tuple[Attention, MoE, Any]:

@@ -13,9 +13,13 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr std::chrono::microseconds AWAKE{100};  // how long a worker waits before it sleeps
+constexpr std::chrono::microseconds AWAKE{400};  // how long a worker waits before it sleeps
 
 std::atomic<int> steps{0};
+std::atomic<Clock::time_point> step_ended{Clock::time_point()};
+
+// Within a step, and long enough after one for the next to begin: of a decoded token, its logits.
+bool stays_awake() { return steps > 0 || Clock::now() < step_ended.load() + AWAKE; }
 
 void pause() {
 #if defined(__x86_64__)
@@ -73,7 +77,7 @@ class Pool {
 
     uint64_t await(uint64_t seen) {
         const auto until = Clock::now() + AWAKE;
-        for (int tries = 0; steps > 0; tries++) {
+        for (int tries = 0; stays_awake(); tries++) {
             if (round_ != seen) return round_;
             pause();
             if (tries % 64 == 63 && Clock::now() > until) break;
@@ -137,4 +141,7 @@ int instruction_set() {
 }
 
 Step::Step() { steps++; }
-Step::~Step() { steps--; }
+Step::~Step() {
+    step_ended = Clock::now();
+    steps--;
+}

@@ -14,8 +14,9 @@ void parallel_for(int64_t count, int64_t grain, int threads,
 // set, nothing beyond a level is used either: see has_tiles().
 int instruction_set();
 
-// While one exists, workers wait for their next range awake, for a bounded time: a step of a
-// network is some hundred ranges of microseconds, and waking a sleeper takes longer than most.
+// While one exists, and a moment longer, workers wait for their next range awake, for a bounded time:
+// a step of a network is some hundred ranges of microseconds, and waking a sleeper takes longer than
+// most.
 struct Step {
     Step();
     ~Step();

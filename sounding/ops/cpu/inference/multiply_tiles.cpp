@@ -16,7 +16,8 @@ namespace {
 
 constexpr int64_t STEP = 128;  // columns unpacked at a time for few tokens
 
-// A strip is four tiles in flight, which hides the unit's latency. Tiles 0 to 3 accumulate, 4 and 5 hold weights, 6 and 7 tokens; 1, 3 and 7 are for a second block.
+// A strip is four tiles in flight, which hides the unit's latency. Tiles 0 to 3 accumulate, 4 and 5
+// hold weights, 6 and 7 tokens; 1, 3 and 7 are for a second block.
 TILES void configure(int64_t tokens) {
     const int64_t t = tokens;
     configure_tiles({16, 16, 16, 16, 16, 16, 16, 16}, {t, t, t, t, 16, 16, t, t});
@@ -36,8 +37,8 @@ TILES void write(const float* tile, int64_t rows, int64_t tokens, float* out, in
     for (int64_t t = 0; t < tokens; t++) _mm512_mask_storeu_ps(out + t * stride, kept, r[t]);
 }
 
-// One block of at most sixteen tokens times 64 outputs. Where the weight
-// is read from where it is stored, as much is asked for from `soon` on.
+// One block of at most sixteen tokens times a strip. Where the strip is read from where it is
+// stored, as much is asked for from `soon` on.
 TILES INLINE void one_block(const BFloat16* w, int64_t w_bytes, const BFloat16* x, int64_t tokens,
                             int64_t columns, const uint8_t* soon = nullptr) {
     const int64_t below = 16 * w_bytes;
@@ -109,7 +110,7 @@ bool direct(const Strip& strip) {
 // Whether there are so few tokens that a weight is better unpacked a few columns at a time.
 bool few(const Strip& strip) { return strip.product.x.blocks() == 1 && !direct(strip); }
 
-// What the columns of a strip from k on are unpacked to, by parts of sixteen rows.
+// Unpack some columns of sixteen rows to where they belong in `w`.
 TILES INLINE const uint8_t* unpack_part(const Strip& strip, int64_t part, int64_t k, BFloat16* w,
                                         const uint8_t* soon) {
     const int64_t row = 16 * part, rows = std::min<int64_t>(16, strip.rows - row);
@@ -118,10 +119,10 @@ TILES INLINE const uint8_t* unpack_part(const Strip& strip, int64_t part, int64_
                   std::min(STEP, strip.product.x.columns - k), w + row * STEP, STEP, soon);
 }
 
-// Pieces with few tokens: weights are unpacked some columns at a time, which stay in the
-// first-level cache, while the accumulators stay in their tiles. The columns that come next, of this
-// strip or the next one, are unpacked between the products of these: neither waits for the other.
-// Rows that a strip lacks are whatever lies there; their products are not stored.
+// Strips with few tokens: weights are unpacked some columns at a time, which stay in the first-level
+// cache, while the accumulators stay in their tiles. The columns that come next, of this strip or of
+// the next one, are unpacked between the products of these: neither waits for the other. Rows that
+// a strip lacks are whatever lies there; their products are not stored.
 TILES void multiply_few(const Strip* strips, int64_t count, const uint8_t* after, Arena& arena) {
     BFloat16* now = arena.take<BFloat16>(STRIP * STEP);
     BFloat16* then = arena.take<BFloat16>(STRIP * STEP);
@@ -152,6 +153,7 @@ TILES void multiply_few(const Strip* strips, int64_t count, const uint8_t* after
     }
 }
 
+// A strip with more tokens, or one that needs no unpacking.
 TILES void multiply_many(const Strip& strip, const uint8_t* soon, Arena& arena) {
     const Product& p = strip.product;
     const int64_t columns = p.x.columns;
