@@ -1,6 +1,7 @@
 """The engine beside the plainest loop there is, alone and in company, cancelled and closed."""
 
 import asyncio
+import gc
 import threading
 import time
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from sounding.engine import engine as engine_module
 from sounding.engine.engine import Engine
+from sounding.engine.generation import Generation
 from sounding.engine.messages import (
     Event,
     Finished,
@@ -283,6 +286,36 @@ def test_memory_is_left_for_those_who_type(network: Transformer, gate: Gate) -> 
     engine.close()
     assert [40, 40] not in gate.lengths  # though both would fit
     assert [10] in gate.lengths[:2] or [1, 10] in gate.lengths[:3]
+
+
+def test_an_answered_sequence_is_freed_without_looking_for_cycles(network: Transformer) -> None:
+    """They hold prompts and states, and Python looks for cycles seldom."""
+    engine = Engine(network)
+    gc.collect()
+    gc.disable()
+    try:
+        streams = [engine.submit(request(20, seed=seed, max_tokens=2)) for seed in range(8)]
+        for stream in streams:
+            collect(stream)
+            stream.cancel()  # too late, and no harm
+        engine.close()
+        alive = [each for each in gc.get_objects() if type(each) is Generation]
+    finally:
+        gc.enable()
+    assert len(alive) <= 1  # the engine's own variable for the last
+
+
+def test_an_idle_engine_gives_memory_back(
+    network: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back = threading.Event()
+    monkeypatch.setattr(engine_module, "_TIDY_SECONDS", 0.02)
+    monkeypatch.setattr(engine_module, "give_back_free_memory", given_back.set)
+    engine = Engine(network)
+    collect(engine.submit(request(5, max_tokens=2)))
+    assert given_back.wait(60)
+    assert len(collect(engine.submit(request(5, max_tokens=2)))[0]) == 2
+    engine.close()
 
 
 def test_closing_with_and_without_grace(network: Transformer, gate: Gate) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from sounding.model.layers import Simulation
 from sounding.model.state import packed_state
 from sounding.model.transformer import Transformer
 from sounding.presets import nano, tiny
-from sounding.resident import peak_resident_bytes
+from sounding.resident import give_back_free_memory, peak_resident_bytes
 from sounding.weights.description import StateSize
 from tests.conftest import make_network
 
@@ -36,6 +37,20 @@ def test_a_process_is_not_as_large_as_what_started_it() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert 4 << 20 < int(done.stdout) < 128 << 20
     assert peak_resident_bytes() > held.nbytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc gives memory back when asked")
+def test_free_memory_is_given_back() -> None:
+    """A hundred thousand small blocks, of which the last stays: nothing behind it can be returned
+    unasked."""
+    process = psutil.Process()
+    held = [bytes(2000) for _ in range(100_000)]
+    last = held[-1]
+    del held
+    before = process.memory_info().rss
+    give_back_free_memory()
+    assert before - process.memory_info().rss > 100 << 20
+    assert len(last) == 2000
 
 
 def test_packed_state_does_not_grow() -> None:

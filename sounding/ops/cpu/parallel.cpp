@@ -28,13 +28,13 @@ void pause() {
 }
 
 struct Job {
-    const std::function<void(int64_t, int64_t)>* work;
+    RangeWork work;
     int64_t count, grain;
     std::atomic<int64_t> next{0};  // first index that nobody has taken
 
     void run() {
         for (int64_t low; (low = next.fetch_add(grain)) < count;)
-            (*work)(low, std::min(low + grain, count));
+            work(low, std::min(low + grain, count));
     }
 };
 
@@ -115,9 +115,8 @@ std::mutex one_at_a_time;  // a second caller runs its work alone instead of wai
 
 }  // namespace
 
-void parallel_for(int64_t count, int64_t grain, int threads,
-                  const std::function<void(int64_t, int64_t)>& work) {
-    Job job{&work, count, grain};
+void run_ranges(int64_t count, int64_t grain, int threads, RangeWork work) {
+    Job job{work, count, grain};
     const int64_t ranges = (count + grain - 1) / grain;
     const int helpers = int(std::min<int64_t>(threads, ranges)) - 1;
     if (helpers <= 0) return job.run();

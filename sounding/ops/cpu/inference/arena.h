@@ -60,6 +60,23 @@ class Arena {
     int64_t used_ = 0;
 };
 
+// At most `room` plain values in an arena.
+template <typename T> class List {
+  public:
+    List(Arena& arena, int64_t room) : data_(arena.take<T>(room)) {}
+
+    void push_back(const T& value) { data_[count_++] = value; }
+    void clear() { count_ = 0; }
+    int64_t size() const { return count_; }
+    T* data() const { return data_; }
+    T& operator[](int64_t index) const { return data_[index]; }
+    T& back() const { return data_[count_ - 1]; }
+
+  private:
+    T* data_;
+    int64_t count_ = 0;
+};
+
 // Frees what a scope took.
 struct Scope {
     explicit Scope(Arena& arena) : arena(arena), start(arena.mark()) {}

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "features.h"
 #include "../parallel.h"
@@ -91,9 +90,9 @@ void read(const Work& work, const Shared* shared, const BFloat16* q, const float
           const Choices& choices, const float* cos, const float* sin, BFloat16* output) {
     const Network& net = work.net;
     const int64_t d = net.head_dim, pairs = net.rotary / 2;
-    std::vector<int64_t> owner(work.count);
+    int64_t* owner = work.arena.take<int64_t>(work.count);
     for (int64_t s = 0; s < work.sequences; s++)
-        std::fill_n(owner.begin() + work.spans[s].first, work.spans[s].length, s);
+        std::fill_n(owner + work.spans[s].first, work.spans[s].length, s);
     parallel_for(work.count, 4, work.threads, [&](int64_t low, int64_t high) {
         thread_local static Arena arena;
         Scope scope(arena);
@@ -136,7 +135,7 @@ Projected project(const Work& work, const BFloat16* x) {
     const Network& net = work.net;
     const Layer& layer = work.layer;
     Arena& arena = work.arena;
-    std::vector<Product> products;
+    List<Product> products(arena, 7);
     Panel plain{}, rounded_panel{};
     auto add = [&](const Weight& weight) {
         Panel& panel = weight.simulate ? rounded_panel : plain;
@@ -160,7 +159,7 @@ Projected project(const Work& work, const BFloat16* x) {
         made.index_gates = add(layer.index_compressor.wgate);
         made.index_weights = add(layer.index_weights);
     }
-    multiply(products.data(), int64_t(products.size()), work.threads);
+    multiply(products.data(), products.size(), work.threads);
     return made;
 }
 
@@ -211,7 +210,9 @@ void attention(const Work& work, const BFloat16* x, BFloat16* output) {
     BFloat16* q = arena.take<BFloat16>(t_count * wide);
     BFloat16* index_q = csa ? arena.take<BFloat16>(t_count * index_wide) : nullptr;
     parallel_for(t_count, 8, work.threads, [&](int64_t low, int64_t high) {
-        std::vector<float> room(net.index_width);
+        thread_local static Arena own;
+        Scope scope(own);
+        float* room = own.take<float>(net.index_width);
         for (int64_t t = low; t < high; t++) {
             const Angles by{cos + t * pairs, sin + t * pairs};
             for (int64_t h = 0; h < net.heads; h++) {
@@ -229,7 +230,7 @@ void attention(const Work& work, const BFloat16* x, BFloat16* output) {
                 rotate(row, net.index_width, net.rotary, by);
                 if (!net.simulate_index) continue;
                 for (int64_t i = 0; i < net.index_width; i++) room[i] = load_one(row + i);
-                round_index(room.data(), net.index_width, row);
+                round_index(room, net.index_width, row);
             }
         }
     });
@@ -240,14 +241,14 @@ void attention(const Work& work, const BFloat16* x, BFloat16* output) {
         choose(work, index_q, made.index_weights, chosen, counts);
     }
 
-    std::vector<Shared> shared;
+    List<Shared> shared(arena, work.sequences);
     for (int64_t s = 0; s < work.sequences; s++) shared.push_back(share(work, work.spans[s], kv));
     const float* sink = layer.sink.floats(net.heads, arena.take<float>(net.heads));
     BFloat16* o = arena.take<BFloat16>(t_count * wide);
     for (int64_t i = 0; i < t_count * pairs; i++) sin[i] = -sin[i];  // back again
     read(work, shared.data(), q, sink, {chosen, counts}, cos, sin, o);
 
-    std::vector<Product> down;
+    List<Product> down(arena, net.groups);
     const int64_t lowered = net.groups * net.o_rank, width = wide / net.groups;
     float* low = arena.take<float>(t_count * lowered);
     for (int64_t g = 0; g < net.groups; g++) {

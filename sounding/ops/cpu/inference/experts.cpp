@@ -4,7 +4,6 @@
 #ifndef TARGET
 
 #include <algorithm>
-#include <vector>
 
 #include "network.h"
 
@@ -15,7 +14,9 @@ namespace {
 // The k largest, in ascending order of index, ties to the lower one; NaN counts as -1.
 void choose_experts(const float* scores, const Vector& bias, int64_t count, int64_t k,
                     int64_t* chosen) {
-    std::vector<float> ranked(count);
+    thread_local static Arena arena;
+    Scope scope(arena);
+    float* ranked = arena.take<float>(count);
     for (int64_t e = 0; e < count; e++) {
         ranked[e] = scores[e] + bias.at(e);
         if (ranked[e] != ranked[e]) ranked[e] = -1;
@@ -32,15 +33,19 @@ void choose_experts(const float* scores, const Vector& bias, int64_t count, int6
 
 // Which (token, choice) pairs go to each expert: pairs of one expert lie together.
 struct Groups {
-    std::vector<int64_t> starts;          // per expert, and the end
-    std::vector<int64_t> tokens, places;  // token of each pair, and pair of each (token, choice)
-    std::vector<float> weights;           // of each pair
+    int64_t* starts;           // per expert, and the end
+    int64_t *tokens, *places;  // token of each pair, and pair of each (token, choice)
+    float* weights;            // of each pair
 
-    Groups(const int64_t* chosen, const float* shares, int64_t count, int64_t k, int64_t experts)
-        : starts(experts + 1), tokens(count * k), places(count * k), weights(count * k) {
+    Groups(Arena& arena, const int64_t* chosen, const float* shares, int64_t count, int64_t k,
+           int64_t experts)
+        : starts(arena.take<int64_t>(experts + 1)), tokens(arena.take<int64_t>(count * k)),
+          places(arena.take<int64_t>(count * k)), weights(arena.take<float>(count * k)) {
+        std::fill_n(starts, experts + 1, 0);
         for (int64_t i = 0; i < count * k; i++) starts[chosen[i] + 1]++;
         for (int64_t e = 0; e < experts; e++) starts[e + 1] += starts[e];
-        std::vector<int64_t> next(starts.begin(), starts.end() - 1);
+        int64_t* next = arena.take<int64_t>(experts);
+        std::copy_n(starts, experts, next);
         for (int64_t i = 0; i < count * k; i++) {
             const int64_t pair = next[chosen[i]]++;
             tokens[pair] = i / k;
@@ -80,7 +85,7 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
     const int64_t pairs = t_count * k;
 
     // The gate and the shared expert read every token.
-    std::vector<Product> products;
+    List<Product> products(arena, 3 + 2 * net.experts);
     auto whole = [&](const Weight& weight, const BFloat16* rows, int64_t stride) {
         const Panel panel = make_panel(arena, t_count, weight);
         fill(panel, rows, stride, work.threads);
@@ -98,20 +103,21 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
     float* shares = arena.take<float>(pairs);
     route(work, logits, scores, chosen, shares);
 
-    const Groups groups(chosen, shares, t_count, k, net.experts);
+    const Groups groups(arena, chosen, shares, t_count, k, net.experts);
     float* gates = arena.take<float>(pairs * inner);
     float* ups = arena.take<float>(pairs * inner);
-    std::vector<int64_t> active;
+    List<int64_t> active(arena, net.experts);
     for (int64_t e = 0; e < net.experts; e++)
         if (groups.starts[e + 1] > groups.starts[e]) active.push_back(e);
     products.clear();
-    for (const int64_t e : active) {
+    for (int64_t i = 0; i < active.size(); i++) {
+        const int64_t e = active[i];
         const int64_t first = groups.starts[e], count = groups.starts[e + 1] - first;
         const Panel panel = make_panel(arena, count, layer.w1);
         products.push_back({layer.w1.matrix(e), panel, gates + first * inner, inner});
         products.push_back({layer.w3.matrix(e), panel, ups + first * inner, inner});
     }
-    const int64_t active_count = int64_t(active.size());
+    const int64_t active_count = active.size();
     parallel_for(active_count, 1, work.threads, [&](int64_t low, int64_t high) {
         for (int64_t i = low; i < high; i++)
             fill(products[2 * i].x, x, c, 1, &groups.tokens[groups.starts[active[i]]]);
@@ -136,7 +142,8 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
     float* results = arena.take<float>(pairs * c);
     float* shared_results = arena.take<float>(t_count * c);
     products.clear();
-    for (const int64_t e : active) {
+    for (int64_t i = 0; i < active.size(); i++) {
+        const int64_t e = active[i];
         const int64_t first = groups.starts[e], count = groups.starts[e + 1] - first;
         products.push_back({layer.w2.matrix(e), make_panel(arena, count, layer.w2),
                             results + first * c, c});
@@ -152,17 +159,19 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
     multiply(products.data(), active_count + 1, work.threads);
 
     parallel_for(t_count, 16, work.threads, [&](int64_t low, int64_t high) {
-        std::vector<float> total(c);
-        std::vector<int64_t> order(k);
+        thread_local static Arena own;
+        Scope scope(own);
+        float* total = own.take<float>(c);
+        int64_t* order = own.take<int64_t>(k);
         for (int64_t t = low; t < high; t++) {
             // Pairs lie in order of their expert, which is the order of the sum.
-            std::copy_n(&groups.places[t * k], k, order.begin());
-            std::sort(order.begin(), order.end());
-            std::fill(total.begin(), total.end(), 0.0f);
-            for (const int64_t pair : order)
-                CALL(add_rounded, results + pair * c, c, total.data());
-            CALL(add_rounded, shared_results + t * c, c, total.data());
-            to_bfloat16(total.data(), c, output + t * c);
+            std::copy_n(&groups.places[t * k], k, order);
+            std::sort(order, order + k);
+            std::fill_n(total, c, 0.0f);
+            for (int64_t i = 0; i < k; i++)
+                CALL(add_rounded, results + order[i] * c, c, total);
+            CALL(add_rounded, shared_results + t * c, c, total);
+            to_bfloat16(total, c, output + t * c);
         }
     });
 }

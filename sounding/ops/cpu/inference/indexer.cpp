@@ -8,7 +8,6 @@
 #ifndef TARGET
 
 #include <algorithm>
-#include <vector>
 
 #include "network.h"
 
@@ -32,38 +31,38 @@ struct Candidate {
 // The best `limit` of what it is shown, entries in ascending order.
 class Best {
   public:
-    void start(int64_t limit) {
-        limit_ = limit;
-        least_ = -INFINITY;
-        found_.clear();
-        found_.reserve(2 * limit + KEYS);
-    }
+    Best(Arena& arena, int64_t limit)
+        : found_(arena.take<Candidate>(3 * limit + KEYS)), limit_(limit) {}
+
     void show(const float* scores, int64_t count, int64_t first) {
         for (int64_t i = 0; i < count; i++)
-            if (scores[i] > least_) found_.push_back({scores[i], int32_t(first + i)});
-        if (int64_t(found_.size()) >= 2 * limit_) narrow();
+            if (scores[i] > least_) found_[count_++] = {scores[i], int32_t(first + i)};
+        if (count_ >= 2 * limit_) narrow();
     }
     void add(const Best& other) {
-        found_.insert(found_.end(), other.found_.begin(), other.found_.end());
+        narrow();  // the other has at most twice the limit
+        std::copy_n(other.found_, other.count_, found_ + count_);
+        count_ += other.count_;
     }
     int64_t finish(int32_t* chosen) {
         narrow();
-        for (size_t i = 0; i < found_.size(); i++) chosen[i] = found_[i].entry;
-        std::sort(chosen, chosen + found_.size());
-        return int64_t(found_.size());
+        for (int64_t i = 0; i < count_; i++) chosen[i] = found_[i].entry;
+        std::sort(chosen, chosen + count_);
+        return count_;
     }
     float least() const { return least_; }
-    void narrow() {
-        if (int64_t(found_.size()) <= limit_) return;
-        std::nth_element(found_.begin(), found_.begin() + (limit_ - 1), found_.end());
-        found_.resize(limit_);
-        least_ = found_.back().score;  // an equal score further on loses to those already here
-    }
 
   private:
-    std::vector<Candidate> found_;
-    int64_t limit_ = 0;
-    float least_ = 0;
+    void narrow() {
+        if (count_ <= limit_) return;
+        std::nth_element(found_, found_ + (limit_ - 1), found_ + count_);
+        count_ = limit_;
+        least_ = found_[limit_ - 1].score;  // an equal score further on loses to those already here
+    }
+
+    Candidate* found_;
+    int64_t count_ = 0, limit_;
+    float least_ = -INFINITY;
 };
 
 Weight keys_of(const Network& net, const Rows& rows, int64_t count) {
@@ -97,7 +96,6 @@ void score(const Work& work, const Piece& piece, const BFloat16* queries, const 
         fill_block(product.x, block, queries + token * heads * net.index_width, net.index_width);
     float* products = arena.take<float>(piece.count * heads * KEYS);
     float scores[KEYS];
-    for (int64_t q = 0; q < piece.count; q++) best[q].start(net.index_limit);
     for (int64_t low = piece.low; low < piece.high; low += KEYS) {
         const int64_t high = std::min(low + KEYS, piece.high);
         product.out = products - low;
@@ -116,11 +114,17 @@ void score(const Work& work, const Piece& piece, const BFloat16* queries, const 
 
 void choose(const Work& work, const BFloat16* queries, const float* weights, int32_t* chosen,
             int32_t* counts) {
+    Arena& arena = work.arena;
+    Scope scope(arena);
     const int64_t limit = work.net.index_limit;
-    std::vector<Piece> pieces;
-    int64_t tiles = 0;
+    int64_t tiles = 0, most = 0;
     for (int64_t s = 0; s < work.sequences; s++)
         tiles += (work.spans[s].length + QUERIES - 1) / QUERIES;
+    for (int64_t s = 0; s < work.sequences; s++) {
+        const Span& span = work.spans[s];
+        most = std::max(most, (span.start + span.length) / CSA / STRETCH + 1);
+    }
+    List<Piece> pieces(arena, tiles * most);
     for (int64_t s = 0; s < work.sequences; s++) {
         const Span& span = work.spans[s];
         for (int64_t first = 0; first < span.length; first += QUERIES) {
@@ -139,17 +143,18 @@ void choose(const Work& work, const BFloat16* queries, const float* weights, int
                 pieces.push_back({s, first, count, low, std::min(low + stretch, visible)});
         }
     }
-    std::vector<Best> best(pieces.size() * QUERIES);
-    parallel_for(int64_t(pieces.size()), 1, work.threads, [&](int64_t low, int64_t high) {
+    List<Best> best(arena, pieces.size() * QUERIES);
+    for (int64_t i = 0; i < pieces.size() * QUERIES; i++) best.push_back(Best(arena, limit));
+    parallel_for(pieces.size(), 1, work.threads, [&](int64_t low, int64_t high) {
         for (int64_t i = low; i < high; i++)
             score(work, pieces[i], queries, weights, &best[i * QUERIES]);
     });
-    for (size_t i = 0; i < pieces.size();) {
-        size_t same = i + 1;
+    for (int64_t i = 0; i < pieces.size();) {
+        int64_t same = i + 1;
         while (same < pieces.size() && pieces[same].low > 0) same++;
         for (int64_t q = 0; q < pieces[i].count; q++) {
             const int64_t row = work.spans[pieces[i].span].first + pieces[i].first + q;
-            for (size_t other = i + 1; other < same; other++)
+            for (int64_t other = i + 1; other < same; other++)
                 best[i * QUERIES + q].add(best[other * QUERIES + q]);
             counts[row] = int32_t(best[i * QUERIES + q].finish(chosen + row * limit));
         }

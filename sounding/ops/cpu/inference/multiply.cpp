@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <array>
-#include <vector>
 
 #include "features.h"
 #include "rounding.h"
@@ -145,10 +144,11 @@ void multiply(const Product* products, int64_t count, int threads) {
     const int64_t ranges = large > 0 ? 3 * threads : total;
     parallel_for(ranges, 1, threads, [&](int64_t range, int64_t) {
         const int64_t begin = begin_of(range), end = begin_of(range + 1);
-        thread_local static std::vector<Strip> some;
-        some.clear();
+        thread_local static Arena arena;
+        Scope scope(arena);
+        List<Strip> some(arena, end - begin);
         for (int64_t i = begin; i < end; i++) some.push_back(find_strip(products, i));
-        multiply_strips(some.data(), end - begin);
+        multiply_strips(some.data(), some.size());
     });
 }
 

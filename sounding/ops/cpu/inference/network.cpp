@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <mutex>
-#include <vector>
 
 #include "../parallel.h"
 
@@ -56,7 +55,7 @@ int64_t network_run(const Network* net, const Layer* const* layers, int64_t laye
     Scope scope(arena);
     Step step;
     int64_t* positions = arena.take<int64_t>(count);
-    std::vector<Span> spans(sequences);
+    Span* spans = arena.take<Span>(sequences);
     for (int64_t s = 0, first = 0; s < sequences; first += lengths[s], s++) {
         spans[s] = {first, lengths[s], lists[s * layer_count * LISTS]->length, nullptr};
         for (int64_t t = 0; t < lengths[s]; t++) positions[first + t] = spans[s].start + t;
@@ -64,7 +63,7 @@ int64_t network_run(const Network* net, const Layer* const* layers, int64_t laye
     for (int64_t l = 0; l < layer_count; l++) {
         for (int64_t s = 0; s < sequences; s++)
             spans[s].lists = lists + (s * layer_count + l) * LISTS;
-        const Work work{*net, *layers[l], tokens, positions, spans.data(), count, sequences,
+        const Work work{*net, *layers[l], tokens, positions, spans, count, sequences,
                         threads, arena};
         run_block(work, streams, chosen + l * count * net->choices,
                   scores + l * count * net->experts);
