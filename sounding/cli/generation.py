@@ -34,16 +34,19 @@ def load_network(model: str, *, simulate: bool = False, exact: bool = False) -> 
     from sounding.model.layers import DEPLOYED, EXACT
     from sounding.model.native import serves
     from sounding.weights.layout import count_parameters
-    from sounding.weights.network import load_model
+    from sounding.weights.network import bring_into_memory, load_model
 
     checkpoint = open_checkpoint(model)
     simulation = DEPLOYED if simulate else EXACT
+    available = psutil.virtual_memory().available
     if not exact:
         network = load_model(checkpoint, simulation=simulation, dtype=torch.bfloat16)
         if serves(network):
+            if sum(parameter.nbytes for parameter in network.parameters()) < available / 4:
+                bring_into_memory(network)
             return network
     counts = count_parameters(checkpoint.config)
-    fits = 4 * (counts.main + counts.mtp) < psutil.virtual_memory().available / 2
+    fits = 4 * (counts.main + counts.mtp) < available / 2
     return load_model(checkpoint, simulation=simulation, dequantize=torch.float32 if fits else None)
 
 

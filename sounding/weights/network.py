@@ -12,6 +12,8 @@ from sounding.model.transformer import Transformer
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.state_dict import read_state, write_state
 
+_LINE_BYTES = 64  # of a cache, where a tensor begins
+
 
 def load_model(
     checkpoint: Checkpoint,
@@ -51,6 +53,20 @@ def build_model(
         parameter = nn.Parameter(tensor, requires_grad=learns)
         model.get_submodule(owner).register_parameter(leaf, parameter)
     return model
+
+
+def bring_into_memory(model: Transformer) -> None:
+    """Copy what is mapped from files into one piece of memory; the files are not read again.
+
+    Experts lie stacked in memory of their own already. One piece, because large ones can lie in
+    huge pages, and what a token reads then is found with fewer look-ups.
+    """
+    mapped = [p for name, p in model.named_parameters() if ".ffn.experts." not in name]
+    sizes = [-(-parameter.nbytes // _LINE_BYTES) * _LINE_BYTES for parameter in mapped]
+    room = torch.empty(sum(sizes), dtype=torch.uint8)
+    for parameter, part in zip(mapped, room.split(sizes), strict=True):
+        copy = part[: parameter.nbytes].view(parameter.dtype).view(parameter.shape)
+        parameter.data = copy.copy_(parameter.data)
 
 
 def save_model(model: Transformer, folder: Path, *, overwrite: bool = False) -> None:
