@@ -5,7 +5,7 @@ import http.client
 import json
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Client:
         self._connection.close()
 
     def get(self, path: str) -> str:
-        """The text of a page. Raises OSError where there is none."""
+        """The text of a page, whatever its status. Raises OSError where none comes."""
         return self._send("GET", path, None).text
 
     def post(self, path: str, body: dict[str, Any]) -> Reply:
@@ -58,21 +58,26 @@ class Client:
         return self._send("POST", path, json.dumps(body))
 
     def abandon(self, path: str, body: dict[str, Any], leave: Callable[[], None]) -> None:
-        """Ask, do `leave`, and hang up whatever has come by then."""
-        self._connection.request("POST", path, json.dumps(body), self._headers)
+        """Ask, do `leave`, and hang up whatever has come. Raises OSError without a server."""
+        with self._told(f"POST {path}"):
+            self._connection.request("POST", path, json.dumps(body), self._headers)
         leave()
         self._connection.close()
 
     def _send(self, method: str, path: str, body: str | None) -> Reply:
         start = time.perf_counter()
-        try:
+        with self._told(f"{method} {path}"):
             self._connection.request(method, path, body, self._headers)
             response = self._connection.getresponse()
             first = response.read(1)
             first_seconds = time.perf_counter() - start
             text = (first + response.read()).decode("utf-8", "replace")
-        except (OSError, http.client.HTTPException) as error:
-            with contextlib.suppress(OSError):
-                self._connection.close()  # the next request opens it anew
-            raise OSError(f"{method} {path}: no whole answer ({error!r})") from error
         return Reply(response.status, text, first_seconds, time.perf_counter() - start)
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()  # the next request opens it anew
+            raise OSError(f"{what}: no whole answer ({error!r})") from error

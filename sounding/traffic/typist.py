@@ -48,14 +48,17 @@ class Trace:
 def trace_of(text: str, *, line: int, keys: int) -> Trace:
     """Type from the beginning of a line (from 1) on, to the end of the line `keys` keys later.
 
-    Raises ValueError for a line that is not there.
+    Raises ValueError for a line that is not there, or with nothing to type.
     """
     lines = text.splitlines(keepends=True)
     if not 1 <= line <= len(lines):
         raise ValueError(f"line {line} is not in the file, which has {len(lines)}")
     begin = sum(map(len, lines[: line - 1]))
     end = text.find("\n", min(len(text), begin + keys))
-    return Trace(text, begin, len(text) if end < 0 else end)
+    end = len(text) if end < 0 else end
+    if begin == end:
+        raise ValueError(f"there is nothing to type in line {line}; begin further up")
+    return Trace(text, begin, end)
 
 
 def type_over_http(client: Client, trace: Trace, protocol: Protocol, model: str) -> Iterator[Key]:

@@ -50,6 +50,8 @@ def test_a_trace_types_whole_lines() -> None:
     assert not trace.key("one = 1\ntwo", " ", 0.1).right
     with pytest.raises(ValueError, match="line 9 is not in the file, which has 4"):
         trace_of(TEXT, line=9, keys=1)
+    with pytest.raises(ValueError, match="there is nothing to type in line 2"):
+        trace_of("a = 1\n\n", line=2, keys=0)
 
 
 @pytest.mark.parametrize("protocol", ["infill", "suffix", "lsp"])

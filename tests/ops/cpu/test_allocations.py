@@ -15,6 +15,7 @@ COMPILER = shutil.which("c++") or shutil.which("g++")
 pytestmark = [
     pytest.mark.skipif(cpu.library() is None, reason="no native kernels were built"),
     pytest.mark.skipif(sys.platform != "linux", reason="counts by standing before glibc"),
+    pytest.mark.skipif("SOUNDING_KERNELS" in os.environ, reason="sanitizers stand there already"),
     pytest.mark.skipif(COMPILER is None, reason="needs a compiler for what counts"),
 ]
 
