@@ -12,7 +12,7 @@
 #include "network.h"
 
 constexpr int64_t QUERIES = 16;      // scored together
-constexpr int64_t KEYS = 64;         // in one block
+constexpr int64_t KEYS = 256;        // in one block
 constexpr int64_t STRETCH = 2048;    // keys per piece of work where there are few queries
 
 #include "../each_target.h"
