@@ -15,6 +15,7 @@ from tests.server.live import Live, live
 from tests.server.scripted import ScriptedEngine
 from tests.server.test_with_the_engine import server as server  # a network, made once
 
+KINDS = ("agent", "chat", "infill", "messages", "suffix")
 TEXT = "one = 1\ntwo = 2\nthree = one + two\nfour = 4\n"
 
 
@@ -75,8 +76,8 @@ def test_a_crowd_gets_what_each_would_get_alone(server: Live, file: Path) -> Non
     report = report_of(result)
     assert result.exit_code == 0, report
     assert (report["errors"], report["different"]) == ([], [])
-    assert set(report["kinds"]) == {"agent", "chat", "infill", "messages", "suffix"}
-    assert report["compared"] == 12 and report["fewest"] > 0
+    assert {"agent", "infill", "suffix"} < set(report["kinds"]) <= {*KINDS}
+    assert report["compared"] == min(12, report["requests"]) and report["fewest"] > 0
     assert report["after"]["sounding_state_bytes"] == 0
     assert report["after"]["process_open_fds"] <= report["before"]["process_open_fds"] + 4
 
