@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sounding.cli.clients import api_key_file_option, read_api_key
 from sounding.cli.completion import open_model
 
 if TYPE_CHECKING:
@@ -17,11 +18,7 @@ if TYPE_CHECKING:
 @click.command("language-server")
 @click.argument("model", required=False)
 @click.option("--server", metavar="URL", help="Ask a running server rather than load a model.")
-@click.option(
-    "--api-key-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What the server asks for, in the first line of a file.",
-)
+@api_key_file_option
 @click.option(
     "--pause-ms",
     default=40,
@@ -70,7 +67,7 @@ def language_server(
 
     def open_suggest() -> "Suggest":
         if server is not None:
-            key = api_key_file.read_text().split("\n")[0].strip() if api_key_file else None
+            key = read_api_key(api_key_file)
             return FromServer(server, api_key=key, max_tokens=max_tokens, seconds=seconds)
         settings = Settings(max_tokens=max_tokens, context_tokens=context_tokens, typing=True)
         opened = open_model(model)

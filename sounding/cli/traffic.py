@@ -8,11 +8,13 @@ import textwrap
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sounding.cli.clients import api_key_file_option, read_api_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,11 +34,6 @@ def traffic() -> None:
     """Measure a running server by what editors and agents do to it."""
 
 
-_key_file = click.option(
-    "--api-key-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What the server asks for, in the first line of a file.",
-)
 _file = click.option(
     "--file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -59,11 +56,11 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @click.option("--line", default=200, show_default=True, help="Where the typing begins.")
 @click.option("--keys", default=300, show_default=True, type=click.IntRange(min=1))
 @_model
-@_key_file
+@api_key_file_option
 @_json
 def typing(
     url: str | None,
-    protocol: str,
+    protocol: Literal["infill", "suffix", "lsp"],
     file: Path | None,
     line: int,
     keys: int,
@@ -91,9 +88,8 @@ def typing(
     elif url is None:
         raise click.UsageError("give the URL of a server, or --protocol lsp")
     else:
-        with Client(url, _key(api_key_file)) as client:
-            name = "infill" if protocol == "infill" else "suffix"
-            typed = type_over_http(client, trace, name, model)  # type: ignore[arg-type]
+        with Client(url, read_api_key(api_key_file)) as client:
+            typed = type_over_http(client, trace, protocol, model)
             with _progress() as bar:
                 pressed = list(bar.track(typed, trace.end - trace.begin, description="typing"))
     seconds = [key.seconds for key in pressed]
@@ -115,7 +111,7 @@ def typing(
 @click.option("--seed", default=0, show_default=True)
 @_file
 @_model
-@_key_file
+@api_key_file_option
 @_json
 def crowd(
     url: str,
@@ -140,7 +136,7 @@ def crowd(
     """
     from sounding.traffic.crowd import Crowd
 
-    key = _key(api_key_file)
+    key = read_api_key(api_key_file)
     text = _text(file)
     warm = Crowd(url, text, model=model, api_key=key, seed=seed + 1)
     warm.run(4, 3.0)
@@ -169,7 +165,7 @@ def crowd(
 )
 @_file
 @_model
-@_key_file
+@api_key_file_option
 @_json
 def leaving(
     url: str,
@@ -190,7 +186,7 @@ def leaving(
     """
     from sounding.traffic.leaving import measure_leaving
 
-    key = _key(api_key_file)
+    key = read_api_key(api_key_file)
     text = _text(file)
     left = measure_leaving(url, text, model=model, api_key=key, characters=characters, times=times)
     with _progress() as bar:
@@ -253,10 +249,6 @@ def _text(file: Path | None) -> str:
     if file is not None:
         return file.read_text(encoding="utf-8")
     return inspect.getsource(textwrap)
-
-
-def _key(file: Path | None) -> str | None:
-    return file.read_text().split("\n")[0].strip() if file else None
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:

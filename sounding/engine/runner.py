@@ -6,7 +6,7 @@ Nothing here depends on which sequences share a step, except how the network rou
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,14 +28,14 @@ from sounding.model.transformer import Transformer
 class Counters:
     """What was done since the start."""
 
+    expert_load: Tensor
+    """Choices of each expert: layers by experts."""
     steps: int = 0
     prompt_tokens: int = 0
     hit_tokens: int = 0
     completion_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
-    expert_load: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
-    """Choices of each expert: layers by experts."""
 
 
 class Runner:

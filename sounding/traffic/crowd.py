@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sounding.traffic.http import Client, Reply
+from sounding.traffic.http import Client, Reply, said
 
 _LEAVES = 0.04  # share of requests whose client hangs up
 _TURNS = 12  # after which an agent begins anew
@@ -83,8 +83,8 @@ class Crowd:
             return [
                 answer
                 for answer in answers
-                if _said(answer.path, client.post(answer.path, answer.body))
-                != _said(answer.path, answer.reply)
+                if said(answer.path, client.ask(answer.path, answer.body))
+                != said(answer.path, answer.reply)
             ]
 
     def _client(self, number: int) -> None:
@@ -115,9 +115,7 @@ class Crowd:
             with self._lock:
                 self.tally.left += 1
             return None
-        reply = client.post(path, body)
-        if reply.status != 200:
-            raise ValueError(f"{path} answered {reply.status}: {reply.text[:200]}")
+        reply = client.ask(path, body)
         with self._lock:
             self.tally.answers.append(Answer(kind, number, path, body, reply))
         return reply
@@ -141,11 +139,11 @@ class Crowd:
             reply = self._ask("agent", client, number, choose, "/v1/chat/completions", body)
             if reply is None:
                 continue
-            said = _said("/v1/chat/completions", reply)
+            text = said("/v1/chat/completions", reply)
             call = {"name": "read_file", "arguments": json.dumps({"path": "a.py", "line": turn})}
             calls = [{"id": f"call_{turn}", "type": "function", "function": call}]
             messages += [
-                {"role": "assistant", "content": said, "tool_calls": calls},
+                {"role": "assistant", "content": text, "tool_calls": calls},
                 {"role": "tool", "tool_call_id": f"call_{turn}", "content": self._code(choose, 15)},
             ]
 
@@ -196,17 +194,3 @@ class Crowd:
 
     def _gap(self, choose: random.Random) -> tuple[str, str]:
         return self._code(choose, choose.randrange(5, 40)), self._code(choose, 10)
-
-
-def _said(path: str, reply: Reply) -> str:
-    """The text of an answer, streamed or whole."""
-    if reply.text.startswith("data:") or reply.text.startswith(":"):
-        choices = [event["choices"] for event in reply.events if event.get("choices")]
-        return "".join(part[0]["delta"].get("content") or "" for part in choices)
-    answer = json.loads(reply.text)
-    if path == "/infill":
-        return str(answer["content"])
-    if path == "/v1/messages":
-        return "".join(part.get("text", "") for part in answer["content"])
-    choice = answer["choices"][0]
-    return str(choice["text"] if "text" in choice else choice["message"].get("content") or "")

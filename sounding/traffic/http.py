@@ -53,9 +53,12 @@ class Client:
         """The text of a page, whatever its status. Raises OSError where none comes."""
         return self._send("GET", path, None).text
 
-    def post(self, path: str, body: dict[str, Any]) -> Reply:
-        """Ask. Raises OSError where no whole answer comes."""
-        return self._send("POST", path, json.dumps(body))
+    def ask(self, path: str, body: dict[str, Any]) -> Reply:
+        """Raises OSError where no whole answer comes, ValueError with what is refused."""
+        reply = self._send("POST", path, json.dumps(body))
+        if reply.status != 200:
+            raise ValueError(f"{path} answered {reply.status}: {reply.text[:200]}")
+        return reply
 
     def abandon(self, path: str, body: dict[str, Any], leave: Callable[[], None]) -> None:
         """Ask, do `leave`, and hang up whatever has come. Raises OSError without a server."""
@@ -81,3 +84,23 @@ class Client:
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()  # the next request opens it anew
             raise OSError(f"{what}: no whole answer ({error!r})") from error
+
+
+def said(path: str, reply: Reply) -> str:
+    """The text of an answer, streamed or whole, by the protocol of its path.
+
+    Raises ValueError for an answer that has none.
+    """
+    try:
+        if reply.text.startswith(("data:", ":")):
+            choices = [event["choices"] for event in reply.events if event.get("choices")]
+            return "".join(part[0]["delta"].get("content") or "" for part in choices)
+        answer = json.loads(reply.text)
+        if path == "/infill":
+            return str(answer["content"])
+        if path == "/v1/messages":
+            return "".join(part.get("text", "") for part in answer["content"])
+        choice = answer["choices"][0]
+        return str(choice["text"] if "text" in choice else choice["message"].get("content") or "")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ValueError(f"{path} answered without a text: {reply.text[:200]}") from None

@@ -1,15 +1,14 @@
 """Somebody who types a part of a file and asks for a completion at every key."""
 
 import asyncio
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sounding.traffic.http import Client, Reply
+from sounding.traffic.http import Client, said
 
 if TYPE_CHECKING:
     from lsprotocol.types import Position
@@ -63,18 +62,19 @@ def trace_of(text: str, *, line: int, keys: int) -> Trace:
 
 def type_over_http(client: Client, trace: Trace, protocol: Protocol, model: str) -> Iterator[Key]:
     """Raises OSError without a server, ValueError with what it refuses."""
-    ask = _infill if protocol == "infill" else _suffix
     for before, behind in trace.cursors():
-        reply, shown = ask(client, before, behind, model)
-        if shown is None:
-            raise ValueError(f"the server answered {reply.status}: {reply.text[:200]}")
-        yield trace.key(before, shown, reply.seconds)
+        if protocol == "infill":
+            path, body = "/infill", _infill(before, behind)
+        else:
+            path, body = "/v1/completions", _suffix(before, behind, model)
+        reply = client.ask(path, body)
+        yield trace.key(before, said(path, reply), reply.seconds)
 
 
-def _infill(client: Client, before: str, behind: str, model: str) -> tuple[Reply, str | None]:
+def _infill(before: str, behind: str) -> dict[str, Any]:
     """As llama.vim and llama.vscode ask."""
     cut = before.rfind("\n") + 1
-    body = {
+    return {
         "input_prefix": before[:cut],
         "prompt": before[cut:],
         "input_suffix": behind,
@@ -82,14 +82,12 @@ def _infill(client: Client, before: str, behind: str, model: str) -> tuple[Reply
         "t_max_predict_ms": 250,
         "stream": False,
     }
-    reply = client.post("/infill", body)
-    return reply, _field(reply, lambda answer: answer["content"])
 
 
-def _suffix(client: Client, before: str, behind: str, model: str) -> tuple[Reply, str | None]:
+def _suffix(before: str, behind: str, model: str) -> dict[str, Any]:
     """As clients of OpenAI's completions ask: one line, with whole lines before it."""
     start = before.find("\n", max(0, len(before) - 2000)) + 1 if len(before) > 2000 else 0
-    body = {
+    return {
         "model": model,
         "prompt": before[start:],
         "suffix": behind[:500],
@@ -97,18 +95,6 @@ def _suffix(client: Client, before: str, behind: str, model: str) -> tuple[Reply
         "stop": ["\n"],
         "temperature": 0,
     }
-    reply = client.post("/v1/completions", body)
-    return reply, _field(reply, lambda answer: answer["choices"][0]["text"])
-
-
-def _field(reply: Reply, choose: Callable[[Any], object]) -> str | None:
-    if reply.status != 200:
-        return None
-    try:
-        found = choose(json.loads(reply.text))
-    except (ValueError, KeyError, IndexError, TypeError):
-        return None
-    return found if isinstance(found, str) else None
 
 
 def type_in_an_editor(trace: Trace, options: Sequence[str] = ()) -> list[Key]:
