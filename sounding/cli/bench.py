@@ -11,7 +11,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sounding.cli.generation import load_network
 from sounding.cli.models import open_checkpoint
 from sounding.cli.training_speed import compare_training, print_training
 from sounding.resident import peak_resident_bytes
@@ -149,6 +148,9 @@ def _infer(
     import torch
 
     from sounding.bench import Native, between, measure, measure_ceilings, token_cost
+
+    # Here, because training is measured without what it asks of PyTorch.
+    from sounding.cli.generation import load_network
     from sounding.model.native import serves
 
     torch.set_num_threads(threads)

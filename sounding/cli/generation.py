@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from sounding.engine.messages import Event
     from sounding.model.transformer import Transformer
 
+# Large tensors in huge pages (Linux): all weights are read for every token, and finding a small
+# page takes as long as reading a part of it. PyTorch asks once, before its first tensor, so this
+# comes before anything imports it: with the first command that runs a model, not in training.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
 
 def load_network(model: str, *, simulate: bool = False, exact: bool = False) -> "Transformer":
     """The network of a model folder: on native kernels in bfloat16, as the models are published.
@@ -25,9 +30,6 @@ def load_network(model: str, *, simulate: bool = False, exact: bool = False) -> 
     Where they do not serve it, and with `exact`, it computes in float32. There a quantized weight
     is unpacked at every use; where memory allows, once and for all here.
     """
-    # Large tensors in huge pages (Linux): all weights are read for every token, and finding a small
-    # page takes as long as reading a part of it. PyTorch asks once, before its first tensor.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import psutil
     import torch
 
