@@ -21,7 +21,7 @@ from sounding.model.transformer import Transformer
 
 _CHUNK_TOKENS = 2048  # of a context that is only there to be decoded at
 _READ_BYTES = 1 << 28
-_PRODUCT_SIZE = 2048
+_PRODUCT_SIZE, _TRIAL_SIZE = 2048, 256
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Ceilings:
 
     read_bytes_per_second: float
     flops_per_second: float
+    dtype: torch.dtype = torch.bfloat16
+    """Of the products."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,18 @@ class Peer:
 
 
 def measure_ceilings() -> Ceilings:
-    """Best of a few sums over memory larger than any cache share, and of bf16 matrix products."""
+    """Best of a few sums over memory larger than any cache share, and of matrix products in bf16 or
+    float32: processors without bf16 instructions are hundreds of times slower in it."""
     memory = torch.ones(_READ_BYTES // 8, dtype=torch.int64)
     read = _best(lambda: memory.sum(), 5)
-    one = torch.randn(_PRODUCT_SIZE, _PRODUCT_SIZE).bfloat16()
-    product = _best(lambda: one @ one, 5)
-    return Ceilings(_READ_BYTES / read, 2 * _PRODUCT_SIZE**3 / product)
+    dtype = max((torch.bfloat16, torch.float32), key=lambda dtype: _multiplied(dtype, _TRIAL_SIZE))
+    return Ceilings(_READ_BYTES / read, _multiplied(dtype, _PRODUCT_SIZE), dtype)
+
+
+def _multiplied(dtype: torch.dtype, size: int) -> float:
+    """Operations per second of a matrix product."""
+    one = torch.randn(size, size).to(dtype)
+    return 2 * size**3 / _best(lambda: one @ one, 5)
 
 
 def token_cost(model: Transformer, context: int) -> Cost:

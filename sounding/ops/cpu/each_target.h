@@ -3,7 +3,8 @@
 //
 // The compiler's `target_clones` would be shorter, but it lowers some of what is written on vectors,
 // comparisons above all, for the lowest set before it makes the clones. Templates of the standard
-// library are compiled for the lowest set, outside.
+// library are compiled for the lowest set, outside. REGISTER is the size of a vector register in bytes;
+// the compiler's own macros, such as __AVX2__, do not follow the set.
 #pragma once
 
 #include <algorithm>
@@ -25,6 +26,7 @@
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4")
 namespace v4 {
+constexpr int REGISTER = 64;
 #include "numbers.h"
 #include KERNELS
 }  // namespace v4
@@ -32,11 +34,13 @@ namespace v4 {
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v3")
 namespace v3 {
+constexpr int REGISTER = 32;
 #include "numbers.h"
 #include KERNELS
 }  // namespace v3
 #pragma GCC pop_options
 namespace base {
+constexpr int REGISTER = 16;
 #include "numbers.h"
 #include KERNELS
 }  // namespace base
@@ -52,6 +56,7 @@ namespace base {
 
 #define TARGET
 namespace base {
+constexpr int REGISTER = 16;
 #include "numbers.h"
 #include KERNELS
 }  // namespace base

@@ -24,18 +24,16 @@ void attend(const Query& query, const Keys (&keys)[2], Arena& arena, float* outp
     float* at = scores;
     float* q = nullptr;
     if (!has_tiles()) {
-        q = arena.take<float>(query.d * HEADS);
-        for (int64_t i = 0; i < query.d; i++)
-            for (int64_t h = 0; h < HEADS; h++)
-                q[i * HEADS + h] = h < query.heads ? load_one(query.q + h * query.d + i) : 0.0f;
+        q = arena.take<float>(query.heads * query.d);
+        to_float(query.q, query.heads * query.d, q);
     }
     for (const Keys& part : keys) {
         if (part.count() == 0) continue;
         if (has_tiles())
             scores_with_tiles(query, part, arena, at);
         else
-            CALL(scores_plain, q, query.d, part.rows + part.first_block() * query.d, part.count(),
-                 at);
+            CALL(multiply_wide, part.wide + part.first_block() * query.d, part.count(), q, query.heads,
+                 query.d, at, HEADS);
         at += part.count() * HEADS;
     }
     float sink[HEADS] = {}, totals[HEADS];
@@ -62,19 +60,7 @@ void interleave(const BFloat16* even, const BFloat16* odd, int64_t d, BFloat16* 
     }
 }
 
-// scores[k][h] = <q_h, key_k>, from queries laid out [d][HEADS].
-void scores_plain(const float* q, int64_t d, const BFloat16* keys, int64_t count,
-                  float* scores) {
-    for (int64_t k = 0; k < count; k += 4) {
-        Floats total[4] = {};
-        for (int64_t i = 0; i < d; i++) {
-            Floats row;
-            load(q + i * HEADS, row);
-            for (int j = 0; j < 4; j++) total[j] += row * load_one(keys + (k + j) * d + i);
-        }
-        for (int j = 0; j < 4; j++) store(scores + (k + j) * HEADS, total[j]);
-    }
-}
+#include "dots.h"
 
 // Scores to exp(scale * score - top), zero for the hidden; returns their sum with the sink's share.
 void softmax(float* scores, const Keys (&keys)[2], float scale, const float* sink,
@@ -109,23 +95,35 @@ void softmax(float* scores, const Keys (&keys)[2], float scale, const float* sin
     store(totals, total);
 }
 
-void blend_plain(const Query& query, const Keys (&keys)[2], const float* weights,
-                 float* output) {
-    for (int64_t h = 0; h < query.heads; h++)
-        for (int64_t i = 0; i < query.d; i += LANES) {
-            Floats total = {};
-            const float* weight = weights + h;
-            for (const Keys& part : keys) {
-                if (part.count() == 0) continue;
-                for (int64_t k = part.first_block(); k < part.end_block(); k++, weight += HEADS) {
-                    if (k < part.low || k >= part.high) continue;
-                    Floats value;
-                    load(part.rows + k * query.d + i, value);
-                    total += value * *weight;
-                }
+// output[h][i] = sum_k weights[k][h] key_k[i], of H heads and the C registers of channels from i on.
+template <int H>
+INLINE void blend_some(const Keys (&keys)[2], const float* weights, int64_t d, int64_t i,
+                       float* output) {
+    constexpr int C = 2;
+    Register sums[H][C] = {};
+    for (const Keys& part : keys) {
+        if (part.count() == 0) continue;
+        const float* row = weights - part.first_block() * HEADS;
+        for (int64_t k = part.low; k < part.high; k++)
+            for (int c = 0; c < C; c++) {
+                const Register value = read(part.wide + k * d + i + c * WIDTH);
+                for (int h = 0; h < H; h++) sums[h][c] += value * row[k * HEADS + h];
             }
-            store(output + h * query.d + i, total);
-        }
+        weights += part.count() * HEADS;
+    }
+    for (int h = 0; h < H; h++)
+        for (int c = 0; c < C; c++)
+            std::memcpy(output + h * d + i + c * WIDTH, &sums[h][c], sizeof(Register));
+}
+
+void blend_plain(const Query& query, const Keys (&keys)[2], const float* weights, float* output) {
+    const int64_t d = query.d;
+    for (int64_t i = 0; i < d; i += 2 * WIDTH) {
+        int64_t h = 0;
+        for (; h + 4 <= query.heads; h += 4)
+            blend_some<4>(keys, weights + h, d, i, output + h * d);
+        for (; h < query.heads; h++) blend_some<1>(keys, weights + h, d, i, output + h * d);
+    }
 }
 
 void divide(float* output, int64_t d, float total) {

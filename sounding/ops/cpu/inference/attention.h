@@ -6,11 +6,12 @@
 constexpr int64_t HEADS = 16;  // of one query, side by side
 constexpr int64_t KEYS = 32;   // keys come in blocks of this many, the last filled with zeros
 
-// Keys in a row, and which of them a query sees. With tiles also two by two, channel by channel:
-// pairs[k / 2][d][k % 2].
+// Keys in a row, and which of them a query sees. Tiles also want them two by two, channel by
+// channel, pairs[k / 2][d][k % 2]; without tiles they are float32.
 struct Keys {
     const BFloat16* rows;
     const BFloat16* pairs;
+    const float* wide;
     int64_t low, high;  // visible ones
 
     int64_t first_block() const { return low / KEYS * KEYS; }

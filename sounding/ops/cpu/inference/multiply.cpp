@@ -9,6 +9,7 @@
 #include <array>
 
 #include "features.h"
+#include "network.h"
 #include "rounding.h"
 
 #include "../each_target.h"
@@ -16,6 +17,7 @@
 namespace {
 
 constexpr int64_t TOKENS = 512;  // rows of a panel that stay in the second-level cache
+constexpr int64_t FEW = 8;
 
 // Columns of one row in the panel's order, rounded where the weight wants that, zero behind.
 const BFloat16* ordered(const Panel& panel, const BFloat16* x, BFloat16* room) {
@@ -35,20 +37,19 @@ const BFloat16* ordered(const Panel& panel, const BFloat16* x, BFloat16* room) {
     return room;
 }
 
+// Rows are unpacked a few at a time, fewer where each is read by few tokens: what was unpacked is
+// read from the first-level cache then.
 void multiply_plain(const Strip& strip) {
     thread_local static Arena arena;
     Scope scope(arena);
-    constexpr int64_t STEP = 16;
     const Product& p = strip.product;
     const int64_t columns = p.x.columns, end = strip.row + strip.rows;
-    BFloat16* w = arena.take<BFloat16>(STEP * columns);
-    for (int64_t row = strip.row; row < end; row += STEP) {
-        const int64_t count = std::min(STEP, end - row);
-        const uint8_t* soon = p.weight.values + (row + count) * p.weight.row_bytes;
-        for (int64_t k = 0; k < columns; k += SCALE_TILE)
-            soon = unpack(p.weight, row, count, k, std::min(SCALE_TILE, columns - k), w + k,
-                          columns, soon);
-        CALL(multiply_unpacked, p.x.data, p.x.tokens, w, count, columns, p.out + row, p.stride);
+    const int64_t step = p.x.tokens < FEW ? 8 : 16;
+    float* w = arena.take<float>(step * columns);
+    for (int64_t row = strip.row; row < end; row += step) {
+        const int64_t count = std::min(step, end - row);
+        unpack(p.weight, row, count, w, columns);
+        CALL(multiply_wide, p.x.wide, p.x.tokens, w, count, columns, p.out + row, p.stride);
     }
 }
 
@@ -62,9 +63,10 @@ void multiply_strips(const Strip* strips, int64_t count) {
 }  // namespace
 
 Panel make_panel(Arena& arena, int64_t tokens, const Weight& weight) {
-    const int64_t columns = padded(weight.columns, 32);
-    return {arena.take<BFloat16>(tokens * columns), tokens, columns, weight.split(),
-            weight.simulate != 0, weight.columns};
+    const int64_t columns = padded(weight.columns, 32), size = tokens * columns;
+    BFloat16* data = has_tiles() ? arena.take<BFloat16>(size) : nullptr;
+    float* wide = has_tiles() ? nullptr : arena.take<float>(size);
+    return {data, wide, tokens, columns, weight.split(), weight.simulate != 0, weight.columns};
 }
 
 void fill_block(const Panel& panel, int64_t block, const BFloat16* x, int64_t stride,
@@ -73,14 +75,14 @@ void fill_block(const Panel& panel, int64_t block, const BFloat16* x, int64_t st
     Scope scope(arena);
     BFloat16* room = arena.take<BFloat16>(panel.columns);
     const int64_t count = panel.in_block(block), first = block * Panel::BLOCK;
-    BFloat16* to = panel.data + first * panel.columns;
     for (int64_t t = 0; t < count; t++) {
         const int64_t source = index != nullptr ? index[first + t] : first + t;
         const BFloat16* row = ordered(panel, x + source * stride, room);
-        if (!has_tiles() || count == 1) {  // one row alone is in order as it is
-            std::copy(row, row + panel.columns, to + t * panel.columns);
+        if (!has_tiles()) {
+            to_float(row, panel.columns, panel.wide + (first + t) * panel.columns);
             continue;
         }
+        BFloat16* to = panel.data + first * panel.columns;
         for (int64_t k = 0; k < panel.columns; k += 2)
             std::memcpy(to + (k / 2 * count + t) * 2, row + k, 4);
     }
@@ -111,8 +113,7 @@ Strip find_strip(const Product* products, int64_t index) {
     for (; index >= strips_of(*products); products++) index -= strips_of(*products);
     Product part = *products;
     const int64_t in_weight = strips_of(part.weight), first = index / in_weight * TOKENS;
-    part.x.data += first * part.x.columns;
-    part.x.tokens = std::min(TOKENS, part.x.tokens - first);
+    part.x = part.x.part(first, std::min(TOKENS, part.x.tokens - first));
     part.out += first * part.stride;
     return strip_at(part, index % in_weight * STRIP, part.weight.rows);
 }
@@ -156,31 +157,7 @@ void multiply(const Product* products, int64_t count, int threads) {
 
 namespace {
 
-// <x, w_r> of R rows, sixteen partial sums each.
-template <int R>
-INLINE void dots(const BFloat16* x, const BFloat16* w, int64_t stride, int64_t columns, float* out) {
-    Floats total[R] = {};
-    for (int64_t k = 0; k < columns; k += LANES) {
-        Floats left, right;
-        load(x + k, left);
-        for (int r = 0; r < R; r++) {
-            load(w + r * stride + k, right);
-            total[r] += left * right;
-        }
-    }
-    for (int r = 0; r < R; r++) out[r] = sum(total[r]);
-}
-
-void multiply_unpacked(const BFloat16* x, int64_t tokens, const BFloat16* w, int64_t rows,
-                       int64_t columns, float* out, int64_t stride) {
-    for (int64_t t = 0; t < tokens; t++) {
-        int64_t r = 0;
-        for (; r + 4 <= rows; r += 4)
-            dots<4>(x + t * columns, w + r * columns, columns, columns, out + t * stride + r);
-        for (; r < rows; r++)
-            dots<1>(x + t * columns, w + r * columns, columns, columns, out + t * stride + r);
-    }
-}
+#include "dots.h"
 
 }  // namespace
 

@@ -2,17 +2,19 @@
 //
 // An output is sum_k x[k] w[k] over bfloat16 numbers, accumulated in float32 in one fixed order, so
 // its bits depend on neither the rows beside it nor the threads. (Which order depends on the
-// processor: with tiles, k goes in steps of 32, of which even and odd ones are summed apart.)
+// processor: with tiles, k goes in steps of 32, of which even and odd ones are summed apart; without
+// them, each lane of a vector has a sum of its own.)
 #pragma once
 
 #include "arena.h"
 #include "weight.h"
 
 // Rows [tokens, columns] of bfloat16 as the product reads them: with tiles in blocks of sixteen
-// rows, in each the pairs of columns by row; otherwise as they are. Columns are padded with zeros
-// to a multiple of 32.
+// rows, in each the pairs of columns by row; without them as they are, widened to float32. Columns
+// are padded with zeros to a multiple of 32.
 struct Panel {
-    BFloat16* data;
+    BFloat16* data;  // with tiles
+    float* wide;     // without
     int64_t tokens, columns;
     bool split;     // columns in the order that FP4 unpacks to
     bool simulate;  // numbers rounded to FP8 by 128 columns
@@ -25,6 +27,15 @@ struct Panel {
         return rest < BLOCK ? rest : BLOCK;
     }
     const BFloat16* block(int64_t index) const { return data + index * BLOCK * columns; }
+    bool empty() const { return data == nullptr && wide == nullptr; }
+    // Some of the tokens; `first` is a multiple of BLOCK.
+    Panel part(int64_t first, int64_t count) const {
+        Panel some = *this;
+        if (data != nullptr) some.data += first * columns;
+        if (wide != nullptr) some.wide += first * columns;
+        some.tokens = count;
+        return some;
+    }
 };
 
 // Room for rows that are to be multiplied with weights like the given one.

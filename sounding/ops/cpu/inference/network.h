@@ -95,6 +95,7 @@ struct Work {
 // rounding.cpp and rotary.cpp, row by row
 void rms_norm(const float* x, int64_t count, const float* weight, float eps, BFloat16* out);
 void to_bfloat16(const float* x, int64_t count, BFloat16* out);
+void to_float(const BFloat16* x, int64_t count, float* out);
 struct Angles {
     const float *cos, *sin;  // of one position, one per pair
 };

@@ -18,6 +18,8 @@ void to_bfloat16(const float* x, int64_t count, BFloat16* out) {
     CALL(convert_row, x, count, out);
 }
 
+void to_float(const BFloat16* x, int64_t count, float* out) { CALL(widen_row, x, count, out); }
+
 void find_angles(int64_t position, const float* frequencies, int64_t pairs, float* cos,
                  float* sin) {
     for (int64_t i = 0; i < pairs; i++) {
@@ -90,6 +92,10 @@ void norm_row(const float* x, int64_t count, const float* weight, float eps, BFl
         if (weight != nullptr) load_lanes(weight + i, some, scale);
         store_lanes(out + i, some, value * factor * scale);
     };
+}
+
+void widen_row(const BFloat16* x, int64_t count, float* out) {
+    for (int64_t i = 0; i < count; i++) out[i] = load_one(x + i);
 }
 
 void convert_row(const float* x, int64_t count, BFloat16* out) {

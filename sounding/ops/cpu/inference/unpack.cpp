@@ -1,5 +1,8 @@
-// Weights to bfloat16, which holds them exactly: e4m3 and e2m1 have three significant bits at most,
-// and scales are powers of two. Values are looked up in a table that already has the scale in it.
+// Weights to bfloat16 or float32, which hold them exactly: e4m3 and e2m1 have three significant bits
+// at most, and scales are powers of two.
+
+#define KERNELS "inference/unpack.cpp"
+#ifndef TARGET
 
 #include "weight.h"
 
@@ -8,6 +11,8 @@
 
 #include "features.h"
 #include "tiles.h"
+
+#include "../each_target.h"
 
 namespace {
 
@@ -20,8 +25,7 @@ INLINE uint16_t scaled(uint16_t word, int scale) {
 }
 
 struct Tables {
-    uint16_t fp8[128];  // bfloat16 bits of the positive e4m3 numbers
-    uint8_t low[256][128], high[256][128];  // their bytes under each scale
+    uint8_t low[256][128], high[256][128];  // the bytes of the positive e4m3 numbers by scale
 
     Tables() {
         for (int code = 0; code < 128; code++) {
@@ -31,7 +35,6 @@ struct Tables {
             if (code == 127) value = NAN;
             BFloat16 half;
             store_one(&half, value);
-            fp8[code] = half.bits;
             for (int scale = 0; scale < 256; scale++) {
                 const uint16_t word = scaled(half.bits, scale);
                 low[scale][code] = uint8_t(word);
@@ -42,35 +45,9 @@ struct Tables {
 };
 const Tables tables;
 
-void unpack_row(const Weight& w, int64_t row, int64_t k, int64_t count, BFloat16* out) {
-    const uint8_t* values = w.values + row * w.row_bytes;
-    if (w.format == FLOAT32) {
-        for (int64_t i = 0; i < count; i++) {
-            float value;
-            std::memcpy(&value, values + (k + i) * 4, 4);
-            store_one(out + i, value);
-        }
-    } else if (w.format == BFLOAT16) {
-        std::memcpy(out, values + k * 2, count * 2);
-    } else if (w.format == FP8) {
-        const uint8_t* scales = w.scales + (w.first + row) / SCALE_TILE * w.scale_row;
-        for (int64_t i = 0; i < count; i++) {
-            const uint8_t code = values[k + i];
-            const uint16_t word = scaled(tables.fp8[code & 127], scales[(k + i) / SCALE_TILE]);
-            out[i].bits = uint16_t(word | (code & 128) << 8);
-        }
-    } else {
-        const uint8_t* scales = w.scales + row * w.scale_row;
-        for (int64_t i = 0; i < count; i++) {
-            const int code = values[(k + i) / 2] >> (i % 2 * 4) & 15;
-            const uint16_t word = scaled(FP4_WORDS[code & 7], scales[(k + i) / FP4_BLOCK]);
-            out[split_place(k + i, w.columns) - k].bits = uint16_t(word | (code & 8) << 12);
-        }
-    }
-    for (int64_t i = count; i < padded(count, 32); i++) out[i].bits = 0;
-}
-
 #ifdef WITH_TILES
+
+// Tiles want bfloat16, which is looked up in tables that already have the scale in them.
 
 // The 128 positive e4m3 numbers under one scale, low and high bytes apart.
 struct Fp8Table {
@@ -174,6 +151,105 @@ const uint8_t* unpack(const Weight& weight, int64_t row, int64_t rows, int64_t k
 #endif
     if (fast < count)
         for (int64_t r = 0; r < rows; r++)
-            unpack_row(weight, row + r, k + fast, count - fast, out + r * stride + fast);
+            CALL(unpack_row<BFloat16>, weight, row + r, k + fast, count - fast,
+                 out + r * stride + fast);
     return soon;
 }
+
+void unpack(const Weight& weight, int64_t row, int64_t rows, float* out, int64_t stride) {
+    for (int64_t r = 0; r < rows; r++)
+        CALL(unpack_row<float>, weight, row + r, 0, weight.columns, out + r * stride);
+}
+
+#else
+
+namespace {
+
+typedef float Eight __attribute__((vector_size(32)));
+typedef uint32_t EightWords __attribute__((vector_size(32)));
+typedef uint16_t EightHalves __attribute__((vector_size(16)));
+typedef uint8_t EightBytes __attribute__((vector_size(8)));
+
+INLINE void store_eight(float* to, const EightWords& bits) { std::memcpy(to, &bits, 32); }
+INLINE void store_eight(BFloat16* to, const EightWords& bits) {
+    const EightHalves halves = __builtin_convertvector(bits >> 16, EightHalves);
+    std::memcpy(to, &halves, 16);
+}
+
+// e8m0: 0 is 2^-127, and 255 is NaN.
+INLINE float scale_of(uint8_t code) {
+    const uint32_t bits = code == 0 ? 0x400000u : code == 255 ? 0x7fc00000u : uint32_t(code) << 23;
+    float scale;
+    std::memcpy(&scale, &bits, 4);
+    return scale;
+}
+
+// Sign, exponent and mantissa of e4m3 stand as they are in a float whose exponent lacks 120.
+template <typename T>
+INLINE void unpack_fp8(const uint8_t* codes, float scale, int64_t count, T* out) {
+    auto eight = [scale](const uint8_t* from, T* to) __attribute__((always_inline)) {
+        EightBytes bytes;
+        std::memcpy(&bytes, from, 8);
+        const EightWords words = __builtin_convertvector(bytes, EightWords), size = words & 127;
+        const EightWords bits = (words & 128) << 24 | size << 20;
+        store_eight(to, EightWords(Eight(bits) * 0x1p120f * scale) | EightWords(size == 127));
+    };
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) eight(codes + i, out + i);
+    if (i == count) return;
+    uint8_t last[8] = {};
+    T numbers[8];
+    std::memcpy(last, codes + i, count - i);
+    eight(last, numbers);
+    std::memcpy(out + i, numbers, (count - i) * sizeof(T));
+}
+
+// A block of 32 columns as eight words of four codes, whose numbers are `apart` from each other.
+template <typename T>
+INLINE void unpack_fp4(const uint8_t* codes, float scale, int64_t apart, T* out) {
+    const Eight table = Eight{0, 0.5f, 1, 1.5f, 2, 3, 4, 6} * scale;
+    EightHalves halves;
+    std::memcpy(&halves, codes, 16);
+    const EightWords words = __builtin_convertvector(halves, EightWords);
+    for (int quarter = 0; quarter < 4; quarter++) {
+        const EightWords sign = words << (28 - 4 * quarter) & 0x80000000u;
+        const Eight size = __builtin_shuffle(table, words >> (4 * quarter));
+        store_eight(out + quarter * apart, EightWords(size) | sign);
+    }
+}
+
+// Columns [k, k + count) of one row, zero behind to a multiple of 32.
+template <typename T>
+void unpack_row(const Weight& w, int64_t row, int64_t k, int64_t count, T* out) {
+    const uint8_t* values = w.values + row * w.row_bytes;
+    if (w.format == FLOAT32) {
+        for (int64_t i = 0; i < count; i++) {
+            float value;
+            std::memcpy(&value, values + (k + i) * 4, 4);
+            store_one(out + i, rounded(value));
+        }
+    } else if (w.format == BFLOAT16) {
+        const BFloat16* from = reinterpret_cast<const BFloat16*>(values) + k;
+        for (int64_t i = 0; i < count; i++) store_one(out + i, load_one(from + i));
+    } else if (w.format == FP8) {
+        const uint8_t* scales = w.scales + (w.first + row) / SCALE_TILE * w.scale_row;
+        for (int64_t i = 0; i < count;) {
+            const int64_t tile = (k + i) / SCALE_TILE;
+            const int64_t some = std::min(count - i, (tile + 1) * SCALE_TILE - (k + i));
+            unpack_fp8(values + k + i, scale_of(scales[tile]), some, out + i);
+            i += some;
+        }
+    } else {
+        const uint8_t* scales = w.scales + row * w.scale_row + k / FP4_BLOCK;
+        for (int64_t i = 0; i < count; i += FP4_BLOCK) {
+            const int64_t block = i / 128 * 128, apart = std::min<int64_t>(128, count - block) / 4;
+            unpack_fp4(values + (k + i) / 2, scale_of(scales[i / FP4_BLOCK]), apart,
+                       out + block + (i - block) / 4);
+        }
+    }
+    for (int64_t i = count; i < padded(count, 32); i++) store_one(out + i, 0.0f);
+}
+
+}  // namespace
+
+#endif

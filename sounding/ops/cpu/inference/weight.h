@@ -49,6 +49,8 @@ INLINE int64_t padded(int64_t count, int64_t to) { return (count + to - 1) / to 
 // is read is asked for from `soon` on; the result is where to go on with that.
 const uint8_t* unpack(const Weight& weight, int64_t row, int64_t rows, int64_t k, int64_t count,
                       BFloat16* out, int64_t stride, const uint8_t* soon);
+// All columns, as float32.
+void unpack(const Weight& weight, int64_t row, int64_t rows, float* out, int64_t stride);
 
 // Where column k of a weight stands in what `unpack` makes of it.
 INLINE int64_t split_place(int64_t k, int64_t columns) {

@@ -1,0 +1,59 @@
+// Inner products of float32 rows, as processors without tiles make them.
+//
+// Included where kernels are compiled for each instruction set: no include guard.
+
+// As wide as a register is: these sums must stay in registers, of which there are 32, or 16.
+typedef float Register __attribute__((vector_size(REGISTER)));
+constexpr int64_t WIDTH = REGISTER / 4;
+constexpr int MOST_TOKENS = REGISTER == 64 ? 6 : 3;
+
+INLINE Register read(const float* p) {
+    Register value;
+    std::memcpy(&value, p, sizeof value);
+    return value;
+}
+
+INLINE float total(const Register& value) {
+    float lane[WIDTH];
+    std::memcpy(lane, &value, sizeof lane);
+    for (int64_t width = WIDTH / 2; width > 0; width /= 2)
+        for (int64_t i = 0; i < width; i++) lane[i] += lane[i + width];
+    return lane[0];
+}
+
+// <x_t, w_r> of T tokens and R rows.
+template <int R, int T>
+INLINE void dots(const float* x, const float* w, int64_t columns, float* out, int64_t stride) {
+    Register sums[R][T] = {};
+    for (int64_t k = 0; k < columns; k += WIDTH) {
+        Register left[T];
+        for (int t = 0; t < T; t++) left[t] = read(x + t * columns + k);
+        for (int r = 0; r < R; r++) {
+            const Register right = read(w + r * columns + k);
+            for (int t = 0; t < T; t++) sums[r][t] += left[t] * right;
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int t = 0; t < T; t++) out[t * stride + r] = total(sums[r][t]);
+}
+
+// T tokens times all rows; few tokens take more rows at once, to have as many sums under way.
+template <int T>
+INLINE void some_tokens(const float* x, const float* w, int64_t rows, int64_t columns, float* out,
+                        int64_t stride) {
+    constexpr int R = T == 1 ? 8 : 4;
+    int64_t r = 0;
+    for (; r + R <= rows; r += R) dots<R, T>(x, w + r * columns, columns, out + r, stride);
+    for (; r < rows; r++) dots<1, T>(x, w + r * columns, columns, out + r, stride);
+}
+
+void multiply_wide(const float* x, int64_t tokens, const float* w, int64_t rows,
+                       int64_t columns, float* out, int64_t stride) {
+    int64_t t = 0;
+    for (; t + MOST_TOKENS <= tokens; t += MOST_TOKENS)
+        some_tokens<MOST_TOKENS>(x + t * columns, w, rows, columns, out + t * stride, stride);
+    for (; t + 2 <= tokens; t += 2)
+        some_tokens<2>(x + t * columns, w, rows, columns, out + t * stride, stride);
+    for (; t < tokens; t++)
+        some_tokens<1>(x + t * columns, w, rows, columns, out + t * stride, stride);
+}
