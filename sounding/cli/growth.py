@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 _COPYISTS = ("copy", "best_copy")
 _PER_FILE = 5
-_HOW: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "heal": True, "syntax": True}
+_HOW: dict[str, Any] = {
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "heal": True,
+    "copying": False,  # what the network has learned is looked for
+    "syntax": True,
+}
 
 
 class _Work:

@@ -70,6 +70,11 @@ def sampling_options(max_tokens: int) -> Callable[[_Command], _Command]:
         click.option(
             "--heal/--no-heal", default=True, help="Choose the tokens of a begun word anew."
         ),
+        click.option(
+            "--copying/--no-copying",
+            default=True,
+            help="Let the other lines of the file compete with the network.",
+        ),
     ]
     return lambda command: _decorated(command, options)
 
@@ -180,6 +185,7 @@ def filler(
     top_p: float,
     width: int,
     heal: bool,
+    copying: bool,
     syntax: bool = False,
 ) -> "Fill":
     """The model as something that fills gaps; refuses bad settings now and not later."""
@@ -187,7 +193,9 @@ def filler(
     from sounding.engine.endings import Gap
     from sounding.engine.sampling import SamplingParams
 
-    settings = Settings(max_tokens=max_tokens, context_tokens=context_tokens, heal=heal)
+    settings = Settings(
+        max_tokens=max_tokens, context_tokens=context_tokens, heal=heal, copying=copying
+    )
     params = SamplingParams(temperature=temperature, top_p=top_p)
     completer = Completer(model.tokenizer, model.batch(width))
 

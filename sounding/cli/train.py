@@ -72,17 +72,18 @@ def train(
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     where = torch.device(device)
     bar = _Bar(console, config)
+    folder = out or _RUNS / config.name
     with processes(where) as group, bar.progress if group.is_main else nullcontext():
         if group.world > 1 and where.type == "cuda":
             where = torch.device("cuda", torch.cuda.current_device())
         trainer = Trainer(
             config,
-            out or _RUNS / config.name,
+            folder,
             open_source(config, group.rank, group.world),
             device=where,
             held_out=open_held_out(config),
             report=bar.show,
-            beside=files_beside(config),
+            beside=files_beside(config, folder),
             group=group,
             allow_change=change,
         )

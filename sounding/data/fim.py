@@ -4,12 +4,12 @@ Two kinds of spans. A character span lies anywhere, which teaches to go on insid
 span is what an editor asks for: the rest of the line, a line, a few lines, the rest of a block.
 Only `rng.random()` is used, whose sequence Python guarantees for a seed in every version.
 Source: Bavarian et al., "Efficient training of language models to fill in the middle", 2022, for
-the format and character spans; the line spans are ours.
+the format, character spans and the order with the suffix first (there SPM); line spans are ours.
 """
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MAX_FEW_LINES = 8
 MAX_BLOCK_LINES = 40
@@ -30,9 +30,12 @@ class FimSettings:
     line: float = 0.3
     few: float = 0.15
     block: float = 0.2
+    # Share of rearranged documents whose prefix is empty and whose middle begins with what stands
+    # before the gap. Not in repr, which names a stream: streams without keep their names.
+    suffix_first: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("rate", "character_share"):
+        for name in ("rate", "character_share", "suffix_first"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} = {value} must be a share from 0 to 1")

@@ -49,6 +49,10 @@ class Joints:
         joints = self._ends_line[tokens[:-1]] & (opening[telling[1:count]] == _CONTENT)
         return np.flatnonzero(joints) + 1
 
+    def last(self, tokens: Tokens, num_bytes: int) -> int:
+        """How many tokens at the end it takes to hold the last bytes of their text."""
+        return int(np.searchsorted(np.cumsum(self._num_bytes[tokens[::-1]]), num_bytes)) + 1
+
     def segments(self, tokens: Tokens, content: bytes, cuts: tuple[int, int]) -> list[Segment]:
         """The three parts of a text that two cuts make.
 

@@ -91,6 +91,7 @@ class _Gap:
 
     run: NDArray[np.int64]
     parts: list[Segment]
+    written: int | None = None  # bytes at the end of the middle that fill the gap; None is all
 
 
 _Row = list[_Piece]
@@ -116,7 +117,9 @@ class Loader:
         self.dataset, self.settings, self.rows = dataset, settings, rows
         self._rank, self._world = rank, world
         splits = f" split_rate={settings.split_rate}" if settings.split_rate else ""
-        identity = f"{dataset.digest} {settings}{splits}"
+        first = settings.fim.suffix_first
+        order = f" suffix_first={first}" if first else ""
+        identity = f"{dataset.digest} {settings}{splits}{order}"
         self._stream = hashlib.sha256(identity.encode()).hexdigest()[:16]
         names = (BOS, EOS, FIM_BEGIN, FIM_HOLE, FIM_END)
         self._bos, self._eos, *fim = map(dataset.tokenizer.id_of, names)
@@ -240,6 +243,10 @@ class Loader:
             return None
         if len(text) != len(content):
             span = len(text[: span[0]].encode()), len(text[: span[1]].encode())
+        begin, end = span
+        suffix_first = self.settings.fim.suffix_first
+        if suffix_first and rng.random() < suffix_first:
+            return _Gap(run, self._joints.segments(run, content, (0, end)), end - begin)
         return _Gap(run, self._joints.segments(run, content, span))
 
     def _filled(self, gaps: list[_Gap]) -> list[_Piece]:
@@ -248,15 +255,19 @@ class Loader:
         pieces = []
         for gap in gaps:
             prefix, middle, suffix = (
-                np.concatenate([next(encoded), part.tokens, next(encoded)]) for part in gap.parts
+                np.concatenate([next(encoded), part.tokens, next(encoded)]).astype(np.int64)
+                for part in gap.parts
             )
             ids = np.concatenate(
                 [[self._bos, self._begin], prefix, [self._hole], suffix, [self._end], middle]
             )
             if len(ids) < self.settings.sequence_length:
-                loss_from = len(ids) - len(middle) if self.settings.middle_only else 0
+                count = len(middle)
+                if gap.written is not None:
+                    count = self._joints.last(middle, gap.written)
+                loss_from = len(ids) - count if self.settings.middle_only else 0
                 whole = np.append(ids, self._eos).astype(np.int64)
-                pieces.append(_Piece(whole, loss_from, len(middle) + 1))
+                pieces.append(_Piece(whole, loss_from, count + 1))
             else:  # the cuts made too many new tokens, which is rare
                 pieces.append(self._plain(gap.run, True, False))
         return pieces

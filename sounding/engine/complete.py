@@ -1,9 +1,12 @@
 """Completing code: from a cursor to a prompt, and from what is generated to what is inserted.
 
 The prompt is the one training shows: BOS, then prefix and suffix around the FIM tokens, each
-encoded by itself; without a suffix simply the text. Names of special tokens in a user's file are
-ordinary characters there. Other files go before the prefix as plain text, because the loader trains
-on single documents and never shows the tokens that separate the files of a repository.
+encoded by itself; without a suffix simply the text. For models that learned it so, the prefix
+stands behind the suffix, as the beginning of a middle without a prefix (SPM of Bavarian et al.,
+2022): what is written then follows what it continues, and a keystroke only adds to the prompt.
+Names of special tokens in a user's file are ordinary characters there. Other files go before the
+prefix as plain text, because the loader trains on single documents and never shows the tokens that
+separate the files of a repository.
 """
 
 import copy
@@ -14,6 +17,7 @@ from typing import NamedTuple
 
 from sounding.engine.batch import Generate, Request
 from sounding.engine.context import File, relevant_context, settled
+from sounding.engine.copying import Copies
 from sounding.engine.endings import (
     Gap,
     Kind,
@@ -51,6 +55,8 @@ class Settings:
     """Of the prompt, at most, for pieces of other files."""
     heal: bool = True
     """Inside a word, let the model choose its tokens anew."""
+    copying: bool = True
+    """Let the other lines of the file compete with the network over the line at the cursor."""
     typing: bool = False
     """Somebody types: choose pieces of other files by the lines above the cursor's own, so that
     prompts begin alike from one keystroke to the next."""
@@ -252,7 +258,16 @@ class Completer:
         self, healing: Healing | None, kind: Kind | None, gap: Gap, settings: Settings
     ) -> Middle:
         ending = ending_for(kind, gap) if kind is not None else None
-        return Middle(self._tokenizer, healing, ending, settings.max_tokens)
+        copies = self._copies(healing, kind, gap) if settings.copying else None
+        return Middle(self._tokenizer, healing, ending, settings.max_tokens, copies)
+
+    def _copies(self, healing: Healing | None, kind: Kind | None, gap: Gap) -> Copies | None:
+        """Only where the cursor stands at the end of its line: copies are of whole lines."""
+        if kind is None or gap.rest.strip():
+            return None
+        again = healing.rest.decode() if healing is not None else ""
+        end = self._tokenizer.eos_id if kind == "line" and gap.suffix.strip() else None
+        return Copies(self._tokenizer, gap.prefix, gap.suffix, again=again, end=end)
 
     def _attempts(
         self,
@@ -291,7 +306,9 @@ class Completer:
     ) -> tuple[list[int], Healing | None]:
         """Token ids, and the healing of the word at the cursor if it is to be healed."""
         infilling = bool(gap.suffix.strip())
-        healing = self._heal(gap, inside_words_only=infilling) if settings.heal else None
+        suffix_first = self._tokenizer.suffix_first
+        cut = infilling and not suffix_first
+        healing = self._heal(gap, inside_words_only=cut) if settings.heal else None
         kept, last = gap.prefix, []
         if healing is not None:
             # Healing looks at the last line; the others are encoded apart.
@@ -300,13 +317,15 @@ class Completer:
         room = max(0, settings.prompt_tokens - len(head) - len(last))
         prefix = self._encode(_end_of(kept, settings.prompt_tokens))
         suffix = self._encode(gap.suffix[: room * _BYTES_PER_TOKEN]) if infilling else []
-        suffix = self._first_lines(
-            suffix, max(int(room * settings.suffix_share), room - len(prefix))
-        )
         step = settings.prompt_tokens // _STEPS
+        # What comes first must not change with every token of the prefix.
+        taken = -(-len(prefix) // step) * step if suffix_first else len(prefix)
+        suffix = self._first_lines(suffix, max(int(room * settings.suffix_share), room - taken))
         text = [*head, *self._last_lines(prefix, room - len(suffix), step), *last]
         if not infilling:
             return [self._bos, *text], healing
+        if suffix_first:
+            return [self._bos, self._begin, self._hole, *suffix, self._end, *text], healing
         return [self._bos, self._begin, *text, self._hole, *suffix, self._end], healing
 
     def _heal(self, gap: Gap, *, inside_words_only: bool) -> Healing | None:

@@ -199,7 +199,7 @@ class Generation:
         return token
 
     def _allowed(self, logits: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
-        """The logits with everything but the allowed tokens at -inf."""
+        """The logits as the answer weighs them, everything but the allowed tokens at -inf."""
         answer = self.request.answer
         allowed = answer.allowed() if answer is not None else None
         if allowed is not None:
@@ -207,6 +207,8 @@ class Generation:
             masked = torch.full_like(logits, float("-inf"))
             masked[kept] = logits[kept]
             logits = masked
+        if answer is not None:
+            logits = answer.weigh(logits)
         if self._constraint is not None:
             logits = self._constraint.mask(logits)
         return logits

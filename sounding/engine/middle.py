@@ -3,6 +3,10 @@
 import codecs
 from collections.abc import Collection
 
+from jaxtyping import Float
+from torch import Tensor
+
+from sounding.engine.copying import Copies
 from sounding.engine.endings import BlockEnding, LineEnding
 from sounding.text.healing import Healing
 from sounding.text.tokenizer import Tokenizer
@@ -17,12 +21,13 @@ class Middle:
         healing: Healing | None,
         ending: LineEnding | BlockEnding | None,
         max_tokens: int,
+        copies: Copies | None = None,
     ) -> None:
         self.text = ""
         self.certain = ""
         """The beginning of the text that will not be taken back; another thread may read it."""
         self.count = 0
-        self._max_tokens = max_tokens
+        self._max_tokens, self._copies = max_tokens, copies
         self._tokenizer, self._healing, self._ending = tokenizer, healing, ending
         self._skip = len(healing.rest) if healing is not None else 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -37,9 +42,15 @@ class Middle:
         """The only tokens that may come next, while a word is healed."""
         return self._healing.allowed() if self._healing is not None else None
 
+    def weigh(self, logits: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
+        """The logits, mixed with what lines of the file say."""
+        return logits if self._copies is None else self._copies.mix(logits)
+
     def push(self, token: int) -> bool:
         """Take a token; whether another is wanted."""
         self.count += 1
+        if self._copies is not None:
+            self._copies.push(token)
         if self._healing is not None and self._healing.rest:
             self._healing.advance(token)
         data = self._tokenizer.bytes_of(token)

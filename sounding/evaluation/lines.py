@@ -7,21 +7,18 @@ line of the file whose neighbours are most like the gap's, and one, which knows 
 similar line there is: no copying can do better than that.
 """
 
-import math
 import random
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from sounding.evaluation.model import Fill
 from sounding.evaluation.statistics import Estimate, bootstrap, edit_similarity
+from sounding.text.similar import similar_lines
 
 Document = tuple[str, str]  # name, text
 Cursor = Literal["indent", "inside"]
 
 _LETTERS = 4
-_WORD = re.compile(r"\w+|[^\w\s]")
-_NEIGHBOURS = 3  # lines above and below that a copyist looks at
 
 
 class Item(NamedTuple):
@@ -93,43 +90,11 @@ def copies(item: Item) -> tuple[str, str]:
     Both copy a line of the same file, from behind its indentation; where the gap begins inside of
     a line, of those that begin alike.
     """
-    above = item.prefix.split("\n")
-    typed = above.pop().lstrip()
-    below = item.suffix.split("\n")[1:]
-    lines = [*above, "", *below]  # the gap keeps its place: it is its neighbours' neighbour
-    candidates = [
-        number
-        for number, line in enumerate(lines)
-        if line.strip() and line.lstrip().startswith(typed)
-    ]
-    if not candidates:
+    lines = list(similar_lines(item.prefix, item.suffix))
+    if not lines:
         return "", ""
-    words = [frozenset(_WORD.findall(line)) for line in lines]
-    gap = len(above)
-    words[gap] = frozenset(["a word that is in no line"])
-    wanted = words[max(0, gap - _NEIGHBOURS) : gap][::-1], words[gap + 1 : gap + 1 + _NEIGHBOURS]
-
-    def likeness(number: int) -> float:
-        found = words[max(0, number - _NEIGHBOURS) : number][::-1]
-        after = words[number + 1 : number + 1 + _NEIGHBOURS]
-        return _alike(wanted[0], found) + _alike(wanted[1], after)
-
-    def rest(number: int) -> str:
-        return lines[number].strip()[len(typed) :]
-
-    # Of equals, the nearest: files repeat themselves locally.
-    nearest = sorted(candidates, key=lambda number: abs(number - gap))
-    copied = max(nearest, key=likeness)
-    return rest(copied), _most_similar([rest(number).strip() for number in nearest], item.answer)
-
-
-def _alike(wanted: Sequence[frozenset[str]], found: Sequence[frozenset[str]]) -> float:
-    """Share of words that neighbours have in common, the nearest neighbours counting most."""
-    pairs = zip(wanted, found, strict=False)
-    return math.fsum(
-        (len(one & other) + (one == other)) / (len(one | other) + 1) / (distance + 1)
-        for distance, (one, other) in enumerate(pairs)
-    )
+    copied, _ = max(lines, key=lambda line: line[1])  # of equals the first, which is the nearest
+    return copied, _most_similar([text.strip() for text, _ in lines], item.answer)
 
 
 def _most_similar(texts: Sequence[str], answer: str) -> str:

@@ -9,6 +9,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from jaxtyping import Float
+from torch import Tensor
+
 from sounding.engine.messages import Answer, GenerationRequest, Grammar, Priority
 from sounding.engine.sampling import SamplingParams
 from sounding.server.errors import Refusal, context_overflow
@@ -193,6 +196,9 @@ class ThinkingBudget:
 
     def allowed(self) -> Collection[int] | None:
         return [self._end_think] if self._left is not None and self._left <= 0 else None
+
+    def weigh(self, logits: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
+        return logits
 
     def push(self, token: int) -> bool:
         if token == self._end_think:

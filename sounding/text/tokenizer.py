@@ -31,6 +31,9 @@ _WORDS = (
     r"|\s+"
 ).replace('\\"', '"')
 
+CONFIG_NAME = "tokenizer_config.json"
+SUFFIX_FIRST = "fim_suffix_first"  # ours, in that file
+
 # What a tokenizer cannot do without: its own first tokens, every byte, the tokens with a name.
 SMALLEST_VOCABULARY = len(FIRST_TOKENS) + 256 + len(NAMED_TOKENS)
 
@@ -42,10 +45,13 @@ class Tokenizer:
         self.core = core
         self.num_tokens = max(core.get_vocab(with_added_tokens=True).values()) + 1
         self.named = {token.content: i for i, token in core.get_added_tokens_decoder().items()}
+        self.suffix_first = False
+        """Whether its model fills gaps whose suffix stands before the prefix."""
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """Load a tokenizer.json, or the one in a checkpoint's folder.
+        """Load a tokenizer.json, or the one in a checkpoint's folder; a tokenizer_config.json
+        beside it may say in which order gaps are asked for.
 
         Raises ValueError for a file of another kind, OSError for one that cannot be read.
         """
@@ -53,9 +59,11 @@ class Tokenizer:
         if file.is_dir():
             file = file / "tokenizer.json"
         try:
-            return cls.from_json(file.read_text(encoding="utf-8"))
+            tokenizer = cls.from_json(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
+        tokenizer.suffix_first = _suffix_first(file.parent / CONFIG_NAME)
+        return tokenizer
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
@@ -154,6 +162,19 @@ class Tokenizer:
 
     def _core(self, named: bool) -> tokenizers.Tokenizer:
         return self.core if named else self._nameless
+
+
+def _suffix_first(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    value = found.get(SUFFIX_FIRST, False) if isinstance(found, dict) else None
+    if not isinstance(value, bool):
+        raise ValueError(f"{path}: {SUFFIX_FIRST} = {value!r} must be true or false")
+    return value
 
 
 class TextStream:

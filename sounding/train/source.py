@@ -1,6 +1,7 @@
 """Where batches come from: what the trainer asks of a source, and the sources there are."""
 
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ from torch import Tensor
 from sounding.data.dataset import TOKENIZER_NAME, Dataset
 from sounding.data.fim import FimSettings
 from sounding.data.loader import Loader, LoaderSettings
+from sounding.files import write_file
 from sounding.ops.loss import IGNORED
+from sounding.text.tokenizer import CONFIG_NAME, SUFFIX_FIRST
 from sounding.train.run_config import RunConfig
 
 _PREFETCH_BATCHES = 4
@@ -129,11 +132,20 @@ def open_held_out(run: RunConfig) -> HeldOut | None:
     return HeldOut(batches, num_bytes)
 
 
-def files_beside(run: RunConfig) -> list[Path]:
-    """What a model of this run needs beside its weights to read and write text."""
+def files_beside(run: RunConfig, folder: Path) -> list[Path]:
+    """What a model of this run needs beside its weights to read and write text.
+
+    The order in which it learns to fill gaps is written to the run's folder first.
+    """
     if run.data.source == "copying" or run.data.path is None:
         return []
-    return [Path(run.data.path) / TOKENIZER_NAME]
+    files = [Path(run.data.path) / TOKENIZER_NAME]
+    if run.data.fim.rate and run.data.fim.suffix_first >= 0.5:
+        folder.mkdir(parents=True, exist_ok=True)
+        order = folder / CONFIG_NAME
+        write_file(order, json.dumps({SUFFIX_FIRST: True}).encode())
+        files.append(order)
+    return files
 
 
 def _dealt(source: Source, rank: int, world: int) -> Source:

@@ -126,6 +126,33 @@ def test_middles_are_what_follows_the_end_of_the_question(dataset: Dataset) -> N
             assert middle == (len(ids) - 1 - ids.index(end) if end in ids else 0)
 
 
+def test_the_suffix_may_come_first(dataset: Dataset) -> None:
+    tokenizer = dataset.tokenizer
+    begin, hole, end = map(tokenizer.id_of, (FIM_BEGIN, FIM_HOLE, FIM_END))
+    how = settings(sequence_length=512, fim=FimSettings(rate=1.0, suffix_first=1.0))
+    rebuilt, shares = [], []
+    for batch, _ in Loader(dataset, how, rows=4).batches(epochs=1):
+        for ids, middle in zip(sequences(batch), batch.middles, strict=True):
+            assert ids[:3] == [tokenizer.bos_id, begin, hole] and ids[-1] == tokenizer.eos_id
+            to = ids.index(end)
+            text = ids[to + 1 : -1]  # prefix and middle, tokenized as one
+            assert text == tokenizer.encode(tokenizer.decode(text), named=False)
+            assert 1 < middle <= len(text) + 1
+            rebuilt.append(tokenizer.decode(text) + tokenizer.decode(ids[3:to]))
+            shares.append(middle / len(text))
+    assert set(rebuilt) >= {text for text in TEXTS if tokenizer.count(text) < 480}
+    assert 0.02 < sum(shares) / len(shares) < 0.6
+    both = settings(sequence_length=512, fim=FimSettings(rate=1.0, suffix_first=0.5))
+    orders = [
+        ids[2] == hole
+        for batch, _ in Loader(dataset, both, rows=4).batches(epochs=4)
+        for ids in sequences(batch)
+    ]
+    assert 0.3 < sum(orders) / len(orders) < 0.8
+    with pytest.raises(ValueError, match=r"suffix_first = 2\.0 must be a share"):
+        FimSettings(suffix_first=2.0)
+
+
 def test_the_rate_is_a_share_of_documents(dataset: Dataset) -> None:
     begin = dataset.tokenizer.id_of(FIM_BEGIN)
     loader = Loader(dataset, settings(0.3, sequence_length=4096), rows=4)

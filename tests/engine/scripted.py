@@ -6,7 +6,7 @@ from pathlib import Path
 
 import sounding
 from sounding.engine.batch import Request
-from sounding.text.markup import FIM_BEGIN, FIM_HOLE
+from sounding.text.markup import FIM_BEGIN, FIM_END, FIM_HOLE
 from sounding.text.tokenizer import Tokenizer, train
 
 
@@ -68,4 +68,7 @@ def prefix_shown(prompt: Sequence[int]) -> str:
     """The text before the cursor as a prompt has it."""
     tokenizer = small_tokenizer()
     text = tokenizer.decode(prompt[1:])
-    return text.partition(FIM_BEGIN)[2].partition(FIM_HOLE)[0] if FIM_BEGIN in text else text
+    if FIM_BEGIN not in text:
+        return text
+    before = text.partition(FIM_BEGIN)[2].partition(FIM_HOLE)[0]
+    return before or text.partition(FIM_END)[2]  # what follows is the prefix of suffix-first

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from sounding.engine.engine import Engine
 from sounding.engine.exact import splits_are_exact
@@ -33,6 +34,9 @@ class Script:
 
     def allowed(self) -> list[int]:
         return self.left[:1]
+
+    def weigh(self, logits: Tensor) -> Tensor:
+        return logits
 
     def push(self, token: int) -> bool:
         del self.left[0]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from sounding.engine.batch import Batch, Request
 from sounding.engine.engine import Engine
@@ -26,6 +27,9 @@ class Collected:
 
     def allowed(self) -> Collection[int] | None:
         return self.only
+
+    def weigh(self, logits: Tensor) -> Tensor:
+        return logits
 
     def push(self, token: int) -> bool:
         self.tokens.append(token)

@@ -8,6 +8,7 @@ from sounding.engine.context import relevant_context
 from sounding.engine.endings import Gap
 from sounding.engine.sampling import SamplingParams
 from sounding.text.markup import BOS, FIM_BEGIN, FIM_END, FIM_HOLE
+from sounding.text.tokenizer import Tokenizer
 from tests.engine.scripted import Author, prefix_shown, small_tokenizer
 
 GREEDY = SamplingParams()
@@ -34,6 +35,29 @@ def test_the_prompt_is_the_one_training_shows() -> None:
     prefix = TOKENIZER.encode(author.prefix, named=False)
     suffix = TOKENIZER.encode("\n\nprint(add(1, 2))\n", named=False)
     assert ids == [TOKENIZER.bos_id, begin, *prefix, hole, *suffix, end]
+
+
+def test_for_models_that_learned_it_so_the_suffix_comes_first() -> None:
+    tokenizer = Tokenizer(TOKENIZER.core)
+    tokenizer.suffix_first = True
+    begin, hole, end = map(tokenizer.id_of, (FIM_BEGIN, FIM_HOLE, FIM_END))
+    above, suffix = "def add(a, b):\n", "\n\nprint(add(1, 2))\n"
+    completer = Completer(tokenizer, Author("", ""))
+    prompts = [
+        completer.begin(Gap(above + typed, suffix), "line", SETTINGS)
+        for typed in ("    x", "    return a", "    return a + b + c(")
+    ]
+    head = [tokenizer.bos_id, begin, hole, *tokenizer.encode(suffix, named=False), end]
+    for fill in prompts:  # only what follows the suffix changes
+        assert fill.prompt[: len(head)] == head
+        assert not fill.truncated
+        shown = tokenizer.decode(fill.prompt[len(head) :]) + fill.healed
+        assert shown.startswith(above + "    ")
+    author = Author(above + "    retu", "rn a + b")
+    [done] = Completer(tokenizer, author).complete(
+        Gap(author.prefix, suffix), "line", SETTINGS, GREEDY
+    )
+    assert done.text == "rn a + b"
 
 
 def test_without_a_suffix_the_text_is_continued() -> None:

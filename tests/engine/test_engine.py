@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from sounding.engine import engine as engine_module
 from sounding.engine.engine import Engine
@@ -211,6 +212,9 @@ def test_budgets(network: Transformer, gate: Gate) -> None:
 
         def allowed(self) -> list[int]:
             return [7]
+
+        def weigh(self, logits: Tensor) -> Tensor:
+            return logits
 
         def push(self, token: int) -> bool:
             return True
