@@ -63,7 +63,7 @@ def test_a_network_that_knows_nothing_lets_the_file_speak() -> None:
 
 def test_a_network_that_is_sure_has_its_way() -> None:
     logits = even()
-    word = TOKENIZER.encode("return", named=False)[0]
+    word = TOKENIZER.encode("class", named=False)[0]
     logits[word] = 30.0
     copies = Copies(TOKENIZER, ABOVE, "\nprint(1)\n", again="", end=TOKENIZER.eos_id)
     assert int(copies.mix(logits).argmax()) == word
