@@ -68,9 +68,7 @@ def test_a_network_that_is_sure_has_its_way() -> None:
     copies = Copies(TOKENIZER, ABOVE, "\nprint(1)\n", again="", end=TOKENIZER.eos_id)
     assert int(copies.mix(logits).argmax()) == word
     copies.push(word)
-    # No line goes on like that: what is left is the network, up to a constant.
-    mixed = copies.mix(logits)
-    assert torch.allclose(mixed.log_softmax(-1), logits.double().log_softmax(-1))
+    assert copies.mix(logits) is logits  # no line goes on like that
 
 
 def test_probabilities_are_those_of_the_mixture() -> None:
