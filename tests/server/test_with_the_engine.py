@@ -128,7 +128,9 @@ def test_a_thought_is_ended_by_its_budget(server: Live) -> None:
             model="sounding",
             max_tokens=30,
             messages=HI,
-            temperature=0.0,  # a random network may end its thought at once
+            extra_body={
+                "temperature": 0.0
+            },  # sampled, a random network may end its thought at once
             thinking={"type": "enabled", "budget_tokens": 6},
         )
         assert done.content[0].type == "thinking"
