@@ -60,6 +60,7 @@ def train(
     import torch
 
     from sounding.train.memory import keep_freed_memory
+    from sounding.train.numerics import warn_of_slow_products
     from sounding.train.parallel import processes
     from sounding.train.source import files_beside, open_held_out, open_source
     from sounding.train.trainer import Trainer
@@ -71,6 +72,10 @@ def train(
     handler = RichHandler(console=console, show_path=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     where = torch.device(device)
+    warn_of_slow_products(
+        {"train.dtype": config.train.dtype, "optimizer.muon_dtype": config.optimizer.muon_dtype},
+        where,
+    )
     bar = _Bar(console, config)
     folder = out or _RUNS / config.name
     with processes(where) as group, bar.progress if group.is_main else nullcontext():

@@ -57,7 +57,14 @@ def copying() -> RunConfig:
 def nano() -> RunConfig:
     """The shipped model for code, in one sitting on two cores of a CPU: see docs/nano.md."""
     fim = FimSettings(
-        rate=0.8, longest=384, character_share=0.08, rest=0.25, line=0.5, few=0.1, block=0.15
+        rate=0.8,
+        longest=384,
+        character_share=0.08,
+        rest=0.25,
+        line=0.5,
+        few=0.1,
+        block=0.15,
+        suffix_first=1.0,
     )
     return RunConfig(
         name="nano",

@@ -3,8 +3,8 @@
 //
 // The compiler's `target_clones` would be shorter, but it lowers some of what is written on vectors,
 // comparisons above all, for the lowest set before it makes the clones. Templates of the standard
-// library are compiled for the lowest set, outside. REGISTER is the size of a vector register in bytes;
-// the compiler's own macros, such as __AVX2__, do not follow the set.
+// library are compiled for the lowest set, outside. LEVEL says which level of x86-64 a kernel is
+// compiled for (0 elsewhere), which the compiler's own macros, such as __AVX2__, do not.
 #pragma once
 
 #include <algorithm>
@@ -22,28 +22,33 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
+#include <immintrin.h>
+
 #define TARGET
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4")
+#define LEVEL 4
 namespace v4 {
-constexpr int REGISTER = 64;
 #include "numbers.h"
 #include KERNELS
 }  // namespace v4
+#undef LEVEL
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v3")
+#define LEVEL 3
 namespace v3 {
-constexpr int REGISTER = 32;
 #include "numbers.h"
 #include KERNELS
 }  // namespace v3
+#undef LEVEL
 #pragma GCC pop_options
+#define LEVEL 1
 namespace base {
-constexpr int REGISTER = 16;
 #include "numbers.h"
 #include KERNELS
 }  // namespace base
+#undef LEVEL
 #undef TARGET
 
 // CALL(kernel<T>, arguments...) runs the best one that this processor has.
@@ -55,11 +60,12 @@ constexpr int REGISTER = 16;
 #else
 
 #define TARGET
+#define LEVEL 0
 namespace base {
-constexpr int REGISTER = 16;
 #include "numbers.h"
 #include KERNELS
 }  // namespace base
+#undef LEVEL
 #undef TARGET
 #define CALL(NAME, ...) base::NAME(__VA_ARGS__)
 

@@ -32,8 +32,8 @@ void attend(const Query& query, const Keys (&keys)[2], Arena& arena, float* outp
         if (has_tiles())
             scores_with_tiles(query, part, arena, at);
         else
-            CALL(multiply_wide, part.wide + part.first_block() * query.d, part.count(), q, query.heads,
-                 query.d, at, HEADS);
+            CALL(multiply_wide<float>, part.wide + part.first_block() * query.d, part.count(), q,
+                 query.d, query.heads, query.d, at, HEADS);
         at += part.count() * HEADS;
     }
     float sink[HEADS] = {}, totals[HEADS];

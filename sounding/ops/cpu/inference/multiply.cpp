@@ -38,18 +38,25 @@ const BFloat16* ordered(const Panel& panel, const BFloat16* x, BFloat16* room) {
 }
 
 // Rows are unpacked a few at a time, fewer where each is read by few tokens: what was unpacked is
-// read from the first-level cache then.
+// read from the first-level cache then. For few tokens bfloat16 is read from where it is stored.
 void multiply_plain(const Strip& strip) {
     thread_local static Arena arena;
     Scope scope(arena);
     const Product& p = strip.product;
     const int64_t columns = p.x.columns, end = strip.row + strip.rows;
+    if (p.weight.format == BFLOAT16 && p.weight.columns == columns && p.x.tokens < FEW) {
+        CALL(multiply_wide<BFloat16>, p.x.wide, p.x.tokens,
+             reinterpret_cast<const BFloat16*>(strip.begin()), p.weight.row_bytes / 2, strip.rows,
+             columns, p.out + strip.row, p.stride);
+        return;
+    }
     const int64_t step = p.x.tokens < FEW ? 8 : 16;
     float* w = arena.take<float>(step * columns);
     for (int64_t row = strip.row; row < end; row += step) {
         const int64_t count = std::min(step, end - row);
         unpack(p.weight, row, count, w, columns);
-        CALL(multiply_wide, p.x.wide, p.x.tokens, w, count, columns, p.out + row, p.stride);
+        CALL(multiply_wide<float>, p.x.wide, p.x.tokens, w, columns, count, columns, p.out + row,
+             p.stride);
     }
 }
 

@@ -16,6 +16,10 @@
 
 namespace {
 
+#ifdef WITH_TILES
+
+// Tiles want bfloat16, which is looked up in tables that already have the scale in them.
+
 constexpr uint16_t FP4_WORDS[8] = {0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0};
 
 // A finite nonzero number times 2^(scale - 127), by its exponent bits.
@@ -44,10 +48,6 @@ struct Tables {
     }
 };
 const Tables tables;
-
-#ifdef WITH_TILES
-
-// Tiles want bfloat16, which is looked up in tables that already have the scale in them.
 
 // The 128 positive e4m3 numbers under one scale, low and high bytes apart.
 struct Fp8Table {
@@ -168,7 +168,6 @@ namespace {
 typedef float Eight __attribute__((vector_size(32)));
 typedef uint32_t EightWords __attribute__((vector_size(32)));
 typedef uint16_t EightHalves __attribute__((vector_size(16)));
-typedef uint8_t EightBytes __attribute__((vector_size(8)));
 
 INLINE void store_eight(float* to, const EightWords& bits) { std::memcpy(to, &bits, 32); }
 INLINE void store_eight(BFloat16* to, const EightWords& bits) {
@@ -184,13 +183,31 @@ INLINE float scale_of(uint8_t code) {
     return scale;
 }
 
+// The compiler's own conversions take several instructions.
+INLINE EightWords widen(const uint8_t* bytes) {
+#if LEVEL >= 3
+    return EightWords(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes))));
+#else
+    EightWords words;
+    for (int i = 0; i < 8; i++) words[i] = bytes[i];
+    return words;
+#endif
+}
+INLINE EightWords widen_halves(const uint8_t* bytes) {
+    EightHalves halves;
+    std::memcpy(&halves, bytes, 16);
+#if LEVEL >= 3
+    return EightWords(_mm256_cvtepu16_epi32(__m128i(halves)));
+#else
+    return __builtin_convertvector(halves, EightWords);
+#endif
+}
+
 // Sign, exponent and mantissa of e4m3 stand as they are in a float whose exponent lacks 120.
 template <typename T>
 INLINE void unpack_fp8(const uint8_t* codes, float scale, int64_t count, T* out) {
     auto eight = [scale](const uint8_t* from, T* to) __attribute__((always_inline)) {
-        EightBytes bytes;
-        std::memcpy(&bytes, from, 8);
-        const EightWords words = __builtin_convertvector(bytes, EightWords), size = words & 127;
+        const EightWords words = widen(from), size = words & 127;
         const EightWords bits = (words & 128) << 24 | size << 20;
         store_eight(to, EightWords(Eight(bits) * 0x1p120f * scale) | EightWords(size == 127));
     };
@@ -208,9 +225,7 @@ INLINE void unpack_fp8(const uint8_t* codes, float scale, int64_t count, T* out)
 template <typename T>
 INLINE void unpack_fp4(const uint8_t* codes, float scale, int64_t apart, T* out) {
     const Eight table = Eight{0, 0.5f, 1, 1.5f, 2, 3, 4, 6} * scale;
-    EightHalves halves;
-    std::memcpy(&halves, codes, 16);
-    const EightWords words = __builtin_convertvector(halves, EightWords);
+    const EightWords words = widen_halves(codes);
     for (int quarter = 0; quarter < 4; quarter++) {
         const EightWords sign = words << (28 - 4 * quarter) & 0x80000000u;
         const Eight size = __builtin_shuffle(table, words >> (4 * quarter));
