@@ -8,18 +8,19 @@ import torch
 
 from sounding.ops.dispatch import use_backend
 
-
 _log = logging.getLogger(__name__)
 
 
 def warn_of_slow_products(dtypes: dict[str, str], device: torch.device) -> None:
-    """Say which of these fields, `{name: dtype}`, ask this processor for what it has no instructions
-    for: there PyTorch's bf16 products are hundreds of times slower than its float32 ones."""
+    """Say which of these fields, `{name: dtype}`, ask this processor for products that it has no
+    instructions for: PyTorch's bf16 ones are hundreds of times slower there than in float32."""
     if device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return
     slow = [f"--set {name}=float32" for name, dtype in dtypes.items() if dtype == "bfloat16"]
     if slow:
-        _log.warning("this processor has no bf16 products; train far faster with %s", " ".join(slow))
+        _log.warning(
+            "this processor has no bf16 products; train far faster with %s", " ".join(slow)
+        )
 
 
 @contextmanager

@@ -1,13 +1,17 @@
-"""Exercises in looking back, made of a dataset's tokens."""
+"""Where batches come from, and what is saved beside a model that was made of them."""
 
 import itertools
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from sounding.ops.loss import IGNORED
-from sounding.train.source import repeats
+from sounding.text.tokenizer import SMALLEST_VOCABULARY, Tokenizer, train
+from sounding.train.runs import change, named_run
+from sounding.train.source import files_beside, repeats
 
 TOKENS = np.arange(100, 400, dtype=np.uint16)
 
@@ -42,3 +46,16 @@ def test_the_stream_resumes_and_depends_on_the_seed() -> None:
         assert torch.equal(batch.tokens, again.tokens) and state == later
     other, _ = next(repeats(TOKENS, 32, 2, 6)(None))
     assert not torch.equal(other.tokens, stream[0][0].tokens)
+
+
+def test_the_order_of_gaps_is_saved_with_the_model(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    train(["def f(x):\n    return x + 1\n" * 20], SMALLEST_VOCABULARY).save(data / "tokenizer.json")
+    for share, first in ((0.0, False), (1.0, True)):
+        settings = [f"data.path={data}", f"data.fim.suffix_first={share}"]
+        model = tmp_path / f"model-{share}"
+        model.mkdir()
+        for file in files_beside(change(named_run("nano"), settings), tmp_path / f"run-{share}"):
+            shutil.copy(file, model)
+        assert Tokenizer.from_file(model).suffix_first == first
