@@ -106,7 +106,7 @@ def bench(
       first_token_seconds from the start of the process, for the first prompt
       peak_bytes          largest resident memory so far, that of a peer included
       state_bytes         what the sequence behind the decoded tokens occupies
-      read_bytes_per_second, flops_per_second    ceilings
+      read_bytes_per_second, flops_per_second    ceilings; products are in flops_dtype
       rows                [{kind, tokens, context, tokens_per_second, fraction, bytes_per_token,
                           flops_per_token, peer_tokens_per_second, ratio}]
 
@@ -178,6 +178,7 @@ def _infer(
         "state_bytes": runner.state.nbytes,
         "read_bytes_per_second": round(ceilings.read_bytes_per_second),
         "flops_per_second": round(ceilings.flops_per_second),
+        "flops_dtype": str(ceilings.dtype).removeprefix("torch."),
         "rows": [
             _as_json(row, cost.bytes, cost.flops, peers[number] if peers else None)
             for number, (row, cost) in enumerate(zip(rows, costs, strict=True))
@@ -229,7 +230,8 @@ def _print(report: dict[str, Any]) -> None:
     Console(width=max(100, Console().width)).print(table)
     click.echo(
         f"this machine reads {report['read_bytes_per_second'] / 1e9:.1f} GB/s and multiplies "
-        f"{report['flops_per_second'] / 1e9:,.0f} GFLOPS in bf16, on {report['threads']} threads"
+        f"{report['flops_per_second'] / 1e9:,.0f} GFLOPS in {report['flops_dtype']}, "
+        f"on {report['threads']} threads"
     )
     click.echo(
         f"first token {report['first_token_seconds']:.2f} s after the process began; "

@@ -7,10 +7,11 @@ Differences of the other implementation (spec/architecture.md 13) that matter in
 where they occur: it breaks ties of index scores in another way, so inputs are chosen without ties
 at the edge of a selection, and that is asserted. It has no MTP block.
 
-Both run in float32, where some gradients are sums whose terms cancel (`hc_attn_scale` of layer 0
-most of all, whose streams are still equal): either may be 5e-4 off its float64 value. What is
-compared is the reference, which takes sums in the same order; native kernels are held against the
-reference by their own tests.
+Both run in float32, where gradients of the hyper-connections' scales are sums whose terms cancel
+(`hc_attn_scale` of layer 0 most of all, whose streams are still equal): either may be 5e-4 off its
+float64 value, so they may be twice that apart. How far they are depends on the order in which the
+processor's matrix products add up. What is compared is the reference; native kernels are held
+against the reference by their own tests.
 """
 
 import dataclasses
@@ -124,6 +125,9 @@ def _randomise(model: torch.nn.Module, config: ModelConfig, generator: torch.Gen
                 tensor.copy_(noise * tensor.shape[-1] ** -0.5)
 
 
+CANCELLING = ("hc_attn_scale", "hc_ffn_scale", "hc_head_scale")
+
+
 def _logits(model: Transformer, tokens: Tensor) -> Tensor:
     output = model(tokens.flatten(), [tokens.shape[1]] * len(tokens))
     return model.logits(model.hidden(output.streams)).unflatten(0, tokens.shape)
@@ -165,7 +169,8 @@ def test_loss_and_every_gradient(pair: tuple[Transformer, torch.nn.Module, Tenso
         assert parameter.grad is not None and theirs_gradient is not None, name
         scale = theirs_gradient.abs().max()
         assert scale > 0, name
-        assert (parameter.grad - theirs_gradient).abs().max() < 1e-4 * scale, name
+        bound = 1e-3 if name.endswith(CANCELLING) else 1e-4
+        assert (parameter.grad - theirs_gradient).abs().max() < bound * scale, name
     assert not gradients
 
 
