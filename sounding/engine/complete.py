@@ -230,8 +230,10 @@ class Completer:
         context = self._context(gap, files, settings)
         ids, healing = self._prompt(gap, settings, context)
         rest = healing.rest if healing is not None else b""
+        # The reader is told tokens and never chooses one: nothing competes in it.
         answer, reader = (
-            self._middle(healing and self._again(healing), kind, gap, settings) for _ in range(2)
+            self._middle(healing and self._again(healing), kind, gap, how)
+            for how in (settings, dataclasses.replace(settings, copying=False))
         )
         special = (self._bos, self._begin, self._hole, self._end)
         shown = self._tokenizer.count_bytes(token for token in ids if token not in special)

@@ -128,9 +128,8 @@ def test_a_thought_is_ended_by_its_budget(server: Live) -> None:
             model="sounding",
             max_tokens=30,
             messages=HI,
-            extra_body={
-                "temperature": 0.0
-            },  # sampled, a random network may end its thought at once
+            # Sampled, a random network may end its thought at once.
+            extra_body={"temperature": 0.0},
             thinking={"type": "enabled", "budget_tokens": 6},
         )
         assert done.content[0].type == "thinking"
