@@ -40,11 +40,12 @@ INLINE void store(BFloat16* p, const Floats& value) {
     std::memcpy(p, &halves, sizeof halves);
 }
 
-// Always the same tree, so a sum has the same bits wherever it is taken.
-INLINE float sum(const Floats& value) {
-    float lane[LANES];
+// Of the lanes of any vector: always the same tree, so a sum has the same bits wherever it is taken.
+template <typename Vector>
+INLINE float sum(const Vector& value) {
+    float lane[sizeof(Vector) / 4];
     std::memcpy(lane, &value, sizeof lane);
-    for (int width = LANES / 2; width > 0; width /= 2)
+    for (int width = sizeof(Vector) / 8; width > 0; width /= 2)
         for (int i = 0; i < width; i++) lane[i] += lane[i + width];
     return lane[0];
 }

@@ -25,14 +25,6 @@ INLINE Register read(const BFloat16* p) {
 #endif
 }
 
-INLINE float total(const Register& value) {
-    float lane[WIDTH];
-    std::memcpy(lane, &value, sizeof lane);
-    for (int64_t width = WIDTH / 2; width > 0; width /= 2)
-        for (int64_t i = 0; i < width; i++) lane[i] += lane[i + width];
-    return lane[0];
-}
-
 // <x_t, w_r> of T tokens and R rows. Rows of weights are `apart` from each other.
 template <int R, int T, typename W>
 INLINE void dots(const float* x, const W* w, int64_t apart, int64_t columns, float* out,
@@ -47,7 +39,7 @@ INLINE void dots(const float* x, const W* w, int64_t apart, int64_t columns, flo
         }
     }
     for (int r = 0; r < R; r++)
-        for (int t = 0; t < T; t++) out[t * stride + r] = total(sums[r][t]);
+        for (int t = 0; t < T; t++) out[t * stride + r] = sum(sums[r][t]);
 }
 
 // T tokens times all rows; few tokens take more rows at once, to have as many sums under way.
