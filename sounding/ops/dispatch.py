@@ -29,7 +29,8 @@ _log = logging.getLogger(__name__)
 def op(
     *, cpu: str | None = None, training: str | None = None
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Declare a reference whose first argument is a tensor, with its twins as 'module:function'.
+    """Declare a reference whose first argument is a tensor, or a list of tensors that are alike,
+    with its twins as 'module:function'.
 
     The `training` one is taken where `use_backend("training")` says so, and is chosen for
     throughput; the `cpu` one anywhere else, or if there is no other. A twin is imported at its
@@ -65,6 +66,8 @@ def use_backend(backend: Backend) -> Iterator[None]:
 
 
 def _serves(first: Any) -> bool:
+    if isinstance(first, list):
+        first = first[0]
     return (
         _backend != "reference"
         and first.device.type == "cpu"

@@ -13,16 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from sounding.ops import muon
 from sounding.train.parallel import local, own_rows, part_like, whole, whole_matrices
 from sounding.train.run_config import OptimizerConfig, TrainConfig
 from sounding.train.side_by_side import side_by_side
-
-_STEEP = (3.4445, -4.7750, 2.0315)  # drives small singular values up fast, without settling
-_SETTLE = (2.0, -1.5, 0.5)  # converges to 1 once they are near it
-_NEWTON_SCHULZ = (_STEEP,) * 8 + (_SETTLE,) * 2
 
 # Last part of the name of a parameter that is no matrix of a linear map.
 _ADAMW_LEAVES = ("ape", "attn_sink")
@@ -45,24 +41,6 @@ def decay_progress(step: int, schedule: TrainConfig) -> float:
     """0 until the decay starts, 1 at the last step."""
     begun = step + 1 - (schedule.steps - schedule.decay_steps)
     return min(1.0, max(0.0, begun / schedule.decay_steps)) if schedule.decay_steps else 0.0
-
-
-def newton_schulz(
-    matrices: Float[Tensor, "b n m"], dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "b n m"]:
-    """The nearest (semi-)orthogonal matrix of each, i.e. U V^T of its singular vectors.
-
-    X <- a X + b (X X^T) X + c (X X^T)^2 X from X / ||X||_F, eight steep and two settling steps.
-    Computed in `dtype`; bfloat16 is stable enough.
-    """
-    wide = matrices.shape[1] <= matrices.shape[2]
-    x = matrices if wide else matrices.mT  # X X^T is then the smaller Gram matrix
-    norm = torch.linalg.matrix_norm(x, keepdim=True)
-    x = (x / norm.clamp_min(torch.finfo(norm.dtype).tiny)).to(dtype)
-    for a, b, c in _NEWTON_SCHULZ:
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x if wide else x.mT).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -123,24 +101,21 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()  # holds within one thread only
     def _update(self, batch: list[Tensor], group: dict[str, Any]) -> None:
-        mu, lr = group["mu"], group["lr"]
-        shape = batch[0].shape[-2:]
+        mu, shrink = group["mu"], 1 - group["lr"] * group["weight_decay"]
+        length = group["lr"] * group["gamma"] * math.sqrt(max(batch[0].shape[-2:]))
         weights = [local(param) for param in batch]
         gradients = [local(param.grad) for param in batch if param.grad is not None]
         momenta = [local(self._momentum(param)) for param in batch]
-        torch._foreach_mul_(momenta, mu)
-        torch._foreach_add_(momenta, gradients)
-        ahead = torch._foreach_add(gradients, momenta, alpha=mu)  # Nesterov
+        if type(batch[0]) is nn.Parameter:
+            muon.update(
+                weights, gradients, momenta, mu=mu, shrink=shrink, length=length, dtype=self._dtype
+            )
+            return
+        ahead = muon.look_ahead(gradients, momenta, mu)
         matrices = [whole_matrices(*pair) for pair in zip(ahead, batch, strict=True)]
-        stacked = torch.cat([matrix.reshape(-1, *shape) for matrix in matrices])
-        directions = newton_schulz(stacked, self._dtype)
-        parts = directions.split([matrix.numel() // shape.numel() for matrix in matrices])
-        updates = [
-            own_rows(part.reshape(matrix.shape), param)
-            for part, matrix, param in zip(parts, matrices, batch, strict=True)
-        ]
-        torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(weights, updates, alpha=-lr * group["gamma"] * math.sqrt(max(shape)))
+        directions = muon.orthogonalise(matrices, self._dtype)
+        moves = [own_rows(*pair) for pair in zip(directions, batch, strict=True)]
+        muon.move(weights, moves, shrink, length)
 
     def _momentum(self, param: Tensor) -> Tensor:
         state = self.state[param]

@@ -142,7 +142,8 @@ class Trainer:
         learned = row["index_loss" if phase is Phase.INDEXER else "loss"]
         reason = self.guard.judge(learned, row["gradient_norm"], phase.name)
         if reason is None:
-            self.optimizers.step(row["learning_rate"])
+            with for_throughput(run.train.dtype):
+                self.optimizers.step(row["learning_rate"])
             if phase is not Phase.INDEXER:
                 supervised.steer(self.model, total.loads, run.objective.bias_speed)
         else:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sounding.model.transformer import Transformer
+from sounding.ops.muon import newton_schulz
 from sounding.presets import tiny
 from sounding.train.optim import (
     Muon,
@@ -18,7 +19,6 @@ from sounding.train.optim import (
     decay_progress,
     is_matrix,
     learning_rate,
-    newton_schulz,
 )
 from sounding.train.run_config import OptimizerConfig, TrainConfig
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sounding.ops import cpu, experts, hyper_connection, index_loss, loss, norm, rope
+from sounding.ops import cpu, experts, hyper_connection, index_loss, loss, muon, norm, rope
 from sounding.ops.attention import attend
 from sounding.ops.dispatch import Backend, use_backend
 from sounding.ops.matmul import Weight
@@ -258,3 +258,41 @@ def test_ranges_do_not_depend_on_threads() -> None:
         torch.set_num_threads(threads)
     for one, other in pairwise(found):
         assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+# --------------------------------------------------------------------------------------------------
+# Muon
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (3, 64, 160), (2, 160, 64), (5, 24, 64)])
+def test_muon_moves_as_the_reference_does(shape: tuple[int, ...]) -> None:
+    """Sides that tiles do not fill, the last case, are the reference's anyway."""
+    scales = {"weight": 1.0, "gradient": 1e-3, "momentum": 1e-3}
+    start = [random(*shape, seed=seed) * s for seed, s in enumerate(scales.values())]
+
+    def move(backend: Backend, dtype: torch.dtype) -> list[Tensor]:
+        weight, gradient, momentum = (part.clone() for part in start)
+        how = {"mu": 0.95, "shrink": 0.9, "length": 0.5, "dtype": dtype}
+        with use_backend(backend):
+            muon.update([weight], [gradient], [momentum], **how)
+        assert torch.equal(gradient, start[1])
+        return [weight, momentum]
+
+    exact, momentum = move("reference", torch.float32)
+    theirs, _ = move("reference", torch.bfloat16)
+    ours, own_momentum = move("training", torch.bfloat16)
+    torch.testing.assert_close(own_momentum, momentum)
+    # Steep polynomials magnify what bfloat16 rounds off, differently in any order of sums; what
+    # counts is to be as near to the truth as PyTorch's bfloat16 is.
+    assert (ours - exact).norm() <= 1.1 * (theirs - exact).norm()
+
+
+def test_muon_of_a_zero_gradient_only_shrinks_and_nan_shows() -> None:
+    for value, expected in ((0.0, 0.5), (torch.nan, torch.nan)):
+        weight, gradient = torch.ones(64, 32), torch.full((64, 32), value)
+        with use_backend("training"):
+            muon.update(
+                *([weight], [gradient], [torch.zeros(64, 32)]),
+                **{"mu": 0.9, "shrink": 0.5, "length": 0.1, "dtype": torch.bfloat16},
+            )
+        assert torch.equal(weight.nan_to_num(7.0), torch.full((64, 32), expected).nan_to_num(7.0))

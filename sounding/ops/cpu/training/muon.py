@@ -1,0 +1,47 @@
+"""Muon's update in one pass over each matrix, where the processor has tiles. See ops/muon.py."""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sounding.ops.cpu import address, library
+from sounding.ops.cpu.training.call import rows
+from sounding.ops.muon import NEWTON_SCHULZ
+
+_COEFFICIENTS = [number for step in NEWTON_SCHULZ for number in step]
+
+
+def update(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    *,
+    mu: float,
+    shrink: float,
+    length: float,
+    dtype: torch.dtype,
+) -> Any:
+    """Twin of the reference; NotImplemented without tiles, and for sides it has none for."""
+    kernels = library()
+    tensors = [*weights, *gradients, *momenta]
+    if dtype != torch.bfloat16 or any(t.dtype != torch.float32 for t in tensors):
+        return NotImplemented
+    assert kernels is not None, "chosen only where the library was built"
+    n, m = weights[0].shape[-2:]
+    if not kernels.train_muon_serves(rows(n), rows(m)):
+        return NotImplemented
+    steps = (ctypes.c_float * len(_COEFFICIENTS))(*_COEFFICIENTS)
+    factors = [ctypes.c_float(factor) for factor in (mu, shrink, length)]
+    for weight, gradient, momentum in zip(weights, gradients, momenta, strict=True):
+        sizes = (rows(weight.numel() // (n * m)), rows(n), rows(m))
+        kernels.train_muon(
+            ctypes.c_int(torch.get_num_threads()),
+            *sizes,
+            *(address(weight), address(gradient.contiguous()), address(momentum)),
+            *factors,
+            *(steps, ctypes.c_int(len(NEWTON_SCHULZ))),
+        )
+    return None
