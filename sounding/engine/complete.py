@@ -56,7 +56,7 @@ class Settings:
     heal: bool = True
     """Inside a word, let the model choose its tokens anew."""
     copying: bool = True
-    """Let the other lines of the file compete with the network over the line at the cursor."""
+    """Let the other lines of the file compete with the network's, where a line is wanted."""
     typing: bool = False
     """Somebody types: choose pieces of other files by the lines above the cursor's own, so that
     prompts begin alike from one keystroke to the next."""
@@ -137,20 +137,22 @@ class Completer:
         except for other files and cutting lines off: this is what is measured.
         """
         wrong: dict[int, str] = {}
-        for index, text in self._answers(gaps, kind, settings, params):
-            if python and not _valid(text, gaps[index]):
-                wrong[index] = text
+        for index, texts in self._answers(gaps, kind, settings, params):
+            right = [text for text in texts if not python or _valid(text, gaps[index])]
+            if right:
+                yield index, right[0]
             else:
-                yield index, text
+                wrong[index] = texts[0]
         if not wrong:
             return
+        alone = dataclasses.replace(settings, copying=False)
         more = [(index, how) for index in wrong for how in _sampled(params[index], _RETRIES)]
         again = [gaps[index] for index, _ in more]
-        tried = dict(self._answers(again, kind, settings, [how for _, how in more]))
+        tried = dict(self._answers(again, kind, alone, [how for _, how in more]))
         for index, text in wrong.items():
-            numbers = (number for number, (of, _) in enumerate(more) if of == index)
-            right = (tried[n] for n in numbers if n in tried and _valid(tried[n], gaps[index]))
-            yield index, next(right, text)
+            numbers = [number for number, (of, _) in enumerate(more) if of == index]
+            found = (text for number in numbers for text in tried.get(number, ()))
+            yield index, next((text for text in found if _valid(text, gaps[index])), text)
 
     def _answers(
         self,
@@ -158,7 +160,7 @@ class Completer:
         kind: Kind | None,
         settings: Settings,
         params: Sequence[SamplingParams],
-    ) -> Iterator[tuple[int, str]]:
+    ) -> Iterator[tuple[int, list[str]]]:
         middles = []
         for gap in gaps:
             ids, healing = self._prompt(gap, settings, "")
@@ -169,8 +171,8 @@ class Completer:
         ]
         for index, over in self._generate(requests):
             if over:
-                middle = middles[index][1]
-                yield index, trim(middle.finish(), gaps[index], cut_short=middle.cut_short)
+                middle, gap = middles[index][1], gaps[index]
+                yield index, [trim(t, gap, cut_short=middle.cut_short) for t in middle.finish()]
 
     def complete(
         self,
@@ -187,8 +189,8 @@ class Completer:
 
         The first is made as `params` say; the others are sampled, each with its own seed. Of those
         in `python`, lines after which the source cannot be correct are cut off, and answers that
-        keep it correct come first. Where the only answer asked for cannot be correct, a few more
-        are tried.
+        keep it correct come first. Where none of those asked for can be correct, a few more are
+        tried.
         """
         context = self._context(gap, files, settings)
         ids, healing = self._prompt(gap, settings, context)
@@ -197,7 +199,8 @@ class Completer:
         correct = python and may_parse(gap.prefix)
         if correct and not any(fits(done.text, gap) for done in found):
             more = _sampled(params, alternatives - 1 + _RETRIES)[alternatives - 1 :]
-            found += self._attempts(gap, kind, settings, ids, healing, more, python=python)
+            alone = dataclasses.replace(settings, copying=False)
+            found += self._attempts(gap, kind, alone, ids, healing, more, python=python)
         if python:
             found.sort(key=lambda done: _rank(done, gap))  # stable: otherwise in order of seeds
         return _distinct(found)[:alternatives]
@@ -211,13 +214,13 @@ class Completer:
         """
         gap = Gap(text)
         ids, healing = self._prompt(gap, settings, "")
-        middle = self._middle(healing, until, gap, settings)
+        middle = self._middle(healing, until, gap, dataclasses.replace(settings, copying=False))
         limit = settings.max_tokens
         shown = 0
         for _, over in self._generate(
             [Request(prompt=ids, answer=middle, params=params, max_tokens=limit)]
         ):
-            certain = middle.finish() if over else middle.certain
+            certain = middle.finish()[0] if over else middle.certain
             if until and over:
                 certain = trim(certain, gap)
             yield certain[shown:]
@@ -230,10 +233,8 @@ class Completer:
         context = self._context(gap, files, settings)
         ids, healing = self._prompt(gap, settings, context)
         rest = healing.rest if healing is not None else b""
-        # The reader is told tokens and never chooses one: nothing competes in it.
         answer, reader = (
-            self._middle(healing and self._again(healing), kind, gap, how)
-            for how in (settings, dataclasses.replace(settings, copying=False))
+            self._middle(healing and self._again(healing), kind, gap, settings) for _ in range(2)
         )
         special = (self._bos, self._begin, self._hole, self._end)
         shown = self._tokenizer.count_bytes(token for token in ids if token not in special)
@@ -260,16 +261,10 @@ class Completer:
         self, healing: Healing | None, kind: Kind | None, gap: Gap, settings: Settings
     ) -> Middle:
         ending = ending_for(kind, gap) if kind is not None else None
-        copies = self._copies(healing, kind, gap) if settings.copying else None
+        # Copies are of whole lines.
+        competing = settings.copying and kind == "line" and not gap.rest.strip()
+        copies = Copies(gap.prefix, gap.suffix) if competing else None
         return Middle(self._tokenizer, healing, ending, settings.max_tokens, copies)
-
-    def _copies(self, healing: Healing | None, kind: Kind | None, gap: Gap) -> Copies | None:
-        """Only where the cursor stands at the end of its line: copies are of whole lines."""
-        if kind is None or gap.rest.strip():
-            return None
-        again = healing.rest.decode() if healing is not None else ""
-        end = self._tokenizer.eos_id if kind == "line" and gap.suffix.strip() else None
-        return Copies(self._tokenizer, gap.prefix, gap.suffix, again=again, end=end)
 
     def _attempts(
         self,
@@ -283,8 +278,10 @@ class Completer:
         python: bool,
     ) -> list[Completion]:
         middles, requests = [], []
-        for params in how:
-            middle = self._middle(healing and self._again(healing), kind, gap, settings)
+        alone = dataclasses.replace(settings, copying=False)
+        for number, params in enumerate(how):
+            own = alone if number else settings  # copies would be the same every time
+            middle = self._middle(healing and self._again(healing), kind, gap, own)
             middles.append(middle)
             requests.append(
                 Request(prompt=ids, answer=middle, params=params, max_tokens=settings.max_tokens)
@@ -294,10 +291,11 @@ class Completer:
         for index, middle in enumerate(middles):
             # What generates may stop early, where somebody waits for whatever there is.
             cut_short = middle.cut_short or index not in ended
-            text = trim(middle.finish(), gap, cut_short=cut_short)
-            if python:
-                text = longest_valid(text, gap)
-            found.append(Completion(text, middle.count, python and _valid(text, gap)))
+            for text in middle.finish():
+                text = trim(text, gap, cut_short=cut_short)
+                if python:
+                    text = longest_valid(text, gap)
+                found.append(Completion(text, middle.count, python and _valid(text, gap)))
         return found
 
     # ----------------------------------------------------------------------------------------------

@@ -188,18 +188,17 @@ class Generation:
     # ----------------------------------------------------------------------------------------------
 
     def _choose(self, logits: Float[Tensor, " v"]) -> int | None:
-        limited = self._allowed(logits)
-        token = sample(limited, self.request.params, self._generator)
+        token = sample(self._allowed(logits), self.request.params, self._generator)
         if token in self._stop_tokens:
             self.finished = "stop"
             return None
         self.tokens.append(token)
         self._tell(token, logits)
-        self._decide(token)
+        self._decide(token, logits)
         return token
 
     def _allowed(self, logits: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
-        """The logits as the answer weighs them, everything but the allowed tokens at -inf."""
+        """The logits, everything but the allowed tokens at -inf."""
         answer = self.request.answer
         allowed = answer.allowed() if answer is not None else None
         if allowed is not None:
@@ -207,8 +206,6 @@ class Generation:
             masked = torch.full_like(logits, float("-inf"))
             masked[kept] = logits[kept]
             logits = masked
-        if answer is not None:
-            logits = answer.weigh(logits)
         if self._constraint is not None:
             logits = self._constraint.mask(logits)
         return logits
@@ -221,10 +218,10 @@ class Generation:
             text = self._stops.feed(self._text.push(token))
         self.stream.put(TokenEvent(token, text, logprob, best))
 
-    def _decide(self, token: int) -> None:
+    def _decide(self, token: int, logits: Float[Tensor, " v"]) -> None:
         """Whether this was the last token, and why."""
         answer = self.request.answer
-        more = answer is None or answer.push(token)
+        more = answer is None or answer.push(token, float(logits[token] - logits.logsumexp(-1)))
         if self._constraint is not None:
             more = self._constraint.push(token) and more
         if not more or self._stops.found is not None:

@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from jaxtyping import Float
-from torch import Tensor
-
 from sounding.engine.sampling import SamplingParams
 
 FinishReason = Literal[
@@ -39,11 +36,9 @@ class Answer(Protocol):
     def allowed(self) -> Collection[int] | None:
         """The only tokens that may come next; None when any may."""
 
-    def weigh(self, logits: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
-        """The logits of what comes next, with what the answer knows of it."""
-
-    def push(self, token: int) -> bool:
-        """Take the next token; whether more are wanted."""
+    def push(self, token: int, logprob: float) -> bool:
+        """Take the next token, and the natural logarithm of the probability that the network gave
+        it; whether more are wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,6 @@
 import codecs
 from collections.abc import Collection
 
-from jaxtyping import Float
-from torch import Tensor
-
 from sounding.engine.copying import Copies
 from sounding.engine.endings import BlockEnding, LineEnding
 from sounding.text.healing import Healing
@@ -27,6 +24,8 @@ class Middle:
         self.certain = ""
         """The beginning of the text that will not be taken back; another thread may read it."""
         self.count = 0
+        self.logprob = 0.0
+        """Of all tokens, in the network's opinion."""
         self._max_tokens, self._copies = max_tokens, copies
         self._tokenizer, self._healing, self._ending = tokenizer, healing, ending
         self._skip = len(healing.rest) if healing is not None else 0
@@ -42,15 +41,10 @@ class Middle:
         """The only tokens that may come next, while a word is healed."""
         return self._healing.allowed() if self._healing is not None else None
 
-    def weigh(self, logits: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
-        """The logits, mixed with what lines of the file say."""
-        return logits if self._copies is None else self._copies.mix(logits)
-
-    def push(self, token: int) -> bool:
+    def push(self, token: int, logprob: float = 0.0) -> bool:
         """Take a token; whether another is wanted."""
         self.count += 1
-        if self._copies is not None:
-            self._copies.push(token)
+        self.logprob += logprob
         if self._healing is not None and self._healing.rest:
             self._healing.advance(token)
         data = self._tokenizer.bytes_of(token)
@@ -59,6 +53,8 @@ class Middle:
         self.text += self._decoder.decode(data[skipped:])
         if self._ending is not None:
             self._end = self._ending.find(self.text)
+        if self._copies is not None:
+            return self._end is None  # nothing is certain: a copy may take its place
         if self._end is not None:
             self.certain = self.text[: self._end]
         elif isinstance(self._ending, BlockEnding) and self._ending.undecided:
@@ -67,8 +63,13 @@ class Middle:
             self.certain = self.text.rstrip()
         return self._end is None
 
-    def finish(self) -> str:
-        """The text up to its end, when no more tokens come."""
+    def finish(self) -> list[str]:
+        """When no more tokens come: the text up to its end, and before it the copies that are
+        likelier, the likeliest first."""
         if self._end is not None:
-            return self.text[: self._end]
-        return self.text + self._decoder.decode(b"", final=True)
+            text = self.text[: self._end]
+        else:
+            text = self.text + self._decoder.decode(b"", final=True)
+        if self._copies is None or self.cut_short:
+            return [text]
+        return self._copies.rank(text, self.logprob)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from sounding.evaluation.model import Fill
 from sounding.evaluation.statistics import Estimate, bootstrap, edit_similarity
-from sounding.text.similar import similar_lines
+from sounding.text.similar import Around
 
 Document = tuple[str, str]  # name, text
 Cursor = Literal["indent", "inside"]
@@ -90,11 +90,13 @@ def copies(item: Item) -> tuple[str, str]:
     Both copy a line of the same file, from behind its indentation; where the gap begins inside of
     a line, of those that begin alike.
     """
-    lines = list(similar_lines(item.prefix, item.suffix))
+    around = Around(item.prefix, item.suffix)
+    lines = list(around.similar())
     if not lines:
         return "", ""
-    copied, _ = max(lines, key=lambda line: line[1])  # of equals the first, which is the nearest
-    return copied, _most_similar([text.strip() for text, _ in lines], item.answer)
+    nearest = max(lines, key=lambda line: line.likeness)  # of equals the first, the nearest
+    texts = [around.rest(line.number) for line in lines]
+    return around.rest(nearest.number), _most_similar([t.strip() for t in texts], item.answer)
 
 
 def _most_similar(texts: Sequence[str], answer: str) -> str:

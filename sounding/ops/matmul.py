@@ -36,6 +36,7 @@ class Weight(NamedTuple):
         return [Weight(*pair) for pair in zip(values, scales, strict=True)]
 
 
+@op(training="sounding.ops.cpu.training.products:linear")
 def linear(
     x: Float[Tensor, "*batch i"], weight: Weight, *, simulate: bool = False
 ) -> Float[Tensor, "*batch o"]:
@@ -54,6 +55,7 @@ def wide_linear(x: Float[Tensor, "t i"], weight: Weight) -> Float[Tensor, "t o"]
     return linear(upcast(x), weight)
 
 
+@op(training="sounding.ops.cpu.training.products:grouped_linear")
 def grouped_linear(
     x: Float[Tensor, "t g i"], weight: Weight, groups: int
 ) -> Float[Tensor, "t g o"]:

@@ -3,8 +3,6 @@
 M <- mu M + G;  O = NS(mu M + G);  W <- shrink W - length O.
 """
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,31 +16,30 @@ NEWTON_SCHULZ = (_STEEP,) * 8 + (_SETTLE,) * 2
 
 @op(training="sounding.ops.cpu.training.muon:update")
 def update(
-    weights: Sequence[Float[Tensor, "*stack n m"]],
-    gradients: Sequence[Float[Tensor, "*stack n m"]],
-    momenta: Sequence[Float[Tensor, "*stack n m"]],
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    momenta: list[Tensor],
     *,
     mu: float,
     shrink: float,
     length: float,
     dtype: torch.dtype,
 ) -> None:
-    """Change weights and momenta in place. All matrices have one shape; a tensor may be a stack.
-
-    `dtype` is that of Newton-Schulz.
+    """Change weights and momenta in place. A tensor is a matrix or a stack of them, [..., n, m], with
+    the same n and m in all. `dtype` is that of Newton-Schulz.
     """
     ahead = look_ahead(gradients, momenta, mu)
     move(weights, orthogonalise(ahead, dtype), shrink, length)
 
 
-def look_ahead(gradients: Sequence[Tensor], momenta: Sequence[Tensor], mu: float) -> list[Tensor]:
+def look_ahead(gradients: list[Tensor], momenta: list[Tensor], mu: float) -> list[Tensor]:
     """Nesterov's momentum: where the next step would lead. Changes the momenta in place."""
     torch._foreach_mul_(momenta, mu)
     torch._foreach_add_(momenta, gradients)
     return list(torch._foreach_add(gradients, momenta, alpha=mu))
 
 
-def orthogonalise(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+def orthogonalise(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Every matrix in the tensors replaced by its nearest orthogonal one, all in one batch."""
     shape = tensors[0].shape[-2:]
     stacked = torch.cat([tensor.reshape(-1, *shape) for tensor in tensors])
@@ -50,9 +47,7 @@ def orthogonalise(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]
     return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def move(
-    weights: Sequence[Tensor], directions: Sequence[Tensor], shrink: float, length: float
-) -> None:
+def move(weights: list[Tensor], directions: list[Tensor], shrink: float, length: float) -> None:
     """W <- shrink W - length O, in place."""
     torch._foreach_mul_(weights, shrink)
     torch._foreach_add_(weights, directions, alpha=-length)

@@ -9,9 +9,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jaxtyping import Float
-from torch import Tensor
-
 from sounding.engine.messages import Answer, GenerationRequest, Grammar, Priority
 from sounding.engine.sampling import SamplingParams
 from sounding.server.errors import Refusal, context_overflow
@@ -197,10 +194,7 @@ class ThinkingBudget:
     def allowed(self) -> Collection[int] | None:
         return [self._end_think] if self._left is not None and self._left <= 0 else None
 
-    def weigh(self, logits: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
-        return logits
-
-    def push(self, token: int) -> bool:
+    def push(self, token: int, logprob: float = 0.0) -> bool:
         if token == self._end_think:
             self._left = None
         elif self._left is not None:

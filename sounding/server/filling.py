@@ -28,10 +28,10 @@ class Filling:
         self._text += event.text
         written = self._text[len(self.fill.healed) :]
         if isinstance(event, TokenEvent):
-            reader.push(event.token)
+            reader.push(event.token, 0.0)
             certain = reader.certain[: len(written)]
         else:
-            certain = written if event.stop is not None else reader.finish()
+            certain = written if event.stop is not None else self.fill.answer.finish()[0]
             if self._kind is not None:
                 short = reader.cut_short or event.reason in ("length", "time")
                 certain = trim(certain, self._gap, cut_short=short)

@@ -1,44 +1,82 @@
 """Which lines of a text stand where a missing one could: those with neighbours like its own."""
 
+import difflib
 import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 _WORD = re.compile(r"\w+|[^\w\s]")
+# What names are made of, and what lies between them.
+_PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W_A-Za-z\d]+|_|[^\w\s]|\s+")
 _NEIGHBOURS = 3  # lines above and below that are compared
+_ALIKE = 0.5  # how much two neighbours must have in common to show what is exchanged
 
 
-def similar_lines(
-    prefix: str, suffix: str, *, most: int | None = None
-) -> Iterator[tuple[str, float]]:
-    """The lines around a gap that begin as the gap's line does, the nearest first: what they go on
-    with, and how much their neighbours are like the gap's, from 0 to 3.67.
+class Similar(NamedTuple):
+    """A line with its place, and how much its neighbours are like the gap's, from 0 to 3.67."""
 
-    At most so many `most` on each side are looked at.
-    """
-    above = prefix.split("\n")
-    typed = above.pop().lstrip()
-    below = suffix.split("\n")[1:]
-    if most is not None:
-        above, below = above[-most:], below[:most]
-    lines = [*above, "", *below]  # the gap keeps its place: it is its neighbours' neighbour
-    gap = len(above)
-    words = [_words(line) for line in lines]
-    words[gap] = frozenset(["a word that is in no line"])
-    wanted = words[max(0, gap - _NEIGHBOURS) : gap][::-1], words[gap + 1 : gap + 1 + _NEIGHBOURS]
-    for number in sorted(range(len(lines)), key=lambda number: abs(number - gap)):
-        line = lines[number].strip()
-        if not line.startswith(typed) or not line:
-            continue
-        found = words[max(0, number - _NEIGHBOURS) : number][::-1]
-        after = words[number + 1 : number + 1 + _NEIGHBOURS]
-        yield line[len(typed) :], _alike(wanted[0], found) + _alike(wanted[1], after)
+    number: int
+    likeness: float
+
+
+class Around:
+    """A text around a gap, by lines. The gap goes to the end of its line."""
+
+    def __init__(self, prefix: str, suffix: str, *, most: int | None = None) -> None:
+        """At most so many lines `most` on each side are looked at."""
+        above = prefix.split("\n")
+        self._typed = above.pop().lstrip()
+        below = suffix.split("\n")[1:]
+        if most is not None:
+            above, below = above[-most:], below[:most]
+        self._lines = [*above, "", *below]  # the gap keeps its place: it is a neighbour itself
+        self._gap = len(above)
+
+    def similar(self) -> Iterator[Similar]:
+        """The lines that begin as the gap's line does, the nearest first."""
+        gap = self._gap
+        words = [_words(line) for line in self._lines]
+        words[gap] = frozenset(["a word that is in no line"])
+        wanted = _neighbours(words, gap)
+        for number in sorted(range(len(words)), key=lambda number: abs(number - gap)):
+            if number != gap and self.rest(number):
+                pairs = zip(wanted, _neighbours(words, number), strict=True)
+                yield Similar(number, math.fsum(_alike(*pair) for pair in pairs))
+
+    def rest(self, number: int) -> str:
+        """What a line would put into the gap; "" where it begins otherwise."""
+        return self._behind_typed(self._lines[number].strip())
+
+    def adapted(self, number: int) -> str:
+        """The same with words exchanged as they are between its neighbours and the gap's: below
+        `return self._width` instead of `return self._height`, `set_height` becomes `set_width`."""
+        exchanged: dict[str, str] = {}
+        for distance in range(1, _NEIGHBOURS + 1):
+            for step in (-distance, distance):
+                theirs, ours = number + step, self._gap + step
+                inside = all(0 <= at < len(self._lines) for at in (theirs, ours))
+                if inside and self._gap not in (theirs, ours):
+                    for word, other in _exchanged(self._lines[theirs], self._lines[ours]):
+                        exchanged.setdefault(word, other)
+        parts = _PART.findall(self._lines[number].strip())
+        return self._behind_typed("".join(exchanged.get(part, part) for part in parts))
+
+    def _behind_typed(self, line: str) -> str:
+        return line[len(self._typed) :] if line.startswith(self._typed) else ""
 
 
 @lru_cache(1 << 14)
 def _words(line: str) -> frozenset[str]:
     return frozenset(_WORD.findall(line))
+
+
+def _neighbours(
+    words: Sequence[frozenset[str]], at: int
+) -> tuple[Sequence[frozenset[str]], Sequence[frozenset[str]]]:
+    """Those above and those below, from the nearest on."""
+    return words[max(0, at - _NEIGHBOURS) : at][::-1], words[at + 1 : at + 1 + _NEIGHBOURS]
 
 
 def _alike(wanted: Sequence[frozenset[str]], found: Sequence[frozenset[str]]) -> float:
@@ -47,4 +85,20 @@ def _alike(wanted: Sequence[frozenset[str]], found: Sequence[frozenset[str]]) ->
     return math.fsum(
         (len(one & other) + (one == other)) / (len(one | other) + 1) / (distance + 1)
         for distance, (one, other) in enumerate(pairs)
+    )
+
+
+@lru_cache(1 << 12)
+def _exchanged(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
+    """Parts of names of one line with those that stand in their places in the other."""
+    one, other = _PART.findall(theirs.strip()), _PART.findall(ours.strip())
+    matcher = difflib.SequenceMatcher(None, one, other, autojunk=False)
+    if not one or matcher.ratio() < _ALIKE:
+        return ()
+    return tuple(
+        (part, another)
+        for how, low, high, first, last in matcher.get_opcodes()
+        if how == "replace" and high - low == last - first
+        for part, another in zip(one[low:high], other[first:last], strict=True)
+        if part[0].isalnum() and another[0].isalnum()
     )

@@ -71,7 +71,7 @@ class Scholar:
                     key=lambda token: len(tokenizer.token_bytes[token]),
                 )
                 left = left[len(tokenizer.token_bytes[token]) :]
-                more = request.answer.push(token)
+                more = request.answer.push(token, 0.0)
                 if more and left:
                     yield index, False
             yield index, True

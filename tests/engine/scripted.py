@@ -58,7 +58,7 @@ class Author:
             token = max(fitting, key=lambda token: len(tokenizer.token_bytes[token]))
             left = left[len(tokenizer.token_bytes[token]) :]
             self.pushed += 1
-            more = request.answer.push(token)
+            more = request.answer.push(token, 0.0)
             yield index, not more or count == request.max_tokens
             if not more:
                 return

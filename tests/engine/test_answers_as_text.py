@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from sounding.engine.engine import Engine
 from sounding.engine.exact import splits_are_exact
@@ -35,10 +34,7 @@ class Script:
     def allowed(self) -> list[int]:
         return self.left[:1]
 
-    def weigh(self, logits: Tensor) -> Tensor:
-        return logits
-
-    def push(self, token: int) -> bool:
+    def push(self, token: int, logprob: float) -> bool:
         del self.left[0]
         return bool(self.left)
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from sounding.engine.batch import Batch, Request
 from sounding.engine.engine import Engine
@@ -28,10 +27,7 @@ class Collected:
     def allowed(self) -> Collection[int] | None:
         return self.only
 
-    def weigh(self, logits: Tensor) -> Tensor:
-        return logits
-
-    def push(self, token: int) -> bool:
+    def push(self, token: int, logprob: float) -> bool:
         self.tokens.append(token)
         return token != self.enough
 
@@ -118,7 +114,7 @@ def test_who_stops_reading_cancels(engine: Engine) -> None:
 
 def test_what_fails_is_said(engine: Engine) -> None:
     class Failing(Collected):
-        def push(self, token: int) -> bool:
+        def push(self, token: int, logprob: float) -> bool:
             raise KeyError("no such token")
 
     with pytest.raises(RuntimeError, match="prompt 1 failed: 'no such token'"):

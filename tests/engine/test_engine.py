@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from sounding.engine import engine as engine_module
 from sounding.engine.engine import Engine
@@ -213,10 +212,7 @@ def test_budgets(network: Transformer, gate: Gate) -> None:
         def allowed(self) -> list[int]:
             return [7]
 
-        def weigh(self, logits: Tensor) -> Tensor:
-            return logits
-
-        def push(self, token: int) -> bool:
+        def push(self, token: int, logprob: float) -> bool:
             return True
 
     tokens, end = collect(engine.submit(request(9, max_tokens=50, answer=Only())))

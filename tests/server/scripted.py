@@ -156,7 +156,7 @@ class ScriptedEngine:
             if stream.cancelled.is_set():
                 return Finished(reason="cancelled")
             text = stops.feed(decoder.push(token))
-            more = request.answer is None or request.answer.push(token)
+            more = request.answer is None or request.answer.push(token, 0.0)
             stream.tokens.append(token)
             stream.put(TokenEvent(token, text, *self._logprobs(request, token)))
             if stops.found is not None or not more:

@@ -40,7 +40,7 @@ def _endless(request: Request) -> Iterator[tuple[int, bool]]:
     tokenizer = small_tokenizer()
     try:
         for _ in itertools.count():
-            request.answer.push(tokenizer.encode(" x")[0])
+            request.answer.push(tokenizer.encode(" x")[0], 0.0)
             yield 0, False
             time.sleep(0.001)
     finally:

@@ -160,9 +160,9 @@ def test_thinking_budget_ends_the_thinking(client: Anthropic, server: Live) -> N
     # The script has told it H, m, ., </think>: after two tokens only the end was allowed.
     fresh = type(answer)(2, 99)  # type: ignore[call-arg]
     assert fresh.allowed() is None
-    assert fresh.push(1) and fresh.push(2)
+    assert fresh.push(1, 0.0) and fresh.push(2, 0.0)
     assert fresh.allowed() == [99]
-    assert fresh.push(99) and fresh.allowed() is None
+    assert fresh.push(99, 0.0) and fresh.allowed() is None
 
 
 def test_json_schema(client: Anthropic, server: Live) -> None:

@@ -82,7 +82,7 @@ def test_stopping_a_model() -> None:
     stop = Stop()
 
     def generate(requests: Sequence[Request]) -> Iterator[tuple[int, bool]]:
-        requests[0].answer.push(small_tokenizer().encode(" x")[0])
+        requests[0].answer.push(small_tokenizer().encode(" x")[0], 0.0)
         yield 0, False
         stop.set()
         yield 0, False

@@ -272,9 +272,10 @@ def test_muon_moves_as_the_reference_does(shape: tuple[int, ...]) -> None:
 
     def move(backend: Backend, dtype: torch.dtype) -> list[Tensor]:
         weight, gradient, momentum = (part.clone() for part in start)
-        how = {"mu": 0.95, "shrink": 0.9, "length": 0.5, "dtype": dtype}
         with use_backend(backend):
-            muon.update([weight], [gradient], [momentum], **how)
+            muon.update(
+                *([weight], [gradient], [momentum]), mu=0.95, shrink=0.9, length=0.5, dtype=dtype
+            )
         assert torch.equal(gradient, start[1])
         return [weight, momentum]
 
@@ -293,6 +294,9 @@ def test_muon_of_a_zero_gradient_only_shrinks_and_nan_shows() -> None:
         with use_backend("training"):
             muon.update(
                 *([weight], [gradient], [torch.zeros(64, 32)]),
-                **{"mu": 0.9, "shrink": 0.5, "length": 0.1, "dtype": torch.bfloat16},
+                mu=0.9,
+                shrink=0.5,
+                length=0.1,
+                dtype=torch.bfloat16,
             )
         assert torch.equal(weight.nan_to_num(7.0), torch.full((64, 32), expected).nan_to_num(7.0))

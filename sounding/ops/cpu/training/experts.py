@@ -1,13 +1,13 @@
 """Experts for training: rows sorted by expert, one product per expert. See ops/experts.py."""
 
 import ctypes
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sounding.ops.cpu.training.call import call, rows
+from sounding.ops.cpu.training.products import product
 from sounding.ops.matmul import Weight
 from sounding.ops.quant import LINEAR_INPUT_BLOCK, simulate_fp8
 
@@ -49,7 +49,7 @@ def experts(
     inner = _swiglu(gathered, w1.values, w3.values, by, places.bounds, limit)
     if simulate:
         inner = simulate_fp8(inner, LINEAR_INPUT_BLOCK)
-    return _ToTokens.apply(_Product.apply(inner, w2.values, places.bounds), places)
+    return _ToTokens.apply(product(inner, w2.values, places.bounds), places)
 
 
 def swiglu(
@@ -72,7 +72,7 @@ def swiglu(
     inner = _swiglu(x.contiguous(), w1.values[None], w3.values[None], by, bounds, limit)
     if simulate:
         inner = simulate_fp8(inner, LINEAR_INPUT_BLOCK)
-    return _Product.apply(inner, w2.values[None], bounds)
+    return product(inner, w2.values[None], bounds)
 
 
 def _plain(*weights: Weight) -> bool:
@@ -97,33 +97,9 @@ def _sort(chosen: Tensor, num_experts: int) -> _Places:
 def _swiglu(
     x: Tensor, w1: Tensor, w3: Tensor, by: Tensor | None, bounds: list[int], limit: float
 ) -> Tensor:
-    gate, up = _Product.apply(x, w1, bounds), _Product.apply(x, w3, bounds)
+    gate, up = product(x, w1, bounds), product(x, w3, bounds)
     inner: Tensor = _SwiGLU.apply(gate, up, by, limit)
     return inner
-
-
-class _Product(torch.autograd.Function):
-    """x[rows of e] W_e^T for every expert, in the dtype of x."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bounds: list[int]) -> Tensor:
-        dense = weight.to(x.dtype)
-        y = x.new_empty(len(x), weight.shape[1])
-        for e, (low, high) in enumerate(pairwise(bounds)):
-            torch.mm(x[low:high], dense[e].T, out=y[low:high])
-        ctx.save_for_backward(x, dense)
-        ctx.bounds, ctx.dtype = bounds, weight.dtype
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, dense = ctx.saved_tensors
-        grad = gradients[0].contiguous()
-        grad_x, grad_weight = torch.empty_like(x), torch.empty_like(dense)
-        for e, (low, high) in enumerate(pairwise(ctx.bounds)):
-            torch.mm(grad[low:high], dense[e], out=grad_x[low:high])
-            torch.mm(grad[low:high].T, x[low:high], out=grad_weight[e])
-        return grad_x, grad_weight.to(ctx.dtype), None
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -12,15 +12,12 @@
 #include <vector>
 
 #include "../inference/features.h"
-#include "../inference/tiles.h"
 #include "../parallel.h"
+#include "blocks.h"
 
 #ifdef WITH_TILES
 
 namespace {
-
-constexpr int64_t TILE = 16 * 32;  // numbers
-constexpr int64_t SPAN = 32;       // rows and columns of a product of two by two tiles
 
 struct Round {
     float a, b, c;  // X <- a X + (b A + c A A) X, with A = X X^T
@@ -58,83 +55,43 @@ struct Room {
     }
 };
 
-using Rows = __m512[16];
-
-TILES INLINE void load_rows(const float* from, int64_t stride, Rows& rows) {
-    for (int i = 0; i < 16; i++) rows[i] = _mm512_loadu_ps(from + i * stride);
-}
-
-TILES INLINE __m512 low(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(pairs)), 16)); }
-TILES INLINE __m512 high(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(pairs, 1)), 16)); }
-
-// A tile from two squares of sixteen by sixteen numbers, side by side.
-TILES INLINE void put(const Rows& left, const Rows& right, BFloat16* tile) {
-    for (int i = 0; i < 16; i++)
-        _mm512_storeu_si512(tile + 32 * i, __m512i(_mm512_cvtne2ps_pbh(right[i], left[i])));
-}
-
-TILES INLINE void turn(const BFloat16* tile, BFloat16* to) {
-    Rows rows;
-    load_rows(reinterpret_cast<const float*>(tile), 16, rows);
-    transpose16(rows);
-    for (int i = 0; i < 16; i++) _mm512_storeu_ps(to + 32 * i, rows[i]);
-}
-
 // The other two forms of a tile of X: rows 2i and 2i + 1 go to row i of what multiplies from the right.
 TILES INLINE void spread(const Room& room, int64_t row, int64_t column, const Tiles& right) {
-    const BFloat16* tile = room.x.tile(row, column);
-    turn(tile, room.turned.tile(row, column));
-    const __m512i index = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
-                                           39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-    const __m512i other = _mm512_add_epi16(index, _mm512_set1_epi16(16));
+    PairRows pairs;
+    load_pairs(room.x.tile(row, column), 32, pairs);
+    turn(pairs, room.turned.tile(row, column));
     for (int i = 0; i < 8; i++) {
-        const __m512i even = _mm512_loadu_si512(tile + 64 * i), odd = _mm512_loadu_si512(tile + 64 * i + 32);
+        __m512i first, last;
+        interleave(pairs[2 * i], pairs[2 * i + 1], first, last);
         const int64_t at = 32 * (8 * (row % 2) + i);
-        _mm512_storeu_si512(right.tile(2 * column, row / 2) + at, _mm512_permutex2var_epi16(even, index, odd));
-        _mm512_storeu_si512(right.tile(2 * column + 1, row / 2) + at, _mm512_permutex2var_epi16(even, other, odd));
+        _mm512_storeu_si512(right.tile(2 * column, row / 2) + at, first);
+        _mm512_storeu_si512(right.tile(2 * column + 1, row / 2) + at, last);
     }
 }
 
-// Two rows of tiles times two: four squares, row by row.
+// Two rows of tiles times two: 32 by 32 numbers.
 TILES INLINE void product(const Tiles& left, int64_t row, const Tiles& right, int64_t column, float* squares) {
-    const BFloat16 *a = left.row(row), *a2 = left.row(row + 1);
-    const BFloat16 *b = right.row(column), *b2 = right.row(column + 1);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t k = 0; k < left.in_row * TILE; k += TILE) {
-        _tile_loadd(4, a + k, 64);
-        _tile_loadd(6, b + k, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, b2 + k, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, a2 + k, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, squares, 64);
-    _tile_stored(1, squares + 256, 64);
-    _tile_stored(2, squares + 512, 64);
-    _tile_stored(3, squares + 768, 64);
+    clear();
+    accumulate(left.row(row), left.row(row + 1), 32, TILE, right.row(column), right.row(column + 1), left.in_row);
+    store_squares(squares, SPAN);
 }
 
 // A symmetric matrix from the squares of its upper half: finish(row, column, left, right) is given
 // each tile's two squares, and the tile's place.
 template <typename Finish>
 TILES INLINE void symmetric(const Tiles& left, const Tiles& right, int64_t n, const Finish& finish) {
-    alignas(64) float squares[4 * 256];
+    alignas(64) float squares[SPAN * SPAN];
     Rows one, two;
     for (int64_t i = 0; i < n / SPAN; i++)
         for (int64_t j = i; j < n / SPAN; j++) {
             product(left, 2 * i, right, 2 * j, squares);
             for (int half = 0; half < 2; half++) {
-                load_rows(squares + 512 * half, 16, one);
-                load_rows(squares + 512 * half + 256, 16, two);
+                load_rows(squares + 16 * SPAN * half, SPAN, one);
+                load_rows(squares + 16 * SPAN * half + 16, SPAN, two);
                 finish(2 * i + half, j, one, two);
                 if (i == j) continue;
-                load_rows(squares + 256 * half, 16, one);
-                load_rows(squares + 256 * half + 512, 16, two);
+                load_rows(squares + 16 * half, SPAN, one);
+                load_rows(squares + 16 * SPAN + 16 * half, SPAN, two);
                 transpose16(one);
                 transpose16(two);
                 finish(2 * j + half, i, one, two);
@@ -145,31 +102,33 @@ TILES INLINE void symmetric(const Tiles& left, const Tiles& right, int64_t n, co
 TILES void iterate(Room& room, const Round& round) {
     const __m512 a = _mm512_set1_ps(round.a), b = _mm512_set1_ps(round.b), c = _mm512_set1_ps(round.c);
     symmetric(room.x, room.turned, room.n, [&](int64_t row, int64_t column, Rows& left, Rows& right) TILES {
-        put(left, right, room.gram.tile(row, column));
-        turn(room.gram.tile(row, column), room.gram_turned.tile(row, column));
+        PairRows pairs;
+        for (int i = 0; i < 16; i++) pairs[i] = rounded(left[i], right[i]);
+        for (int i = 0; i < 16; i++) _mm512_storeu_si512(room.gram.tile(row, column) + 32 * i, pairs[i]);
+        turn(pairs, room.gram_turned.tile(row, column));
     });
     symmetric(room.gram, room.gram_turned, room.n, [&](int64_t row, int64_t column, Rows& left, Rows& right) TILES {
         const BFloat16* gram = room.gram.tile(row, column);
         for (int i = 0; i < 16; i++) {
             const __m512i pairs = _mm512_loadu_si512(gram + 32 * i);
-            left[i] = _mm512_fmadd_ps(c, left[i], _mm512_mul_ps(b, low(pairs)));
-            right[i] = _mm512_fmadd_ps(c, right[i], _mm512_mul_ps(b, high(pairs)));
+            left[i] = _mm512_fmadd_ps(c, left[i], _mm512_mul_ps(b, first_half(pairs)));
+            right[i] = _mm512_fmadd_ps(c, right[i], _mm512_mul_ps(b, last_half(pairs)));
         }
         put(left, right, room.polynomial.tile(row, column));
     });
-    alignas(64) float squares[4 * 256];
+    alignas(64) float squares[SPAN * SPAN];
     Rows left, right;
     for (int64_t i = 0; i < room.n / SPAN; i++)
         for (int64_t j = 0; j < room.m / SPAN; j++) {
             product(room.polynomial, 2 * i, room.right, 2 * j, squares);
             for (int half = 0; half < 2; half++) {
                 BFloat16* tile = room.x.tile(2 * i + half, j);
-                load_rows(squares + 512 * half, 16, left);
-                load_rows(squares + 512 * half + 256, 16, right);
+                load_rows(squares + 16 * SPAN * half, SPAN, left);
+                load_rows(squares + 16 * SPAN * half + 16, SPAN, right);
                 for (int r = 0; r < 16; r++) {
                     const __m512i pairs = _mm512_loadu_si512(tile + 32 * r);
-                    left[r] = _mm512_fmadd_ps(a, low(pairs), left[r]);
-                    right[r] = _mm512_fmadd_ps(a, high(pairs), right[r]);
+                    left[r] = _mm512_fmadd_ps(a, first_half(pairs), left[r]);
+                    right[r] = _mm512_fmadd_ps(a, last_half(pairs), right[r]);
                 }
                 put(left, right, tile);
                 spread(room, 2 * i + half, j, room.next);
@@ -237,8 +196,8 @@ TILES void update(Room& room, bool tall, float* weight, const float* gradient, f
         const BFloat16* tile = room.x.tile(row, column);
         for (int i = 0; i < 16; i++) {
             const __m512i pairs = _mm512_loadu_si512(tile + 32 * i);
-            left[i] = low(pairs);
-            right[i] = high(pairs);
+            left[i] = first_half(pairs);
+            right[i] = last_half(pairs);
         }
         if (tall) {
             transpose16(left);
@@ -255,9 +214,8 @@ TILES void update(Room& room, bool tall, float* weight, const float* gradient, f
 TILES void update_all(int64_t low, int64_t high, int64_t rows, int64_t columns, float* weight,
                       const float* gradient, float* momentum, float mu, float shrink, float length,
                       const Round* rounds, int num_rounds) {
-    const int64_t tile[8] = {16, 16, 16, 16, 16, 16, 16, 16};
     Room room(std::min(rows, columns), std::max(rows, columns));
-    configure_tiles(tile, tile);
+    configure_tiles();
     for (int64_t i = low; i < high; i++) {
         const int64_t at = i * rows * columns;
         update(room, rows > columns, weight + at, gradient + at, momentum + at, mu, shrink, length, rounds, num_rounds);

@@ -1,7 +1,6 @@
 """Muon's update in one pass over each matrix, where the processor has tiles. See ops/muon.py."""
 
 import ctypes
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,9 +14,9 @@ _COEFFICIENTS = [number for step in NEWTON_SCHULZ for number in step]
 
 
 def update(
-    weights: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    momenta: Sequence[Tensor],
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    momenta: list[Tensor],
     *,
     mu: float,
     shrink: float,

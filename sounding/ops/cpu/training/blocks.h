@@ -1,0 +1,105 @@
+// Matrices in tiles of sixteen rows and 32 columns of bfloat16, and products of two by two of them.
+//
+// A left operand's tiles are those of its rows, which may lie in memory as they are. A right operand
+// is multiplied pair by pair of its rows: row i of its tile has rows 2i and 2i + 1 of sixteen columns,
+// number by number.
+#pragma once
+
+#include "../inference/tiles.h"
+
+#ifdef WITH_TILES
+
+constexpr int64_t TILE = 16 * 32;  // numbers
+constexpr int64_t SPAN = 32;       // rows and columns of a product of two by two tiles
+
+using Rows = __m512[16];
+using PairRows = __m512i[16];
+
+TILES inline void configure_tiles() {
+    const int64_t whole[8] = {16, 16, 16, 16, 16, 16, 16, 16};
+    configure_tiles(whole, whole);
+}
+
+TILES INLINE void load_rows(const float* from, int64_t stride, Rows& rows) {
+    for (int i = 0; i < 16; i++) rows[i] = _mm512_loadu_ps(from + i * stride);
+}
+
+// The first and the last sixteen of 32 numbers.
+TILES INLINE __m512 first_half(__m512i numbers) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(numbers)), 16));
+}
+TILES INLINE __m512 last_half(__m512i numbers) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(numbers, 1)), 16));
+}
+
+TILES INLINE __m512i rounded(__m512 left, __m512 right) {
+    return __m512i(_mm512_cvtne2ps_pbh(right, left));
+}
+
+// Rows from two squares of sixteen by sixteen numbers, side by side.
+TILES INLINE void put(const Rows& left, const Rows& right, BFloat16* to, int64_t stride = 32) {
+    for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + stride * i, rounded(left[i], right[i]));
+}
+
+TILES INLINE void load_pairs(const BFloat16* from, int64_t stride, PairRows& rows) {
+    for (int i = 0; i < 16; i++) rows[i] = _mm512_loadu_si512(from + i * stride);
+}
+TILES INLINE void load_pairs(const float* from, int64_t stride, PairRows& rows) {
+    for (int i = 0; i < 16; i++)
+        rows[i] = rounded(_mm512_loadu_ps(from + i * stride), _mm512_loadu_ps(from + i * stride + 16));
+}
+
+// Sixteen rows of 32 numbers, transposed pair by pair: of a left operand X the right one X^T.
+TILES INLINE void turn(const PairRows& pairs, BFloat16* tile) {
+    Rows rows;
+    for (int i = 0; i < 16; i++) rows[i] = _mm512_castsi512_ps(pairs[i]);
+    transpose16(rows);
+    for (int i = 0; i < 16; i++) _mm512_storeu_ps(tile + 32 * i, rows[i]);
+}
+
+// Two rows number by number: of the first sixteen columns, and of the last.
+TILES INLINE void interleave(__m512i even, __m512i odd, __m512i& first, __m512i& last) {
+    const __m512i index = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
+                                           39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    first = _mm512_permutex2var_epi16(even, index, odd);
+    last = _mm512_permutex2var_epi16(even, _mm512_add_epi16(index, _mm512_set1_epi16(16)), odd);
+}
+
+// Tiles 0 to 3 += two rows of tiles (16 rows of `stride` numbers each, or tiles one behind the other
+// where `step` is TILE and `stride` 32) times two columns of tiles.
+TILES INLINE void accumulate(const BFloat16* left, const BFloat16* left2, int64_t stride, int64_t step,
+                             const BFloat16* right, const BFloat16* right2, int64_t count) {
+    for (int64_t k = 0; k < count; k++, left += step, left2 += step, right += TILE, right2 += TILE) {
+        _tile_loadd(4, left, 2 * stride);
+        _tile_loadd(6, right, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, right2, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, left2, 2 * stride);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+TILES INLINE void clear() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+// The four squares of tiles 0 to 3, in a matrix of float32.
+TILES INLINE void load_squares(const float* from, int64_t stride) {
+    _tile_loadd(0, from, 4 * stride);
+    _tile_loadd(1, from + 16, 4 * stride);
+    _tile_loadd(2, from + 16 * stride, 4 * stride);
+    _tile_loadd(3, from + 16 * stride + 16, 4 * stride);
+}
+TILES INLINE void store_squares(float* to, int64_t stride) {
+    _tile_stored(0, to, 4 * stride);
+    _tile_stored(1, to + 16, 4 * stride);
+    _tile_stored(2, to + 16 * stride, 4 * stride);
+    _tile_stored(3, to + 16 * stride + 16, 4 * stride);
+}
+
+#endif

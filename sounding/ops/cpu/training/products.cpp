@@ -1,0 +1,223 @@
+// The three products of a linear map for training, on tiles: y = x W^T, dx = g W and dW = g^T x, for
+// one weight or a stack of them, each with rows of its own. Numbers are bfloat16, sums float32.
+//
+// Weights are packed once for both of their products. A thread takes some rows through all columns:
+// 32 columns of the weight, which stay in the first-level cache, times rows that stay in the second.
+
+#include <algorithm>
+#include <vector>
+
+#include "../inference/arena.h"
+#include "../inference/features.h"
+#include "../parallel.h"
+#include "blocks.h"
+
+// Rows of one of the weights: [bounds[e], bounds[e + 1]).
+struct Groups {
+    int64_t count;
+    const int64_t* bounds;
+};
+
+#ifdef WITH_TILES
+
+namespace {
+
+constexpr int64_t ROWS = 256;    // of a thread's turn, in the second-level cache
+constexpr int64_t DEPTH = 1024;  // of a product at a time: more rows and columns would not fit
+
+// Both right operands of a weight [outputs, inputs]: of its transpose, by inputs, and of itself.
+template <typename T>
+TILES void pack(const T* weight, int64_t outputs, int64_t inputs, BFloat16* turned, BFloat16* straight) {
+    PairRows rows;
+    for (int64_t o = 0; o < outputs; o += 16)
+        for (int64_t i = 0; i < inputs; i += 32) {
+            load_pairs(weight + o * inputs + i, inputs, rows);
+            turn(rows, turned + o * inputs + i / 32 * TILE);
+            BFloat16* first = straight + i * outputs + o / 32 * TILE + 32 * (o % 32 / 2);
+            BFloat16* last = first + 16 * outputs;
+            for (int row = 0; row < 8; row++, first += 32, last += 32) {
+                __m512i one, two;
+                interleave(rows[2 * row], rows[2 * row + 1], one, two);
+                _mm512_storeu_si512(first, one);
+                _mm512_storeu_si512(last, two);
+            }
+        }
+}
+
+// y[rows, columns] = x[rows, depth] times a packed right operand; rows lie `x_stride`, `y_stride` apart.
+TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16* x, int64_t x_stride,
+                    const BFloat16* right, BFloat16* y, int64_t y_stride, Arena& arena) {
+    alignas(64) float squares[SPAN * SPAN];
+    float* sums = depth > DEPTH ? arena.take<float>(ROWS * columns) : nullptr;
+    BFloat16* padded = arena.take<BFloat16>(SPAN * depth);
+    const int64_t whole = rows / SPAN * SPAN;
+    if (whole < rows) {
+        for (int64_t row = whole; row < rows; row++)
+            std::copy(x + row * x_stride, x + row * x_stride + depth, padded + (row - whole) * depth);
+        std::fill(padded + (rows - whole) * depth, padded + SPAN * depth, BFloat16{0});
+    }
+    Rows left_half, right_half;
+    for (int64_t k = 0; k < depth; k += DEPTH) {
+        const int64_t steps = std::min(DEPTH, depth - k) / 32;
+        const bool first = k == 0, last = k + DEPTH >= depth;
+        for (int64_t column = 0; column < columns; column += SPAN) {
+            const BFloat16* b = right + column * depth + k / 32 * TILE;
+            for (int64_t row = 0; row < rows; row += SPAN) {
+                const bool inside = row < whole;
+                const BFloat16* a = inside ? x + row * x_stride + k : padded + k;
+                const int64_t stride = inside ? x_stride : depth;
+                float* sum = sums == nullptr ? squares : sums + row * columns + column;
+                if (first)
+                    clear();
+                else
+                    load_squares(sum, columns);
+                accumulate(a, a + 16 * stride, stride, 32, b, b + 16 * depth, steps);
+                if (!last) {
+                    store_squares(sum, columns);
+                    continue;
+                }
+                store_squares(squares, SPAN);
+                for (int64_t half = 0; half < SPAN; half += 16) {
+                    BFloat16* to = y + (row + half) * y_stride + column;
+                    load_rows(squares + half * SPAN, SPAN, left_half);
+                    load_rows(squares + half * SPAN + 16, SPAN, right_half);
+                    if (inside) {
+                        put(left_half, right_half, to, y_stride);
+                        continue;
+                    }
+                    for (int64_t i = 0; i < std::min<int64_t>(16, rows - row - half); i++)
+                        _mm512_storeu_si512(to + i * y_stride, rounded(left_half[i], right_half[i]));
+                }
+            }
+        }
+    }
+}
+
+// Some rows of x, at most ROWS, as a right operand whose depth is the rows; blank rows fill the last tile.
+TILES void pack_rows(const BFloat16* x, int64_t stride, int64_t rows, int64_t columns, BFloat16* right) {
+    const int64_t depth = (rows + 31) / 32 * 32;
+    for (int64_t row = 0; row < depth; row += 2)
+        for (int64_t column = 0; column < columns; column += 32) {
+            const BFloat16* from = x + row * stride + column;
+            const __m512i zero = _mm512_setzero_si512();
+            const __m512i even = row < rows ? _mm512_loadu_si512(from) : zero;
+            const __m512i odd = row + 1 < rows ? _mm512_loadu_si512(from + stride) : zero;
+            __m512i first, last;
+            interleave(even, odd, first, last);
+            BFloat16* to = right + column * depth + row / 32 * TILE + 32 * (row % 32 / 2);
+            _mm512_storeu_si512(to, first);
+            _mm512_storeu_si512(to + 16 * depth, last);
+        }
+}
+
+// out[columns of g, columns of x] += g^T x over some rows, of 32 columns of g. `room` is for these.
+TILES void add_outer(const BFloat16* g, int64_t g_stride, int64_t rows, const BFloat16* right, int64_t columns,
+                     float* out, BFloat16* room) {
+    const int64_t depth = (rows + 31) / 32 * 32;
+    BFloat16* turned = room + SPAN * depth;
+    pack_rows(g, g_stride, rows, SPAN, room);
+    PairRows pairs;
+    for (int64_t tile = 0; tile < 2 * depth / 32; tile++) {
+        load_pairs(room + tile * TILE, 32, pairs);
+        turn(pairs, turned + tile * TILE);
+    }
+    for (int64_t column = 0; column < columns; column += SPAN) {
+        const BFloat16* b = right + column * depth;
+        load_squares(out + column, columns);
+        accumulate(turned, turned + 16 * depth, 32, TILE, b, b + 16 * depth, depth / 32);
+        store_squares(out + column, columns);
+    }
+}
+
+// Columns [low, high) of g.
+TILES void outer(int64_t low, int64_t high, const Groups& groups, int64_t outputs, int64_t inputs,
+                 const BFloat16* g, int64_t g_stride, const BFloat16* x, int64_t x_stride, float* out) {
+    thread_local static Arena arena;
+    Scope scope(arena);
+    BFloat16* right = arena.take<BFloat16>(ROWS * inputs);
+    BFloat16* room = arena.take<BFloat16>(2 * ROWS * SPAN);
+    configure_tiles();
+    for (int64_t e = 0; e < groups.count; e++) {
+        float* own = out + e * outputs * inputs;
+        for (int64_t row = groups.bounds[e]; row < groups.bounds[e + 1]; row += ROWS) {
+            const int64_t rows = std::min(ROWS, groups.bounds[e + 1] - row);
+            pack_rows(x + row * x_stride, x_stride, rows, inputs, right);
+            for (int64_t o = low; o < high; o += SPAN)
+                add_outer(g + row * g_stride + o, g_stride, rows, right, inputs, own + o * inputs, room);
+        }
+    }
+    _tile_release();
+}
+
+TILES void multiply_groups(int64_t low, int64_t high, const Groups& groups, int64_t depth, int64_t columns,
+                           const BFloat16* x, int64_t x_stride, const BFloat16* right, BFloat16* y,
+                           int64_t y_stride) {
+    thread_local static Arena arena;
+    configure_tiles();
+    for (int64_t e = 0; e < groups.count; e++) {
+        const int64_t begin = std::max(low, groups.bounds[e]), end = std::min(high, groups.bounds[e + 1]);
+        for (int64_t row = begin; row < end; row += ROWS) {
+            Scope scope(arena);
+            multiply(std::min(ROWS, end - row), depth, columns, x + row * x_stride, x_stride,
+                     right + e * depth * columns, y + row * y_stride, y_stride, arena);
+        }
+    }
+    _tile_release();
+}
+
+}  // namespace
+
+#endif
+
+extern "C" {
+
+// Whether there are tiles, and all sides are multiples of theirs.
+int train_products_serve([[maybe_unused]] int64_t inputs, [[maybe_unused]] int64_t outputs) {
+#ifdef WITH_TILES
+    return has_tiles() && inputs % SPAN == 0 && outputs % SPAN == 0;
+#else
+    return 0;
+#endif
+}
+
+#ifdef WITH_TILES
+
+// Weights of `count` maps to their two right operands, as many numbers each as there are weights.
+void train_pack(int bfloat16, int threads, int64_t count, int64_t outputs, int64_t inputs, const void* weight,
+                BFloat16* turned, BFloat16* straight) {
+    const int64_t size = outputs * inputs;
+    parallel_for(count, 1, threads, [&](int64_t low, int64_t high) {
+        for (int64_t e = low; e < high; e++) {
+            if (bfloat16)
+                pack(static_cast<const BFloat16*>(weight) + e * size, outputs, inputs, turned + e * size,
+                     straight + e * size);
+            else
+                pack(static_cast<const float*>(weight) + e * size, outputs, inputs, turned + e * size,
+                     straight + e * size);
+        }
+    });
+}
+
+// y = x times right operands [depth, columns], each with its own rows.
+void train_multiply(int threads, int64_t count, const int64_t* bounds, int64_t depth, int64_t columns,
+                    const BFloat16* x, int64_t x_stride, const BFloat16* right, BFloat16* y, int64_t y_stride) {
+    const Groups groups{count, bounds};
+    const int64_t rows = bounds[count];
+    const int64_t share = threads == 1 ? std::max<int64_t>(rows, 1) : ROWS;
+    parallel_for(rows, share, threads, [&](int64_t low, int64_t high) {
+        multiply_groups(low, high, groups, depth, columns, x, x_stride, right, y, y_stride);
+    });
+}
+
+// out += g^T x, for each group's rows its own [outputs, inputs] of float32.
+void train_outer(int threads, int64_t count, const int64_t* bounds, int64_t outputs, int64_t inputs,
+                 const BFloat16* g, int64_t g_stride, const BFloat16* x, int64_t x_stride, float* out) {
+    const Groups groups{count, bounds};
+    const int64_t share = threads == 1 ? outputs : (outputs / threads + SPAN - 1) / SPAN * SPAN;
+    parallel_for(outputs, std::max(share, SPAN), threads, [&](int64_t low, int64_t high) {
+        outer(low, high, groups, outputs, inputs, g, g_stride, x, x_stride, out);
+    });
+}
+
+#endif
+}

@@ -1,0 +1,155 @@
+"""Linear maps for training: one, a stack of them with rows for each, or one per group of channels.
+
+On processors with tiles their three products (of the input, and of the gradient with the weight and
+with the input) are kernels of ours; elsewhere torch's. See ops/matmul.py.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sounding.ops.cpu import library
+from sounding.ops.cpu.training.call import rows
+from sounding.ops.matmul import Weight
+from sounding.ops.quant import LINEAR_INPUT_BLOCK, simulate_fp8
+
+
+def linear(x: Tensor, weight: Weight, *, simulate: bool = False) -> Any:
+    """Twin of the reference; NotImplemented for packed weights and where there are no tiles."""
+    if weight.scale is not None or not have_tiles(x, weight.values):
+        return NotImplemented
+    if simulate:
+        x = simulate_fp8(x, LINEAR_INPUT_BLOCK)
+    flat = x.flatten(0, -2)
+    product: Tensor = _Product.apply(flat, weight.values[None], [0, len(flat)])
+    return product.unflatten(0, x.shape[:-1])
+
+
+def grouped_linear(x: Float[Tensor, "t g i"], weight: Weight, groups: int) -> Any:
+    """Twin of the reference; NotImplemented for packed weights and where there are no tiles."""
+    stacked = weight.values.unflatten(0, (groups, -1))
+    if weight.scale is not None or not have_tiles(x, stacked):
+        return NotImplemented
+    return _Grouped.apply(x, stacked)
+
+
+def product(
+    x: Float[Tensor, "t i"], weight: Float[Tensor, "e o i"], bounds: list[int]
+) -> Float[Tensor, "t o"]:
+    """Rows from bounds[e] to bounds[e + 1] of x times the transpose of weight e, in x's dtype."""
+    result: Tensor = _Product.apply(x, weight, bounds)
+    return result
+
+
+def have_tiles(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels below serve an input and weights [..., o, i]."""
+    kernels = library()
+    assert kernels is not None, "chosen only where the library was built"
+    fits = kernels.train_products_serve(rows(weight.shape[-1]), rows(weight.shape[-2]))
+    return bool(fits) and x.dtype == torch.bfloat16 and x.shape[-1] == weight.shape[-1]
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bounds: list[int]) -> Tensor:
+        y = x.new_empty(len(x), weight.shape[1])
+        ctx.bounds, ctx.like, ctx.tiles = bounds, weight, have_tiles(x, weight)
+        if ctx.tiles:
+            x = _with_rows(x)
+            turned, straight = pack(weight)
+            multiply(x, turned, bounds, y)
+        else:
+            straight = weight.to(x.dtype)
+            for e, (low, high) in enumerate(pairwise(bounds)):
+                torch.mm(x[low:high], straight[e].T, out=y[low:high])
+        ctx.save_for_backward(x, straight)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, straight = ctx.saved_tensors
+        grad_x = x.new_empty(x.shape)
+        if ctx.tiles:
+            grad = _with_rows(gradients[0])
+            multiply(grad, straight, ctx.bounds, grad_x)
+            grad_weight = torch.zeros_like(ctx.like, dtype=torch.float32)
+            add_outer(grad, x, ctx.bounds, grad_weight)
+        else:
+            grad, grad_weight = gradients[0].contiguous(), torch.empty_like(straight)
+            for e, (low, high) in enumerate(pairwise(ctx.bounds)):
+                torch.mm(grad[low:high], straight[e], out=grad_x[low:high])
+                torch.mm(grad[low:high].T, x[low:high], out=grad_weight[e])
+        return grad_x, grad_weight.to(ctx.like.dtype), None
+
+
+class _Grouped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        turned, straight = pack(weight)
+        y = x.new_empty(len(x), *weight.shape[:2])
+        for group in range(len(weight)):
+            multiply(x[:, group], turned[group, None], [0, len(x)], y[:, group])
+        ctx.save_for_backward(x, straight)
+        ctx.like = weight
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x, straight = ctx.saved_tensors
+        grad, bounds = gradients[0].contiguous(), [0, len(x)]
+        grad_x = x.new_empty(x.shape)
+        grad_weight = torch.zeros_like(ctx.like, dtype=torch.float32)
+        for group in range(len(straight)):
+            multiply(grad[:, group], straight[group, None], bounds, grad_x[:, group])
+            add_outer(grad[:, group], x[:, group], bounds, grad_weight[group])
+        return grad_x, grad_weight.to(ctx.like.dtype)
+
+
+def _with_rows(x: Tensor) -> Tensor:
+    """With channels side by side, rows at any distance."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def pack(weight: Float[Tensor, "e o i"]) -> tuple[Tensor, Tensor]:
+    """The right operands of y = x W^T and of dx = g W: as matrices [i, o] and [o, i], in tiles."""
+    count, outputs, inputs = weight.shape
+    turned = weight.new_empty(count, inputs, outputs, dtype=torch.bfloat16)
+    straight = weight.new_empty(count, outputs, inputs, dtype=torch.bfloat16)
+    sizes = (rows(count), rows(outputs), rows(inputs))
+    bfloat16 = ctypes.c_int(weight.dtype == torch.bfloat16)
+    _call("pack", *sizes, weight.contiguous(), turned, straight, first=(bfloat16,))
+    return turned, straight
+
+
+def multiply(
+    x: Float[Tensor, "t k"], right: Float[Tensor, "e k n"], bounds: Sequence[int], y: Tensor
+) -> None:
+    """y = x times the right operand that a row belongs to."""
+    sizes = (rows(right.shape[1]), rows(right.shape[2]))
+    _call("multiply", *_groups(bounds), *sizes, x, rows(x.stride(0)), right, y, rows(y.stride(0)))
+
+
+def add_outer(
+    g: Float[Tensor, "t o"], x: Float[Tensor, "t i"], bounds: Sequence[int], out: Tensor
+) -> None:
+    """out += g^T x in float32, of each group's rows."""
+    sizes = (rows(g.shape[1]), rows(x.shape[1]))
+    _call("outer", *_groups(bounds), *sizes, g, rows(g.stride(0)), x, rows(x.stride(0)), out)
+
+
+def _groups(bounds: Sequence[int]) -> tuple[Any, ...]:
+    return rows(len(bounds) - 1), (ctypes.c_int64 * len(bounds))(*bounds)
+
+
+def _call(name: str, *arguments: Any, first: tuple[Any, ...] = ()) -> None:
+    passed = [
+        ctypes.c_void_p(argument.data_ptr()) if isinstance(argument, Tensor) else argument
+        for argument in arguments
+    ]
+    threads = ctypes.c_int(torch.get_num_threads())
+    getattr(library(), f"train_{name}")(*first, threads, *passed)
