@@ -18,6 +18,7 @@ from torch import Tensor
 from sounding.config import CSA, ModelConfig
 from sounding.model.state import SequenceState, growing_state, packed_state
 from sounding.model.transformer import Transformer
+from sounding.ops.argmax import argmax
 
 _CHUNK_TOKENS = 2048  # of a context that is only there to be decoded at
 _READ_BYTES = 1 << 28
@@ -89,7 +90,7 @@ class Native:
     @torch.inference_mode()
     def read(self, tokens: Tensor) -> int:
         streams = self._model(tokens, states=[self.state]).streams
-        return int(self._model.logits(self._model.hidden(streams[-1:])).argmax())
+        return argmax(self._model.logits(self._model.hidden(streams[-1:]))[0])
 
 
 class Peer:

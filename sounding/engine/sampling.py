@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sounding.ops.argmax import argmax
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
@@ -42,7 +44,7 @@ def sample(logits: Float[Tensor, " v"], params: SamplingParams, generator: torch
     calls cannot change them. Each limit looks at the model's distribution at this temperature.
     """
     if params.temperature == 0:
-        return int(logits.argmax())  # the first of equals
+        return argmax(logits)  # the first of equals
     probabilities = (logits.double() / params.temperature).softmax(-1)
     _limit(probabilities, params)
     reached = probabilities.cumsum(-1)

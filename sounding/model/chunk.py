@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Int
@@ -19,15 +20,20 @@ class Span:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens with the absolute position of each, and where one sequence ends and the next begins.
+    """Tokens, and where one sequence ends and the next begins.
 
     What is done to a token alone works on all rows at once; attention and compression go span by
     span, so sequences never see each other and nothing is padded.
     """
 
     tokens: Int[Tensor, " t"]
-    positions: Int[Tensor, " t"]
     spans: tuple[Span, ...]
+
+    @cached_property
+    def positions(self) -> Int[Tensor, " t"]:
+        """The absolute position of each token."""
+        parts = [torch.arange(span.start, span.start + span.length) for span in self.spans]
+        return torch.cat(parts).to(self.tokens.device) if parts else self.tokens.new_zeros(0)
 
     def __iter__(self) -> Iterator[Span]:
         return iter(self.spans)
@@ -50,9 +56,4 @@ def make_chunk(tokens: Int[Tensor, " t"], lengths: Sequence[int], starts: Sequen
     for start, length in zip(starts, lengths, strict=True):
         spans.append(Span(slice(low, low + length), start, length))
         low += length
-    positions = [torch.arange(span.start, span.start + span.length) for span in spans]
-    return Chunk(
-        tokens,
-        torch.cat(positions).to(tokens.device) if positions else tokens.new_zeros(0),
-        tuple(spans),
-    )
+    return Chunk(tokens, tuple(spans))

@@ -88,4 +88,4 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, channels))
 
     def forward(self, tokens: Int[Tensor, " t"], dtype: torch.dtype) -> Float[Tensor, "t c"]:
-        return nn.functional.embedding(tokens, self.weight).to(dtype)
+        return torch.embedding(self.weight, tokens).to(dtype)

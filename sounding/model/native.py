@@ -17,7 +17,7 @@ from sounding.model.attention import SPARSE, Attention, Selection
 from sounding.model.chunk import Chunk
 from sounding.model.compressor import Compressor
 from sounding.model.layers import Linear
-from sounding.model.moe import MoE, Routing
+from sounding.model.moe import MoE, StackedRouting
 from sounding.model.state import LayerState
 from sounding.model.transformer import Transformer
 from sounding.ops import cpu
@@ -61,8 +61,7 @@ def run_blocks(
                 )
                 described.run(streams[rows], tokens[rows], [size], [states[number]], *parts)
                 chosen[:, rows], scores[:, rows] = parts
-    routing = [Routing(*pair) for pair in zip(chosen.unbind(0), scores.unbind(0), strict=True)]
-    return streams, routing
+    return streams, StackedRouting(chosen, scores)
 
 
 def serves(network: Transformer) -> bool:

@@ -28,7 +28,7 @@ class Output(NamedTuple):
 
     streams: Float[Tensor, "t m c"]
     """Residual streams after the last block: `hidden` reads them, the MTP block extends them."""
-    routing: list[Routing]
+    routing: Sequence[Routing]
     """One per layer."""
 
 
@@ -85,7 +85,7 @@ def run_blocks(
     chunk: Chunk,
     states: Sequence[Sequence[LayerState]],
     selection: Selection,
-) -> tuple[Float[Tensor, "t m c"], list[Routing]]:
+) -> tuple[Float[Tensor, "t m c"], Sequence[Routing]]:
     """Take a chunk through blocks, one after the other; states[i] are those of sequence i, one
     per block."""
     routing = []
@@ -106,12 +106,13 @@ def _register_head(module: nn.Module, config: ModelConfig) -> None:
 
 
 def _collapse(module: nn.Module, config: ModelConfig, streams: Tensor) -> Tensor:
+    assert isinstance(module.norm, RMSNorm)
     return hyper_connection.read_out(
         streams,
         module.get_parameter("hc_head_fn"),
         module.get_parameter("hc_head_base"),
         module.get_parameter("hc_head_scale"),
-        module.get_parameter("norm.weight"),
+        module.norm.weight,
         norm_eps=config.rms_norm_eps,
         hc_eps=config.hc_eps,
     )

@@ -25,8 +25,8 @@ def update(
     length: float,
     dtype: torch.dtype,
 ) -> None:
-    """Change weights and momenta in place. A tensor is a matrix or a stack of them, [..., n, m], with
-    the same n and m in all. `dtype` is that of Newton-Schulz.
+    """Change weights and momenta in place. A tensor is a matrix or a stack of them, [..., n, m],
+    with the same n and m in all. `dtype` is that of Newton-Schulz.
     """
     ahead = look_ahead(gradients, momenta, mu)
     move(weights, orthogonalise(ahead, dtype), shrink, length)

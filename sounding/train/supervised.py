@@ -152,7 +152,8 @@ def _mtp_loss(
 ) -> tuple[Float[Tensor, ""], list[Routing]]:
     """Sum of the MTP blocks' losses: block k of position t is given token t + k + 1 and predicts
     the one after. Source: spec/architecture.md 11."""
-    total, routing = upcast(streams.new_zeros(())), []
+    total = upcast(streams.new_zeros(()))
+    routing: list[Routing] = []
     ahead = batch.targets
     for depth, block in enumerate(model.mtp):
         assert isinstance(block, MTPBlock)
