@@ -29,6 +29,7 @@ from sounding.engine.endings import (
     trim,
 )
 from sounding.engine.middle import Middle
+from sounding.engine.opening import Opening, opens_block
 from sounding.engine.sampling import SamplingParams
 from sounding.text.healing import Healer, Healing
 from sounding.text.markup import FIM_BEGIN, FIM_END, FIM_HOLE
@@ -137,7 +138,7 @@ class Completer:
         except for other files and cutting lines off: this is what is measured.
         """
         wrong: dict[int, str] = {}
-        for index, texts in self._answers(gaps, kind, settings, params):
+        for index, texts in self._answers(gaps, kind, settings, params, python=python):
             right = [text for text in texts if not python or _valid(text, gaps[index])]
             if right:
                 yield index, right[0]
@@ -146,9 +147,10 @@ class Completer:
         if not wrong:
             return
         alone = dataclasses.replace(settings, copying=False)
-        more = [(index, how) for index in wrong for how in _sampled(params[index], _RETRIES)]
+        more = [(index, other) for index in wrong for other in _sampled(params[index], _RETRIES)]
         again = [gaps[index] for index, _ in more]
-        tried = dict(self._answers(again, kind, alone, [how for _, how in more]))
+        how = [other for _, other in more]
+        tried = dict(self._answers(again, kind, alone, how, python=True))
         for index, text in wrong.items():
             numbers = [number for number, (of, _) in enumerate(more) if of == index]
             found = (text for number in numbers for text in tried.get(number, ()))
@@ -160,11 +162,13 @@ class Completer:
         kind: Kind | None,
         settings: Settings,
         params: Sequence[SamplingParams],
+        *,
+        python: bool,
     ) -> Iterator[tuple[int, list[str]]]:
         middles = []
         for gap in gaps:
             ids, healing = self._prompt(gap, settings, "")
-            middles.append((ids, self._middle(healing, kind, gap, settings)))
+            middles.append((ids, self._middle(healing, kind, gap, settings, python=python)))
         requests = [
             Request(prompt=ids, answer=middle, params=how, max_tokens=settings.max_tokens)
             for (ids, middle), how in zip(middles, params, strict=True)
@@ -258,13 +262,22 @@ class Completer:
         return Healing(self._healer, healing.ids, healing.rest)
 
     def _middle(
-        self, healing: Healing | None, kind: Kind | None, gap: Gap, settings: Settings
+        self,
+        healing: Healing | None,
+        kind: Kind | None,
+        gap: Gap,
+        settings: Settings,
+        *,
+        python: bool = False,
     ) -> Middle:
         ending = ending_for(kind, gap) if kind is not None else None
         # Copies are of whole lines.
         competing = settings.copying and kind == "line" and not gap.rest.strip()
         copies = Copies(gap.prefix, gap.suffix) if competing else None
-        return Middle(self._tokenizer, healing, ending, settings.max_tokens, copies)
+        opening = Opening(self._healer) if python and opens_block(gap) else None
+        return Middle(
+            *(self._tokenizer, healing, ending, settings.max_tokens), copies=copies, opening=opening
+        )
 
     def _attempts(
         self,
@@ -281,7 +294,8 @@ class Completer:
         alone = dataclasses.replace(settings, copying=False)
         for number, params in enumerate(how):
             own = alone if number else settings  # copies would be the same every time
-            middle = self._middle(healing and self._again(healing), kind, gap, own)
+            begun = healing and self._again(healing)
+            middle = self._middle(begun, kind, gap, own, python=python)
             middles.append(middle)
             requests.append(
                 Request(prompt=ids, answer=middle, params=params, max_tokens=settings.max_tokens)

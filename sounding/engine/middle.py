@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from sounding.engine.copying import Copies
 from sounding.engine.endings import BlockEnding, LineEnding
+from sounding.engine.opening import Opening
 from sounding.text.healing import Healing
 from sounding.text.tokenizer import Tokenizer
 
@@ -18,7 +19,9 @@ class Middle:
         healing: Healing | None,
         ending: LineEnding | BlockEnding | None,
         max_tokens: int,
+        *,
         copies: Copies | None = None,
+        opening: Opening | None = None,
     ) -> None:
         self.text = ""
         self.certain = ""
@@ -26,7 +29,7 @@ class Middle:
         self.count = 0
         self.logprob = 0.0
         """Of all tokens, in the network's opinion."""
-        self._max_tokens, self._copies = max_tokens, copies
+        self._max_tokens, self._copies, self._opening = max_tokens, copies, opening
         self._tokenizer, self._healing, self._ending = tokenizer, healing, ending
         self._skip = len(healing.rest) if healing is not None else 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -38,8 +41,15 @@ class Middle:
         return self._end is None and self.count >= self._max_tokens
 
     def allowed(self) -> Collection[int] | None:
-        """The only tokens that may come next, while a word is healed."""
-        return self._healing.allowed() if self._healing is not None else None
+        """The only tokens that may come next, while a word is healed or the line has to begin in
+        a certain way."""
+        healing = self._healing
+        if self._opening is not None:
+            rest = healing.rest if healing is not None else b""
+            allowed = self._opening.allowed(rest, self.text)
+            if allowed is not None:
+                return allowed
+        return healing.allowed() if healing is not None else None
 
     def push(self, token: int, logprob: float = 0.0) -> bool:
         """Take a token; whether another is wanted."""

@@ -12,7 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from sounding.ops import cpu, experts, hyper_connection, index_loss, loss, muon, norm, rope
+from sounding.ops import (
+    cpu,
+    experts,
+    hyper_connection,
+    index_loss,
+    loss,
+    matmul,
+    muon,
+    norm,
+    rope,
+)
 from sounding.ops.attention import attend
 from sounding.ops.dispatch import Backend, use_backend
 from sounding.ops.matmul import Weight
@@ -258,6 +268,51 @@ def test_ranges_do_not_depend_on_threads() -> None:
         torch.set_num_threads(threads)
     for one, other in pairwise(found):
         assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+# --------------------------------------------------------------------------------------------------
+# Linear maps
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("tokens", "inputs", "outputs"),
+    [(1, 32, 64), (31, 64, 32), (33, 96, 64), (300, 64, 96), (40, 1088, 32), (40, 32, 1088)],
+)
+def test_linear(dtype: torch.dtype, tokens: int, inputs: int, outputs: int) -> None:
+    """Rows that do not fill a tile, more than a turn's, sums longer than are added up at once."""
+    x = random(tokens, inputs, seed=1, dtype=dtype)
+    weight = random(outputs, inputs, seed=2) * inputs**-0.5
+    assert_same(lambda x, w: matmul.linear(x, Weight(w)), [x, weight], TOLERANCE[dtype])
+
+
+def test_linear_reads_rows_at_any_distance() -> None:
+    wide = random(50, 3, 64, seed=1, dtype=torch.bfloat16)
+    weight = random(32, 64, seed=2)
+    for x in (wide[:, 1], wide.transpose(0, 1)[2], wide.permute(0, 2, 1)[..., :1].squeeze(-1)):
+        assert_same(lambda x, w: matmul.linear(x, Weight(w)), [x, weight], 3e-2)
+    batch = random(2, 5, 64, seed=3, dtype=torch.bfloat16)
+    assert_same(lambda x, w: matmul.linear(x, Weight(w)), [batch, weight], 3e-2)
+
+
+@DTYPES
+@pytest.mark.parametrize("tokens", [1, 45, 260])
+def test_grouped_linear(dtype: torch.dtype, tokens: int) -> None:
+    x, weight = random(tokens, 2, 64, seed=1, dtype=dtype), random(2 * 96, 64, seed=2) * 0.1
+    assert_same(lambda x, w: matmul.grouped_linear(x, Weight(w), 2), [x, weight], TOLERANCE[dtype])
+
+
+def test_products_do_not_depend_on_threads() -> None:
+    """Nor do their gradients: every number is one thread's, in one order."""
+    x, weight = random(700, 64, seed=1, dtype=torch.bfloat16), random(96, 64, seed=2)
+    threads = torch.get_num_threads()
+    found = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(run(lambda x, w: matmul.linear(x, Weight(w)), [x, weight], "training"))
+    torch.set_num_threads(threads)
+    for several in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], several, strict=True))
 
 
 # --------------------------------------------------------------------------------------------------
