@@ -168,7 +168,9 @@ class Completer:
         middles = []
         for gap in gaps:
             ids, healing = self._prompt(gap, settings, "")
-            middles.append((ids, self._middle(healing, kind, gap, settings, python=python)))
+            copies = _copies(gap, kind, settings)
+            middle = self._middle(healing, kind, gap, settings, copies=copies, python=python)
+            middles.append((ids, middle))
         requests = [
             Request(prompt=ids, answer=middle, params=how, max_tokens=settings.max_tokens)
             for (ids, middle), how in zip(middles, params, strict=True)
@@ -199,12 +201,12 @@ class Completer:
         context = self._context(gap, files, settings)
         ids, healing = self._prompt(gap, settings, context)
         how = [params, *_sampled(params, alternatives - 1)]
-        found = self._attempts(gap, kind, settings, ids, healing, how, python=python)
+        copies = _copies(gap, kind, settings)
+        found = self._attempts(gap, kind, settings, ids, healing, how, copies, python=python)
         correct = python and may_parse(gap.prefix)
         if correct and not any(fits(done.text, gap) for done in found):
             more = _sampled(params, alternatives - 1 + _RETRIES)[alternatives - 1 :]
-            alone = dataclasses.replace(settings, copying=False)
-            found += self._attempts(gap, kind, alone, ids, healing, more, python=python)
+            found += self._attempts(gap, kind, settings, ids, healing, more, None, python=python)
         if python:
             found.sort(key=lambda done: _rank(done, gap))  # stable: otherwise in order of seeds
         return _distinct(found)[:alternatives]
@@ -218,7 +220,7 @@ class Completer:
         """
         gap = Gap(text)
         ids, healing = self._prompt(gap, settings, "")
-        middle = self._middle(healing, until, gap, dataclasses.replace(settings, copying=False))
+        middle = self._middle(healing, until, gap, settings)
         limit = settings.max_tokens
         shown = 0
         for _, over in self._generate(
@@ -237,8 +239,10 @@ class Completer:
         context = self._context(gap, files, settings)
         ids, healing = self._prompt(gap, settings, context)
         rest = healing.rest if healing is not None else b""
+        copies = _copies(gap, kind, settings)
         answer, reader = (
-            self._middle(healing and self._again(healing), kind, gap, settings) for _ in range(2)
+            self._middle(healing and self._again(healing), kind, gap, settings, copies=copies)
+            for _ in range(2)
         )
         special = (self._bos, self._begin, self._hole, self._end)
         shown = self._tokenizer.count_bytes(token for token in ids if token not in special)
@@ -268,12 +272,10 @@ class Completer:
         gap: Gap,
         settings: Settings,
         *,
+        copies: Copies | None = None,
         python: bool = False,
     ) -> Middle:
         ending = ending_for(kind, gap) if kind is not None else None
-        # Copies are of whole lines.
-        competing = settings.copying and kind == "line" and not gap.rest.strip()
-        copies = Copies(gap.prefix, gap.suffix) if competing else None
         opening = Opening(self._healer) if python and opens_block(gap) else None
         return Middle(
             *(self._tokenizer, healing, ending, settings.max_tokens), copies=copies, opening=opening
@@ -287,15 +289,17 @@ class Completer:
         ids: list[int],
         healing: Healing | None,
         how: Iterable[SamplingParams],
+        copies: Copies | None,
         *,
         python: bool,
     ) -> list[Completion]:
-        middles, requests = [], []
-        alone = dataclasses.replace(settings, copying=False)
-        for number, params in enumerate(how):
-            own = alone if number else settings  # copies would be the same every time
+        """Copies compete with the first attempt; with the others they would be the same again."""
+        middles: list[Middle] = []
+        requests = []
+        for params in how:
             begun = healing and self._again(healing)
-            middle = self._middle(begun, kind, gap, own, python=python)
+            own = None if middles else copies
+            middle = self._middle(begun, kind, gap, settings, copies=own, python=python)
             middles.append(middle)
             requests.append(
                 Request(prompt=ids, answer=middle, params=params, max_tokens=settings.max_tokens)
@@ -391,6 +395,12 @@ class Completer:
             if self._tokenizer.bytes_of(ids[at - 1]).endswith(b"\n"):
                 return ids[:at]
         return ids[:budget]
+
+
+def _copies(gap: Gap, kind: Kind | None, settings: Settings) -> Copies | None:
+    """What competes with the network: where a whole line is wanted, from the cursor to its end."""
+    competing = settings.copying and kind == "line" and not gap.rest.strip()
+    return Copies(gap.prefix, gap.suffix) if competing else None
 
 
 def _last_line(text: str) -> int:
