@@ -13,11 +13,11 @@ import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sounding.engine.batch import Generate, Request
 from sounding.engine.context import File, relevant_context, settled
-from sounding.engine.copying import Copies
+from sounding.engine.copying import Candidate, Copies
 from sounding.engine.endings import (
     Gap,
     Kind,
@@ -91,6 +91,15 @@ class Completion(NamedTuple):
     that can be. False where the source is no Python."""
 
 
+class _Attempt(NamedTuple):
+    """A `Candidate` of `complete`, cut to what can be correct, with the tokens it took."""
+
+    text: str
+    weight: float
+    written: bool
+    tokens: int
+
+
 class Fill(NamedTuple):
     """A completion for an engine that is driven by someone else."""
 
@@ -134,27 +143,29 @@ class Completer:
         """Complete many gaps, one way each; yields their number and text as they are done.
 
         `kind` None goes on to the end of the text. In `python`, a few more answers are tried where
-        one leaves the source incorrect, and the first that does not is taken. What `complete` does
-        except for other files and cutting lines off: this is what is measured.
+        the network's leaves the source incorrect, and the likeliest that does not is taken. What
+        `complete` does except for other files and cutting lines off: this is what is measured.
         """
-        wrong: dict[int, str] = {}
-        for index, texts in self._answers(gaps, kind, settings, params, python=python):
-            right = [text for text in texts if not python or _valid(text, gaps[index])]
+        wrong: dict[int, list[Candidate]] = {}
+        for index, ranked in self._answers(gaps, kind, settings, params, python=python):
+            likely, rest = _up_to_own(ranked)
+            right = [c.text for c in likely if not python or _valid(c.text, gaps[index])]
             if right:
                 yield index, right[0]
             else:
-                wrong[index] = texts[0]
+                wrong[index] = [likely[-1], *rest]
         if not wrong:
             return
         alone = dataclasses.replace(settings, copying=False)
         more = [(index, other) for index in wrong for other in _sampled(params[index], _RETRIES)]
         again = [gaps[index] for index, _ in more]
         how = [other for _, other in more]
-        tried = dict(self._answers(again, kind, alone, how, python=True))
-        for index, text in wrong.items():
-            numbers = [number for number, (of, _) in enumerate(more) if of == index]
-            found = (text for number in numbers for text in tried.get(number, ()))
-            yield index, next((text for text in found if _valid(text, gaps[index])), text)
+        for number, ranked in self._answers(again, kind, alone, how, python=True):
+            wrong[more[number][0]] += ranked
+        for index, (own, *others) in wrong.items():
+            others.sort(key=lambda candidate: -candidate.weight)
+            right = [c.text for c in others if _valid(c.text, gaps[index])]
+            yield index, (right or [own.text])[0]
 
     def _answers(
         self,
@@ -164,7 +175,7 @@ class Completer:
         params: Sequence[SamplingParams],
         *,
         python: bool,
-    ) -> Iterator[tuple[int, list[str]]]:
+    ) -> Iterator[tuple[int, list[Candidate]]]:
         middles = []
         for gap in gaps:
             ids, healing = self._prompt(gap, settings, "")
@@ -177,8 +188,8 @@ class Completer:
         ]
         for index, over in self._generate(requests):
             if over:
-                middle, gap = middles[index][1], gaps[index]
-                yield index, [trim(t, gap, cut_short=middle.cut_short) for t in middle.finish()]
+                middle = middles[index][1]
+                yield index, _trimmed(middle, gaps[index], cut_short=middle.cut_short)
 
     def complete(
         self,
@@ -202,14 +213,19 @@ class Completer:
         ids, healing = self._prompt(gap, settings, context)
         how = [params, *_sampled(params, alternatives - 1)]
         copies = _copies(gap, kind, settings)
-        found = self._attempts(gap, kind, settings, ids, healing, how, copies, python=python)
+        first, *others = self._attempts(gap, kind, settings, ids, healing, how, copies, python)
+        likely, rest = _up_to_own(first)
+        found = [*likely, *(one for attempt in others for one in attempt)]
         correct = python and may_parse(gap.prefix)
-        if correct and not any(fits(done.text, gap) for done in found):
+        if correct and not any(fits(one.text, gap) for one in found):
             more = _sampled(params, alternatives - 1 + _RETRIES)[alternatives - 1 :]
-            found += self._attempts(gap, kind, settings, ids, healing, more, None, python=python)
+            others = self._attempts(gap, kind, settings, ids, healing, more, None, python)
+            rest += [one for attempt in others for one in attempt]
+            found += sorted(rest, key=lambda one: -one.weight)
+        done = [Completion(one.text, one.tokens, python and _valid(one.text, gap)) for one in found]
         if python:
-            found.sort(key=lambda done: _rank(done, gap))  # stable: otherwise in order of seeds
-        return _distinct(found)[:alternatives]
+            done.sort(key=lambda one: _rank(one, gap))  # stable: otherwise in order of seeds
+        return _distinct(done)[:alternatives]
 
     def write(
         self, text: str, settings: Settings, params: SamplingParams, *, until: Kind | None
@@ -226,7 +242,7 @@ class Completer:
         for _, over in self._generate(
             [Request(prompt=ids, answer=middle, params=params, max_tokens=limit)]
         ):
-            certain = middle.finish()[0] if over else middle.certain
+            certain = middle.finish()[0].text if over else middle.certain
             if until and over:
                 certain = trim(certain, gap)
             yield certain[shown:]
@@ -290,10 +306,10 @@ class Completer:
         healing: Healing | None,
         how: Iterable[SamplingParams],
         copies: Copies | None,
-        *,
         python: bool,
-    ) -> list[Completion]:
-        """Copies compete with the first attempt; with the others they would be the same again."""
+    ) -> list[list[_Attempt]]:
+        """What each way of sampling brings, the likeliest first. Copies compete with the first
+        only; with the others they would be the same again."""
         middles: list[Middle] = []
         requests = []
         for params in how:
@@ -308,12 +324,14 @@ class Completer:
         found = []
         for index, middle in enumerate(middles):
             # What generates may stop early, where somebody waits for whatever there is.
-            cut_short = middle.cut_short or index not in ended
-            for text in middle.finish():
-                text = trim(text, gap, cut_short=cut_short)
-                if python:
-                    text = longest_valid(text, gap)
-                found.append(Completion(text, middle.count, python and _valid(text, gap)))
+            ranked = _trimmed(middle, gap, cut_short=middle.cut_short or index not in ended)
+            texts = [longest_valid(one.text, gap) if python else one.text for one in ranked]
+            found.append(
+                [
+                    _Attempt(text, one.weight, one.written, middle.count)
+                    for text, one in zip(texts, ranked, strict=True)
+                ]
+            )
         return found
 
     # ----------------------------------------------------------------------------------------------
@@ -395,6 +413,24 @@ class Completer:
             if self._tokenizer.bytes_of(ids[at - 1]).endswith(b"\n"):
                 return ids[:at]
         return ids[:budget]
+
+
+def _trimmed(middle: Middle, gap: Gap, *, cut_short: bool) -> list[Candidate]:
+    """What a finished middle offers, as it would be inserted; what is blank then comes last."""
+    found = middle.finish()
+    found = [one._replace(text=trim(one.text, gap, cut_short=cut_short)) for one in found]
+    return sorted(found, key=lambda one: not one.text.strip())
+
+
+_One = TypeVar("_One", Candidate, _Attempt)
+
+
+def _up_to_own(ranked: Sequence[_One]) -> tuple[list[_One], list[_One]]:
+    """What is at least as likely as the network's own line, which comes last; and the rest."""
+    own = next(number for number, one in enumerate(ranked) if one.written)
+    return list(ranked[: own + 1]), list(ranked[own + 1 :])
+
+    """What is at least as likely as the network's own line, which comes last; and the rest."""
 
 
 def _copies(gap: Gap, kind: Kind | None, settings: Settings) -> Copies | None:

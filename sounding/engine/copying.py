@@ -7,6 +7,7 @@ copy its weight: the likeliest is taken.
 """
 
 import math
+from typing import NamedTuple
 
 from sounding.text.similar import Around
 
@@ -32,12 +33,28 @@ class Copies:
         ordered = sorted(weights, key=lambda text: -weights[text])
         self._weights = {text: math.log(weights[text]) for text in ordered}
 
-    def rank(self, text: str, logprob: float) -> list[str]:
-        """The copies that are likelier than the network's line, the likeliest first; then that.
+    def rank(self, own: "Candidate") -> list["Candidate"]:
+        """The network's line among the copies, the likeliest first."""
+        text = own.text.strip()
+        if not text:  # a network that writes nothing is sure of nothing
+            own = own._replace(weight=-math.inf)
+        elif text in self._weights:  # both agree
+            own = own._replace(weight=math.inf)
+        others = [Candidate(*pair) for pair in self._weights.items() if pair[0] != text]
+        return sorted([own, *others], key=lambda candidate: -candidate.weight)
 
-        `logprob` is the natural logarithm of the probability the network gave all of its line.
-        """
-        own = _NETWORK + logprob
-        if text.strip() in self._weights:
-            return [text]  # both agree
-        return [*(copy for copy, weight in self._weights.items() if weight > own), text]
+
+class Candidate(NamedTuple):
+    """A line that may be taken."""
+
+    text: str
+    weight: float
+    """Logarithm of its share among all."""
+    written: bool = False
+    """By the network."""
+
+
+def written(text: str, logprob: float) -> Candidate:
+    """What a network wrote; `logprob` is the natural logarithm of the probability it gave to all
+    of it."""
+    return Candidate(text, _NETWORK + logprob, written=True)

@@ -1,9 +1,10 @@
 """What is written into a gap, while it is being written."""
 
 import codecs
+import math
 from collections.abc import Collection
 
-from sounding.engine.copying import Copies
+from sounding.engine.copying import Candidate, Copies, written
 from sounding.engine.endings import BlockEnding, LineEnding
 from sounding.engine.opening import Opening
 from sounding.text.healing import Healing
@@ -73,13 +74,13 @@ class Middle:
             self.certain = self.text.rstrip()
         return self._end is None
 
-    def finish(self) -> list[str]:
-        """When no more tokens come: the text up to its end, and before it the copies that are
-        likelier, the likeliest first."""
+    def finish(self) -> list[Candidate]:
+        """When no more tokens come: the text up to its end, among the copies if there are any, the
+        likeliest first."""
         if self._end is not None:
             text = self.text[: self._end]
         else:
             text = self.text + self._decoder.decode(b"", final=True)
-        if self._copies is None or self.cut_short:
-            return [text]
-        return self._copies.rank(text, self.logprob)
+        # A line without an end is none.
+        own = written(text, -math.inf if self.cut_short else self.logprob)
+        return [own] if self._copies is None else self._copies.rank(own)

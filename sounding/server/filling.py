@@ -31,7 +31,7 @@ class Filling:
             reader.push(event.token, 0.0)
             certain = reader.certain[: len(written)]
         else:
-            certain = written if event.stop is not None else self.fill.answer.finish()[0]
+            certain = written if event.stop is not None else self.fill.answer.finish()[0].text
             if self._kind is not None:
                 short = reader.cut_short or event.reason in ("length", "time")
                 certain = trim(certain, self._gap, cut_short=short)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sounding.engine.copying import Copies
+from sounding.engine.copying import Copies, written
 from sounding.text.similar import Around
 
 ABOVE = """def first(path):
@@ -59,17 +59,26 @@ def test_a_copy_takes_the_words_of_its_new_place(
     assert (around.adapted(0) if first else "") == expected
 
 
+def ranked(copies: Copies, text: str, logprob: float) -> list[str]:
+    """The texts down to the network's own."""
+    candidates = copies.rank(written(text, logprob))
+    assert sum(candidate.written for candidate in candidates) == 1
+    assert [c.weight for c in candidates] == sorted((c.weight for c in candidates), reverse=True)
+    own = next(number for number, candidate in enumerate(candidates) if candidate.written)
+    return [candidate.text for candidate in candidates[: own + 1]]
+
+
 def test_a_network_that_is_sure_has_its_way_and_one_at_a_loss_has_not() -> None:
     copies = Copies(ABOVE, BELOW)
-    assert copies.rank("pass", SURE) == ["pass"]
-    ranked = copies.rank("pass", AT_A_LOSS)
-    assert ranked[0] == "text = file.read()" and ranked[-1] == "pass"
-    assert len(ranked) == len(set(ranked)) > 3
-    assert Copies(ABOVE + "te", BELOW).rank("mp", AT_A_LOSS) == ["xt = file.read()", "mp"]
+    assert ranked(copies, "pass", SURE) == ["pass"]
+    found = ranked(copies, "pass", AT_A_LOSS)
+    assert found[0] == "text = file.read()" and found[-1] == "pass"
+    assert len(found) == len(set(found)) > 3
+    assert ranked(Copies(ABOVE + "te", BELOW), "mp", AT_A_LOSS) == ["xt = file.read()", "mp"]
 
 
 def test_a_line_that_both_would_write_needs_no_copy() -> None:
-    assert Copies(ABOVE, BELOW).rank("return text  ", AT_A_LOSS) == ["return text  "]
+    assert ranked(Copies(ABOVE, BELOW), "return text  ", AT_A_LOSS) == ["return text  "]
 
 
 def test_copies_outrank_the_network_where_their_weight_is_greater() -> None:
@@ -81,10 +90,14 @@ def test_copies_outrank_the_network_where_their_weight_is_greater() -> None:
     first, second = sorted(weights, key=lambda text: -weights[text])
     for text, others in ((first, []), (second, [first])):
         edge = math.log(weights[text]) - 10.0
-        assert Copies(above, below).rank("c", edge + 1e-6) == [*others, "c"]
-        assert Copies(above, below).rank("c", edge - 1e-6) == [*others, text, "c"]
+        assert ranked(Copies(above, below), "c", edge + 1e-6) == [*others, "c"]
+        assert ranked(Copies(above, below), "c", edge - 1e-6) == [*others, text, "c"]
+
+
+def test_writing_nothing_is_no_line() -> None:
+    assert ranked(Copies(ABOVE, BELOW), "  ", SURE)[0] == "text = file.read()"
 
 
 @pytest.mark.parametrize("text", ["", "x = 1"])
 def test_an_empty_file_has_nothing_to_copy(text: str) -> None:
-    assert Copies("", "").rank(text, AT_A_LOSS) == [text]
+    assert ranked(Copies("", ""), text, AT_A_LOSS) == [text]
