@@ -149,7 +149,8 @@ class BlockEnding:
     """The rest of the block around the cursor, or the block that is opened before it.
 
     Ends before the first line that is indented less, lines inside of brackets and strings aside.
-    At the outermost level: before the next statement after a blank line or an indented one.
+    At the outermost level: before the next statement after a blank line or an indented one. Also
+    before a statement that stands right above already: small networks go on like that for ever.
     """
 
     def __init__(self, gap: Gap) -> None:
@@ -162,6 +163,7 @@ class BlockEnding:
         self.undecided = False
         """Whether that line may turn out to lie behind the end."""
         self._indented = self._blank = False  # the line before it
+        self._above = ""
         self._begun = bool(gap.line.strip())
 
     def find(self, text: str) -> int | None:
@@ -184,6 +186,7 @@ class BlockEnding:
                 if self._floor is None:
                     self._floor = indentation(whole)
             self._blank = not whole.strip()
+            self._above = whole.rstrip()
             self._indented = indentation(whole) > 0 if whole.strip() else self._indented
             self.at = newline + 1
 
@@ -193,7 +196,7 @@ class BlockEnding:
             return False
         if not self._scanner.in_code or self._scanner.depth > self._depth:
             return False
-        if complete and _repeats(line, self._following):
+        if complete and (_repeats(line, self._following) or _repeats(line, self._above)):
             return True
         first = line.lstrip()
         if self._floor:

@@ -94,6 +94,24 @@ def test_blocks(prefix: str, generated: str, suffix: str, inserted: str) -> None
     assert ended(prefix, generated, suffix) == inserted
 
 
+@pytest.mark.parametrize(
+    ("generated", "end"),
+    [
+        ("    x.step = 1\n    x.step = 1\n    x.step = 1\n", "    x.step = 1"),
+        ("    x.step()\n    y()\n    x.step()\n", None),  # not right above
+        ("    i()\n    i()\n    i()\n", None),  # too short to mean something
+        ("    f(\n        1000,\n        1000,\n    )\n", None),  # a table
+        ("    x.step = 1\n        x.step = 1\n", None),  # indented otherwise
+    ],
+)
+def test_a_block_ends_before_a_statement_that_stands_right_above(
+    generated: str, end: str | None
+) -> None:
+    ending = BlockEnding(Gap("def f(x):\n"))
+    found = ending.find(generated)
+    assert (None if found is None else generated[:found]) == end
+
+
 def test_a_block_ends_at_the_first_letter_behind_it() -> None:
     ending = BlockEnding(Gap("def f():\n    "))
     assert ending.find("return 1\n\n") is None
