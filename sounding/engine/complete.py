@@ -149,11 +149,12 @@ class Completer:
         wrong: dict[int, list[Candidate]] = {}
         for index, ranked in self._answers(gaps, kind, settings, params, python=python):
             likely, rest = _up_to_own(ranked)
-            right = [c.text for c in likely if not python or _valid(c.text, gaps[index])]
-            if right:
-                yield index, right[0]
-            else:
+            right = (c.text for c in likely if not python or _valid(c.text, gaps[index]))
+            text = next(right, None)
+            if text is None:
                 wrong[index] = [likely[-1], *rest]
+            else:
+                yield index, text
         if not wrong:
             return
         alone = dataclasses.replace(settings, copying=False)
@@ -164,8 +165,8 @@ class Completer:
             wrong[more[number][0]] += ranked
         for index, (own, *others) in wrong.items():
             others.sort(key=lambda candidate: -candidate.weight)
-            right = [c.text for c in others if _valid(c.text, gaps[index])]
-            yield index, (right or [own.text])[0]
+            right = (c.text for c in others if _valid(c.text, gaps[index]))
+            yield index, next(right, own.text)
 
     def _answers(
         self,
@@ -325,11 +326,14 @@ class Completer:
         for index, middle in enumerate(middles):
             # What generates may stop early, where somebody waits for whatever there is.
             ranked = _trimmed(middle, gap, cut_short=middle.cut_short or index not in ended)
-            texts = [longest_valid(one.text, gap) if python else one.text for one in ranked]
             found.append(
                 [
-                    _Attempt(text, one.weight, one.written, middle.count)
-                    for text, one in zip(texts, ranked, strict=True)
+                    # Copies are single lines, of which nothing is cut off.
+                    _Attempt(
+                        longest_valid(one.text, gap) if python and one.written else one.text,
+                        *(one.weight, one.written, middle.count),
+                    )
+                    for one in ranked
                 ]
             )
         return found
