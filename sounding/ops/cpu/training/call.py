@@ -27,3 +27,10 @@ def call(name: str, like: Tensor, *arguments: Any) -> None:
 def rows(count: int) -> ctypes.c_int64:
     """A number of rows, as kernels take it."""
     return ctypes.c_int64(count)
+
+
+def tiles_serve(n: int, m: int) -> bool:
+    """Whether there are tiles, and matrices of n rows and m columns fill them."""
+    kernels = library()
+    assert kernels is not None, "chosen only where the library was built"
+    return bool(kernels.train_tiles_serve(rows(m), rows(n)))

@@ -11,7 +11,6 @@
 #include <cmath>
 #include <vector>
 
-#include "../inference/features.h"
 #include "../parallel.h"
 #include "blocks.h"
 
@@ -229,15 +228,7 @@ TILES void update_all(int64_t low, int64_t high, int64_t rows, int64_t columns, 
 
 extern "C" {
 
-// Whether there are tiles, and these sides are multiples of theirs.
-int train_muon_serves(int64_t rows, int64_t columns) {
-#ifdef WITH_TILES
-    return has_tiles() && rows % SPAN == 0 && columns % SPAN == 0;
-#else
-    return rows * columns < 0;  // never
-#endif
-}
-
+// Where train_tiles_serve says so.
 void train_muon([[maybe_unused]] int threads, [[maybe_unused]] int64_t count, [[maybe_unused]] int64_t rows,
                 [[maybe_unused]] int64_t columns, [[maybe_unused]] float* weight,
                 [[maybe_unused]] const float* gradient, [[maybe_unused]] float* momentum,

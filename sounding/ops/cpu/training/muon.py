@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sounding.ops.cpu import address, library
-from sounding.ops.cpu.training.call import rows
+from sounding.ops.cpu.training.call import rows, tiles_serve
 from sounding.ops.muon import NEWTON_SCHULZ
 
 _COEFFICIENTS = [number for step in NEWTON_SCHULZ for number in step]
@@ -30,7 +30,7 @@ def update(
         return NotImplemented
     assert kernels is not None, "chosen only where the library was built"
     n, m = weights[0].shape[-2:]
-    if not kernels.train_muon_serves(rows(n), rows(m)):
+    if not tiles_serve(n, m):
         return NotImplemented
     steps = (ctypes.c_float * len(_COEFFICIENTS))(*_COEFFICIENTS)
     factors = [ctypes.c_float(factor) for factor in (mu, shrink, length)]

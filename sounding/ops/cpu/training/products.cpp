@@ -172,7 +172,7 @@ TILES void multiply_groups(int64_t low, int64_t high, const Groups& groups, int6
 extern "C" {
 
 // Whether there are tiles, and all sides are multiples of theirs.
-int train_products_serve([[maybe_unused]] int64_t inputs, [[maybe_unused]] int64_t outputs) {
+int train_tiles_serve([[maybe_unused]] int64_t inputs, [[maybe_unused]] int64_t outputs) {
 #ifdef WITH_TILES
     return has_tiles() && inputs % SPAN == 0 && outputs % SPAN == 0;
 #else

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sounding.ops.cpu import library
-from sounding.ops.cpu.training.call import rows
+from sounding.ops.cpu.training.call import rows, tiles_serve
 from sounding.ops.matmul import Weight
 from sounding.ops.quant import LINEAR_INPUT_BLOCK, simulate_fp8
 
@@ -48,10 +48,8 @@ def product(
 
 def have_tiles(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernels below serve an input and weights [..., o, i]."""
-    kernels = library()
-    assert kernels is not None, "chosen only where the library was built"
-    fits = kernels.train_products_serve(rows(weight.shape[-1]), rows(weight.shape[-2]))
-    return bool(fits) and x.dtype == torch.bfloat16 and x.shape[-1] == weight.shape[-1]
+    bfloat16 = x.dtype == torch.bfloat16
+    return bfloat16 and x.shape[-1] == weight.shape[-1] and tiles_serve(*weight.shape[-2:])
 
 
 class _Product(torch.autograd.Function):
