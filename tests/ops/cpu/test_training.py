@@ -145,11 +145,19 @@ def test_what_attention_is_paid(picks: int | None) -> None:
 
 @DTYPES
 @pytest.mark.parametrize("simulate", [False, True])
+@pytest.mark.parametrize(("width", "inner"), [(40, 24), (64, 32)])
 @pytest.mark.parametrize(("tokens", "num_experts", "picks"), [(1, 4, 2), (100, 3, 1), (77, 9, 3)])
 def test_experts(
-    tokens: int, num_experts: int, picks: int, simulate: bool, dtype: torch.dtype
+    *,
+    tokens: int,
+    num_experts: int,
+    picks: int,
+    width: int,
+    inner: int,
+    simulate: bool,
+    dtype: torch.dtype,
 ) -> None:
-    width, inner = 40, 24
+    """Shapes that fill tiles and others; the last expert has no rows."""
     order = random(tokens, num_experts, seed=1)
     order[:, -1] = -9.0  # an expert that nobody chooses
     chosen = order.topk(picks).indices
@@ -277,7 +285,7 @@ def test_ranges_do_not_depend_on_threads() -> None:
 @DTYPES
 @pytest.mark.parametrize(
     ("tokens", "inputs", "outputs"),
-    [(1, 32, 64), (31, 64, 32), (33, 96, 64), (300, 64, 96), (40, 1088, 32), (40, 32, 1088)],
+    [(1, 32, 64), (31, 64, 32), (33, 96, 64), (300, 64, 96), (40, 1088, 32), (600, 32, 1088)],
 )
 def test_linear(dtype: torch.dtype, tokens: int, inputs: int, outputs: int) -> None:
     """Rows that do not fill a tile, more than a turn's, sums longer than are added up at once."""

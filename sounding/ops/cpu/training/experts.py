@@ -12,7 +12,7 @@ from sounding.ops.matmul import Weight
 from sounding.ops.quant import LINEAR_INPUT_BLOCK, simulate_fp8
 
 # Rows of an expert are a multiple of this: products are compiled for each shape they meet.
-_ALIGNMENT = 64
+_ALIGNMENT = 32
 
 
 class _Places(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sounding.ops.cpu.training.call import call, rows
-from sounding.ops.cpu.training.products import add_outer, have_tiles, multiply, pack
+from sounding.ops.cpu.training.products import have_tiles, multiply, outer, pack
 
 _ROWS = 2048  # whose logits exist at once, and give one product for the head's gradient
 _PART_ROWS = 256  # of them, made and used up while they are in the cache
@@ -46,7 +46,7 @@ class _Tiles:
         multiply(grad, self._straight, [0, len(grad)], grad_hidden)
 
     def add_outer(self, grad: Tensor, hidden: Tensor, grad_head: Tensor) -> None:
-        add_outer(grad, hidden, [0, len(grad)], grad_head)
+        outer(grad, hidden, [0, len(grad)], grad_head, add=True)
 
 
 class _CrossEntropy(torch.autograd.Function):

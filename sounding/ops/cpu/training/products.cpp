@@ -23,6 +23,7 @@ struct Groups {
 namespace {
 
 constexpr int64_t ROWS = 256;    // of a thread's turn, in the second-level cache
+constexpr int64_t OUTER_ROWS = 512;  // the same where rows are the depth: sums are kept for longer
 constexpr int64_t DEPTH = 1024;  // of a product at a time: more rows and columns would not fit
 
 // Both right operands of a weight [outputs, inputs]: of its transpose, by inputs, and of itself.
@@ -110,9 +111,11 @@ TILES void pack_rows(const BFloat16* x, int64_t stride, int64_t rows, int64_t co
         }
 }
 
-// out[columns of g, columns of x] += g^T x over some rows, of 32 columns of g. `room` is for these.
-TILES void add_outer(const BFloat16* g, int64_t g_stride, int64_t rows, const BFloat16* right, int64_t columns,
-                     float* out, BFloat16* room) {
+// out[columns of g, columns of x] = g^T x, or += that, over some rows, of 32 columns of g. `room` is for these.
+// Streamed sums go past the caches: nobody reads a gradient before all others are made too.
+TILES void outer_strip(const BFloat16* g, int64_t g_stride, int64_t rows, const BFloat16* right, int64_t columns,
+                       bool add, bool streamed, float* out, BFloat16* room) {
+    alignas(64) float squares[SPAN * SPAN];
     const int64_t depth = (rows + 31) / 32 * 32;
     BFloat16* turned = room + SPAN * depth;
     pack_rows(g, g_stride, rows, SPAN, room);
@@ -123,29 +126,45 @@ TILES void add_outer(const BFloat16* g, int64_t g_stride, int64_t rows, const BF
     }
     for (int64_t column = 0; column < columns; column += SPAN) {
         const BFloat16* b = right + column * depth;
-        load_squares(out + column, columns);
+        if (add)
+            load_squares(out + column, columns);
+        else
+            clear();
         accumulate(turned, turned + 16 * depth, 32, TILE, b, b + 16 * depth, depth / 32);
-        store_squares(out + column, columns);
+        if (streamed) {
+            store_squares(squares, SPAN);
+            for (int64_t i = 0; i < SPAN; i++)
+                for (int64_t half = 0; half < SPAN; half += 16)
+                    _mm512_stream_ps(out + i * columns + column + half, _mm512_load_ps(squares + i * SPAN + half));
+        } else {
+            store_squares(out + column, columns);
+        }
     }
 }
 
 // Columns [low, high) of g.
-TILES void outer(int64_t low, int64_t high, const Groups& groups, int64_t outputs, int64_t inputs,
+TILES void outer(int64_t low, int64_t high, const Groups& groups, int64_t outputs, int64_t inputs, bool add,
                  const BFloat16* g, int64_t g_stride, const BFloat16* x, int64_t x_stride, float* out) {
     thread_local static Arena arena;
     Scope scope(arena);
-    BFloat16* right = arena.take<BFloat16>(ROWS * inputs);
-    BFloat16* room = arena.take<BFloat16>(2 * ROWS * SPAN);
+    BFloat16* right = arena.take<BFloat16>(OUTER_ROWS * inputs);
+    BFloat16* room = arena.take<BFloat16>(2 * OUTER_ROWS * SPAN);
     configure_tiles();
+    const bool aligned = reinterpret_cast<uintptr_t>(out) % 64 == 0;
     for (int64_t e = 0; e < groups.count; e++) {
+        const int64_t begin = groups.bounds[e], end = groups.bounds[e + 1];
+        const bool streamed = aligned && !add && end - begin <= OUTER_ROWS;
         float* own = out + e * outputs * inputs;
-        for (int64_t row = groups.bounds[e]; row < groups.bounds[e + 1]; row += ROWS) {
-            const int64_t rows = std::min(ROWS, groups.bounds[e + 1] - row);
+        if (begin == end && !add) std::fill(own + low * inputs, own + high * inputs, 0.0f);
+        for (int64_t row = begin; row < end; row += OUTER_ROWS) {
+            const int64_t rows = std::min(OUTER_ROWS, end - row);
             pack_rows(x + row * x_stride, x_stride, rows, inputs, right);
             for (int64_t o = low; o < high; o += SPAN)
-                add_outer(g + row * g_stride + o, g_stride, rows, right, inputs, own + o * inputs, room);
+                outer_strip(g + row * g_stride + o, g_stride, rows, right, inputs, add || row > begin, streamed,
+                            own + o * inputs, room);
         }
     }
+    _mm_sfence();
     _tile_release();
 }
 
@@ -209,13 +228,13 @@ void train_multiply(int threads, int64_t count, const int64_t* bounds, int64_t d
     });
 }
 
-// out += g^T x, for each group's rows its own [outputs, inputs] of float32.
-void train_outer(int threads, int64_t count, const int64_t* bounds, int64_t outputs, int64_t inputs,
+// out = g^T x, or += that, for each group's rows its own [outputs, inputs] of float32.
+void train_outer(int threads, int64_t count, const int64_t* bounds, int64_t outputs, int64_t inputs, int add,
                  const BFloat16* g, int64_t g_stride, const BFloat16* x, int64_t x_stride, float* out) {
     const Groups groups{count, bounds};
     const int64_t share = threads == 1 ? outputs : (outputs / threads + SPAN - 1) / SPAN * SPAN;
     parallel_for(outputs, std::max(share, SPAN), threads, [&](int64_t low, int64_t high) {
-        outer(low, high, groups, outputs, inputs, g, g_stride, x, x_stride, out);
+        outer(low, high, groups, outputs, inputs, add != 0, g, g_stride, x, x_stride, out);
     });
 }
 

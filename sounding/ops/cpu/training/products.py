@@ -75,8 +75,8 @@ class _Product(torch.autograd.Function):
         if ctx.tiles:
             grad = _with_rows(gradients[0])
             multiply(grad, straight, ctx.bounds, grad_x)
-            grad_weight = torch.zeros_like(ctx.like, dtype=torch.float32)
-            add_outer(grad, x, ctx.bounds, grad_weight)
+            grad_weight = torch.empty_like(ctx.like, dtype=torch.float32)
+            outer(grad, x, ctx.bounds, grad_weight)
         else:
             grad, grad_weight = gradients[0].contiguous(), torch.empty_like(straight)
             for e, (low, high) in enumerate(pairwise(ctx.bounds)):
@@ -101,10 +101,10 @@ class _Grouped(torch.autograd.Function):
         x, straight = ctx.saved_tensors
         grad, bounds = gradients[0].contiguous(), [0, len(x)]
         grad_x = x.new_empty(x.shape)
-        grad_weight = torch.zeros_like(ctx.like, dtype=torch.float32)
+        grad_weight = torch.empty_like(ctx.like, dtype=torch.float32)
         for group in range(len(straight)):
             multiply(grad[:, group], straight[group, None], bounds, grad_x[:, group])
-            add_outer(grad[:, group], x[:, group], bounds, grad_weight[group])
+            outer(grad[:, group], x[:, group], bounds, grad_weight[group])
         return grad_x, grad_weight.to(ctx.like.dtype)
 
 
@@ -132,11 +132,16 @@ def multiply(
     _call("multiply", *_groups(bounds), *sizes, x, rows(x.stride(0)), right, y, rows(y.stride(0)))
 
 
-def add_outer(
-    g: Float[Tensor, "t o"], x: Float[Tensor, "t i"], bounds: Sequence[int], out: Tensor
+def outer(
+    g: Float[Tensor, "t o"],
+    x: Float[Tensor, "t i"],
+    bounds: Sequence[int],
+    out: Tensor,
+    *,
+    add: bool = False,
 ) -> None:
-    """out += g^T x in float32, of each group's rows."""
-    sizes = (rows(g.shape[1]), rows(x.shape[1]))
+    """out = g^T x in float32, of each group's rows, or that added to it."""
+    sizes = (rows(g.shape[1]), rows(x.shape[1]), ctypes.c_int(add))
     _call("outer", *_groups(bounds), *sizes, g, rows(g.stride(0)), x, rows(x.stride(0)), out)
 
 
