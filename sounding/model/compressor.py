@@ -14,7 +14,7 @@ from sounding.model.chunk import Chunk, Span
 from sounding.model.layers import Linear, RMSNorm, Simulation
 from sounding.model.state import CompressorState
 from sounding.ops.attention import select_entries
-from sounding.ops.norm import upcast
+from sounding.ops.matmul import wide_linear
 from sounding.ops.pool import overlap, pool
 from sounding.ops.quant import KV_BLOCK, hadamard, simulate_fp4, simulate_fp8
 from sounding.ops.rope import Rotation, rotate, rotation
@@ -66,9 +66,8 @@ class Compressor(nn.Module):
         frequencies: Float[Tensor, " pairs"],
     ) -> list[Float[Tensor, "_ d"]]:
         """Take in the chunk's tokens; return all entries of each sequence so far."""
-        wide = upcast(x)
-        gates = self.wgate(wide) + self.ape[chunk.positions % self.ratio]
-        projections = torch.cat((self.wkv(wide), gates), -1)
+        gates = wide_linear(x, self.wgate.stored) + self.ape[chunk.positions % self.ratio]
+        projections = torch.cat((wide_linear(x, self.wkv.stored), gates), -1)
         return [
             state.entries.append(
                 self._compress(

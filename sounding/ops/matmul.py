@@ -49,9 +49,13 @@ def linear(
     return functional.linear(x, weight.dense(x.dtype))
 
 
-@op(cpu="sounding.ops.cpu.inference.network:wide_linear")
+@op(
+    cpu="sounding.ops.cpu.inference.network:wide_linear",
+    training="sounding.ops.cpu.training.products:wide_linear",
+)
 def wide_linear(x: Float[Tensor, "t i"], weight: Weight) -> Float[Tensor, "t o"]:
-    """x W^T in float32 or wider, whatever the dtype of x: the scores of a vocabulary."""
+    """x W^T in float32 or wider, whatever the dtype of x: the scores of a vocabulary, what is
+    pooled into an entry."""
     return linear(upcast(x), weight)
 
 

@@ -218,12 +218,13 @@ def test_rms_norm(shape: tuple[int, ...], weighted: bool, dtype: torch.dtype) ->
 
 
 @DTYPES
-@pytest.mark.parametrize("shape", [(70, 24), (65, 3, 24)])
+@pytest.mark.parametrize(
+    ("shape", "rotary"), [((70, 24), 16), ((65, 3, 24), 16), ((9, 2, 128), 64), ((5, 48), 40)]
+)
 @pytest.mark.parametrize("inverse", [True, False])
-def test_rotate(shape: tuple[int, ...], inverse: bool, dtype: torch.dtype) -> None:
-    by = rope.rotation(
-        torch.arange(shape[0]) * 7, rope.rope_frequencies(16, 1e4, None, torch.device("cpu"))
-    )
+def test_rotate(shape: tuple[int, ...], rotary: int, inverse: bool, dtype: torch.dtype) -> None:
+    frequencies = rope.rope_frequencies(rotary, 1e4, None, torch.device("cpu"))
+    by = rope.rotation(torch.arange(shape[0]) * 7, frequencies)
     assert_same(
         lambda x: rope.rotate(x, by, inverse=inverse),
         [random(*shape, seed=1, dtype=dtype)],
@@ -308,6 +309,14 @@ def test_linear_reads_rows_at_any_distance() -> None:
 def test_grouped_linear(dtype: torch.dtype, tokens: int) -> None:
     x, weight = random(tokens, 2, 64, seed=1, dtype=dtype), random(2 * 96, 64, seed=2) * 0.1
     assert_same(lambda x, w: matmul.grouped_linear(x, Weight(w), 2), [x, weight], TOLERANCE[dtype])
+
+
+@DTYPES
+def test_wide_linear(dtype: torch.dtype) -> None:
+    """Float32 comes out, and a float32 gradient goes in."""
+    x, weight = random(45, 64, seed=1, dtype=dtype), random(96, 64, seed=2) * 0.1
+    assert matmul.wide_linear(x, Weight(weight)).dtype == torch.float32
+    assert_same(lambda x, w: matmul.wide_linear(x, Weight(w)), [x, weight], TOLERANCE[dtype])
 
 
 def test_products_do_not_depend_on_threads() -> None:

@@ -89,22 +89,41 @@ void rms_norm_backward(int64_t low, int64_t high, const T* x, const float* weigh
     }
 }
 
+// Sixteen channels of pairs, turned by the cosine and sine of each pair, which both of its channels hold.
+INLINE Floats turned(const Floats& x, const Floats& cos, const Floats& sin) {
+    const Integers other = {1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14};
+    const Floats sign = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
+    return x * cos + __builtin_shuffle(x, other) * (sin * sign);
+}
+
 // Turn the last 2 * pairs channels of each head of each token, backwards with sign -1.
 template <typename T>
 void rotate(int64_t low, int64_t high, const T* x, const float* cos, const float* sin,
                          T* y, int heads, int width, int pairs, float sign) {
     const int plain = width - 2 * pairs;
+    const Integers first = {0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7}, last = first + 8;
     for (int64_t t = low; t < high; t++)
         for (int h = 0; h < heads; h++) {
             const T* from = x + (t * heads + h) * width;
             T* to = y + (t * heads + h) * width;
             std::copy(from, from + plain, to);
-            for (int i = 0; i < pairs; i++) {
-                const float even = load_one(from + plain + 2 * i);
-                const float odd = load_one(from + plain + 2 * i + 1);
+            from += plain, to += plain;
+            int i = 0;
+            for (; i + LANES <= pairs; i += LANES) {
+                Floats c, s, left, right;
+                load(cos + t * pairs + i, c);
+                load(sin + t * pairs + i, s);
+                s *= sign;
+                load(from + 2 * i, left);
+                load(from + 2 * i + LANES, right);
+                store(to + 2 * i, turned(left, __builtin_shuffle(c, first), __builtin_shuffle(s, first)));
+                store(to + 2 * i + LANES, turned(right, __builtin_shuffle(c, last), __builtin_shuffle(s, last)));
+            }
+            for (; i < pairs; i++) {
+                const float even = load_one(from + 2 * i), odd = load_one(from + 2 * i + 1);
                 const float c = cos[t * pairs + i], s = sign * sin[t * pairs + i];
-                store_one(to + plain + 2 * i, even * c - odd * s);
-                store_one(to + plain + 2 * i + 1, even * s + odd * c);
+                store_one(to + 2 * i, even * c - odd * s);
+                store_one(to + 2 * i + 1, even * s + odd * c);
             }
         }
 }

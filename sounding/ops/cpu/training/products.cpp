@@ -45,9 +45,23 @@ TILES void pack(const T* weight, int64_t outputs, int64_t inputs, BFloat16* turn
         }
 }
 
+// A square of sums to `rows` rows of a matrix, or to as many as it has.
+TILES INLINE void put_squares(const float* squares, int64_t rows, BFloat16* to, int64_t stride) {
+    for (int64_t i = 0; i < std::min(rows, SPAN); i++) {
+        const __m512 left = _mm512_load_ps(squares + i * SPAN), right = _mm512_load_ps(squares + i * SPAN + 16);
+        _mm512_storeu_si512(to + i * stride, rounded(left, right));
+    }
+}
+TILES INLINE void put_squares(const float* squares, int64_t rows, float* to, int64_t stride) {
+    for (int64_t i = 0; i < std::min(rows, SPAN); i++)
+        for (int64_t half = 0; half < SPAN; half += 16)
+            _mm512_storeu_ps(to + i * stride + half, _mm512_load_ps(squares + i * SPAN + half));
+}
+
 // y[rows, columns] = x[rows, depth] times a packed right operand; rows lie `x_stride`, `y_stride` apart.
+template <typename Y>
 TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16* x, int64_t x_stride,
-                    const BFloat16* right, BFloat16* y, int64_t y_stride, Arena& arena) {
+                    const BFloat16* right, Y* y, int64_t y_stride, Arena& arena) {
     alignas(64) float squares[SPAN * SPAN];
     float* sums = depth > DEPTH ? arena.take<float>(ROWS * columns) : nullptr;
     BFloat16* padded = arena.take<BFloat16>(SPAN * depth);
@@ -57,7 +71,6 @@ TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16
             std::copy(x + row * x_stride, x + row * x_stride + depth, padded + (row - whole) * depth);
         std::fill(padded + (rows - whole) * depth, padded + SPAN * depth, BFloat16{0});
     }
-    Rows left_half, right_half;
     for (int64_t k = 0; k < depth; k += DEPTH) {
         const int64_t steps = std::min(DEPTH, depth - k) / 32;
         const bool first = k == 0, last = k + DEPTH >= depth;
@@ -78,17 +91,7 @@ TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16
                     continue;
                 }
                 store_squares(squares, SPAN);
-                for (int64_t half = 0; half < SPAN; half += 16) {
-                    BFloat16* to = y + (row + half) * y_stride + column;
-                    load_rows(squares + half * SPAN, SPAN, left_half);
-                    load_rows(squares + half * SPAN + 16, SPAN, right_half);
-                    if (inside) {
-                        put(left_half, right_half, to, y_stride);
-                        continue;
-                    }
-                    for (int64_t i = 0; i < std::min<int64_t>(16, rows - row - half); i++)
-                        _mm512_storeu_si512(to + i * y_stride, rounded(left_half[i], right_half[i]));
-                }
+                put_squares(squares, rows - row, y + row * y_stride + column, y_stride);
             }
         }
     }
@@ -168,9 +171,9 @@ TILES void outer(int64_t low, int64_t high, const Groups& groups, int64_t output
     _tile_release();
 }
 
+template <typename Y>
 TILES void multiply_groups(int64_t low, int64_t high, const Groups& groups, int64_t depth, int64_t columns,
-                           const BFloat16* x, int64_t x_stride, const BFloat16* right, BFloat16* y,
-                           int64_t y_stride) {
+                           const BFloat16* x, int64_t x_stride, const BFloat16* right, Y* y, int64_t y_stride) {
     thread_local static Arena arena;
     configure_tiles();
     for (int64_t e = 0; e < groups.count; e++) {
@@ -217,14 +220,17 @@ void train_pack(int bfloat16, int threads, int64_t count, int64_t outputs, int64
     });
 }
 
-// y = x times right operands [depth, columns], each with its own rows.
-void train_multiply(int threads, int64_t count, const int64_t* bounds, int64_t depth, int64_t columns,
-                    const BFloat16* x, int64_t x_stride, const BFloat16* right, BFloat16* y, int64_t y_stride) {
+// y = x times right operands [depth, columns], each with its own rows; y holds bfloat16 or float32.
+void train_multiply(int bfloat16, int threads, int64_t count, const int64_t* bounds, int64_t depth, int64_t columns,
+                    const BFloat16* x, int64_t x_stride, const BFloat16* right, void* y, int64_t y_stride) {
     const Groups groups{count, bounds};
     const int64_t rows = bounds[count];
     const int64_t share = threads == 1 ? std::max<int64_t>(rows, 1) : ROWS;
     parallel_for(rows, share, threads, [&](int64_t low, int64_t high) {
-        multiply_groups(low, high, groups, depth, columns, x, x_stride, right, y, y_stride);
+        if (bfloat16)
+            multiply_groups(low, high, groups, depth, columns, x, x_stride, right, static_cast<BFloat16*>(y), y_stride);
+        else
+            multiply_groups(low, high, groups, depth, columns, x, x_stride, right, static_cast<float*>(y), y_stride);
     });
 }
 

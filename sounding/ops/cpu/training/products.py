@@ -30,6 +30,16 @@ def linear(x: Tensor, weight: Weight, *, simulate: bool = False) -> Any:
     return product.unflatten(0, x.shape[:-1])
 
 
+def wide_linear(x: Float[Tensor, "t i"], weight: Weight) -> Any:
+    """Twin of the reference; NotImplemented for packed weights and where there are no tiles.
+
+    Like every product of bf16 numbers here it is added up in float32, and so are its gradients.
+    """
+    if weight.scale is not None or not have_tiles(x, weight.values):
+        return NotImplemented
+    return _Product.apply(x, weight.values[None], [0, len(x)], torch.float32)
+
+
 def grouped_linear(x: Float[Tensor, "t g i"], weight: Weight, groups: int) -> Any:
     """Twin of the reference; NotImplemented for packed weights and where there are no tiles."""
     stacked = weight.values.unflatten(0, (groups, -1))
@@ -54,8 +64,10 @@ def have_tiles(x: Tensor, weight: Tensor) -> bool:
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bounds: list[int]) -> Tensor:
-        y = x.new_empty(len(x), weight.shape[1])
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bounds: list[int], dtype: torch.dtype | None = None
+    ) -> Tensor:
+        y = x.new_empty(len(x), weight.shape[1], dtype=dtype)
         ctx.bounds, ctx.like, ctx.tiles = bounds, weight, have_tiles(x, weight)
         if ctx.tiles:
             x = _with_rows(x)
@@ -69,11 +81,11 @@ class _Product(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, straight = ctx.saved_tensors
         grad_x = x.new_empty(x.shape)
         if ctx.tiles:
-            grad = _with_rows(gradients[0])
+            grad = _with_rows(gradients[0].to(x.dtype))
             multiply(grad, straight, ctx.bounds, grad_x)
             grad_weight = torch.empty_like(ctx.like, dtype=torch.float32)
             outer(grad, x, ctx.bounds, grad_weight)
@@ -82,7 +94,7 @@ class _Product(torch.autograd.Function):
             for e, (low, high) in enumerate(pairwise(ctx.bounds)):
                 torch.mm(grad[low:high], straight[e], out=grad_x[low:high])
                 torch.mm(grad[low:high].T, x[low:high], out=grad_weight[e])
-        return grad_x, grad_weight.to(ctx.like.dtype), None
+        return grad_x, grad_weight.to(ctx.like.dtype), None, None
 
 
 class _Grouped(torch.autograd.Function):
@@ -127,9 +139,13 @@ def pack(weight: Float[Tensor, "e o i"]) -> tuple[Tensor, Tensor]:
 def multiply(
     x: Float[Tensor, "t k"], right: Float[Tensor, "e k n"], bounds: Sequence[int], y: Tensor
 ) -> None:
-    """y = x times the right operand that a row belongs to."""
+    """y = x times the right operand that a row belongs to; y is bfloat16 or float32."""
     sizes = (rows(right.shape[1]), rows(right.shape[2]))
-    _call("multiply", *_groups(bounds), *sizes, x, rows(x.stride(0)), right, y, rows(y.stride(0)))
+    _call(
+        "multiply",
+        *(*_groups(bounds), *sizes, x, rows(x.stride(0)), right, y, rows(y.stride(0))),
+        first=(ctypes.c_int(y.dtype == torch.bfloat16),),
+    )
 
 
 def outer(
