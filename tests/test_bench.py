@@ -98,8 +98,10 @@ def test_a_measured_step_is_one_of_the_trainer(sparse: bool) -> None:
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers")
-def test_the_report_on_training() -> None:
+@pytest.mark.parametrize("mtp", [True, False])
+def test_the_report_on_training(mtp: bool) -> None:
     how = ["--train", "--tokens", "2x12", "--runs", "1", "--threads", "1"]
+    how += [] if mtp else ["--no-mtp"]
     result = CliRunner().invoke(
         cli, ["bench", str(VECTORS), *how, "--against", "transformers", "--json"]
     )
@@ -110,7 +112,8 @@ def test_the_report_on_training() -> None:
     for key, ratio in (("tokens_per_second", "ratio"), ("peak_bytes", "memory_ratio")):
         assert report[key] > 0 and report[f"peer_{key}"] > 0
         assert report[ratio] == pytest.approx(report[key] / report[f"peer_{key}"], abs=6e-3)
-    assert "1 MTP block besides" in report["differences"]
+    assert report["mtp"] is mtp
+    assert ("1 MTP block besides" if mtp else "no MTP block either") in report["differences"]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +122,7 @@ def test_the_report_on_training() -> None:
         (["tiny", "--train", "--tokens", "4096"], "'4096' must be sequences x tokens of each"),
         (["tiny", "--train", "--decode", "8"], "--decode has no meaning with --train"),
         (["tiny", "--tokens", "4x1024"], "--tokens needs --train"),
+        (["tiny", "--no-mtp"], "--no-mtp needs --train"),
         (["tiny", "--train", "--phase", "indexer"], "'indexer' is not one of"),
         (["tiny", "--train", "--against", "llama"], "'llama' is not"),
         (["tiny", "--train", "--seed", "1"], "No such option"),

@@ -40,7 +40,7 @@ def _sequences(
 
 
 # Options of either kind of measurement alone; the rest belong to both.
-_INFERENCE, _TRAINING = ("prefill", "decode", "context", "simulate"), ("tokens", "phase")
+_INFERENCE, _TRAINING = ("prefill", "decode", "context", "simulate"), ("tokens", "phase", "no_mtp")
 
 
 def _refuse_others(ctx: click.Context, train: bool) -> None:
@@ -48,7 +48,7 @@ def _refuse_others(ctx: click.Context, train: bool) -> None:
     for name in _INFERENCE if train else _TRAINING:
         if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
             kind = "has no meaning with" if train else "needs"
-            raise click.UsageError(f"--{name} {kind} --train")
+            raise click.UsageError(f"--{name.replace('_', '-')} {kind} --train")
 
 
 @click.command()
@@ -67,6 +67,7 @@ def _refuse_others(ctx: click.Context, train: bool) -> None:
 @click.option(
     "--phase", type=click.Choice(["dense", "sparse"]), help="Of training.  [default: dense]"
 )
+@click.option("--no-mtp", is_flag=True, help="Train without the MTP block, as peers do.")
 @click.option("--simulate", is_flag=True, help="Round activations and pack the state, as deployed.")
 @click.option(
     "--against", type=click.Choice(["transformers"]), help="Run a peer in turn, print the ratio."
@@ -84,6 +85,7 @@ def bench(
     train: bool,
     tokens: tuple[int, int] | None,
     phase: str | None,
+    no_mtp: bool,
     simulate: bool,
     against: str | None,
     as_json: bool,
@@ -112,7 +114,7 @@ def bench(
 
     \b
     Keys of the JSON with --train:
-      model, threads, phase, sequences, sequence_tokens, steps    what was asked for
+      model, threads, phase, mtp, sequences, sequence_tokens, steps    what was asked for
       tokens_per_second, peak_bytes    median over the steps; of the process that trains
       peer_tokens_per_second, peer_peak_bytes, ratio, memory_ratio, differences
     """
@@ -125,6 +127,7 @@ def bench(
             model,
             tokens or (4, 1024),
             sparse=phase == "sparse",
+            mtp=not no_mtp,
             threads=threads,
             steps=runs,
             against=against,

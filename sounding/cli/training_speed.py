@@ -38,6 +38,7 @@ def compare_training(
     tokens: tuple[int, int],
     *,
     sparse: bool,
+    mtp: bool,
     threads: int,
     steps: int,
     against: str | None,
@@ -54,6 +55,8 @@ def compare_training(
             "there is no transformers library to compare with; install the extra 'dev'"
         )
     config = _config(model)
+    if not mtp:
+        config = dataclasses.replace(config, num_nextn_predict_layers=0)
     workload = Workload(config, *tokens, sparse=sparse, steps=steps)
     run_of(workload)  # what is wrong with it is said here, once
     measured = [_measure_apart("ours", workload, threads)]
@@ -61,6 +64,7 @@ def compare_training(
         "model": model,
         "threads": threads,
         "phase": "sparse" if sparse else "dense",
+        "mtp": config.num_mtp_layers > 0,
         "sequences": tokens[0],
         "sequence_tokens": tokens[1],
         "steps": steps,
@@ -93,7 +97,8 @@ def print_training(report: dict[str, Any]) -> None:
         table.add_row("ratio", f"{report['ratio']:.2f}x", f"{report['memory_ratio']:.2f}x")
     Console().print(table)
     click.echo(
-        f"{report['model']}, {report['phase']} phase: {report['sequences']} sequences of "
+        f"{report['model']}, {report['phase']} phase, {'with' if report['mtp'] else 'without'} the "
+        f"MTP block: {report['sequences']} sequences of "
         f"{report['sequence_tokens']:,} tokens a step, median of {report['steps']} after one to "
         f"warm up, on {report['threads']} threads"
     )
