@@ -131,7 +131,8 @@ def write(
       sounding write 'def parse_duration(text):'
       sounding write --until end - < begun.py
     """
-    from sounding.engine.complete import Completer, Settings
+    from sounding.engine.complete import Completer
+    from sounding.engine.gap_prompt import Settings
     from sounding.engine.sampling import SamplingParams
 
     if text == "-":
@@ -204,7 +205,8 @@ def complete(
       file, line, column, kind    the place; "line" or "block"
       alternatives                [{text, tokens, valid}]; valid: the file with it is correct Python
     """
-    from sounding.engine.complete import Completer, Settings
+    from sounding.engine.complete import Completer
+    from sounding.engine.gap_prompt import Settings
     from sounding.engine.sampling import SamplingParams
 
     place = _read_place(where)

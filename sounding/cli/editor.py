@@ -55,7 +55,7 @@ def language_server(
     taken. An editor starts this command: docs/editors.md has the lines for Neovim, VS Code, Emacs
     and Zed. The model is loaded when the editor has connected, and what goes wrong is shown there.
     """
-    from sounding.engine.complete import Settings
+    from sounding.engine.gap_prompt import Settings
     from sounding.server.language_server import CodeServer
     from sounding.server.suggest import FromModel, FromServer, through
 

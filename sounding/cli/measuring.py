@@ -189,8 +189,9 @@ def filler(
     syntax: bool = False,
 ) -> "Fill":
     """The model as something that fills gaps; refuses bad settings now and not later."""
-    from sounding.engine.complete import Completer, Settings
+    from sounding.engine.complete import Completer
     from sounding.engine.endings import Gap
+    from sounding.engine.gap_prompt import Settings
     from sounding.engine.sampling import SamplingParams
 
     settings = Settings(

@@ -2,9 +2,10 @@
 
 import asyncio
 
-from sounding.engine.complete import Completer, Fill, Settings
+from sounding.engine.complete import Completer, Fill
 from sounding.engine.context import File
 from sounding.engine.endings import Gap, Kind, trim
+from sounding.engine.gap_prompt import Settings
 from sounding.engine.messages import Event, GenerationRequest, Priority, TokenEvent
 from sounding.server.conversation import Sampling
 from sounding.server.errors import Refusal, context_overflow

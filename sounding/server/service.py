@@ -11,8 +11,8 @@ from typing import Any
 from starlette.requests import Request
 
 from sounding.engine.complete import Completer
-from sounding.engine.complete import Settings as CompletionSettings
 from sounding.engine.endings import Gap
+from sounding.engine.gap_prompt import Settings as CompletionSettings
 from sounding.engine.messages import EngineLike, GenerationRequest, Usage
 from sounding.server.errors import Refusal
 from sounding.server.exchange import Exchange, Ledger, Run, begin

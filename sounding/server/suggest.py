@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sounding.engine.batch import Batch, Generate, Request
-from sounding.engine.complete import Completer, Settings
+from sounding.engine.complete import Completer
 from sounding.engine.context import File
 from sounding.engine.endings import Gap
 from sounding.engine.engine import Engine
+from sounding.engine.gap_prompt import Settings
 from sounding.engine.messages import Priority
 from sounding.engine.sampling import SamplingParams
 from sounding.text.tokenizer import Tokenizer

@@ -3,9 +3,10 @@
 import pytest
 
 from sounding.engine.batch import Request
-from sounding.engine.complete import Completer, Completion, Settings
+from sounding.engine.complete import Completer, Completion
 from sounding.engine.context import relevant_context
 from sounding.engine.endings import Gap
+from sounding.engine.gap_prompt import Settings
 from sounding.engine.sampling import SamplingParams
 from sounding.text.markup import BOS, FIM_BEGIN, FIM_END, FIM_HOLE
 from sounding.text.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from sounding.engine.batch import Request
-from sounding.engine.complete import Settings
+from sounding.engine.gap_prompt import Settings
 from sounding.server.language_server import CodeServer
 from sounding.server.suggest import FromModel
 from tests.engine.scripted import Author, prefix_shown, small_tokenizer

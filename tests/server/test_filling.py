@@ -2,8 +2,9 @@
 
 import pytest
 
-from sounding.engine.complete import Completer, Settings
+from sounding.engine.complete import Completer
 from sounding.engine.endings import Gap
+from sounding.engine.gap_prompt import Settings
 from sounding.engine.messages import Event, Finished, TokenEvent
 from sounding.server.filling import Filling
 from tests.engine.scripted import Author, small_tokenizer

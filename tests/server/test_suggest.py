@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from sounding.engine.batch import Batch, Generate, Request
-from sounding.engine.complete import Settings
 from sounding.engine.endings import Gap
 from sounding.engine.engine import Engine
+from sounding.engine.gap_prompt import Settings
 from sounding.server import suggest
 from sounding.server.suggest import Ask, FromModel, FromServer, Stop, Stopped, through
 from sounding.train.runs import copying
