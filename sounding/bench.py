@@ -208,8 +208,10 @@ def measure(
     decode: int,
     context: int,
     runs: int,
+    on_read: Callable[[int], object] = lambda done: None,
 ) -> list[Row]:
-    """Prefill of each length, then decoding after `context` tokens."""
+    """Prefill of each length, then decoding after `context` tokens, which are read once: that is a
+    row too. `on_read` is told how many of these are read."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.vocab_size
     rows = []
@@ -220,9 +222,16 @@ def measure(
         rows.append(Row("prefill", length, 0, length / seconds, limit))
     if decode:
         runner.start()
-        before = torch.randint(vocabulary, (context,), generator=generator)
-        for piece in before.split(_CHUNK_TOKENS) if context else ():
-            runner.read(piece)
+        if context:
+            before = torch.randint(vocabulary, (context,), generator=generator)
+            start, done = time.perf_counter(), 0
+            for piece in before.split(_CHUNK_TOKENS):
+                runner.read(piece)
+                done += len(piece)
+                on_read(done)
+            speed = context / (time.perf_counter() - start)
+            limit = ceilings.flops_per_second / token_cost(model, context // 2).flops
+            rows.append(Row("prefill", context, 0, speed, limit))
         seconds = measure_decode(runner, decode, runs)
         limit = ceilings.read_bytes_per_second / token_cost(model, context).bytes
         rows.append(Row("decode", decode, context, 1 / seconds, limit))

@@ -69,8 +69,9 @@ def test_the_report() -> None:
     result = CliRunner().invoke(cli, ["bench", str(VECTORS), *how, "--json"])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    assert [row["kind"] for row in report["rows"]] == ["prefill", "prefill", "decode"]
-    assert [row["tokens"] for row in report["rows"]] == [40, 9, 3]
+    assert [row["kind"] for row in report["rows"]] == ["prefill", "prefill", "prefill", "decode"]
+    assert [row["tokens"] for row in report["rows"]] == [40, 9, 30, 3]
+    assert report["state_bytes"] > 0 and report["formula_state_bytes"] > 0
     decode = report["rows"][-1]
     limit = report["read_bytes_per_second"] / decode["bytes_per_token"]
     assert decode["fraction"] == pytest.approx(decode["tokens_per_second"] / limit, abs=2e-3)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich import box
 from rich.console import Console
+from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
 from sounding.cli.models import open_checkpoint
+from sounding.cli.progress import progress_bar
 from sounding.cli.training_speed import compare_training, print_training
 from sounding.resident import peak_resident_bytes
 
@@ -108,6 +110,7 @@ def bench(
       first_token_seconds from the start of the process, for the first prompt
       peak_bytes          largest resident memory so far, that of a peer included
       state_bytes         what the sequence behind the decoded tokens occupies
+      formula_state_bytes what `plan` says of a packed one, which --simulate measures
       read_bytes_per_second, flops_per_second    ceilings; products are in flops_dtype
       rows                [{kind, tokens, context, tokens_per_second, fraction, bytes_per_token,
                           flops_per_token, peer_tokens_per_second, ratio}]
@@ -155,6 +158,7 @@ def _infer(
     # Here, because training is measured without what it asks of PyTorch.
     from sounding.cli.generation import load_network
     from sounding.model.native import serves
+    from sounding.weights.description import StateSize
 
     torch.set_num_threads(threads)
     network = load_network(model, simulate=simulate)
@@ -164,7 +168,13 @@ def _infer(
     runner.read(torch.zeros(prefill[0] if prefill else 1, dtype=torch.int64))
     first = time.time() - psutil.Process().create_time()
     ceilings = measure_ceilings()
-    rows = measure(network, runner, ceilings, **how)
+    with progress_bar(MofNCompleteColumn()) as bar:
+        task = bar.add_task("reading the context", total=how["context"], visible=how["context"] > 0)
+
+        def on_read(done: int) -> None:
+            bar.update(task, completed=done)
+
+        rows = measure(network, runner, ceilings, **how, on_read=on_read)
     peers: list[Row] = []
     if against:
         with tempfile.TemporaryDirectory() as folder:
@@ -179,6 +189,7 @@ def _infer(
         "first_token_seconds": round(first, 3),
         "peak_bytes": peak_resident_bytes(),
         "state_bytes": runner.state.nbytes,
+        "formula_state_bytes": StateSize(network.config).bytes_at(longest),
         "read_bytes_per_second": round(ceilings.read_bytes_per_second),
         "flops_per_second": round(ceilings.flops_per_second),
         "flops_dtype": str(ceilings.dtype).removeprefix("torch."),
@@ -239,7 +250,8 @@ def _print(report: dict[str, Any]) -> None:
     click.echo(
         f"first token {report['first_token_seconds']:.2f} s after the process began; "
         f"at most {report['peak_bytes'] / 1e6:,.0f} MB resident, "
-        f"state {report['state_bytes'] / 1e6:,.1f} MB"
+        f"state {report['state_bytes'] / 1e6:,.1f} MB "
+        f"(packed, by formula: {report['formula_state_bytes'] / 1e6:,.1f} MB)"
     )
     if not report["native"]:
         click.echo("native kernels do not run this network here; this was the reference")

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Literal
 import click
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import DownloadColumn
 from rich.table import Table
 
 from sounding.cli.models import open_checkpoint
+from sounding.cli.progress import progress_bar
 
 if TYPE_CHECKING:  # torch takes a second to import, and --help does without it
     from sounding.weights.quantize import Report
@@ -69,8 +70,7 @@ def convert(
     from sounding.weights.quantize import convert as convert_checkpoint
 
     checkpoint = open_checkpoint(str(source))
-    columns = (TextColumn("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with progress_bar(DownloadColumn()) as progress:
         task = progress.add_task("converting", total=checkpoint.num_bytes)
         report = convert_checkpoint(
             checkpoint,

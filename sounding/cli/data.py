@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn
+
+from sounding.cli.progress import progress_bar
 
 _COLUMNS = ("documents", "MB", "skipped", "copies")
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -112,9 +113,7 @@ def _held_out(sources: list[Any], names: tuple[str, ...]) -> list[Any]:
 @contextmanager
 def _bar() -> Iterator[Any]:
     """A progress bar on stderr, as the function (what, done, total) that moves it."""
-    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+    with progress_bar(MofNCompleteColumn()) as progress:
         task = progress.add_task("starting", total=None)
 
         def show(what: str, done: int, total: int) -> None:

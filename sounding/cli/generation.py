@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn
 
 from sounding.cli.models import model_folder, open_checkpoint
+from sounding.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,17 +62,6 @@ def _load_network(model: str, *, simulate: bool, exact: bool) -> "Transformer":
     return load_model(checkpoint, simulation=simulation, dequantize=torch.float32 if fits else None)
 
 
-def _progress() -> Progress:
-    """A bar of tokens on stderr; it shows nothing where stderr is no terminal."""
-    return Progress(
-        *Progress.get_default_columns()[:2],
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-
-
 # --------------------------------------------------------------------------------------------------
 # logits
 
@@ -119,7 +108,7 @@ def logits(model: str, source: Path, out: Path, simulate: bool, split: str | Non
     tokens = _read_tokens(source)
     splits = [_pieces(split, tokens.shape[1], row) for row in range(len(tokens))]
     network = load_network(model, simulate=simulate, exact=True)
-    with _progress() as progress:
+    with progress_bar(MofNCompleteColumn()) as progress:
         task = progress.add_task("logits", total=tokens.numel())
         result = split_logits(
             network, tokens, splits, lambda done: progress.update(task, advance=done)
@@ -244,7 +233,7 @@ def generate(
             guard_repetition=False,
         )
     )
-    with _progress() as progress:
+    with progress_bar(MofNCompleteColumn()) as progress:
         task = progress.add_task("prompt", total=len(dialect.prompt))
         while not stream.wait(0.1):
             progress.update(task, completed=stream.prefilled)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 from rich import box
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
 from sounding.cli.completion import Model, model_option
+from sounding.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from sounding.engine.endings import Kind
@@ -227,14 +228,7 @@ def collect(
     results: "Results", title: str, total: int, rows: Iterator[dict[str, Any]]
 ) -> KeyboardInterrupt | None:
     """Keep rows as they come, with a bar on stderr; Ctrl-C ends it and loses nothing."""
-    bar = Progress(
-        *Progress.get_default_columns()[:2],
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    with bar:
+    with progress_bar(MofNCompleteColumn()) as bar:
         task = bar.add_task(title, total=total, completed=len(results.rows))
         try:
             for row in rows:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sounding.cli.clients import api_key_file_option, read_api_key
+from sounding.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +89,7 @@ def typing(
     else:
         with Client(url, read_api_key(api_key_file)) as client:
             typed = type_over_http(client, trace, protocol, model)
-            with _progress() as bar:
+            with progress_bar() as bar:
                 pressed = list(bar.track(typed, trace.end - trace.begin, description="typing"))
     seconds = [key.seconds for key in pressed]
     report = {
@@ -143,7 +142,7 @@ def crowd(
     before = _metrics(url, key)
     made = Crowd(url, text, model=model, api_key=key, seed=seed)
     start = time.monotonic()
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("crowd", total=60 * minutes)
         shown = partial(bar.update, task)
         tally = made.run(clients, 60 * minutes, lambda: shown(completed=time.monotonic() - start))
@@ -189,7 +188,7 @@ def leaving(
     key = read_api_key(api_key_file)
     text = _text(file)
     left = measure_leaving(url, text, model=model, api_key=key, characters=characters, times=times)
-    with _progress() as bar:
+    with progress_bar() as bar:
         seconds = list(bar.track(left, 2 * times, description="leaving"))
     report = {}
     for kind in ("reading", "writing"):
@@ -265,11 +264,3 @@ def _print(report: dict[str, Any], as_json: bool) -> None:
 
 def _words(numbers: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:,}" for name, value in numbers.items())
-
-
-def _progress() -> Progress:
-    return Progress(
-        *(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()),
-        console=Console(stderr=True),
-        transient=True,
-    )
