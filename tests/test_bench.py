@@ -98,6 +98,34 @@ def test_a_measured_step_is_one_of_the_trainer(sparse: bool) -> None:
     assert ("index_loss" in rows[0]) is sparse
 
 
+@pytest.mark.parametrize(
+    ("sequences", "tokens", "threads", "expected"),
+    [
+        (4, 1024, 2, 2),
+        (16, 1024, 2, 4),
+        (16, 1024, 1, 4),
+        (6, 1024, 4, 2),
+        (3, 1024, 2, 1),
+        (4, 8192, 2, 4),
+        (7, 1024, 2, 7),
+        (1, 2, 2, 1),
+    ],
+)
+def test_a_step_is_cut_into_batches(
+    sequences: int, tokens: int, threads: int, expected: int
+) -> None:
+    """Of at most 4,096 tokens, or one sequence, and an even number of them per thread."""
+    workload = throughput.Workload(tiny(), sequences, tokens, sparse=False, steps=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        run = throughput.run_of(workload)
+    finally:
+        torch.set_num_threads(before)
+    assert run.train.accumulation == expected
+    assert run.data.batch_tokens * expected == sequences * tokens
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers")
 @pytest.mark.parametrize("mtp", [True, False])
 def test_the_report_on_training(mtp: bool) -> None:

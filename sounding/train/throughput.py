@@ -28,6 +28,8 @@ from sounding.train.trainer import Trainer
 
 Step = Callable[[], Any]
 
+_BATCH_TOKENS = 4096  # at most, unless a sequence has more: so much is in memory at once
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -89,10 +91,12 @@ def transformers(workload: Workload) -> Iterator[Step]:
             order = torch.rand(len(buffer), plain.n_routed_experts).argsort(-1)
             buffer.copy_(order[:, : buffer.shape[1]])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    tokens = random_tokens(workload)
+    batches = random_tokens(workload).chunk(_num_batches(workload, 1))
 
     def step() -> None:
-        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+        for tokens in batches:
+            loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+            (loss / len(batches)).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -100,9 +104,9 @@ def transformers(workload: Workload) -> Iterator[Step]:
 
 
 def run_of(workload: Workload) -> RunConfig:
-    """A run whose steps read all sequences, in as many batches as there are threads, if they go
+    """A run whose steps read all sequences, in batches that keep every thread at work, if they go
     evenly. Raises ValueError for sequences of one token."""
-    batches = _num_batches(workload)
+    batches = _num_batches(workload, torch.get_num_threads())
     tokens = workload.sequences * workload.sequence_tokens // batches
     steps = workload.steps + 1
     return RunConfig(
@@ -121,15 +125,22 @@ def random_tokens(workload: Workload) -> torch.Tensor:
     return torch.randint(workload.config.vocab_size, shape, generator=generator)
 
 
-def _num_batches(workload: Workload) -> int:
-    return math.gcd(workload.sequences, torch.get_num_threads())
+def _num_batches(workload: Workload, at_once: int) -> int:
+    """Of equal size, none of too many tokens; a multiple of `at_once` where sequences allow it."""
+    most = max(1, _BATCH_TOKENS // workload.sequence_tokens)
+    step = math.gcd(workload.sequences, at_once)
+    return next(
+        count
+        for count in range(step, workload.sequences + 1, step)
+        if workload.sequences % count == 0 and workload.sequences // count <= most
+    )
 
 
 def _same_batches(workload: Workload) -> Source:
     rows = random_tokens(workload)
     following = rows.roll(-1, 1)
     following[:, -1] = IGNORED
-    num_batches = _num_batches(workload)
+    num_batches = _num_batches(workload, torch.get_num_threads())
     lengths = [workload.sequence_tokens] * (workload.sequences // num_batches)
     pairs = zip(rows.chunk(num_batches), following.chunk(num_batches), strict=True)
     batches = [Tokens(said.flatten(), targets.flatten(), lengths) for said, targets in pairs]
