@@ -22,13 +22,12 @@ INLINE int scale_exponent(float amax, float top, float floor) {
     return exponent - (mantissa == 0.5f);
 }
 
+// The largest size. Sizes are ordered as their bits are, and not a number is above them all.
 INLINE float largest(const BFloat16* x, int64_t count) {
-    float most = 0;
-    for (int64_t i = 0; i < count; i++) {
-        const float value = std::fabs(load_one(x + i));
-        if (!(value <= most)) most = value;  // NaN stays
-    }
-    return most;
+    int16_t most = 0;
+    for (int64_t i = 0; i < count; i++) most = std::max(most, int16_t(x[i].bits & 0x7fff));
+    const BFloat16 value{uint16_t(most)};
+    return load_one(&value);
 }
 
 constexpr float FP8_FLOOR = 1e-4f;
