@@ -8,21 +8,10 @@
 #define KERNELS "hyper_connection.cpp"
 #ifndef TARGET
 
-#include <cstdint>
+#include "hyper_connection.h"
 
-constexpr int MAX_STREAMS = 8;
-constexpr int MAX_ITERATIONS = 64;
 constexpr int64_t GRAIN = 64;  // tokens per range; a multiple of the lanes
 constexpr int TOKENS = 4;      // for which a row of fn is loaded once
-
-struct Shape {
-    int64_t tokens;
-    int streams, channels, iterations;
-    float norm_eps, hc_eps;
-
-    int width() const { return streams * channels; }
-    int coefficients() const { return (2 + streams) * streams; }
-};
 
 #include "each_target.h"
 
@@ -59,82 +48,7 @@ void hyper_write_backward(const Shape* shape, int bfloat16, int threads, const v
 
 #else
 
-using Matrix = Floats[MAX_STREAMS * MAX_STREAMS];  // one matrix per lane
-
-// ---------------------------------------------------------------------------------------------
-// Sinkhorn, 16 tokens at once
-
-// Divide rows (or columns) by their sums; keeps 1 / (sum + eps) for the gradient.
-INLINE void normalise(Matrix& a, Floats* factor, int m, bool rows, float eps) {
-    for (int i = 0; i < m; i++) {
-        Floats total = {};
-        for (int j = 0; j < m; j++) total += a[rows ? i * m + j : j * m + i];
-        factor[i] = 1.0f / (total + eps);
-        for (int j = 0; j < m; j++) a[rows ? i * m + j : j * m + i] *= factor[i];
-    }
-}
-
-// The gradient through b = a / (sum + eps): (g - <g, b>) / (sum + eps), per row or column.
-INLINE void normalise_backward(Matrix& g, const Matrix& b, const Floats* factor, int m, bool rows) {
-    for (int i = 0; i < m; i++) {
-        Floats dot = {};
-        for (int j = 0; j < m; j++) {
-            const int at = rows ? i * m + j : j * m + i;
-            dot += g[at] * b[at];
-        }
-        for (int j = 0; j < m; j++) {
-            const int at = rows ? i * m + j : j * m + i;
-            g[at] = (g[at] - dot) * factor[i];
-        }
-    }
-}
-
-INLINE void softmax_rows(Matrix& a, int m) {
-    for (int i = 0; i < m; i++) {
-        Floats top = a[i * m];
-        for (int j = 1; j < m; j++) {
-            const Floats other = a[i * m + j];
-            top = other > top ? other : top;
-        }
-        Floats total = {};
-        for (int j = 0; j < m; j++) {
-            Floats& x = a[i * m + j];
-            x = exp(x - top);
-            total += x;
-        }
-        for (int j = 0; j < m; j++) a[i * m + j] /= total;
-    }
-}
-
-// What the gradient needs: the softmax, and each normalised matrix with its factors.
-struct Trace {
-    Matrix soft;
-    Matrix after[2 * MAX_ITERATIONS];
-    Floats factor[2 * MAX_ITERATIONS][MAX_STREAMS];
-};
-
-INLINE void sinkhorn(Matrix& a, int m, const Shape& s, Trace* trace) {
-    const int steps = 2 * s.iterations - 1;
-    Floats unused[MAX_STREAMS];
-    softmax_rows(a, m);
-    if (trace) std::copy(a, a + m * m, trace->soft);
-    for (int i = 0; i < m * m; i++) a[i] += s.hc_eps;
-    for (int step = 0; step < steps; step++) {
-        const bool rows = step % 2 == 1;  // columns first, and columns last
-        normalise(a, trace ? trace->factor[step] : unused, m, rows, s.hc_eps);
-        if (trace) std::copy(a, a + m * m, trace->after[step]);
-    }
-}
-
-INLINE void sinkhorn_backward(Matrix& g, int m, const Shape& s, const Trace& trace) {
-    for (int step = 2 * s.iterations - 2; step >= 0; step--)
-        normalise_backward(g, trace.after[step], trace.factor[step], m, step % 2 == 1);
-    for (int i = 0; i < m; i++) {
-        Floats dot = {};
-        for (int j = 0; j < m; j++) dot += g[i * m + j] * trace.soft[i * m + j];
-        for (int j = 0; j < m; j++) g[i * m + j] = trace.soft[i * m + j] * (g[i * m + j] - dot);
-    }
-}
+#include "sinkhorn.h"
 
 // ---------------------------------------------------------------------------------------------
 // connect: coefficients, and the sub-layer's input
@@ -180,7 +94,7 @@ INLINE void project(const T* v, const float* fn, float* raw, float* rho, const S
 
 // The logits of the mixing matrix of up to 16 tokens, one per lane; lanes without a token are 0.
 INLINE void mix_logits(const float* raw, int64_t count, const float* base, const float* scale,
-                       Matrix& a, const Shape& s) {
+                       Floats* a, const Shape& s) {
     const int m = s.streams, n = s.coefficients();
     for (int i = 0; i < m * m; i++) {
         a[i] = Floats{};
@@ -218,7 +132,7 @@ INLINE void connect(int64_t low, int64_t high, const T* streams, const float* fn
                 store_lanes(x + t * c + i, lanes, total);
             };
         }
-        Matrix a;
+        Floats a[MAX_STREAMS * MAX_STREAMS];
         mix_logits(raw + group * n, count, base, scale, a, s);
         sinkhorn(a, m, s, nullptr);
         for (int64_t t = 0; t < count; t++)
@@ -263,7 +177,7 @@ INLINE void connect_backward(int64_t low, int64_t high, const T* streams, const 
     thread_local static Trace trace;
     for (int64_t group = low; group < high; group += LANES) {
         const int64_t count = std::min<int64_t>(LANES, high - group);
-        Matrix a, g;
+        Floats a[MAX_STREAMS * MAX_STREAMS], g[MAX_STREAMS * MAX_STREAMS];
         mix_logits(raw + group * n, count, base, scale, a, s);
         sinkhorn(a, m, s, &trace);
         for (int i = 0; i < m * m; i++) {

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sounding.ops.cpu import address, library
+from sounding.ops.cpu.training.products import outer
 from sounding.ops.hyper_connection import Connection
 
 # Sizes of the kernel's stack arrays: MAX_STREAMS and MAX_ITERATIONS in hyper_connection.cpp.
@@ -43,7 +44,8 @@ def connect(
         return NotImplemented
     shape = _Shape(*streams.shape, iterations, norm_eps, hc_eps)
     parts = (streams.contiguous(), fn.contiguous(), base.contiguous(), scale.contiguous())
-    return Connection(*_Connect.apply(*parts, shape))
+    on_tiles = streams.dtype == torch.bfloat16 and tiles_serve(*streams.shape[1:])
+    return Connection(*(_ConnectOnTiles if on_tiles else _Connect).apply(*parts, shape))
 
 
 def write(streams: Tensor, output: Tensor, post: Tensor, mix: Tensor) -> Any:
@@ -106,6 +108,46 @@ class _Connect(torch.autograd.Function):
         return grad_streams, grad_fn, grad_z.sum(0), torch.stack(grad_scale), None
 
 
+_GROUP = 16  # GROUP of training/hyper_tiles.cpp: tokens whose raw coefficients lie together
+_RANGE = 64  # RANGE there: tokens that share a partial gradient of base and scale
+_DEPTH = 32  # of a tile: coefficients are filled up to it
+
+
+class _ConnectOnTiles(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, streams: Tensor, fn: Tensor, base: Tensor, scale: Tensor, shape: _Shape
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        tokens, m, channels = streams.shape
+        x = streams.new_empty(tokens, channels)
+        post, mix = fn.new_empty(tokens, m), fn.new_empty(tokens, m, m)
+        raw, rho = fn.new_empty(-(-tokens // _GROUP), len(fn), _GROUP), fn.new_empty(tokens)
+        _run("train_connect", shape, streams, fn, base, scale, x, post, mix, raw, rho)
+        ctx.save_for_backward(streams, fn, base, scale, raw, rho)
+        ctx.shape = shape
+        return x, post, mix, streams.view_as(streams)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        streams, fn, base, scale, raw, rho = ctx.saved_tensors
+        tokens, m, _ = streams.shape
+        grad_streams = torch.empty_like(streams)
+        product = streams.new_empty(tokens, _DEPTH)
+        partial = fn.new_empty(-(-tokens // _RANGE), 2, len(fn))
+        _run(
+            "train_connect_backward",
+            ctx.shape,
+            *(streams, fn, base, scale, raw, rho),
+            *(gradient.contiguous() for gradient in gradients),
+            *(grad_streams, product, partial),
+        )
+        grad_base, shares = partial.sum(0)
+        grad_scale = torch.stack([part.sum() for part in shares.split((m, m, m * m))])
+        grad_fn = fn.new_empty(_DEPTH, fn.shape[1])
+        outer(product, streams.flatten(1), [0, tokens], grad_fn)
+        return grad_streams, grad_fn[: len(fn)], grad_base, grad_scale, None
+
+
 class _Write(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, streams: Tensor, output: Tensor, post: Tensor, mix: Tensor) -> Tensor:
@@ -132,14 +174,20 @@ class _Write(torch.autograd.Function):
         return results
 
 
-def _call(name: str, shape: _Shape, streams: Tensor, *tensors: Tensor) -> None:
-    """Run a kernel over the tokens of `streams`, which like all of its width may be bfloat16."""
+def tiles_serve(streams: int, channels: int) -> bool:
+    """Whether bfloat16 streams are connected on tiles, which give all gradients in one order."""
     kernels = library()
     assert kernels is not None, "chosen only where the library was built"
-    getattr(kernels, name)(
-        ctypes.byref(shape),
-        ctypes.c_int(streams.dtype == torch.bfloat16),
-        ctypes.c_int(torch.get_num_threads()),
-        address(streams),
-        *map(address, tensors),
-    )
+    return bool(kernels.train_connect_serves(streams, channels))
+
+
+def _call(name: str, shape: _Shape, streams: Tensor, *tensors: Tensor) -> None:
+    """Run a kernel over the tokens of `streams`, which like all of its width may be bfloat16."""
+    _run(name, shape, streams, *tensors, first=(ctypes.c_int(streams.dtype == torch.bfloat16),))
+
+
+def _run(name: str, shape: _Shape, *tensors: Tensor, first: tuple[Any, ...] = ()) -> None:
+    kernels = library()
+    assert kernels is not None, "chosen only where the library was built"
+    threads = ctypes.c_int(torch.get_num_threads())
+    getattr(kernels, name)(ctypes.byref(shape), *first, threads, *map(address, tensors))
