@@ -105,7 +105,7 @@ def test_a_row_has_the_same_bits_in_any_company(dtype: torch.dtype, channels: in
         some = run([parts[0][50:83], *parts[1:4], parts[4][50:83]])
     finally:
         torch.set_num_threads(threads)
-    # Rows first. Gradients of fn, base and scale are sums over rows: torch takes them, but on tiles.
+    # Rows first; gradients of fn, base and scale are sums over rows, which torch takes elsewhere.
     on_tiles = dtype == torch.bfloat16 and native.tiles_serve(4, channels)
     count = 9 if on_tiles else 5
     for one, other in zip(whole[:count], alone[:count], strict=True):

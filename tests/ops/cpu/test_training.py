@@ -79,10 +79,19 @@ def assert_same(op: Callable[..., Tensor], parts: list[Tensor], tolerance: float
         (257, 0, 128, None),
     ],
 )
+@pytest.mark.parametrize(("heads", "width"), [(3, 24), (3, 64), (4, 32)])
 def test_attend(
-    queries: int, earlier: int, ratio: int, picks: int | None, dtype: torch.dtype
+    *,
+    queries: int,
+    earlier: int,
+    ratio: int,
+    picks: int | None,
+    heads: int,
+    width: int,
+    dtype: torch.dtype,
 ) -> None:
-    heads, width, start = 3, 24, earlier
+    """Widths that fill tiles and others."""
+    start = earlier
     count = (start + queries) // ratio if ratio else 0
     parts = [
         random(queries, heads, width, seed=1, dtype=dtype),

@@ -23,6 +23,8 @@ TILES inline void configure_tiles(const int64_t (&rows)[8], const int64_t (&colu
         shapes.rows[tile] = uint8_t(rows[tile]);
         shapes.column_bytes[tile] = uint16_t(4 * columns[tile]);
     }
+    // GCC's intrinsic names eight bytes as what it reads, and the others may never be stored.
+    asm volatile("" : "+m"(shapes));
     _tile_loadconfig(&shapes);
 }
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sounding.ops.attention import index_scores, num_visible
-from sounding.ops.cpu.training.call import call
+from sounding.ops.cpu import address, library
+from sounding.ops.cpu.training.call import call, tiles_serve
 from sounding.ops.index_loss import divergence
 
 _QUERIES = 128  # of a tile
@@ -61,7 +62,8 @@ def attend(
     if entries is None:
         entries = window[:0]
     where = _Where(start, sliding_window, ratio)
-    return _Attend.apply(
+    on_tiles = q.dtype == torch.bfloat16 and tiles_serve(q.shape[-1], q.shape[-1])
+    return (_AttendOnTiles if on_tiles else _Attend).apply(
         q.contiguous(), window.contiguous(), entries.contiguous(), selected, sink, where
     )
 
@@ -185,6 +187,64 @@ def _rows_of(x: Tensor, part: slice, size: int) -> Tensor:
 def _put(rows: Tensor, to: Tensor, part: slice) -> None:
     """The inverse of `_rows_of`, into a tile of `to`."""
     to[part] = rows.unflatten(0, (-1, to.shape[1]))[: part.stop - part.start]
+
+
+class _Sight(ctypes.Structure):
+    """struct Sight of attend_tiles.cpp."""
+
+    _fields_ = (
+        ("queries", ctypes.c_int64),
+        ("window_keys", ctypes.c_int64),
+        ("entries", ctypes.c_int64),
+        ("start", ctypes.c_int64),
+        ("window", ctypes.c_int64),
+        ("ratio", ctypes.c_int64),
+        ("heads", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+    )
+
+
+class _AttendOnTiles(torch.autograd.Function):
+    """Everything in one kernel, forward and back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        window: Tensor,
+        entries: Tensor,
+        selected: Tensor | None,
+        sink: Tensor,
+        where: _Where,
+    ) -> Tensor:
+        total, heads, width = q.shape
+        sizes = (total, len(window), len(entries), *where, heads, width, width**-0.5)
+        sight, sink = _Sight(*sizes), sink.contiguous()
+        seen = None if selected is None else _chosen(selected, len(entries)).contiguous()
+        output, log_sums = torch.empty_like(q), sink.new_empty(total, heads)
+        threads = ctypes.c_int(torch.get_num_threads())
+        _run("attend", sight, threads, q, window, entries, seen, sink, output, log_sums)
+        ctx.save_for_backward(q, window, entries, seen, sink, output, log_sums)
+        ctx.sight = sight
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, Tensor, None]:
+        q, window, entries, seen, sink, output, log_sums = ctx.saved_tensors
+        grads = tuple(map(torch.empty_like, (q, window, entries)))
+        deltas = torch.empty_like(log_sums)
+        parts = (q, window, entries, seen, output, log_sums, gradients[0].contiguous())
+        _run("attend_backward", ctx.sight, *parts, *grads, deltas)
+        grad_sink = -((sink - log_sums).exp() * deltas).sum(0)
+        return *grads, None, grad_sink, None
+
+
+def _run(name: str, sight: _Sight, *arguments: Any) -> None:
+    passed = [
+        address(argument) if isinstance(argument, Tensor) else argument for argument in arguments
+    ]
+    getattr(library(), f"train_{name}")(ctypes.byref(sight), *passed)
 
 
 class _Attend(torch.autograd.Function):

@@ -65,6 +65,52 @@ TILES INLINE void interleave(__m512i even, __m512i odd, __m512i& first, __m512i&
     last = _mm512_permutex2var_epi16(even, _mm512_add_epi16(index, _mm512_set1_epi16(16)), odd);
 }
 
+// Both right operands of a weight [outputs, inputs]: of its transpose, by inputs, and of itself.
+template <typename T>
+TILES inline void pack(const T* weight, int64_t outputs, int64_t inputs, BFloat16* turned, BFloat16* straight) {
+    PairRows rows;
+    for (int64_t o = 0; o < outputs; o += 16)
+        for (int64_t i = 0; i < inputs; i += 32) {
+            load_pairs(weight + o * inputs + i, inputs, rows);
+            turn(rows, turned + o * inputs + i / 32 * TILE);
+            BFloat16* first = straight + i * outputs + o / 32 * TILE + 32 * (o % 32 / 2);
+            BFloat16* last = first + 16 * outputs;
+            for (int row = 0; row < 8; row++, first += 32, last += 32) {
+                __m512i one, two;
+                interleave(rows[2 * row], rows[2 * row + 1], one, two);
+                _mm512_storeu_si512(first, one);
+                _mm512_storeu_si512(last, two);
+            }
+        }
+}
+
+// Some rows of x as a right operand whose depth is the rows; blank rows fill the last tile.
+TILES inline void pack_rows(const BFloat16* x, int64_t stride, int64_t rows, int64_t columns, BFloat16* right) {
+    const int64_t depth = (rows + 31) / 32 * 32;
+    for (int64_t row = 0; row < depth; row += 2)
+        for (int64_t column = 0; column < columns; column += 32) {
+            const BFloat16* from = x + row * stride + column;
+            const __m512i zero = _mm512_setzero_si512();
+            const __m512i even = row < rows ? _mm512_loadu_si512(from) : zero;
+            const __m512i odd = row + 1 < rows ? _mm512_loadu_si512(from + stride) : zero;
+            __m512i first, last;
+            interleave(even, odd, first, last);
+            BFloat16* to = right + column * depth + row / 32 * TILE + 32 * (row % 32 / 2);
+            _mm512_storeu_si512(to, first);
+            _mm512_storeu_si512(to + 16 * depth, last);
+        }
+}
+
+// 32 columns of g over some rows as a left operand, g^T: two rows of tiles. `room` is as large as they.
+TILES inline void pack_columns(const BFloat16* g, int64_t stride, int64_t rows, BFloat16* room, BFloat16* turned) {
+    pack_rows(g, stride, rows, SPAN, room);
+    PairRows pairs;
+    for (int64_t tile = 0; tile < 2 * ((rows + 31) / 32); tile++) {
+        load_pairs(room + tile * TILE, 32, pairs);
+        turn(pairs, turned + tile * TILE);
+    }
+}
+
 // Tiles 0 to 3 += two rows of tiles (16 rows of `stride` numbers each, or tiles one behind the other
 // where `step` is TILE and `stride` 32) times two columns of tiles.
 TILES INLINE void accumulate(const BFloat16* left, const BFloat16* left2, int64_t stride, int64_t step,

@@ -26,25 +26,6 @@ constexpr int64_t ROWS = 256;    // of a thread's turn, in the second-level cach
 constexpr int64_t OUTER_ROWS = 512;  // the same where rows are the depth: sums are kept for longer
 constexpr int64_t DEPTH = 1024;  // of a product at a time: more rows and columns would not fit
 
-// Both right operands of a weight [outputs, inputs]: of its transpose, by inputs, and of itself.
-template <typename T>
-TILES void pack(const T* weight, int64_t outputs, int64_t inputs, BFloat16* turned, BFloat16* straight) {
-    PairRows rows;
-    for (int64_t o = 0; o < outputs; o += 16)
-        for (int64_t i = 0; i < inputs; i += 32) {
-            load_pairs(weight + o * inputs + i, inputs, rows);
-            turn(rows, turned + o * inputs + i / 32 * TILE);
-            BFloat16* first = straight + i * outputs + o / 32 * TILE + 32 * (o % 32 / 2);
-            BFloat16* last = first + 16 * outputs;
-            for (int row = 0; row < 8; row++, first += 32, last += 32) {
-                __m512i one, two;
-                interleave(rows[2 * row], rows[2 * row + 1], one, two);
-                _mm512_storeu_si512(first, one);
-                _mm512_storeu_si512(last, two);
-            }
-        }
-}
-
 // A square of sums to `rows` rows of a matrix, or to as many as it has.
 TILES INLINE void put_squares(const float* squares, int64_t rows, BFloat16* to, int64_t stride) {
     for (int64_t i = 0; i < std::min(rows, SPAN); i++) {
@@ -97,23 +78,6 @@ TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16
     }
 }
 
-// Some rows of x, at most ROWS, as a right operand whose depth is the rows; blank rows fill the last tile.
-TILES void pack_rows(const BFloat16* x, int64_t stride, int64_t rows, int64_t columns, BFloat16* right) {
-    const int64_t depth = (rows + 31) / 32 * 32;
-    for (int64_t row = 0; row < depth; row += 2)
-        for (int64_t column = 0; column < columns; column += 32) {
-            const BFloat16* from = x + row * stride + column;
-            const __m512i zero = _mm512_setzero_si512();
-            const __m512i even = row < rows ? _mm512_loadu_si512(from) : zero;
-            const __m512i odd = row + 1 < rows ? _mm512_loadu_si512(from + stride) : zero;
-            __m512i first, last;
-            interleave(even, odd, first, last);
-            BFloat16* to = right + column * depth + row / 32 * TILE + 32 * (row % 32 / 2);
-            _mm512_storeu_si512(to, first);
-            _mm512_storeu_si512(to + 16 * depth, last);
-        }
-}
-
 // out[columns of g, columns of x] = g^T x, or += that, over some rows, of 32 columns of g. `room` is for these.
 // Streamed sums go past the caches: nobody reads a gradient before all others are made too.
 TILES void outer_strip(const BFloat16* g, int64_t g_stride, int64_t rows, const BFloat16* right, int64_t columns,
@@ -121,12 +85,7 @@ TILES void outer_strip(const BFloat16* g, int64_t g_stride, int64_t rows, const 
     alignas(64) float squares[SPAN * SPAN];
     const int64_t depth = (rows + 31) / 32 * 32;
     BFloat16* turned = room + SPAN * depth;
-    pack_rows(g, g_stride, rows, SPAN, room);
-    PairRows pairs;
-    for (int64_t tile = 0; tile < 2 * depth / 32; tile++) {
-        load_pairs(room + tile * TILE, 32, pairs);
-        turn(pairs, turned + tile * TILE);
-    }
+    pack_columns(g, g_stride, rows, room, turned);
     for (int64_t column = 0; column < columns; column += SPAN) {
         const BFloat16* b = right + column * depth;
         if (add)
