@@ -193,18 +193,16 @@ struct Given {
 };
 
 // The weights of 32 rows and keys, and the gradients of their scores.
-INLINE void weights_again(const Block& block, const Given& given, int64_t row, int64_t key, const float* scores,
-                          const float* moved, const float* delta, BFloat16* weights, BFloat16* of_scores) {
-    const int64_t stride = block.keys();
+INLINE void weights_again(const View* views, const float* log_sums, const float* deltas, int64_t key, float scale,
+                          const float* scores, const float* moved, BFloat16* weights, BFloat16* of_scores,
+                          int64_t stride) {
     for (int64_t t = 0; t < SPAN; t++) {
-        const View view(block, row + t, given.seen);
-        const Floats log_sum = all(row + t < block.rows ? given.log_sums[block.row + row + t] : 0.0f);
         Floats p[2], g[2];
         for (int half = 0; half < 2; half++) {
             const int64_t at = t * SPAN + 16 * half;
-            const Floats score = Floats(_mm512_load_ps(scores + at)) * block.s.scale;
-            p[half] = Floats(_mm512_maskz_mov_ps(view.of(key + 16 * half), __m512(exp(score - log_sum))));
-            g[half] = p[half] * (Floats(_mm512_load_ps(moved + at)) - delta[t]) * block.s.scale;
+            const Floats score = Floats(_mm512_load_ps(scores + at)) * scale;
+            p[half] = Floats(_mm512_maskz_mov_ps(views[t].of(key + 16 * half), __m512(exp(score - log_sums[t]))));
+            g[half] = p[half] * (Floats(_mm512_load_ps(moved + at)) - deltas[t]) * scale;
         }
         _mm512_storeu_si512(weights + t * stride, rounded(__m512(p[0]), __m512(p[1])));
         _mm512_storeu_si512(of_scores + t * stride, rounded(__m512(g[0]), __m512(g[1])));
@@ -223,9 +221,12 @@ void attend_backward(const Block& block, const Keys& keys, const Given& given, B
     BFloat16* right_queries = arena.take<BFloat16>(rows * d);
     BFloat16* right_outer = arena.take<BFloat16>(rows * d);
     BFloat16* room = arena.take<BFloat16>(3 * SPAN * rows);
-    alignas(64) float squares[2][SPAN * SPAN], delta[ROWS] = {};
+    View* views = arena.take<View>(rows);
+    alignas(64) float squares[2][SPAN * SPAN], log_sum[ROWS] = {}, delta[ROWS] = {};
     block.copy(given.q, queries);
     block.copy(given.grad, outer);
+    std::copy(given.log_sums + block.row, given.log_sums + block.row + block.rows, log_sum);
+    for (int64_t r = 0; r < rows; r++) views[r] = View(block, r, given.seen);
     for (int64_t r = 0; r < block.rows; r++) {
         __m512 total = _mm512_setzero_ps();
         for (int64_t i = 0; i < d; i += 32) {
@@ -240,8 +241,8 @@ void attend_backward(const Block& block, const Keys& keys, const Given& given, B
         for (int64_t r = 0; r < rows; r += SPAN) {
             product(queries + r * d, d, turned, squares[0], SPAN);
             product(outer + r * d, d, turned, squares[1], SPAN);
-            weights_again(block, given, r, k, squares[0], squares[1], delta + r, weights + r * count + k,
-                          of_scores + r * count + k);
+            weights_again(views + r, log_sum + r, delta + r, k, block.s.scale, squares[0], squares[1],
+                          weights + r * count + k, of_scores + r * count + k, count);
         }
     }
     for (int64_t i = 0; i < d; i += SPAN)
