@@ -7,16 +7,18 @@ import torch
 from torch import Tensor
 
 from sounding.ops.cpu import address, library
-from sounding.ops.cpu.training.products import outer
 from sounding.ops.hyper_connection import Connection
 
-# Sizes of the kernel's stack arrays: MAX_STREAMS and MAX_ITERATIONS in hyper_connection.cpp.
+# Sizes of the kernel's stack arrays: MAX_STREAMS and MAX_ITERATIONS in hyper_connection.h.
 _MAX_STREAMS = 8
 _MAX_ITERATIONS = 64
 
+# Tokens of a partial sum: RANGE in training/hyper_tiles.cpp.
+_RANGE = 256
+
 
 class _Shape(ctypes.Structure):
-    """struct Shape of hyper_connection.cpp."""
+    """struct Shape of hyper_connection.h."""
 
     _fields_ = (
         ("tokens", ctypes.c_int64),
@@ -44,8 +46,7 @@ def connect(
         return NotImplemented
     shape = _Shape(*streams.shape, iterations, norm_eps, hc_eps)
     parts = (streams.contiguous(), fn.contiguous(), base.contiguous(), scale.contiguous())
-    on_tiles = streams.dtype == torch.bfloat16 and tiles_serve(*streams.shape[1:])
-    return Connection(*(_ConnectOnTiles if on_tiles else _Connect).apply(*parts, shape))
+    return Connection(*_Connect.apply(*parts, shape))
 
 
 def write(streams: Tensor, output: Tensor, post: Tensor, mix: Tensor) -> Any:
@@ -85,7 +86,7 @@ class _Connect(torch.autograd.Function):
         x = streams.new_empty(tokens, channels)
         post, mix = fn.new_empty(tokens, m), fn.new_empty(tokens, m, m)
         raw, rho = fn.new_empty(tokens, fn.shape[0]), fn.new_empty(tokens)
-        _call("hyper_connect", shape, streams, fn, base, scale, x, post, mix, raw, rho)
+        _call("connect", shape, streams, fn, base, scale, x, post, mix, raw, rho)
         ctx.save_for_backward(streams, fn, base, scale, raw, rho)
         ctx.shape = shape
         return x, post, mix, streams.view_as(streams)
@@ -93,66 +94,28 @@ class _Connect(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         streams, fn, base, scale, raw, rho = ctx.saved_tensors
-        grad_streams, grad_z, grad_product = map(torch.empty_like, (streams, raw, raw))
-        _call(
-            "hyper_connect_backward",
-            ctx.shape,
-            *(streams, fn, base, scale, raw, rho),
-            *(gradient.contiguous() for gradient in gradients),
-            *(grad_streams, grad_z, grad_product),
-        )
+        given = (*ctx.saved_tensors, *(gradient.contiguous() for gradient in gradients))
+        grad_streams = torch.empty_like(streams)
+        if _on_tiles(streams):
+            sizes = (fn.numel(), base.numel(), scale.numel())
+            sums = fn.new_empty(-(-len(streams) // _RANGE), sum(sizes))
+            _call("connect_backward", ctx.shape, *given, grad_streams, sums)
+            grad_fn, grad_base, grad_scale = sums.sum(0).split(sizes)
+            return grad_streams, grad_fn.view_as(fn), grad_base, grad_scale, None
+        grad_z, grad_product = torch.empty_like(raw), torch.empty_like(raw)
+        _call("connect_backward", ctx.shape, *given, grad_streams, grad_z, grad_product)
         m = streams.shape[1]
-        grad_scale = [part.sum() for part in (grad_z * raw).split((m, m, m * m), -1)]
+        scales = [part.sum() for part in (grad_z * raw).split((m, m, m * m), -1)]
         # The products of bf16 streams are bf16 products, as those of every other matrix here.
         grad_fn = (grad_product.to(streams.dtype).T @ streams.flatten(1)).float()
-        return grad_streams, grad_fn, grad_z.sum(0), torch.stack(grad_scale), None
-
-
-_GROUP = 16  # GROUP of training/hyper_tiles.cpp: tokens whose raw coefficients lie together
-_RANGE = 64  # RANGE there: tokens that share a partial gradient of base and scale
-_DEPTH = 32  # of a tile: coefficients are filled up to it
-
-
-class _ConnectOnTiles(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, streams: Tensor, fn: Tensor, base: Tensor, scale: Tensor, shape: _Shape
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        tokens, m, channels = streams.shape
-        x = streams.new_empty(tokens, channels)
-        post, mix = fn.new_empty(tokens, m), fn.new_empty(tokens, m, m)
-        raw, rho = fn.new_empty(-(-tokens // _GROUP), len(fn), _GROUP), fn.new_empty(tokens)
-        _run("train_connect", shape, streams, fn, base, scale, x, post, mix, raw, rho)
-        ctx.save_for_backward(streams, fn, base, scale, raw, rho)
-        ctx.shape = shape
-        return x, post, mix, streams.view_as(streams)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        streams, fn, base, scale, raw, rho = ctx.saved_tensors
-        tokens, m, _ = streams.shape
-        grad_streams = torch.empty_like(streams)
-        product = streams.new_empty(tokens, _DEPTH)
-        partial = fn.new_empty(-(-tokens // _RANGE), 2, len(fn))
-        _run(
-            "train_connect_backward",
-            ctx.shape,
-            *(streams, fn, base, scale, raw, rho),
-            *(gradient.contiguous() for gradient in gradients),
-            *(grad_streams, product, partial),
-        )
-        grad_base, shares = partial.sum(0)
-        grad_scale = torch.stack([part.sum() for part in shares.split((m, m, m * m))])
-        grad_fn = fn.new_empty(_DEPTH, fn.shape[1])
-        outer(product, streams.flatten(1), [0, tokens], grad_fn)
-        return grad_streams, grad_fn[: len(fn)], grad_base, grad_scale, None
+        return grad_streams, grad_fn, grad_z.sum(0), torch.stack(scales), None
 
 
 class _Write(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, streams: Tensor, output: Tensor, post: Tensor, mix: Tensor) -> Tensor:
         result = torch.empty_like(streams)
-        _call("hyper_write", _Shape(*streams.shape), streams, output, post, mix, result)
+        _call("write", _Shape(*streams.shape), streams, output, post, mix, result)
         ctx.save_for_backward(streams, output, post, mix)
         return result
 
@@ -166,7 +129,7 @@ class _Write(torch.autograd.Function):
             torch.empty_like(mix),
         )
         _call(
-            "hyper_write_backward",
+            "write_backward",
             _Shape(*streams.shape),
             *(streams, output, post, mix, gradients[0].contiguous()),
             *results,
@@ -181,13 +144,20 @@ def tiles_serve(streams: int, channels: int) -> bool:
     return bool(kernels.train_connect_serves(streams, channels))
 
 
+def _on_tiles(streams: Tensor) -> bool:
+    return streams.dtype == torch.bfloat16 and tiles_serve(*streams.shape[1:])
+
+
 def _call(name: str, shape: _Shape, streams: Tensor, *tensors: Tensor) -> None:
-    """Run a kernel over the tokens of `streams`, which like all of its width may be bfloat16."""
-    _run(name, shape, streams, *tensors, first=(ctypes.c_int(streams.dtype == torch.bfloat16),))
+    """Run a kernel over the tokens of `streams`: that of training/ where there are tiles for them.
 
-
-def _run(name: str, shape: _Shape, *tensors: Tensor, first: tuple[Any, ...] = ()) -> None:
+    Elsewhere that of hyper_connection.cpp, where like all of their width they may be bfloat16.
+    """
     kernels = library()
     assert kernels is not None, "chosen only where the library was built"
-    threads = ctypes.c_int(torch.get_num_threads())
-    getattr(kernels, name)(ctypes.byref(shape), *first, threads, *map(address, tensors))
+    arguments = (ctypes.c_int(torch.get_num_threads()), *map(address, (streams, *tensors)))
+    if _on_tiles(streams):
+        getattr(kernels, f"train_{name}")(ctypes.byref(shape), *arguments)
+    else:
+        bfloat16 = ctypes.c_int(streams.dtype == torch.bfloat16)
+        getattr(kernels, f"hyper_{name}")(ctypes.byref(shape), bfloat16, *arguments)

@@ -1,279 +1,379 @@
 // `connect` of ops/hyper_connection.py and its gradient on tiles, for four streams of bfloat16.
 //
-// Sixteen tokens at a time: their products with fn are one row of tiles, and what is done with the
-// coefficients is done with a token per lane. fn is float32 and goes into its product as two numbers
-// of bfloat16, which leaves 16 bits of it; bfloat16 streams are exact. The gradient through fn is
-// multiplied as bfloat16, like those of all linear maps.
-//
-// The values between the two passes are kept by groups: raw[group][coefficient][lane].
-
-#include "../hyper_connection.h"
-#include "../parallel.h"
-#include "blocks.h"
-
-#ifdef WITH_TILES
-
-#include <algorithm>
-#include <cmath>
-#include <cstring>
+// Streams are far larger than caches, so each pass reads them from memory once and does all it has to
+// do with some tokens while these lie in the second-level cache. fn is float32: products with it are
+// those with two or three parts of it in bfloat16, which sum up to it. A token's result has the same
+// bits in any company: it is a row of a tile, and rows of tiles do not meet.
 
 #include "../inference/arena.h"
 #include "../inference/features.h"
+#include "../parallel.h"
+#include "hyper_tiles.h"
+
+#ifdef WITH_TILES
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,amx-tile,amx-bf16")
 
 namespace {
 
-#include "../numbers.h"
-#include "../sinkhorn.h"
+constexpr int64_t PADDED = 32;  // coefficients in two tiles: pre and post in the first, mix in the second
+constexpr int64_t BLOCK = 128;   // tokens whose streams and gradients stay in the second-level cache
+constexpr int64_t CHUNK = 128;  // columns at a time of a block, in the first-level cache
+constexpr int64_t RANGE = 256;  // tokens of a thread's turn, and of a partial sum over tokens
 
-constexpr int M = 4;                // streams
-constexpr int N = (2 + M) * M;      // coefficients: pre, post, mix
-constexpr int64_t GROUP = 16;       // tokens, one per lane
-constexpr int64_t RANGE = 64;       // tokens whose gradients of base and scale are added up
-constexpr int64_t HALVES = 2 * N;   // columns of the product: leading and remaining parts of fn
+// Where a coefficient lies among the padded ones.
+constexpr int place(int i) { return i < GATES ? i : 16 + i - GATES; }
 
-// fn as the right operand of the forward product: by 32 channels, three tiles of its two halves.
-void pack_forward(const float* fn, int64_t width, BFloat16* right) {
-    for (int64_t k = 0; k < width; k++)
-        for (int64_t n = 0; n < N; n++) {
-            const float whole = fn[n * width + k], leading = rounded(whole);
-            for (int64_t half = 0; half < 2; half++) {
-                const int64_t column = half * N + n;
-                BFloat16* tile = right + (k / 32 * 3 + column / 16) * TILE;
-                store_one(tile + k % 32 / 2 * 32 + column % 16 * 2 + k % 2, half == 0 ? leading : whole - leading);
+// The part of `x` that bfloat16 `near` leaves over; nothing where that is not finite, or it would be NaN.
+INLINE Floats rest(const Floats& x, const Floats& near) {
+    constexpr int NOT_FINITE = 0x99;
+    return _mm512_maskz_sub_ps(_knot_mask16(_mm512_fpclass_ps_mask(near, NOT_FINITE)), x, near);
+}
+
+// ---------------------------------------------------------------------------------------------
+// fn as right operands
+
+// Parts of fn, each [PADDED, width], with blank rows where there is no coefficient.
+void split(const float* fn, int64_t width, int parts, BFloat16* to) {
+    std::fill(to, to + parts * PADDED * width, BFloat16{0});
+    for (int n = 0; n < N; n++)
+        for (int64_t i = 0; i < width; i += 32) {
+            Floats left = _mm512_loadu_ps(fn + n * width + i), right = _mm512_loadu_ps(fn + n * width + i + 16);
+            for (int part = 0; part < parts; part++) {
+                const __m512i near = rounded(left, right);
+                _mm512_storeu_si512(to + (part * PADDED + place(n)) * width + i, near);
+                left = rest(left, first_half(near));
+                right = rest(right, last_half(near));
             }
         }
 }
 
-// fn as the right operand of the gradient's product: by sixteen channels, one tile of all coefficients.
-void pack_backward(const float* fn, int64_t width, BFloat16* right) {
-    std::fill(right, right + width / 16 * TILE, BFloat16{0});
-    for (int64_t n = 0; n < N; n++)
-        for (int64_t k = 0; k < width; k++)
-            store_one(right + k / 16 * TILE + n / 2 * 32 + k % 16 * 2 + n % 2, fn[n * width + k]);
-}
-
-INLINE Floats lanes(const float* p) {
-    Floats value;
-    load(p, value);
-    return value;
-}
-
-// `rows` rows of sixteen numbers, as lanes: to[column] has a number of each row; missing rows are 0.
-INLINE void transposed(const float* from, int64_t stride, int64_t rows, Floats* to) {
-    Rows square;
-    for (int i = 0; i < 16; i++) square[i] = i < rows ? _mm512_loadu_ps(from + i * stride) : _mm512_setzero_ps();
-    transpose16(square);
-    for (int i = 0; i < 16; i++) to[i] = Floats(square[i]);
-}
-
-// The other way: a row of sixteen numbers for each lane.
-INLINE void put_transposed(const Floats* from, int64_t rows, float* to, int64_t stride) {
-    Rows square;
-    for (int i = 0; i < 16; i++) square[i] = __m512(from[i]);
-    transpose16(square);
-    for (int64_t i = 0; i < rows; i++) _mm512_storeu_ps(to + i * stride, square[i]);
-}
-
-// A group's tokens: as they lie, or where there are fewer than sixteen, with blank ones behind them.
-INLINE const BFloat16* whole_group(const BFloat16* rows, int64_t count, int64_t width, BFloat16* room) {
-    if (count == GROUP) return rows;
-    std::copy(rows, rows + count * width, room);
-    std::fill(room + count * width, room + GROUP * width, BFloat16{0});
-    return room;
-}
-
-INLINE float dot(const BFloat16* a, const BFloat16* b, int64_t count) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t i = 0; i < count; i += 32)
-        sum = _mm512_dpbf16_ps(sum, __m512bh(_mm512_loadu_si512(a + i)), __m512bh(_mm512_loadu_si512(b + i)));
-    return _mm512_reduce_add_ps(sum);
-}
-
-// What the streams predict, before and after it is made a connection. One lane per token.
-struct Coefficients {
-    Floats raw[N];
-    Floats open[M], gate[M];  // sigmoids of pre and post
-    Floats mix[M * M];
-
-    void derive(const float* base, const float* scale, const Shape& s, Trace* trace) {
-        for (int j = 0; j < M; j++) {
-            open[j] = sigmoid(raw[j] * scale[0] + base[j]);
-            gate[j] = sigmoid(raw[M + j] * scale[1] + base[M + j]);
+// fn^T: for each 32 of its width, tiles of the first and of the last coefficients, of three parts.
+constexpr int PROJECTED = 3;
+BFloat16* pack_projection(const float* fn, int64_t width, Arena& arena) {
+    BFloat16* right = arena.take<BFloat16>(PROJECTED * PADDED * width);
+    Scope scope(arena);
+    BFloat16* parts = arena.take<BFloat16>(PROJECTED * PADDED * width);
+    split(fn, width, PROJECTED, parts);
+    BFloat16* to = right;
+    PairRows rows;
+    for (int64_t i = 0; i < width; i += 32)
+        for (int64_t row = 0; row < PROJECTED * PADDED; row += 16, to += TILE) {
+            load_pairs(parts + row * width + i, width, rows);
+            turn(rows, to);
         }
-        for (int i = 0; i < M * M; i++) mix[i] = raw[2 * M + i] * scale[2] + base[2 * M + i];
-        sinkhorn(mix, M, s, trace);
+    return right;
+}
+
+// fn: for each 32 of its width, tiles of the even and of the odd columns, of two parts.
+constexpr int SPREAD = 2;
+BFloat16* pack_spread(const float* fn, int64_t width, Arena& arena) {
+    BFloat16* right = arena.take<BFloat16>(SPREAD * PADDED * width);
+    Scope scope(arena);
+    BFloat16* parts = arena.take<BFloat16>(SPREAD * PADDED * width);
+    split(fn, width, SPREAD, parts);
+    BFloat16* to = right;
+    for (int64_t i = 0; i < width; i += 32)
+        for (int part = 0; part < SPREAD; part++, to += 2 * TILE)
+            for (int row = 0; row < 16; row++) {
+                const BFloat16* from = parts + (part * PADDED + 2 * row) * width + i;
+                pair(load_bits(from), load_bits(from + width), to + 32 * row, to + TILE + 32 * row);
+            }
+    return right;
+}
+
+// ---------------------------------------------------------------------------------------------
+// connect
+
+// Tiles 0 to 3 = 32 rows of streams times fn^T.
+INLINE void project(const BFloat16* v, int64_t width, const BFloat16* right) {
+    clear();
+    for (int64_t i = 0; i < width; i += 32) {
+        _tile_loadd(4, v + i, 2 * width);
+        _tile_loadd(5, v + 16 * width + i, 2 * width);
+        for (int64_t row = 0; row < SPAN; row++) prefetch(v + (SPAN + row) * width + i);
+        for (int part = 0; part < PROJECTED; part++, right += 2 * TILE) {
+            _tile_loadd(6, right, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_loadd(7, right + TILE, 64);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(3, 5, 7);
+        }
     }
+}
+
+INLINE float mean_square(const BFloat16* v, int64_t width) {
+    Floats total[4] = {};
+    for (int64_t i = 0; i < width; i += 128)
+        for (int k = 0; k < 4; k++) {
+            const __m512i bits = load_bits(v + i + 32 * k);
+            add_dots(total[k], bits, bits);
+        }
+    return _mm512_reduce_add_ps((total[0] + total[1]) + (total[2] + total[3])) / float(width);
+}
+
+// x = sum_j pre_j stream_j
+INLINE void read(const BFloat16* v, const float* pre, int64_t c, BFloat16* x) {
+    for (int64_t i = 0; i < c; i += 32) {
+        Apart total = {};
+        for (int j = 0; j < M; j++) add(total, load_apart(v + j * c + i), pre[j]);
+        store(x + i, total);
+    }
+}
+
+struct Predicted {
+    float *post, *mix, *raw, *rho;
 };
 
-// <v, fn_n> * rho of a group, where rho = rsqrt(mean v^2 + eps).
-void project(const BFloat16* v, int64_t width, const BFloat16* right, float eps, Floats* raw, float* rho) {
-    alignas(64) float sums[GROUP * HALVES];
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    for (int64_t k = 0; k < width; k += 32, right += 3 * TILE) {
-        _tile_loadd(3, v + k, 2 * width);
-        _tile_loadd(4, right, 64);
-        _tile_loadd(5, right + TILE, 64);
-        _tile_loadd(6, right + 2 * TILE, 64);
-        _tile_dpbf16ps(0, 3, 4);
-        _tile_dpbf16ps(1, 3, 5);
-        _tile_dpbf16ps(2, 3, 6);
+// Coefficients of up to sixteen tokens from their products with fn, in rows of PADDED; `pre` first.
+INLINE void coefficients(const float* products, int64_t count, const float* base, const float* scale,
+                         const Predicted& to, float (&pre)[16][M], const Shape& s) {
+    Lanes gates = {}, mix = {};
+    for (int64_t t = 0; t < count; t++) {
+        gates[t] = Floats(_mm512_loadu_ps(products + t * PADDED)) * to.rho[t];
+        mix[t] = Floats(_mm512_loadu_ps(products + t * PADDED + 16)) * to.rho[t];
+        _mm512_mask_storeu_ps(to.raw + t * N, first(GATES), gates[t]);
+        _mm512_storeu_ps(to.raw + t * N + GATES, mix[t]);
     }
-    _tile_stored(0, sums, 4 * HALVES);
-    _tile_stored(1, sums + 16, 4 * HALVES);
-    _tile_stored(2, sums + 32, 4 * HALVES);
-    for (int64_t t = 0; t < GROUP; t++) rho[t] = 1.0f / std::sqrt(dot(v + t * width, v + t * width, width) / width + eps);
-    Floats parts[HALVES];
-    for (int64_t block = 0; block < HALVES; block += 16) transposed(sums + block, HALVES, GROUP, parts + block);
-    for (int n = 0; n < N; n++) raw[n] = (parts[n] + parts[N + n]) * lanes(rho);
-}
-
-// x = sum_j pre_j * stream_j of one token.
-void read(const BFloat16* v, int64_t channels, const float* pre, BFloat16* x) {
-    for (int64_t i = 0; i < channels; i += 32) {
-        __m512 left = _mm512_setzero_ps(), right = left;
-        for (int j = 0; j < M; j++) {
-            const __m512i pairs = _mm512_loadu_si512(v + j * channels + i);
-            const __m512 by = _mm512_set1_ps(pre[j * GROUP]);
-            left = _mm512_fmadd_ps(by, first_half(pairs), left);
-            right = _mm512_fmadd_ps(by, last_half(pairs), right);
-        }
-        _mm512_storeu_si512(x + i, rounded(left, right));
+    transpose(gates);
+    for (int j = 0; j < M; j++) {
+        gates[j] = sigmoid(gates[j] * scale[0] + base[j]) + s.hc_eps;
+        gates[M + j] = 2 * sigmoid(gates[M + j] * scale[1] + base[M + j]);
+    }
+    transpose(gates);
+    transpose(mix);
+    for (int i = 0; i < M * M; i++) mix[i] = mix[i] * scale[2] + base[GATES + i];
+    Trace trace;
+    sinkhorn(mix, s, trace);
+    transpose(mix);
+    for (int64_t t = 0; t < count; t++) {
+        _mm_storeu_ps(pre[t], _mm512_castps512_ps128(gates[t]));
+        _mm_storeu_ps(to.post + t * M, _mm512_extractf32x4_ps(gates[t], 1));
+        _mm512_storeu_ps(to.mix + t * M * M, mix[t]);
     }
 }
 
 void connect(int64_t low, int64_t high, const BFloat16* streams, const BFloat16* right, const float* base,
-             const float* scale, BFloat16* x, float* post, float* mix, float* raw, float* rho, const Shape& s) {
+             const float* scale, BFloat16* x, const Predicted& out, const Shape& s) {
     thread_local static Arena arena;
     Scope scope(arena);
-    const int64_t c = s.channels, width = M * c;
-    BFloat16* room = arena.take<BFloat16>(GROUP * width);
+    const int64_t c = s.channels, width = s.width();
+    BFloat16* padded = arena.take<BFloat16>(SPAN * width);
+    alignas(64) float products[SPAN * PADDED], pre[16][M];
     configure_tiles();
-    for (int64_t group = low; group < high; group += GROUP) {
-        const int64_t count = std::min(GROUP, high - group);
-        const BFloat16* v = whole_group(streams + group * width, count, width, room);
-        Coefficients by;
-        alignas(64) float norms[GROUP], pre[M * GROUP];
-        project(v, width, right, s.norm_eps, by.raw, norms);
-        std::copy(norms, norms + count, rho + group);
-        for (int n = 0; n < N; n++) store(raw + group * N + n * GROUP, by.raw[n]);
-        by.derive(base, scale, s, nullptr);
-        for (int j = 0; j < M; j++) {
-            store(pre + j * GROUP, by.open[j] + s.hc_eps);
-            for (int64_t t = 0; t < count; t++) post[(group + t) * M + j] = 2 * by.gate[j][t];
+    for (int64_t t = low; t < high; t += SPAN) {
+        const int64_t count = std::min(SPAN, high - t);
+        const BFloat16* v = streams + t * width;
+        for (int64_t i = 0; i < count; i++)
+            out.rho[t + i] = 1.0f / std::sqrt(mean_square(v + i * width, width) + s.norm_eps);
+        if (count < SPAN) {
+            std::copy(v, v + count * width, padded);
+            std::fill(padded + count * width, padded + SPAN * width, BFloat16{0});
         }
-        put_transposed(by.mix, count, mix + group * M * M, M * M);
-        for (int64_t t = 0; t < count; t++) read(v + t * width, c, pre + t, x + (group + t) * c);
+        project(count < SPAN ? padded : v, width, right);
+        store_squares(products, PADDED);
+        for (int64_t half = 0; half < count; half += 16) {
+            const int64_t at = t + half, some = std::min<int64_t>(16, count - half);
+            const Predicted to{out.post + at * M, out.mix + at * M * M, out.raw + at * N, out.rho + at};
+            coefficients(products + half * PADDED, some, base, scale, to, pre, s);
+            for (int64_t i = 0; i < some; i++) read(v + (half + i) * width, pre[i], c, x + (at + i) * c);
+        }
     }
     _tile_release();
 }
 
-// What a group's streams are given: the gradient of `write`, and what goes through the sub-layer's
-// input, through rho and through the coefficients, whose product with fn is made on the way.
-struct Spread {
-    const BFloat16 *streams, *grad_through, *grad_x;
-    const float *pre, *through_rho;  // by lanes
-    BFloat16* grad_streams;
+// ---------------------------------------------------------------------------------------------
+// The gradient of connect
+
+struct Given {
+    const BFloat16 *streams, *grad_x, *grad_through;
+    const float *base, *scale, *raw, *rho, *grad_post, *grad_mix;
 };
 
-void spread(const Spread& by, int64_t count, int64_t channels, const BFloat16* product, const BFloat16* right) {
-    alignas(64) float sums[2][GROUP * 32];
-    const int64_t width = M * channels;
-    _tile_loadd(3, product, 64);
-    for (int64_t i = 0; i < width; i += 32, right += 2 * TILE) {
-        float* square = sums[i / 32 % 2];
+// Sums over tokens, of a range: gradients of fn, in padded order, of base and of scale.
+struct Sums {
+    float* fn;
+    Floats base[N], scale[3];
+};
+
+// What a group of tokens hands on: weights of its sub-layer input and of its streams.
+struct Weights {
+    float pre[M][16], through_rho[16];
+};
+
+// <grad_x, stream_j> of some tokens.
+INLINE void dot_with_streams(const BFloat16* v, const BFloat16* grad_x, int64_t count, int64_t c, float (&dots)[16][M]) {
+    for (int64_t t = 0; t < count; t++, v += M * c, grad_x += c) {
+        Floats total[M] = {};
+        for (int64_t i = 0; i < c; i += 32)
+            for (int j = 0; j < M; j++) add_dots(total[j], load_bits(grad_x + i), load_bits(v + j * c + i));
+        _mm_storeu_ps(dots[t], sums(total));
+    }
+}
+
+// Up to sixteen tokens from t on: gradients of their products with fn, a coefficient's `stride` apart.
+INLINE void coefficients_backward(const Given& by, int64_t t, int64_t count, const Shape& s, Sums& to, Weights& weights,
+                                  float* products) {
+    alignas(64) float dots[16][M];
+    dot_with_streams(by.streams + t * s.width(), by.grad_x + t * s.channels, count, s.channels, dots);
+    const __mmask16 some = first(count);
+    const Floats rho = gather(by.rho + t, 1, some);
+    Floats back = {};
+    const auto hand_on = [&](int i, const Floats& raw, const Floats& grad) __attribute__((always_inline)) {
+        const int kind = i < M ? 0 : i < GATES ? 1 : 2;
+        to.base[i] += grad;
+        to.scale[kind] += grad * raw;
+        const Floats grad_raw = grad * by.scale[kind];
+        back += grad_raw * raw;
+        _mm512_storeu_ps(products + place(i) * BLOCK, grad_raw * rho);
+    };
+    for (int j = 0; j < M; j++) {
+        const Floats raw = gather(by.raw + t * N + j, N, some), raw_post = gather(by.raw + t * N + M + j, N, some);
+        const Floats open = sigmoid(raw * by.scale[0] + by.base[j]);
+        const Floats gate = sigmoid(raw_post * by.scale[1] + by.base[M + j]);
+        _mm512_storeu_ps(weights.pre[j], open + s.hc_eps);
+        hand_on(j, raw, gather(dots[0] + j, M, some) * open * (1 - open));
+        hand_on(M + j, raw_post, gather(by.grad_post + t * M + j, M, some) * 2 * gate * (1 - gate));
+    }
+    Lanes raw, mix, grad;
+    Trace trace;
+    for (int i = 0; i < M * M; i++) {
+        raw[i] = gather(by.raw + t * N + GATES + i, N, some);
+        grad[i] = gather(by.grad_mix + t * M * M + i, M * M, some);
+        mix[i] = raw[i] * by.scale[2] + by.base[GATES + i];
+    }
+    sinkhorn(mix, s, trace);
+    sinkhorn_backward(grad, mix, s, trace);
+    for (int i = 0; i < M * M; i++) hand_on(GATES + i, raw[i], grad[i]);
+    _mm512_storeu_ps(weights.through_rho, back * -rho * rho / float(s.width()));
+}
+
+// Gradients of up to sixteen tokens' products, as two parts of a left operand.
+INLINE void turn_products(const float* products, BFloat16* tiles) {
+    Rows left, right;
+    load_rows(products, BLOCK, left);
+    load_rows(products + 16 * BLOCK, BLOCK, right);
+    transpose16(left);
+    transpose16(right);
+    for (int t = 0; t < 16; t++) {
+        const __m512i near = rounded(left[t], right[t]);
+        _mm512_storeu_si512(tiles + 32 * t, near);
+        _mm512_storeu_si512(tiles + TILE + 32 * t, rounded(rest(left[t], first_half(near)), rest(right[t], last_half(near))));
+    }
+}
+
+// The gradient of up to sixteen tokens' streams: what `write` sent back, and what goes through the
+// sub-layer's input, through rho and through the coefficients. `room` is for 16 rows of streams.
+INLINE void spread(const Given& by, int64_t t, int64_t count, const BFloat16* products, const BFloat16* right,
+                   const Weights& weights, const Shape& s, float* room, BFloat16* grad_streams) {
+    const int64_t c = s.channels, width = s.width();
+    _tile_loadd(2, products, 64);
+    _tile_loadd(3, products + TILE, 64);
+    for (int64_t i = 0; i < width; i += 32, right += 2 * SPREAD * TILE) {
         _tile_zero(0);
         _tile_zero(1);
         _tile_loadd(4, right, 64);
+        _tile_dpbf16ps(0, 2, 4);
         _tile_loadd(5, right + TILE, 64);
+        _tile_dpbf16ps(1, 2, 5);
         _tile_dpbf16ps(0, 3, 4);
         _tile_dpbf16ps(1, 3, 5);
-        _tile_stored(0, square, 128);
-        _tile_stored(1, square + 16, 128);
-        const float* pre = by.pre + i / channels * GROUP;
-        for (int64_t t = 0; t < count; t++) {
-            const int64_t at = t * width + i;
-            const __m512i own = _mm512_loadu_si512(by.streams + at);
-            const __m512i through = _mm512_loadu_si512(by.grad_through + at);
-            const __m512i input = _mm512_loadu_si512(by.grad_x + t * channels + i % channels);
-            const __m512 rho = _mm512_set1_ps(by.through_rho[t]), open = _mm512_set1_ps(pre[t]);
-            __m512 first = _mm512_add_ps(_mm512_load_ps(square + t * 32), first_half(through));
-            __m512 last = _mm512_add_ps(_mm512_load_ps(square + t * 32 + 16), last_half(through));
-            first = _mm512_fmadd_ps(rho, first_half(own), first);
-            last = _mm512_fmadd_ps(rho, last_half(own), last);
-            first = _mm512_fmadd_ps(open, first_half(input), first);
-            last = _mm512_fmadd_ps(open, last_half(input), last);
-            _mm512_storeu_si512(by.grad_streams + at, rounded(first, last));
+        _tile_loadd(6, right + 2 * TILE, 64);
+        _tile_dpbf16ps(0, 2, 6);
+        _tile_loadd(7, right + 3 * TILE, 64);
+        _tile_dpbf16ps(1, 2, 7);
+        _tile_stored(0, room + i, 4 * width);
+        _tile_stored(1, room + i + 16, 4 * width);
+    }
+    for (int64_t k = 0; k < count; k++)
+        for (int j = 0; j < M; j++) {
+            const int64_t at = (t + k) * width + j * c;
+            for (int64_t i = 0; i < c; i += 32) {
+                const float* through = room + k * width + j * c + i;
+                prefetch(by.grad_through + at + i + 2 * width);
+                prefetch(grad_streams + at + i + 2*width);
+                Apart total = load_apart(by.grad_through + at + i);
+                total.even += Floats(_mm512_loadu_ps(through));
+                total.odd += Floats(_mm512_loadu_ps(through + 16));
+                add(total, load_apart(by.streams + at + i), weights.through_rho[k]);
+                add(total, load_apart(by.grad_x + (t + k) * c + i), weights.pre[j][k]);
+                store(grad_streams + at + i, total);
+            }
         }
+}
+
+constexpr int64_t STEPS = BLOCK / 32;  // tiles of a block's tokens
+
+// A block's gradients of products with fn as left operand, whose depth are the tokens.
+INLINE void turn_block(const float* products, BFloat16* left) {
+    for (int64_t row = 0; row < PADDED; row++)
+        for (int64_t step = 0; step < STEPS; step++) {
+            const float* from = products + row * BLOCK + step * 32;
+            _mm512_storeu_si512(left + (row / 16 * STEPS + step) * TILE + row % 16 * 32,
+                                rounded(_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16)));
+        }
+}
+
+// out[PADDED, CHUNK] += a block's left operand times up to BLOCK tokens' streams, of each 32 columns
+// the even before the odd.
+INLINE void add_outer(const BFloat16* left, const BFloat16* v, int64_t count, int64_t width, float* out) {
+    alignas(64) BFloat16 right[CHUNK / 16 * STEPS * TILE];
+    const int64_t depth = (count + 31) / 32 * 32;
+    for (int64_t t = 0; t < depth; t += 2)
+        for (int64_t i = 0; i < CHUNK; i += 32) {
+            const __m512i one = t < count ? load_bits(v + t * width + i) : __m512i{};
+            const __m512i two = t + 1 < count ? load_bits(v + (t + 1) * width + i) : __m512i{};
+            BFloat16* to = right + i * BLOCK + 16 * t;
+            pair(one, two, to, to + STEPS * TILE);
+        }
+    for (int64_t i = 0; i < CHUNK; i += 32) {
+        const BFloat16* own = right + i * BLOCK;
+        load_squares(out + i, width);
+        accumulate(left, left + STEPS * TILE, 32, TILE, own, own + STEPS * TILE, depth / 32);
+        store_squares(out + i, width);
     }
 }
 
-struct Gradients {
-    const BFloat16* x;
-    const float *post, *mix;
-    const BFloat16* through;  // of the streams that `write` was given
-};
-
-// product[t][32] is the gradient of <v, fn_n>, 0 behind the last coefficient. `partial` has, for each
-// range, the gradients of base and of what scale multiplies.
-void connect_backward(int64_t low, int64_t high, const BFloat16* streams, const BFloat16* right, const float* base,
-                      const float* scale, const float* raw, const float* rho, const Gradients& grad,
-                      BFloat16* grad_streams, BFloat16* product, float* partial, const Shape& s) {
-    thread_local static Trace trace;
-    const int64_t c = s.channels, width = M * c;
-    Floats of_base[N] = {}, of_scale[N] = {};
+// One range of tokens; `sums` takes its gradients of fn, base and scale.
+void connect_backward(int64_t low, int64_t high, const Given& by, const BFloat16* right, BFloat16* grad_streams,
+                      float* sums, const Shape& s) {
+    thread_local static Arena arena;
+    Scope scope(arena);
+    const int64_t width = s.width();
+    Sums total = {arena.take<float>(PADDED * width), {}, {}};
+    std::fill(total.fn, total.fn + PADDED * width, 0.0f);
+    float* room = arena.take<float>(16 * width);
+    alignas(64) float products[PADDED * BLOCK];
+    alignas(64) BFloat16 left[2 * TILE], turned[BLOCK * PADDED];
+    Weights weights;
     configure_tiles();
-    for (int64_t group = low; group < high; group += GROUP) {
-        const int64_t count = std::min(GROUP, high - group);
-        const BFloat16 *v = streams + group * width, *grad_x = grad.x + group * c;
-        Coefficients by;
-        for (int n = 0; n < N; n++) load(raw + group * N + n * GROUP, by.raw[n]);
-        by.derive(base, scale, s, &trace);
-        Floats z[32] = {};
-        transposed(grad.mix + group * M * M, M * M, count, z + 2 * M);
-        sinkhorn_backward(z + 2 * M, M, s, trace);
-        alignas(64) float norms[GROUP] = {}, dots[M][GROUP] = {}, of_post[M][GROUP] = {};
-        std::copy(rho + group, rho + group + count, norms);
-        for (int64_t t = 0; t < count; t++)
-            for (int j = 0; j < M; j++) {
-                dots[j][t] = dot(grad_x + t * c, v + t * width + j * c, c);
-                of_post[j][t] = grad.post[(group + t) * M + j];
-            }
-        alignas(64) float pre[M * GROUP], through_rho[GROUP];
-        for (int j = 0; j < M; j++) {
-            z[j] = lanes(dots[j]) * by.open[j] * (1.0f - by.open[j]);
-            z[M + j] = lanes(of_post[j]) * 2.0f * by.gate[j] * (1.0f - by.gate[j]);
-            store(pre + j * GROUP, by.open[j] + s.hc_eps);
+    for (int64_t t = low; t < high; t += BLOCK) {
+        const int64_t count = std::min(BLOCK, high - t);
+        std::fill(products, products + PADDED * BLOCK, 0.0f);
+        for (int64_t k = 0; k < count; k += 16) {
+            const int64_t some = std::min<int64_t>(16, count - k);
+            coefficients_backward(by, t + k, some, s, total, weights, products + k);
+            turn_products(products + k, left);
+            spread(by, t + k, some, left, right, weights, s, room, grad_streams);
         }
-        Floats back = {};
-        for (int n = 0; n < N; n++) {
-            const Floats share = z[n] * by.raw[n];
-            of_base[n] += z[n];
-            of_scale[n] += share;
-            const float own = scale[n < M ? 0 : n < 2 * M ? 1 : 2];
-            back += share * own;
-            z[n] *= own * lanes(norms);
-        }
-        store(through_rho, back * -lanes(norms) * lanes(norms) / float(width));
-        alignas(64) float halves[2][GROUP * 16];
-        alignas(64) BFloat16 left[TILE];
-        for (int half = 0; half < 2; half++) put_transposed(z + 16 * half, GROUP, halves[half], 16);
-        for (int64_t t = 0; t < GROUP; t++)
-            _mm512_store_si512(left + 32 * t, rounded(_mm512_load_ps(halves[0] + 16 * t), _mm512_load_ps(halves[1] + 16 * t)));
-        std::copy(left, left + 32 * count, product + group * 32);
-        spread({v, grad.through + group * width, grad_x, pre, through_rho, grad_streams + group * width}, count, c,
-               left, right);
+        turn_block(products, turned);
+        for (int64_t i = 0; i < width; i += CHUNK)
+            add_outer(turned, by.streams + t * width + i, count, width, total.fn + i);
     }
     _tile_release();
-    float* own = partial + low / RANGE * 2 * N;
-    for (int n = 0; n < N; n++) {
-        own[n] = sum(of_base[n]);
-        own[N + n] = sum(of_scale[n]);
-    }
+    const __m512i lower = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i upper = _mm512_add_epi32(lower, _mm512_set1_epi32(8));
+    for (int n = 0; n < N; n++, sums += width)
+        for (int64_t i = 0; i < width; i += 32) {
+            const float* from = total.fn + place(n) * width + i;
+            const __m512 even = _mm512_loadu_ps(from), odd = _mm512_loadu_ps(from + 16);
+            _mm512_storeu_ps(sums + i, _mm512_permutex2var_ps(even, lower, odd));
+            _mm512_storeu_ps(sums + i + 16, _mm512_permutex2var_ps(even, upper, odd));
+        }
+    for (int i = 0; i < N; i++) *sums++ = sum(total.base[i]);
+    for (int i = 0; i < 3; i++) *sums++ = sum(total.scale[i]);
 }
 
 }  // namespace
@@ -284,7 +384,7 @@ void connect_backward(int64_t low, int64_t high, const BFloat16* streams, const 
 
 extern "C" {
 
-// Whether the kernels below run here: four streams, whose channels fill tiles.
+// Whether the kernels below and those of write_tiles.cpp run here: four streams, whose channels fill tiles.
 int train_connect_serves([[maybe_unused]] int streams, [[maybe_unused]] int channels) {
 #ifdef WITH_TILES
     return has_tiles() && streams == M && channels % 32 == 0;
@@ -296,29 +396,27 @@ int train_connect_serves([[maybe_unused]] int streams, [[maybe_unused]] int chan
 #ifdef WITH_TILES
 
 void train_connect(const Shape* shape, int threads, const BFloat16* streams, const float* fn, const float* base,
-                   const float* scale, BFloat16* x, float* post, float* mix, float* raw, float* rho) {
+                         const float* scale, BFloat16* x, float* post, float* mix, float* raw, float* rho) {
     thread_local static Arena arena;
     Scope scope(arena);
-    const int64_t width = M * shape->channels;
-    BFloat16* right = arena.take<BFloat16>(width / 32 * 3 * TILE);
-    pack_forward(fn, width, right);
+    const BFloat16* right = pack_projection(fn, shape->width(), arena);
     parallel_for(shape->tokens, RANGE, threads, [&](int64_t low, int64_t high) {
-        connect(low, high, streams, right, base, scale, x, post, mix, raw, rho, *shape);
+        connect(low, high, streams, right, base, scale, x, {post, mix, raw, rho}, *shape);
     });
 }
 
+// `sums` holds, for each 256 tokens, their share of the gradients of fn, base and scale, one behind the other.
 void train_connect_backward(const Shape* shape, int threads, const BFloat16* streams, const float* fn,
-                            const float* base, const float* scale, const float* raw, const float* rho,
-                            const BFloat16* grad_x, const float* grad_post, const float* grad_mix,
-                            const BFloat16* grad_through, BFloat16* grad_streams, BFloat16* product, float* partial) {
+                                  const float* base, const float* scale, const float* raw, const float* rho,
+                                  const BFloat16* grad_x, const float* grad_post, const float* grad_mix,
+                                  const BFloat16* grad_through, BFloat16* grad_streams, float* sums) {
     thread_local static Arena arena;
     Scope scope(arena);
-    const int64_t width = M * shape->channels;
-    BFloat16* right = arena.take<BFloat16>(width / 16 * TILE);
-    pack_backward(fn, width, right);
+    const Given given{streams, grad_x, grad_through, base, scale, raw, rho, grad_post, grad_mix};
+    const BFloat16* right = pack_spread(fn, shape->width(), arena);
+    const int64_t size = N * (shape->width() + 1) + 3;
     parallel_for(shape->tokens, RANGE, threads, [&](int64_t low, int64_t high) {
-        connect_backward(low, high, streams, right, base, scale, raw, rho, {grad_x, grad_post, grad_mix, grad_through},
-                         grad_streams, product, partial, *shape);
+        connect_backward(low, high, given, right, grad_streams, sums + low / RANGE * size, *shape);
     });
 }
 

@@ -1,0 +1,168 @@
+// What hyper-connections for training on tiles are made of: streams of bfloat16, and the coefficients
+// of sixteen tokens side by side. Four streams, whose channels fill tiles.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "../hyper_connection.h"
+#include "blocks.h"
+
+#ifdef WITH_TILES
+
+// Vectors are lowered for the instruction set in force where they are written: here that of TILES.
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,amx-tile,amx-bf16")
+
+namespace {
+
+#include "../numbers.h"
+
+constexpr int M = 4, GATES = 2 * M, N = GATES + M * M;  // streams; coefficients: pre and post, mix
+
+// ---------------------------------------------------------------------------------------------
+// Numbers of bfloat16, 32 at a time: cheapest apart, those at even and those at odd places
+
+struct Apart {
+    Floats even, odd;
+};
+
+INLINE __m512i load_bits(const BFloat16* from) { return _mm512_loadu_si512(from); }
+INLINE Apart apart(__m512i bits) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)),
+            _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000)))};
+}
+INLINE Apart load_apart(const BFloat16* from) { return apart(load_bits(from)); }
+INLINE void store(BFloat16* to, const Apart& x) {
+    const __m512i index = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+                                           23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(index, rounded(x.even, x.odd)));
+}
+INLINE void add(Apart& total, const Apart& x, float by) {
+    total.even += x.even * by;
+    total.odd += x.odd * by;
+}
+
+// Into the second-level cache, 64 bytes. Memory is slow to answer and the next tokens are known: they
+// are on their way while these are worked on. Beyond the last token this does nothing.
+INLINE void prefetch(const void* from) { _mm_prefetch(from, _MM_HINT_T1); }
+
+// Two rows number by number: of the even columns, and of the odd.
+INLINE void pair(__m512i one, __m512i two, BFloat16* even, BFloat16* odd) {
+    constexpr __mmask32 second = 0xaaaaaaaa;
+    _mm512_storeu_si512(even, _mm512_mask_blend_epi16(second, one, _mm512_slli_epi32(two, 16)));
+    _mm512_storeu_si512(odd, _mm512_mask_blend_epi16(second, _mm512_srli_epi32(one, 16), two));
+}
+
+// total += <a, b> of each two numbers side by side: their products are exact.
+INLINE void add_dots(Floats& total, __m512i a, __m512i b) {
+    total = _mm512_dpbf16_ps(total, __m512bh(a), __m512bh(b));
+}
+
+// The sums of four vectors.
+INLINE __m128 sums(const Floats (&x)[4]) {
+    const __m512 a = _mm512_unpacklo_ps(x[0], x[1]) + _mm512_unpackhi_ps(x[0], x[1]);
+    const __m512 b = _mm512_unpacklo_ps(x[2], x[3]) + _mm512_unpackhi_ps(x[2], x[3]);
+    const __m512 c = _mm512_shuffle_ps(a, b, 0x44) + _mm512_shuffle_ps(a, b, 0xee);
+    const __m256 d = _mm512_castps512_ps256(c) + _mm512_extractf32x8_ps(c, 1);
+    return _mm256_castps256_ps128(d) + _mm256_extractf128_ps(d, 1);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Sixteen tokens at once, one per lane
+
+using Lanes = Floats[16];  // a number, or a matrix of the streams, of each token
+
+INLINE __mmask16 first(int64_t count) { return count < 16 ? __mmask16((1u << std::max<int64_t>(count, 0)) - 1) : 0xffff; }
+
+// One number of each token, from rows of `stride`; 0 where there is no token.
+INLINE Floats gather(const float* from, int stride, __mmask16 some) {
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return _mm512_mask_i32gather_ps(Floats{}, some, _mm512_mullo_epi32(lane, _mm512_set1_epi32(stride)), from, 4);
+}
+
+INLINE void transpose(Lanes& x) {
+    Rows rows;
+    for (int i = 0; i < 16; i++) rows[i] = x[i];
+    transpose16(rows);
+    for (int i = 0; i < 16; i++) x[i] = rows[i];
+}
+
+INLINE Floats reciprocal(const Floats& x) {  // to a unit in the last place
+    const Floats near = _mm512_rcp14_ps(x);
+    return near * (2.0f - x * near);
+}
+
+// What the gradient of Sinkhorn needs: the softmax, and what each step divided its rows or columns by.
+struct Trace {
+    Lanes soft;
+    Floats total[2 * MAX_ITERATIONS][M];
+};
+
+template <bool ROWS>
+INLINE void normalise(Lanes& a, Floats (&total)[M], float eps) {
+    constexpr int line = ROWS ? M : 1, step = ROWS ? 1 : M;
+    for (int i = 0; i < M; i++) {
+        Floats* x = a + i * line;
+        total[i] = ((x[0] + x[step]) + (x[2 * step] + x[3 * step])) + eps;
+        const Floats factor = reciprocal(total[i]);
+        for (int j = 0; j < M; j++) x[j * step] *= factor;
+    }
+}
+
+INLINE void sinkhorn(Lanes& a, const Shape& s, Trace& trace) {
+    for (int i = 0; i < M; i++) {
+        Floats* x = a + i * M;
+        const Floats top = larger(larger(x[0], x[1]), larger(x[2], x[3]));
+        Floats total = {};
+        for (int j = 0; j < M; j++) total += x[j] = exp(x[j] - top);
+        for (int j = 0; j < M; j++) {
+            trace.soft[i * M + j] = x[j] / total;
+            x[j] = trace.soft[i * M + j] + s.hc_eps;
+        }
+    }
+    normalise<false>(a, trace.total[0], s.hc_eps);  // columns first, and columns last
+    for (int step = 1; step < 2 * s.iterations - 1; step += 2) {
+        normalise<true>(a, trace.total[step], s.hc_eps);
+        normalise<false>(a, trace.total[step + 1], s.hc_eps);
+    }
+}
+
+// Through b = a / total, total = sum(a) + eps: with h = b * gradient of b, a * gradient of a is
+// h - b * sum(h). a is taken back from b on the way.
+template <bool ROWS>
+INLINE void normalise_backward(Lanes& h, Lanes& b, const Floats (&total)[M]) {
+    constexpr int line = ROWS ? M : 1, step = ROWS ? 1 : M;
+    for (int i = 0; i < M; i++) {
+        Floats *x = b + i * line, *g = h + i * line;
+        const Floats dot = (g[0] + g[step]) + (g[2 * step] + g[3 * step]);
+        for (int j = 0; j < M; j++) {
+            g[j * step] -= dot * x[j * step];
+            x[j * step] *= total[i];
+        }
+    }
+}
+
+// From the gradient of the matrix, and the matrix, to the gradient of its logits.
+INLINE void sinkhorn_backward(Lanes& g, Lanes& a, const Shape& s, const Trace& trace) {
+    for (int i = 0; i < M * M; i++) g[i] *= a[i];
+    for (int step = 2 * s.iterations - 2; step > 0; step -= 2) {
+        normalise_backward<false>(g, a, trace.total[step]);
+        normalise_backward<true>(g, a, trace.total[step - 1]);
+    }
+    normalise_backward<false>(g, a, trace.total[0]);
+    for (int i = 0; i < M; i++) {
+        Floats* x = g + i * M;
+        const Floats* soft = trace.soft + i * M;
+        for (int j = 0; j < M; j++) x[j] *= soft[j] / (soft[j] + s.hc_eps);
+        const Floats dot = (x[0] + x[1]) + (x[2] + x[3]);
+        for (int j = 0; j < M; j++) x[j] -= soft[j] * dot;
+    }
+}
+
+}  // namespace
+
+#pragma GCC pop_options
+
+#endif
