@@ -63,6 +63,39 @@ def assert_same(op: Callable[..., Tensor], parts: list[Tensor], tolerance: float
 # Attention
 
 
+def attention(
+    queries: int,
+    earlier: int,
+    ratio: int,
+    picks: int | None,
+    dtype: torch.dtype,
+    *,
+    heads: int = 3,
+    width: int = 24,
+    sliding_window: int = 16,
+) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """The op and its tensors: `queries` after `earlier` tokens whose keys are in the window."""
+    count = (earlier + queries) // ratio if ratio else 0
+    parts = [
+        random(queries, heads, width, seed=1, dtype=dtype),
+        random(queries + earlier, width, seed=2, dtype=dtype),
+        random(heads, seed=3),
+    ]
+    if count:
+        parts.append(random(count, width, seed=4, dtype=dtype))
+    selected = None
+    if picks:
+        order = random(queries, count, seed=5).argsort(1)[:, :picks]
+        visible = (torch.arange(queries) + earlier + 1) // ratio
+        selected = torch.where(order < visible[:, None], order, -1)
+
+    def op(q: Tensor, window: Tensor, sink: Tensor, entries: Tensor | None = None) -> Tensor:
+        where = {"start": earlier, "sliding_window": sliding_window, "ratio": ratio}
+        return attend(q, window, entries, selected, sink, **where)
+
+    return op, parts
+
+
 @DTYPES
 @pytest.mark.parametrize(
     ("queries", "earlier", "ratio", "picks"),
@@ -79,41 +112,56 @@ def assert_same(op: Callable[..., Tensor], parts: list[Tensor], tolerance: float
         (257, 0, 128, None),
     ],
 )
-@pytest.mark.parametrize(("heads", "width"), [(3, 24), (3, 64), (4, 32)])
 def test_attend(
-    *,
+    queries: int, earlier: int, ratio: int, picks: int | None, dtype: torch.dtype
+) -> None:
+    assert_same(*attention(queries, earlier, ratio, picks, dtype), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    ("heads", "width", "sliding_window"),
+    [(3, 32, 16), (5, 64, 100), (4, 128, 70), (2, 96, 7), (1, 64, 40)],
+)
+@pytest.mark.parametrize(
+    ("queries", "earlier", "ratio", "picks"),
+    [
+        (1, 0, 0, None),
+        (32, 0, 0, None),
+        (130, 6, 0, None),  # keys of earlier chunks
+        (3, 0, 4, None),  # no entry is visible yet
+        (150, 0, 4, None),
+        (40, 6, 4, None),
+        (300, 0, 4, 8),
+        (61, 6, 2, 3),
+        (257, 0, 128, None),
+    ],
+)
+def test_attend_on_tiles(
     queries: int,
     earlier: int,
     ratio: int,
     picks: int | None,
     heads: int,
     width: int,
-    dtype: torch.dtype,
+    sliding_window: int,
 ) -> None:
-    """Widths that fill tiles and others."""
-    start = earlier
-    count = (start + queries) // ratio if ratio else 0
-    parts = [
-        random(queries, heads, width, seed=1, dtype=dtype),
-        random(queries + earlier, width, seed=2, dtype=dtype),
-        random(heads, seed=3),
-    ]
-    selected = None
-    if ratio:
-        parts.append(random(count, width, seed=4, dtype=dtype))
-    if picks:
-        order = random(queries, count, seed=5).argsort(1)[:, :picks]
-        visible = (torch.arange(queries) + start + 1) // ratio
-        selected = torch.where(order < visible[:, None], order, -1)
+    """Widths that tiles fill, with rows and keys that do not."""
+    shape = {"heads": heads, "width": width, "sliding_window": sliding_window}
+    op, parts = attention(queries, earlier, ratio, picks, torch.bfloat16, **shape)
+    assert_same(op, parts, TOLERANCE[torch.bfloat16])
 
-    def op(q: Tensor, window: Tensor, sink: Tensor, entries: Tensor | None = None) -> Tensor:
-        return attend(
-            q, window, entries, selected, sink, start=start, sliding_window=16, ratio=ratio
-        )
 
-    if count == 0 and ratio:
-        parts = parts[:3]
-    assert_same(op, parts, TOLERANCE[dtype])
+def test_attention_does_not_depend_on_threads() -> None:
+    """Nor does the gradient of its keys, a sum over all queries: it has one order."""
+    op, parts = attention(500, 15, 4, 20, torch.bfloat16, width=64)
+    threads = torch.get_num_threads()
+    found = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(run(op, parts, "training"))
+    torch.set_num_threads(threads)
+    for several in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], several, strict=True))
 
 
 @pytest.mark.parametrize("picks", [None, 5])
@@ -261,16 +309,21 @@ def test_what_is_not_finite_reaches_the_loss() -> None:
     hidden[4, 2] = float("nan")
     with use_backend("training"):
         assert loss.cross_entropy(hidden, head, torch.arange(9)).isnan()
-        q = random(40, 2, 8, seed=3)
-        q[7, 1, 3] = float("inf")
-        read = attend(
-            *(q, random(40, 8, seed=4), None, None, random(2, seed=5)),
-            start=0,
-            sliding_window=16,
-            ratio=0,
-        )
-    assert read[7, 1].isnan().all()
-    assert read[torch.arange(40) != 7].isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 8), (torch.bfloat16, 32)])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_what_is_not_finite_passes_through_attention(
+    value: float, dtype: torch.dtype, width: int
+) -> None:
+    """From a query to what it reads, and to the gradients of it and of the keys that it sees."""
+    op, parts = attention(40, 0, 0, None, dtype, heads=2, width=width)
+    parts[0][7, 1, 3] = value
+    read, grad_q, grad_window, grad_sink = run(op, parts, "training")
+    others = torch.arange(40) != 7
+    assert read[7, 1].isnan().all() and read[others].isfinite().all()
+    assert grad_q[7, 1].isnan().all() and grad_q[others].isfinite().all()
+    assert grad_window[:8].isnan().all() and grad_sink.isfinite().tolist() == [True, False]
 
 
 def test_ranges_do_not_depend_on_threads() -> None:

@@ -1,319 +1,423 @@
-// Attention and its gradient on tiles, for training. Formulas are those of ops/attention.py.
+// Attention for training on tiles: what queries read, and the gradients of queries and keys. Formulas
+// are those of ops/attention.py; numbers are bfloat16, scores and sums float32.
 //
-// A row is one head of one query; all heads share the keys, which are values too. ROWS rows at a time
-// meet all keys that any of them sees, first those of the window, then compressed entries, 32 by 32:
-// their scores, or in the gradient pass their weights and the gradients of their scores, stay in the
-// second-level cache until both products with them are done. What a row does not see weighs 0.
-
-#include "../parallel.h"
-#include "blocks.h"
-
-#ifdef WITH_TILES
+// All heads share the keys, which are also the values: so a row is one head of a query, and rows times
+// keys are one product. Keys are the window's, then the entries', each in blocks of 32 that end in blank
+// ones; they are packed once, as K^T for scores and as K for what is read. A thread takes ROWS rows at a
+// time, and of the keys the blocks that one of these rows sees: few enough for their scores to stay in
+// the second-level cache, so that a row's softmax is over all of them at once.
+//
+// The gradient of a key is a sum over rows that several threads compute. Rows go in groups: for each
+// ROWS of them a thread makes the weights and the gradients of scores, then for each block of keys one
+// adds up what these say, in the order of rows. Bits do not depend on the number of threads.
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <vector>
 
 #include "../inference/arena.h"
+#include "../parallel.h"
+#include "blocks.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,amx-tile,amx-bf16")
+// What attention is given, and the sizes of it: q [queries, heads, width], window [before + queries,
+// width], entries [num_entries, width], and selected [queries, picks], null where all are.
+struct Attention {
+    int64_t queries, heads, width, before, num_entries, picks, start, sliding_window, ratio;
+    const BFloat16 *q, *window, *entries;
+    const int64_t* selected;
+    const float* sink;
+
+    int64_t rows() const { return queries * heads; }
+    int64_t near_blocks() const { return (before + queries + 31) / 32; }
+    int64_t far_blocks() const { return (num_entries + 31) / 32; }
+    int64_t blocks() const { return near_blocks() + far_blocks(); }
+    float scale() const { return 1.0f / std::sqrt(float(width)); }
+};
+
+#ifdef WITH_TILES
 
 namespace {
 
-#include "../numbers.h"
+constexpr int64_t ROWS = 64;  // a multiple of 32
+constexpr float LOG2E = 1.44269504f, LN2 = 0.693147181f;
 
-constexpr int64_t ROWS = 128;  // a multiple of SPAN
-
-// As ops/cpu/training/attention.py has it.
-struct Sight {
-    int64_t queries, window_keys, entries, start;  // of the sequence; the window ends with the last query's key
-    int64_t window, ratio;                         // how far back is seen, and how many tokens make an entry
-    int32_t heads, width;
-    float scale;
-};
-
-INLINE int64_t whole(int64_t count) { return (count + SPAN - 1) / SPAN * SPAN; }
-
-// The sequence's keys, window and entries each filled up to a multiple of 32, in both right operands.
 struct Keys {
-    int64_t near, far;
     BFloat16 *turned, *straight;
-
-    Keys(const Sight& s, const BFloat16* window, const BFloat16* entries, Arena& arena)
-        : near(whole(s.window_keys)), far(whole(s.entries)) {
-        const int64_t d = s.width, total = near + far;
-        turned = arena.take<BFloat16>(total * d);
-        straight = arena.take<BFloat16>(total * d);
-        BFloat16* rows = arena.take<BFloat16>(total * d);
-        BFloat16* end = std::copy(window, window + s.window_keys * d, rows);
-        std::fill(end, rows + near * d, BFloat16{0});
-        end = std::copy(entries, entries + s.entries * d, rows + near * d);
-        std::fill(end, rows + total * d, BFloat16{0});
-        pack(rows, total, d, turned, straight);
-    }
-
-    int64_t total() const { return near + far; }
 };
 
-// Some rows, and the keys they meet: `near` of the window from `first` on, and the first `far` entries.
-struct Block {
-    const Sight& s;
-    int64_t row, rows;  // blank ones fill them up to a multiple of 32
-    int64_t first, near, far;
+// Where the keys of a block lie.
+struct Place {
+    bool near;
+    int64_t at, rows;
 
-    Block(const Sight& s, int64_t row) : s(s), row(row), rows(std::min(ROWS, s.queries * s.heads - row)) {
-        const int64_t query = row / s.heads, last = (row + rows - 1) / s.heads, before = s.window_keys - s.queries;
-        first = std::max<int64_t>(0, before + query - s.window + 1) / SPAN * SPAN;
-        near = whole(before + last + 1) - first;
-        far = s.ratio ? whole(std::min(s.entries, (s.start + last + 1) / s.ratio)) : 0;
+    Place(const Attention& a, int64_t block) : near(block < a.near_blocks()) {
+        const int64_t first = SPAN * (near ? block : block - a.near_blocks());
+        at = first * a.width;
+        rows = std::min(SPAN, (near ? a.before + a.queries : a.num_entries) - first);
     }
-
-    int64_t padded() const { return whole(rows); }
-    int64_t keys() const { return near + far; }
-    // Where a key of the block stands among all, and in a right operand whose depth they are.
-    int64_t place(const Keys& keys, int64_t key) const { return key < near ? first + key : keys.near + key - near; }
-
-    void copy(const BFloat16* from, BFloat16* to) const {
-        const int64_t d = s.width;
-        BFloat16* end = std::copy(from + row * d, from + (row + rows) * d, to);
-        std::fill(end, to + padded() * d, BFloat16{0});
-    }
+    template <typename T> T* of(T* window, T* entries) const { return (near ? window : entries) + at; }
 };
 
-// What one row sees: keys [low, high) of the window's part and [0, entries) of the others, of these
-// only where `seen` says so, if there is one. All counted within the block.
-struct View {
-    int64_t low = 0, high = 0, near, entries = 0;
-    const uint8_t* seen = nullptr;
-
-    View(const Block& block, int64_t row, const uint8_t* chosen) : near(block.near) {
-        if (row >= block.rows) return;
-        const Sight& s = block.s;
-        const int64_t query = (block.row + row) / s.heads, newest = s.window_keys - s.queries + query - block.first;
-        low = std::max<int64_t>(0, newest - s.window + 1);
-        high = newest + 1;
-        if (s.ratio) entries = std::min(s.entries, (s.start + query + 1) / s.ratio);
-        if (chosen) seen = chosen + query * s.entries;
-    }
-
-    // Of sixteen keys from `key` on, a bit for each that is seen.
-    INLINE __mmask16 of(int64_t key) const {
-        if (key < near) return below(high - key) & ~below(low - key);
-        const __mmask16 visible = below(entries - (key - near));
-        if (!seen || !visible) return visible;
-        const __m128i bytes = _mm_maskz_loadu_epi8(visible, seen + key - near);
-        return _mm_test_epi8_mask(bytes, bytes);
-    }
-
-  private:
-    static INLINE __mmask16 below(int64_t count) {
-        return count <= 0 ? __mmask16(0) : count >= 16 ? __mmask16(0xffff) : __mmask16((1 << count) - 1);
-    }
-};
-
-// squares[32][32] = 32 rows of x times 32 keys.
-INLINE void product(const BFloat16* x, int64_t d, const BFloat16* turned, float* squares, int64_t stride) {
-    clear();
-    accumulate(x, x + 16 * d, d, 32, turned, turned + 16 * d, d / 32);
-    store_squares(squares, stride);
+// `whole` rows of a matrix that has `rows` more: where they lie, or a copy that ends in blank ones.
+const BFloat16* whole_rows(const BFloat16* from, int64_t rows, int64_t whole, int64_t width, Arena& arena) {
+    if (rows == whole) return from;
+    BFloat16* padded = arena.take<BFloat16>(whole * width);
+    std::copy(from, from + rows * width, padded);
+    std::fill(padded + rows * width, padded + whole * width, BFloat16{0});
+    return padded;
 }
 
-// 32 rows and 32 channels of what rows of weights [rows, keys] give.
-INLINE void blend(const Block& block, const Keys& keys, const BFloat16* weights, int64_t channel, float* squares) {
-    const int64_t stride = block.keys(), total = keys.total();
-    const BFloat16* right = keys.straight + channel * total;
-    const BFloat16 *near = right + block.first * 16, *far = right + keys.near * 16;
+// The blocks of keys that some of ROWS rows see, and for each of these rows a bit per key.
+struct Sight {
+    int64_t count = 0;
+    int64_t* blocks;
+    uint32_t* seen;  // [count, ROWS]
+
+    Sight(int64_t room, Arena& arena)
+        : blocks(arena.take<int64_t>(room)), seen(arena.take<uint32_t>(room * ROWS)) {}
+};
+
+int64_t most_blocks(const Attention& a) {
+    const int64_t queries = ROWS / a.heads + 2;
+    return std::min(a.near_blocks(), (a.sliding_window + queries) / SPAN + 2) + a.far_blocks();
+}
+
+// The lowest `count` bits of 32, which may be none or all.
+INLINE uint32_t lowest(int32_t count) { return count <= 0 ? 0 : count >= 32 ? ~0u : (1u << count) - 1; }
+
+// Bits of the chosen entries: [far_blocks, ROWS].
+void mark_chosen(const Attention& a, int64_t first, int64_t rows, uint32_t* chosen) {
+    std::fill(chosen, chosen + a.far_blocks() * ROWS, 0);
+    for (int64_t r = 0; r < rows; r++) {
+        if (r > 0 && (first + r) % a.heads != 0) {  // the same query
+            for (int64_t block = 0; block < a.far_blocks(); block++)
+                chosen[block * ROWS + r] = chosen[block * ROWS + r - 1];
+            continue;
+        }
+        const int64_t* picks = a.selected + (first + r) / a.heads * a.picks;
+        for (int64_t i = 0; i < a.picks; i++)
+            if (picks[i] >= 0) chosen[uint64_t(picks[i]) / 32 * ROWS + r] |= 1u << picks[i] % 32;
+    }
+}
+
+// Of the window's keys a row sees those from `oldest` to before `newest`, of entries the `visible` first.
+TILES void look(const Attention& a, int64_t first, int64_t rows, Sight& sight, Arena& arena) {
+    Scope scope(arena);
+    int32_t oldest[ROWS] = {}, newest[ROWS] = {}, visible[ROWS] = {};
+    for (int64_t r = 0; r < rows; r++) {
+        const int64_t query = (first + r) / a.heads, own = a.before + query;
+        oldest[r] = int32_t(std::max<int64_t>(0, own + 1 - a.sliding_window));
+        newest[r] = int32_t(own + 1);
+        if (a.num_entries > 0) visible[r] = int32_t(std::min(a.num_entries, (a.start + query + 1) / a.ratio));
+    }
+    const auto keep = [&](int64_t block) {
+        const uint32_t* seen = sight.seen + sight.count * ROWS;
+        if (std::any_of(seen, seen + ROWS, [](uint32_t bits) { return bits != 0; }))
+            sight.blocks[sight.count++] = block;
+    };
+    for (int32_t block = oldest[0] / 32; 32 * block < newest[rows - 1]; block++) {
+        uint32_t* seen = sight.seen + sight.count * ROWS;
+        for (int64_t r = 0; r < ROWS; r++)
+            seen[r] = lowest(newest[r] - 32 * block) & ~lowest(oldest[r] - 32 * block);
+        keep(block);
+    }
+    uint32_t* chosen = a.selected == nullptr ? nullptr : arena.take<uint32_t>(a.far_blocks() * ROWS);
+    if (chosen != nullptr) mark_chosen(a, first, rows, chosen);
+    const int64_t far = chosen != nullptr ? a.far_blocks() : (visible[rows - 1] + 31) / 32;
+    for (int32_t block = 0; block < far; block++) {
+        uint32_t* seen = sight.seen + sight.count * ROWS;
+        for (int64_t r = 0; r < ROWS; r++)
+            seen[r] = chosen != nullptr ? chosen[block * ROWS + r] : lowest(visible[r] - 32 * block);
+        keep(a.near_blocks() + block);
+    }
+}
+
+TILES void pack_block(const Attention& a, int64_t block, const Keys& keys) {
+    thread_local static Arena arena;
+    Scope scope(arena);
+    const Place place(a, block);
+    const BFloat16* from = whole_rows(place.of(a.window, a.entries), place.rows, SPAN, a.width, arena);
+    for (int64_t half = 0; half < SPAN; half += 16)
+        pack_both(from + half * a.width, SPAN * block + half, SPAN * a.blocks(), a.width, keys.turned,
+                  keys.straight);
+}
+
+// A range of blocks for each thread.
+int64_t share_of(int64_t blocks, int threads) { return std::max<int64_t>(1, (blocks + threads - 1) / threads); }
+
+Keys pack_keys(const Attention& a, int threads, Arena& arena) {
+    const int64_t size = a.blocks() * SPAN * a.width;
+    const Keys keys{arena.take<BFloat16>(size), arena.take<BFloat16>(size)};
+    parallel_for(a.blocks(), share_of(a.blocks(), threads), threads, [&](int64_t low, int64_t high) {
+        for (int64_t block = low; block < high; block++) pack_block(a, block, keys);
+    });
+    return keys;
+}
+
+// 32 rows times the transpose of a block of keys.
+TILES INLINE void multiply_block(const BFloat16* rows, const Keys& keys, int64_t block, int64_t width,
+                                 float* squares) {
+    const BFloat16* right = keys.turned + block * SPAN * width;
     clear();
-    accumulate(weights, weights + 16 * stride, stride, 32, near, near + 16 * total, block.near / 32);
-    weights += block.near;
-    accumulate(weights, weights + 16 * stride, stride, 32, far, far + 16 * total, block.far / 32);
+    accumulate(rows, rows + 16 * width, width, 32, right, right + 16 * width, width / 32);
     store_squares(squares, SPAN);
 }
 
-// A row of scores to weights as they are before they are divided by their sum, which is returned.
-float weigh(const View& view, float* scores, int64_t count, float scale, float sink, BFloat16* weights, float& log_sum) {
-    const __m512 factor = _mm512_set1_ps(scale);
-    Floats top = all(sink), total = {};
-    for (int64_t k = 0; k < count; k += 16) {
-        const __mmask16 mask = view.of(k);
-        const __m512 hidden = _mm512_set1_ps(-INFINITY);
-        const __m512 x = _mm512_mask_mul_ps(hidden, mask, _mm512_load_ps(scores + k), factor);
-        _mm512_store_ps(scores + k, x);
-        raise(top, Floats(x));
-    }
-    const float most = maximum(top);
-    for (int64_t k = 0; k < count; k += 32) {
-        const Floats left = exp(Floats(_mm512_load_ps(scores + k)) - most);
-        const Floats right = exp(Floats(_mm512_load_ps(scores + k + 16)) - most);
-        total += left + right;
-        _mm512_storeu_si512(weights + k, rounded(__m512(left), __m512(right)));
-    }
-    const float sum_of = sum(total) + std::exp(sink - most);
-    log_sum = most + std::log(sum_of);
-    return sum_of;
-}
-
-void attend(const Block& block, const Keys& keys, const BFloat16* q, const uint8_t* seen, const float* sink,
-            BFloat16* output, float* log_sums, Arena& arena) {
-    Scope scope(arena);
-    const int64_t d = block.s.width, count = block.keys(), rows = block.padded();
-    BFloat16* queries = arena.take<BFloat16>(rows * d);
-    float* scores = arena.take<float>(rows * count);
-    BFloat16* weights = arena.take<BFloat16>(rows * count);
-    alignas(64) float squares[SPAN * SPAN], sums[ROWS], unused;
-    block.copy(q, queries);
-    configure_tiles();
-    for (int64_t k = 0; k < count; k += SPAN)
-        for (int64_t r = 0; r < rows; r += SPAN)
-            product(queries + r * d, d, keys.turned + block.place(keys, k) * d, scores + r * count + k, count);
-    for (int64_t r = 0; r < rows; r++) {
-        const View view(block, r, seen);
-        const float own = sink[(block.row + r) % block.s.heads];
-        float& log_sum = r < block.rows ? log_sums[block.row + r] : unused;
-        sums[r] = weigh(view, scores + r * count, count, block.s.scale, own, weights + r * count, log_sum);
-    }
-    for (int64_t i = 0; i < d; i += SPAN)
-        for (int64_t r = 0; r < rows; r += SPAN) {
-            blend(block, keys, weights + r * count, i, squares);
-            for (int64_t t = 0; t < std::min(SPAN, block.rows - r); t++) {
-                const __m512 share = _mm512_set1_ps(1.0f / sums[r + t]);
-                const __m512 left = _mm512_mul_ps(share, _mm512_load_ps(squares + t * SPAN));
-                const __m512 right = _mm512_mul_ps(share, _mm512_load_ps(squares + t * SPAN + 16));
-                _mm512_storeu_si512(output + (block.row + r + t) * d + i, rounded(left, right));
+// What rows read: weights times keys, and each row times its factor. Weights are tiles [ROWS / 16, count].
+TILES void blend(const Attention& a, const Sight& sight, const BFloat16* weights, const Keys& keys,
+                 const float* factors, int64_t rows, BFloat16* output) {
+    alignas(64) float squares[SPAN * SPAN];
+    const int64_t band = sight.count * TILE, depth = SPAN * a.blocks();
+    for (int64_t column = 0; column < a.width; column += SPAN)
+        for (int64_t row = 0; row < rows; row += SPAN) {
+            const BFloat16* share = weights + row / 16 * band;
+            clear();
+            for (int64_t b = 0; b < sight.count; b++, share += TILE) {
+                const BFloat16* right = keys.straight + column * depth + sight.blocks[b] * TILE;
+                accumulate(share, share + band, 32, TILE, right, right + 16 * depth, 1);
+            }
+            store_squares(squares, SPAN);
+            for (int64_t i = 0; i < std::min(SPAN, rows - row); i++) {
+                const __m512 factor = _mm512_set1_ps(factors[row + i]);
+                const __m512 left = _mm512_mul_ps(_mm512_load_ps(squares + i * SPAN), factor);
+                const __m512 right = _mm512_mul_ps(_mm512_load_ps(squares + i * SPAN + 16), factor);
+                _mm512_storeu_si512(output + (row + i) * a.width + column, rounded(left, right));
             }
         }
-    _tile_release();
 }
 
-struct Given {
-    const BFloat16 *q, *output, *grad;
-    const uint8_t* seen;
-    const float* log_sums;
+// 2^x for lanes of the mask, 0 in others: to 3e-6, for x <= 0 or NaN. Below 2^-125, which no sum with a
+// larger weight notices, it stops: numbers that are not normal are slow.
+TILES INLINE __m512 power(__m512 x, __mmask16 mask) {
+    const __m512 inside = _mm512_max_ps(_mm512_set1_ps(-125.0f), x);  // the second of both if one is NaN
+    const __m512 r = _mm512_reduce_ps(inside, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
+    __m512 p = _mm512_fmadd_ps(r, _mm512_set1_ps(0.0135341679f), _mm512_set1_ps(0.0520114606f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.241442757f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.693003834f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.00000259f));
+    return _mm512_maskz_scalef_ps(mask, p, inside);  // times 2^floor(x)
+}
+
+// 2^(scale * score - less) of 32 scores, where seen.
+TILES INLINE void powers(const float* scores, float scale, float less, uint32_t seen, __m512& left,
+                         __m512& right) {
+    const __m512 by = _mm512_set1_ps(scale), minus = _mm512_set1_ps(less);
+    left = power(_mm512_fmsub_ps(_mm512_load_ps(scores), by, minus), __mmask16(seen));
+    right = power(_mm512_fmsub_ps(_mm512_load_ps(scores + 16), by, minus), __mmask16(seen >> 16));
+}
+
+// Rows from `first` on. Their weights are divided by the sum only when they have been added up.
+TILES void attend(const Attention& a, const Keys& keys, int64_t first, BFloat16* output, float* log_sum) {
+    thread_local static Arena arena;
+    Scope scope(arena);
+    const int64_t rows = std::min(ROWS, a.rows() - first);
+    Sight sight(most_blocks(a), arena);
+    look(a, first, rows, sight, arena);
+    const BFloat16* q = whole_rows(a.q + first * a.width, rows, ROWS, a.width, arena);
+    float* scores = arena.take<float>(sight.count * ROWS * SPAN);  // [count, ROWS, 32]
+    BFloat16* weights = arena.take<BFloat16>(sight.count * ROWS * SPAN);
+    __m512 sums[ROWS], tops[ROWS];
+    for (int64_t r = 0; r < ROWS; r++) {
+        sums[r] = _mm512_setzero_ps();
+        tops[r] = _mm512_set1_ps(-INFINITY);
+    }
+    for (int64_t b = 0; b < sight.count; b++)
+        for (int64_t row = 0; row < ROWS; row += SPAN) {
+            float* squares = scores + (b * ROWS + row) * SPAN;
+            multiply_block(q + row * a.width, keys, sight.blocks[b], a.width, squares);
+            for (int64_t r = row; r < row + SPAN; r++, squares += SPAN) {
+                const uint32_t seen = sight.seen[b * ROWS + r];
+                tops[r] = _mm512_mask_max_ps(tops[r], __mmask16(seen), tops[r], _mm512_load_ps(squares));
+                tops[r] = _mm512_mask_max_ps(tops[r], __mmask16(seen >> 16), tops[r], _mm512_load_ps(squares + 16));
+            }
+        }
+    const float scale = a.scale() * LOG2E;  // powers are of two
+    float most[ROWS], factors[ROWS];
+    for (int64_t r = 0; r < ROWS; r++)
+        most[r] = std::max(_mm512_reduce_max_ps(tops[r]) * scale, a.sink[(first + r) % a.heads] * LOG2E);
+    for (int64_t b = 0; b < sight.count; b++)
+        for (int64_t r = 0; r < ROWS; r++) {
+            const int64_t at = b * ROWS + r;
+            __m512 left, right;
+            powers(scores + at * SPAN, scale, most[r], sight.seen[at], left, right);
+            sums[r] = _mm512_add_ps(sums[r], _mm512_add_ps(left, right));
+            _mm512_store_si512(weights + (r / 16 * sight.count + b) * TILE + r % 16 * 32, rounded(left, right));
+        }
+    for (int64_t r = 0; r < rows; r++) {
+        const float sum = _mm512_reduce_add_ps(sums[r]) + std::exp2(a.sink[(first + r) % a.heads] * LOG2E - most[r]);
+        log_sum[first + r] = (most[r] + std::log2(sum)) * LN2;
+        factors[r] = 1.0f / sum;
+    }
+    blend(a, sight, weights, keys, factors, rows, output + first * a.width);
+}
+
+// What ROWS rows say about keys: their queries and the gradients of what they read, as left operands of
+// products over rows, and for each block that they see their weights and the gradients of their scores,
+// as right ones.
+struct Share {
+    Sight sight;
+    BFloat16 *queries, *outer, *weights, *moved;
+
+    Share(const Attention& a, Arena& arena) : sight(most_blocks(a), arena) {
+        queries = arena.take<BFloat16>(ROWS * a.width);
+        outer = arena.take<BFloat16>(ROWS * a.width);
+        weights = arena.take<BFloat16>(most_blocks(a) * ROWS * SPAN);
+        moved = arena.take<BFloat16>(most_blocks(a) * ROWS * SPAN);
+    }
 };
 
-// The weights of 32 rows and keys, and the gradients of their scores.
-INLINE void weights_again(const View* views, const float* log_sums, const float* deltas, int64_t key, float scale,
-                          const float* scores, const float* moved, BFloat16* weights, BFloat16* of_scores,
-                          int64_t stride) {
-    for (int64_t t = 0; t < SPAN; t++) {
-        Floats p[2], g[2];
-        for (int half = 0; half < 2; half++) {
-            const int64_t at = t * SPAN + 16 * half;
-            const Floats score = Floats(_mm512_load_ps(scores + at)) * scale;
-            p[half] = Floats(_mm512_maskz_mov_ps(views[t].of(key + 16 * half), __m512(exp(score - log_sums[t]))));
-            g[half] = p[half] * (Floats(_mm512_load_ps(moved + at)) - deltas[t]) * scale;
-        }
-        _mm512_storeu_si512(weights + t * stride, rounded(__m512(p[0]), __m512(p[1])));
-        _mm512_storeu_si512(of_scores + t * stride, rounded(__m512(g[0]), __m512(g[1])));
-    }
+// What the gradients are made of, and where they go.
+struct Gradient {
+    const BFloat16 *output, *grad;
+    const float* log_sum;
+    float* delta;  // of each row <grad, output>
+    BFloat16 *grad_q, *grad_window, *grad_entries;
+};
+
+// Two rows to row `row / 2` of the tiles of a right operand whose depth is ROWS.
+TILES INLINE void put_pair(__m512i even, __m512i odd, int64_t row, BFloat16* right) {
+    __m512i first, last;
+    interleave(even, odd, first, last);
+    _mm512_store_si512(right + row * 16, first);
+    _mm512_store_si512(right + ROWS * 16 + row * 16, last);
 }
 
-// Adds to grad_keys, which lie as `keys` do.
-void attend_backward(const Block& block, const Keys& keys, const Given& given, BFloat16* grad_q, float* grad_keys,
-                     float* deltas, Arena& arena) {
+TILES INLINE float dot(const BFloat16* x, const BFloat16* y, int64_t width) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t i = 0; i < width; i += 32) {
+        const __m512i a = _mm512_loadu_si512(x + i), b = _mm512_loadu_si512(y + i);
+        sum = _mm512_fmadd_ps(first_half(a), first_half(b), sum);
+        sum = _mm512_fmadd_ps(last_half(a), last_half(b), sum);
+    }
+    return _mm512_reduce_add_ps(sum);
+}
+
+// A share of ROWS rows from `first` on, and all that is theirs alone: delta, and the gradient of q.
+TILES void differentiate(const Attention& a, const Keys& keys, int64_t first, const Gradient& g, Share& share) {
+    thread_local static Arena arena;
     Scope scope(arena);
-    const int64_t d = block.s.width, count = block.keys(), rows = block.padded();
-    BFloat16* queries = arena.take<BFloat16>(rows * d);
-    BFloat16* outer = arena.take<BFloat16>(rows * d);
-    BFloat16* weights = arena.take<BFloat16>(rows * count);
-    BFloat16* of_scores = arena.take<BFloat16>(rows * count);
-    BFloat16* right_queries = arena.take<BFloat16>(rows * d);
-    BFloat16* right_outer = arena.take<BFloat16>(rows * d);
-    BFloat16* room = arena.take<BFloat16>(3 * SPAN * rows);
-    View* views = arena.take<View>(rows);
-    alignas(64) float squares[2][SPAN * SPAN], log_sum[ROWS] = {}, delta[ROWS] = {};
-    block.copy(given.q, queries);
-    block.copy(given.grad, outer);
-    std::copy(given.log_sums + block.row, given.log_sums + block.row + block.rows, log_sum);
-    for (int64_t r = 0; r < rows; r++) views[r] = View(block, r, given.seen);
-    for (int64_t r = 0; r < block.rows; r++) {
-        __m512 total = _mm512_setzero_ps();
-        for (int64_t i = 0; i < d; i += 32) {
-            const __m512i mine = _mm512_loadu_si512(outer + r * d + i);
-            const __m512i read = _mm512_loadu_si512(given.output + (block.row + r) * d + i);
-            total = _mm512_dpbf16_ps(total, __m512bh(mine), __m512bh(read));
-        }
-        deltas[block.row + r] = delta[r] = _mm512_reduce_add_ps(total);
+    const int64_t rows = std::min(ROWS, a.rows() - first);
+    Sight& sight = share.sight;
+    sight.count = 0;
+    look(a, first, rows, sight, arena);
+    const BFloat16* q = whole_rows(a.q + first * a.width, rows, ROWS, a.width, arena);
+    const BFloat16* outer = whole_rows(g.grad + first * a.width, rows, ROWS, a.width, arena);
+    BFloat16* room = arena.take<BFloat16>(ROWS * a.width);
+    turn_rows(q, a.width, ROWS, a.width, room, share.queries);
+    turn_rows(outer, a.width, ROWS, a.width, room, share.outer);
+    float delta[ROWS] = {}, log_sum[ROWS] = {}, ones[ROWS];
+    for (int64_t r = 0; r < rows; r++) {
+        delta[r] = g.delta[first + r] = dot(outer + r * a.width, g.output + (first + r) * a.width, a.width);
+        log_sum[r] = g.log_sum[first + r] * LOG2E;
     }
-    for (int64_t k = 0; k < count; k += SPAN) {
-        const BFloat16* turned = keys.turned + block.place(keys, k) * d;
-        for (int64_t r = 0; r < rows; r += SPAN) {
-            product(queries + r * d, d, turned, squares[0], SPAN);
-            product(outer + r * d, d, turned, squares[1], SPAN);
-            weights_again(views + r, log_sum + r, delta + r, k, block.s.scale, squares[0], squares[1],
-                          weights + r * count + k, of_scores + r * count + k, count);
-        }
-    }
-    for (int64_t i = 0; i < d; i += SPAN)
-        for (int64_t r = 0; r < rows; r += SPAN) {
-            blend(block, keys, of_scores + r * count, i, squares[0]);
-            for (int64_t t = 0; t < std::min(SPAN, block.rows - r); t++) {
-                const __m512 left = _mm512_load_ps(squares[0] + t * SPAN), right = _mm512_load_ps(squares[0] + t * SPAN + 16);
-                _mm512_storeu_si512(grad_q + (block.row + r + t) * d + i, rounded(left, right));
+    std::fill(ones, ones + ROWS, 1.0f);
+    alignas(64) float scores[SPAN * SPAN], grads[SPAN * SPAN];
+    BFloat16* moved = arena.take<BFloat16>(sight.count * ROWS * SPAN);  // tiles [ROWS / 16, count]
+    const float by = a.scale() * LOG2E;
+    const __m512 scale = _mm512_set1_ps(a.scale());
+    for (int64_t b = 0; b < sight.count; b++)
+        for (int64_t row = 0; row < ROWS; row += SPAN) {
+            multiply_block(q + row * a.width, keys, sight.blocks[b], a.width, scores);
+            multiply_block(outer + row * a.width, keys, sight.blocks[b], a.width, grads);
+            const auto row_of = [&](int64_t i, __m512i& weight, __m512i& change) TILES {
+                const int64_t r = row + i;
+                __m512 left, right;
+                powers(scores + i * SPAN, by, log_sum[r], sight.seen[b * ROWS + r], left, right);
+                weight = rounded(left, right);
+                const __m512 mean = _mm512_set1_ps(delta[r]);
+                const __m512 first_grads = _mm512_sub_ps(_mm512_load_ps(grads + i * SPAN), mean);
+                const __m512 last_grads = _mm512_sub_ps(_mm512_load_ps(grads + i * SPAN + 16), mean);
+                change = rounded(_mm512_mul_ps(_mm512_mul_ps(left, scale), first_grads),
+                                 _mm512_mul_ps(_mm512_mul_ps(right, scale), last_grads));
+                _mm512_store_si512(moved + (r / 16 * sight.count + b) * TILE + r % 16 * 32, change);
+            };
+            for (int64_t i = 0; i < SPAN; i += 2) {
+                __m512i weight, next_weight, change, next_change;
+                row_of(i, weight, change);
+                row_of(i + 1, next_weight, next_change);
+                put_pair(weight, next_weight, row + i, share.weights + b * ROWS * SPAN);
+                put_pair(change, next_change, row + i, share.moved + b * ROWS * SPAN);
             }
         }
-    pack_rows(queries, d, rows, d, right_queries);
-    pack_rows(outer, d, rows, d, right_outer);
-    BFloat16 *left_scores = room + SPAN * rows, *left_weights = left_scores + SPAN * rows;
-    for (int64_t k = 0; k < count; k += SPAN) {
-        pack_columns(of_scores + k, count, rows, room, left_scores);
-        pack_columns(weights + k, count, rows, room, left_weights);
-        float* to = grad_keys + block.place(keys, k) * d;
-        for (int64_t i = 0; i < d; i += SPAN) {
-            const BFloat16 *q = right_queries + i * rows, *g = right_outer + i * rows;
-            load_squares(to + i, d);
-            accumulate(left_scores, left_scores + 16 * rows, 32, TILE, q, q + 16 * rows, rows / 32);
-            accumulate(left_weights, left_weights + 16 * rows, 32, TILE, g, g + 16 * rows, rows / 32);
-            store_squares(to + i, d);
-        }
+    blend(a, sight, moved, keys, ones, rows, g.grad_q + first * a.width);
+}
+
+// A block of keys' gradient, transposed, [width, 32] in float32, += what some rows say.
+TILES void add_share(const Attention& a, int64_t block, const Share& share, float* gradient) {
+    const Sight& sight = share.sight;
+    const int64_t b = std::find(sight.blocks, sight.blocks + sight.count, block) - sight.blocks;
+    if (b == sight.count) return;
+    const BFloat16 *moved = share.moved + b * ROWS * SPAN, *weights = share.weights + b * ROWS * SPAN;
+    for (int64_t column = 0; column < a.width; column += SPAN) {
+        const BFloat16 *queries = share.queries + column * ROWS, *outer = share.outer + column * ROWS;
+        load_squares(gradient + column * SPAN, SPAN);
+        accumulate(queries, queries + 16 * ROWS, 32, TILE, moved, moved + 16 * ROWS, ROWS / 32);
+        accumulate(outer, outer + 16 * ROWS, 32, TILE, weights, weights + 16 * ROWS, ROWS / 32);
+        store_squares(gradient + column * SPAN, SPAN);
     }
 }
 
-void attend_backward(const Sight& s, const Keys& keys, const Given& given, BFloat16* grad_q, float* grad_keys,
-                     float* deltas, Arena& arena) {
-    configure_tiles();
-    for (int64_t row = 0; row < s.queries * s.heads; row += ROWS)
-        attend_backward(Block(s, row), keys, given, grad_q, grad_keys, deltas, arena);
-    _tile_release();
-}
-
-void put_rounded(const float* from, int64_t count, BFloat16* to) {
-    for (int64_t i = 0; i < count; i += 32)
-        _mm512_storeu_si512(to + i, rounded(_mm512_loadu_ps(from + i), _mm512_loadu_ps(from + i + 16)));
+// A block's gradient, as rows of bfloat16 again.
+TILES void put_keys(const Attention& a, int64_t block, const float* gradient, const Gradient& g) {
+    const Place place(a, block);
+    BFloat16* to = place.of(g.grad_window, g.grad_entries);
+    Rows left, right;
+    for (int64_t half = 0; half < place.rows; half += 16)
+        for (int64_t column = 0; column < a.width; column += SPAN) {
+            load_rows(gradient + column * SPAN + half, SPAN, left);
+            load_rows(gradient + (column + 16) * SPAN + half, SPAN, right);
+            transpose16(left);
+            transpose16(right);
+            for (int64_t i = 0; i < std::min<int64_t>(16, place.rows - half); i++)
+                _mm512_storeu_si512(to + (half + i) * a.width + column, rounded(left[i], right[i]));
+        }
 }
 
 }  // namespace
 
-#pragma GCC pop_options
-
 extern "C" {
 
-// seen[query][entry] is null where every complete entry is seen.
-void train_attend(const Sight* sight, int threads, const BFloat16* q, const BFloat16* window, const BFloat16* entries,
-                  const uint8_t* seen, const float* sink, BFloat16* output, float* log_sums) {
+// Where train_tiles_serve says so for the width. log_sum is of each row log(sum exp), sink included.
+void train_attend(int threads, const Attention* attention, BFloat16* output, float* log_sum) {
+    const Attention& a = *attention;
     thread_local static Arena arena;
     Scope scope(arena);
-    const Keys keys(*sight, window, entries, arena);
-    parallel_for(sight->queries * sight->heads, ROWS, threads, [&](int64_t low, int64_t) {
-        thread_local static Arena own;
-        attend(Block(*sight, low), keys, q, seen, sink, output, log_sums, own);
+    const Keys keys = pack_keys(a, threads, arena);
+    parallel_for((a.rows() + ROWS - 1) / ROWS, 1, threads, [&](int64_t low, int64_t high) TILES {
+        configure_tiles();
+        for (int64_t i = low; i < high; i++) attend(a, keys, i * ROWS, output, log_sum);
+        _tile_release();
     });
 }
 
-// Gradients of keys are sums over queries: one thread adds them up, in order.
-void train_attend_backward(const Sight* sight, const BFloat16* q, const BFloat16* window, const BFloat16* entries,
-                           const uint8_t* seen, const BFloat16* output, const float* log_sums, const BFloat16* grad,
-                           BFloat16* grad_q, BFloat16* grad_window, BFloat16* grad_entries, float* deltas) {
+void train_attend_backward(int threads, const Attention* attention, const Gradient* gradient) {
+    const Attention& a = *attention;
     thread_local static Arena arena;
     Scope scope(arena);
-    const Keys keys(*sight, window, entries, arena);
-    const int64_t d = sight->width;
-    float* grad_keys = arena.take<float>(keys.total() * d);
-    std::fill(grad_keys, grad_keys + keys.total() * d, 0.0f);
-    attend_backward(*sight, keys, {q, output, grad, seen, log_sums}, grad_q, grad_keys, deltas, arena);
-    put_rounded(grad_keys, sight->window_keys * d, grad_window);
-    put_rounded(grad_keys + keys.near * d, sight->entries * d, grad_entries);
+    const Keys keys = pack_keys(a, threads, arena);
+    const int64_t size = SPAN * a.width, parts = (a.rows() + ROWS - 1) / ROWS;
+    const int64_t group = threads == 1 ? 1 : 2 * threads;
+    float* sums = arena.take<float>(a.blocks() * size);
+    std::fill(sums, sums + a.blocks() * size, 0.0f);
+    std::vector<Share> shares;
+    for (int64_t i = 0; i < group; i++) shares.emplace_back(a, arena);
+    for (int64_t first = 0; first < parts; first += group) {
+        const int64_t count = std::min(group, parts - first);
+        parallel_for(count, 1, threads, [&](int64_t low, int64_t high) TILES {
+            configure_tiles();
+            for (int64_t i = low; i < high; i++) differentiate(a, keys, (first + i) * ROWS, *gradient, shares[i]);
+            _tile_release();
+        });
+        parallel_for(a.blocks(), share_of(a.blocks(), threads), threads, [&](int64_t low, int64_t high) TILES {
+            configure_tiles();
+            for (int64_t block = low; block < high; block++)
+                for (int64_t i = 0; i < count; i++) add_share(a, block, shares[i], sums + block * size);
+            _tile_release();
+        });
+    }
+    parallel_for(a.blocks(), share_of(a.blocks(), threads), threads, [&](int64_t low, int64_t high) {
+        for (int64_t block = low; block < high; block++) put_keys(a, block, sums + block * size, *gradient);
+    });
 }
 }
 

@@ -1,8 +1,9 @@
-"""Attention for training: products by torch, softmax and its gradient by a kernel, tile by tile.
+"""Attention for training: on processors with tiles (AMX) one kernel forward and one backward.
 
-A tile's keys are the window's and the entries' laid end to end, so each product is one for all
-heads. Chosen entries are scored with all others and the rest hidden: at the lengths we train on
-that costs less than gathering. See ops/attention.py.
+Elsewhere products are torch's, softmax and its gradient a kernel, in tiles of queries: a tile's
+keys are the window's and the entries' laid end to end, so each product is one for all heads.
+Chosen entries are scored with all others and the rest hidden: at the lengths we train on that
+costs less than gathering. See ops/attention.py.
 """
 
 import ctypes
@@ -29,6 +30,26 @@ class _Where(NamedTuple):
     start: int
     sliding_window: int
     ratio: int
+
+
+class _Attention(ctypes.Structure):
+    """struct Attention of attend_tiles.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in "queries heads width".split()),
+        *((name, ctypes.c_int64) for name in "before num_entries picks".split()),
+        *((name, ctypes.c_int64) for name in _Where._fields),
+        *((name, ctypes.c_void_p) for name in "q window entries selected sink".split()),
+    )
+
+
+class _Gradient(ctypes.Structure):
+    """struct Gradient of attend_tiles.cpp."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_void_p)
+        for name in "output grad log_sum delta grad_q grad_window grad_entries".split()
+    )
 
 
 class _Tile(ctypes.Structure):
@@ -59,11 +80,13 @@ def attend(
     """Twin of the reference; NotImplemented for float64 sinks."""
     if sink.dtype != torch.float32:
         return NotImplemented
+    width = q.shape[-1]
     if entries is None:
         entries = window[:0]
     where = _Where(start, sliding_window, ratio)
-    on_tiles = q.dtype == torch.bfloat16 and tiles_serve(q.shape[-1], q.shape[-1])
-    return (_AttendOnTiles if on_tiles else _Attend).apply(
+    bfloat16 = all(part.dtype == torch.bfloat16 for part in (q, window, entries))
+    function = _AttendOnTiles if bfloat16 and tiles_serve(width, width) else _Attend
+    return function.apply(
         q.contiguous(), window.contiguous(), entries.contiguous(), selected, sink, where
     )
 
@@ -189,64 +212,6 @@ def _put(rows: Tensor, to: Tensor, part: slice) -> None:
     to[part] = rows.unflatten(0, (-1, to.shape[1]))[: part.stop - part.start]
 
 
-class _Sight(ctypes.Structure):
-    """struct Sight of attend_tiles.cpp."""
-
-    _fields_ = (
-        ("queries", ctypes.c_int64),
-        ("window_keys", ctypes.c_int64),
-        ("entries", ctypes.c_int64),
-        ("start", ctypes.c_int64),
-        ("window", ctypes.c_int64),
-        ("ratio", ctypes.c_int64),
-        ("heads", ctypes.c_int32),
-        ("width", ctypes.c_int32),
-        ("scale", ctypes.c_float),
-    )
-
-
-class _AttendOnTiles(torch.autograd.Function):
-    """Everything in one kernel, forward and back."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        window: Tensor,
-        entries: Tensor,
-        selected: Tensor | None,
-        sink: Tensor,
-        where: _Where,
-    ) -> Tensor:
-        total, heads, width = q.shape
-        sizes = (total, len(window), len(entries), *where, heads, width, width**-0.5)
-        sight, sink = _Sight(*sizes), sink.contiguous()
-        seen = None if selected is None else _chosen(selected, len(entries)).contiguous()
-        output, log_sums = torch.empty_like(q), sink.new_empty(total, heads)
-        threads = ctypes.c_int(torch.get_num_threads())
-        _run("attend", sight, threads, q, window, entries, seen, sink, output, log_sums)
-        ctx.save_for_backward(q, window, entries, seen, sink, output, log_sums)
-        ctx.sight = sight
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, Tensor, None]:
-        q, window, entries, seen, sink, output, log_sums = ctx.saved_tensors
-        grads = tuple(map(torch.empty_like, (q, window, entries)))
-        deltas = torch.empty_like(log_sums)
-        parts = (q, window, entries, seen, output, log_sums, gradients[0].contiguous())
-        _run("attend_backward", ctx.sight, *parts, *grads, deltas)
-        grad_sink = -((sink - log_sums).exp() * deltas).sum(0)
-        return *grads, None, grad_sink, None
-
-
-def _run(name: str, sight: _Sight, *arguments: Any) -> None:
-    passed = [
-        address(argument) if isinstance(argument, Tensor) else argument for argument in arguments
-    ]
-    getattr(library(), f"train_{name}")(ctypes.byref(sight), *passed)
-
-
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -305,3 +270,52 @@ class _Attend(torch.autograd.Function):
             grad_sink,
             None,
         )
+
+
+def _attention(
+    q: Tensor, window: Tensor, entries: Tensor, selected: Tensor | None, sink: Tensor, where: _Where
+) -> Any:
+    """What both kernels are given, by address: the tensors must outlive it."""
+    picks = 0 if selected is None else selected.shape[1]
+    sizes = (*q.shape, len(window) - len(q), len(entries), picks)
+    chosen = None if selected is None else address(selected)
+    memory = (address(q), address(window), address(entries), chosen, address(sink))
+    return ctypes.byref(_Attention(*sizes, *where, *memory))
+
+
+def _on_tiles(name: str, *arguments: Any) -> None:
+    getattr(library(), f"train_{name}")(ctypes.c_int(torch.get_num_threads()), *arguments)
+
+
+class _AttendOnTiles(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        window: Tensor,
+        entries: Tensor,
+        selected: Tensor | None,
+        sink: Tensor,
+        where: _Where,
+    ) -> Tensor:
+        output = torch.empty_like(q)
+        log_sums = q.new_empty(q.shape[:2], dtype=torch.float32)
+        selected = None if selected is None else selected.contiguous()
+        sink = sink.contiguous()
+        ctx.save_for_backward(q, window, entries, selected, sink, output, log_sums)
+        ctx.where = where
+        given = _attention(q, window, entries, selected, sink, where)
+        _on_tiles("attend", given, address(output), address(log_sums))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, Tensor, None]:
+        q, window, entries, selected, sink, output, log_sums = ctx.saved_tensors
+        results = [torch.empty_like(part) for part in (log_sums, q, window, entries)]
+        grad = gradients[0].contiguous()
+        memory = [address(part) for part in (output, grad, log_sums, *results)]
+        given = _attention(q, window, entries, selected, sink, ctx.where)
+        _on_tiles("attend_backward", given, ctypes.byref(_Gradient(*memory)))
+        delta, grad_q, grad_window, grad_entries = results
+        grad_sink = -((sink - log_sums).exp() * delta).sum(0)
+        return grad_q, grad_window, grad_entries, None, grad_sink, None

@@ -65,23 +65,24 @@ TILES INLINE void interleave(__m512i even, __m512i odd, __m512i& first, __m512i&
     last = _mm512_permutex2var_epi16(even, _mm512_add_epi16(index, _mm512_set1_epi16(16)), odd);
 }
 
-// Both right operands of a weight [outputs, inputs]: of its transpose, by inputs, and of itself.
+// Sixteen rows, from `row` on, of a matrix [rows, columns] as parts of both its right operands: of its
+// transpose and of itself.
 template <typename T>
-TILES inline void pack(const T* weight, int64_t outputs, int64_t inputs, BFloat16* turned, BFloat16* straight) {
-    PairRows rows;
-    for (int64_t o = 0; o < outputs; o += 16)
-        for (int64_t i = 0; i < inputs; i += 32) {
-            load_pairs(weight + o * inputs + i, inputs, rows);
-            turn(rows, turned + o * inputs + i / 32 * TILE);
-            BFloat16* first = straight + i * outputs + o / 32 * TILE + 32 * (o % 32 / 2);
-            BFloat16* last = first + 16 * outputs;
-            for (int row = 0; row < 8; row++, first += 32, last += 32) {
-                __m512i one, two;
-                interleave(rows[2 * row], rows[2 * row + 1], one, two);
-                _mm512_storeu_si512(first, one);
-                _mm512_storeu_si512(last, two);
-            }
+TILES inline void pack_both(const T* from, int64_t row, int64_t rows, int64_t columns, BFloat16* turned,
+                            BFloat16* straight) {
+    PairRows pairs;
+    for (int64_t column = 0; column < columns; column += 32) {
+        load_pairs(from + column, columns, pairs);
+        turn(pairs, turned + row * columns + column / 32 * TILE);
+        BFloat16* first = straight + column * rows + row / 32 * TILE + 32 * (row % 32 / 2);
+        BFloat16* last = first + 16 * rows;
+        for (int i = 0; i < 8; i++, first += 32, last += 32) {
+            __m512i one, two;
+            interleave(pairs[2 * i], pairs[2 * i + 1], one, two);
+            _mm512_storeu_si512(first, one);
+            _mm512_storeu_si512(last, two);
         }
+    }
 }
 
 // Some rows of x as a right operand whose depth is the rows; blank rows fill the last tile.
@@ -101,13 +102,14 @@ TILES inline void pack_rows(const BFloat16* x, int64_t stride, int64_t rows, int
         }
 }
 
-// 32 columns of g over some rows as a left operand, g^T: two rows of tiles. `room` is as large as they.
-TILES inline void pack_columns(const BFloat16* g, int64_t stride, int64_t rows, BFloat16* room, BFloat16* turned) {
-    pack_rows(g, stride, rows, SPAN, room);
+// Some rows of x as a left operand whose depth is the rows: their transpose. `room` is for as many numbers.
+TILES inline void turn_rows(const BFloat16* x, int64_t stride, int64_t rows, int64_t columns, BFloat16* room,
+                            BFloat16* left) {
     PairRows pairs;
-    for (int64_t tile = 0; tile < 2 * ((rows + 31) / 32); tile++) {
-        load_pairs(room + tile * TILE, 32, pairs);
-        turn(pairs, turned + tile * TILE);
+    pack_rows(x, stride, rows, columns, room);
+    for (int64_t at = 0; at < (rows + 31) / 32 * 32 * columns; at += TILE) {
+        load_pairs(room + at, 32, pairs);
+        turn(pairs, left + at);
     }
 }
 

@@ -26,6 +26,12 @@ constexpr int64_t ROWS = 256;    // of a thread's turn, in the second-level cach
 constexpr int64_t OUTER_ROWS = 512;  // the same where rows are the depth: sums are kept for longer
 constexpr int64_t DEPTH = 1024;  // of a product at a time: more rows and columns would not fit
 
+// Both right operands of a weight [outputs, inputs]: of its transpose, by inputs, and of itself.
+template <typename T>
+TILES void pack(const T* weight, int64_t outputs, int64_t inputs, BFloat16* turned, BFloat16* straight) {
+    for (int64_t o = 0; o < outputs; o += 16) pack_both(weight + o * inputs, o, outputs, inputs, turned, straight);
+}
+
 // A square of sums to `rows` rows of a matrix, or to as many as it has.
 TILES INLINE void put_squares(const float* squares, int64_t rows, BFloat16* to, int64_t stride) {
     for (int64_t i = 0; i < std::min(rows, SPAN); i++) {
@@ -85,7 +91,7 @@ TILES void outer_strip(const BFloat16* g, int64_t g_stride, int64_t rows, const 
     alignas(64) float squares[SPAN * SPAN];
     const int64_t depth = (rows + 31) / 32 * 32;
     BFloat16* turned = room + SPAN * depth;
-    pack_columns(g, g_stride, rows, room, turned);
+    turn_rows(g, g_stride, rows, SPAN, room, turned);
     for (int64_t column = 0; column < columns; column += SPAN) {
         const BFloat16* b = right + column * depth;
         if (add)
