@@ -57,7 +57,7 @@ def run(parts: list[Tensor], backend: Backend = "auto") -> list[Tensor]:
 @pytest.mark.parametrize(
     ("tokens", "m", "channels"),
     [
-        *[(1, 4, 128), (150, 4, 32), (16, 4, 96)],  # fill tiles
+        *[(1, 4, 128), (150, 4, 32), (16, 4, 96), (47, 4, 384), (2100, 4, 32)],  # fill tiles
         *[(16, 4, 16), (17, 4, 15), (65, 2, 33), (130, 3, 70), (3, 8, 5), (5, 1, 48)],
     ],
 )
@@ -69,6 +69,16 @@ def test_same_as_the_reference(tokens: int, m: int, channels: int, dtype: torch.
         assert one.dtype == other.dtype
         tolerance = (SUM_TOLERANCE if index in (5, 6, 7) else TOLERANCE)[dtype]
         assert (one.float() - other.float()).abs().max() <= tolerance * one.float().abs().max()
+
+
+def test_coefficients_of_bfloat16_streams_are_as_exact_as_those_of_float32() -> None:
+    """fn goes into products with bfloat16 streams unrounded, as the reference has it."""
+    streams, *others = inputs(50, 4, 384, torch.bfloat16)[:4]
+    with use_backend("reference"):
+        expected = connect(streams, *others)
+    actual = connect(streams, *others)
+    torch.testing.assert_close(actual.post, expected.post, rtol=5e-6, atol=1e-7)
+    torch.testing.assert_close(actual.mix, expected.mix, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e12])
@@ -95,7 +105,7 @@ def test_what_is_not_finite_stays_in_its_token(bad: float, dtype: torch.dtype) -
 @pytest.mark.parametrize("channels", [56, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_a_row_has_the_same_bits_in_any_company(dtype: torch.dtype, channels: int) -> None:
-    parts = inputs(200, 4, channels, dtype)
+    parts = inputs(600, 4, channels, dtype)  # more than the tokens of one partial sum
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)

@@ -18,7 +18,7 @@
 namespace {
 
 constexpr int64_t PADDED = 32;  // coefficients in two tiles: pre and post in the first, mix in the second
-constexpr int64_t BLOCK = 128;   // tokens whose streams and gradients stay in the second-level cache
+constexpr int64_t BLOCK = 128;  // tokens whose streams and gradients stay in the second-level cache
 constexpr int64_t CHUNK = 128;  // columns at a time of a block, in the first-level cache
 constexpr int64_t RANGE = 256;  // tokens of a thread's turn, and of a partial sum over tokens
 
@@ -66,7 +66,8 @@ BFloat16* pack_projection(const float* fn, int64_t width, Arena& arena) {
     return right;
 }
 
-// fn: for each 32 of its width, tiles of the even and of the odd columns, of two parts.
+// fn: for each 32 of its width, tiles of the even and of the odd columns, of two parts. (Products of a
+// bfloat16 result need no third.)
 constexpr int SPREAD = 2;
 BFloat16* pack_spread(const float* fn, int64_t width, Arena& arena) {
     BFloat16* right = arena.take<BFloat16>(SPREAD * PADDED * width);
@@ -204,7 +205,8 @@ struct Weights {
 };
 
 // <grad_x, stream_j> of some tokens.
-INLINE void dot_with_streams(const BFloat16* v, const BFloat16* grad_x, int64_t count, int64_t c, float (&dots)[16][M]) {
+INLINE void dot_with_streams(const BFloat16* v, const BFloat16* grad_x, int64_t count, int64_t c,
+                             float (&dots)[16][M]) {
     for (int64_t t = 0; t < count; t++, v += M * c, grad_x += c) {
         Floats total[M] = {};
         for (int64_t i = 0; i < c; i += 32)
@@ -213,9 +215,9 @@ INLINE void dot_with_streams(const BFloat16* v, const BFloat16* grad_x, int64_t 
     }
 }
 
-// Up to sixteen tokens from t on: gradients of their products with fn, a coefficient's `stride` apart.
-INLINE void coefficients_backward(const Given& by, int64_t t, int64_t count, const Shape& s, Sums& to, Weights& weights,
-                                  float* products) {
+// Up to sixteen tokens from t on: gradients of their products with fn, in rows of BLOCK tokens.
+INLINE void coefficients_backward(const Given& by, int64_t t, int64_t count, const Shape& s, Sums& to,
+                                  Weights& weights, float* products) {
     alignas(64) float dots[16][M];
     dot_with_streams(by.streams + t * s.width(), by.grad_x + t * s.channels, count, s.channels, dots);
     const __mmask16 some = first(count);
@@ -260,7 +262,8 @@ INLINE void turn_products(const float* products, BFloat16* tiles) {
     for (int t = 0; t < 16; t++) {
         const __m512i near = rounded(left[t], right[t]);
         _mm512_storeu_si512(tiles + 32 * t, near);
-        _mm512_storeu_si512(tiles + TILE + 32 * t, rounded(rest(left[t], first_half(near)), rest(right[t], last_half(near))));
+        const Floats left_rest = rest(left[t], first_half(near)), right_rest = rest(right[t], last_half(near));
+        _mm512_storeu_si512(tiles + TILE + 32 * t, rounded(left_rest, right_rest));
     }
 }
 
@@ -293,7 +296,7 @@ INLINE void spread(const Given& by, int64_t t, int64_t count, const BFloat16* pr
             for (int64_t i = 0; i < c; i += 32) {
                 const float* through = room + k * width + j * c + i;
                 prefetch(by.grad_through + at + i + 2 * width);
-                prefetch(grad_streams + at + i + 2*width);
+                prefetch(grad_streams + at + i + 2 * width);
                 Apart total = load_apart(by.grad_through + at + i);
                 total.even += Floats(_mm512_loadu_ps(through));
                 total.odd += Floats(_mm512_loadu_ps(through + 16));
@@ -363,6 +366,7 @@ void connect_backward(int64_t low, int64_t high, const Given& by, const BFloat16
             add_outer(turned, by.streams + t * width + i, count, width, total.fn + i);
     }
     _tile_release();
+    // Even and odd columns back to their places.
     const __m512i lower = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     const __m512i upper = _mm512_add_epi32(lower, _mm512_set1_epi32(8));
     for (int n = 0; n < N; n++, sums += width)
@@ -396,7 +400,7 @@ int train_connect_serves([[maybe_unused]] int streams, [[maybe_unused]] int chan
 #ifdef WITH_TILES
 
 void train_connect(const Shape* shape, int threads, const BFloat16* streams, const float* fn, const float* base,
-                         const float* scale, BFloat16* x, float* post, float* mix, float* raw, float* rho) {
+                   const float* scale, BFloat16* x, float* post, float* mix, float* raw, float* rho) {
     thread_local static Arena arena;
     Scope scope(arena);
     const BFloat16* right = pack_projection(fn, shape->width(), arena);
@@ -405,11 +409,11 @@ void train_connect(const Shape* shape, int threads, const BFloat16* streams, con
     });
 }
 
-// `sums` holds, for each 256 tokens, their share of the gradients of fn, base and scale, one behind the other.
+// `sums` takes, of each RANGE of tokens, their share of the gradients of fn, base and scale, in this order.
 void train_connect_backward(const Shape* shape, int threads, const BFloat16* streams, const float* fn,
-                                  const float* base, const float* scale, const float* raw, const float* rho,
-                                  const BFloat16* grad_x, const float* grad_post, const float* grad_mix,
-                                  const BFloat16* grad_through, BFloat16* grad_streams, float* sums) {
+                            const float* base, const float* scale, const float* raw, const float* rho,
+                            const BFloat16* grad_x, const float* grad_post, const float* grad_mix,
+                            const BFloat16* grad_through, BFloat16* grad_streams, float* sums) {
     thread_local static Arena arena;
     Scope scope(arena);
     const Given given{streams, grad_x, grad_through, base, scale, raw, rho, grad_post, grad_mix};

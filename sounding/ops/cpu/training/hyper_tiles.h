@@ -29,11 +29,10 @@ struct Apart {
 };
 
 INLINE __m512i load_bits(const BFloat16* from) { return _mm512_loadu_si512(from); }
-INLINE Apart apart(__m512i bits) {
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)),
-            _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xffff0000)))};
+INLINE Apart load_apart(const BFloat16* from) {
+    const __m512i bits = load_bits(from), high = _mm512_set1_epi32(0xffff0000);
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)), _mm512_castsi512_ps(_mm512_and_si512(bits, high))};
 }
-INLINE Apart load_apart(const BFloat16* from) { return apart(load_bits(from)); }
 INLINE void store(BFloat16* to, const Apart& x) {
     const __m512i index = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
                                            23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
@@ -74,7 +73,8 @@ INLINE __m128 sums(const Floats (&x)[4]) {
 
 using Lanes = Floats[16];  // a number, or a matrix of the streams, of each token
 
-INLINE __mmask16 first(int64_t count) { return count < 16 ? __mmask16((1u << std::max<int64_t>(count, 0)) - 1) : 0xffff; }
+// Of up to sixteen.
+INLINE __mmask16 first(int64_t count) { return __mmask16((1u << count) - 1); }
 
 // One number of each token, from rows of `stride`; 0 where there is no token.
 INLINE Floats gather(const float* from, int stride, __mmask16 some) {
@@ -95,6 +95,7 @@ INLINE Floats reciprocal(const Floats& x) {  // to a unit in the last place
 }
 
 // What the gradient of Sinkhorn needs: the softmax, and what each step divided its rows or columns by.
+// From these the matrices are taken back, which ../sinkhorn.h keeps: all fits the first-level cache.
 struct Trace {
     Lanes soft;
     Floats total[2 * MAX_ITERATIONS][M];

@@ -72,17 +72,18 @@ void write_backward(int64_t low, int64_t high, const BFloat16* streams, const BF
 extern "C" {
 
 void train_write(const Shape* shape, int threads, const BFloat16* streams, const BFloat16* output,
-                       const float* post, const float* mix, BFloat16* result) {
+                 const float* post, const float* mix, BFloat16* result) {
     parallel_for(shape->tokens, RANGE, threads, [&](int64_t low, int64_t high) {
         write(low, high, streams, output, post, mix, result, *shape);
     });
 }
 
 void train_write_backward(const Shape* shape, int threads, const BFloat16* streams, const BFloat16* output,
-                                const float* post, const float* mix, const BFloat16* grad, BFloat16* grad_streams,
-                                BFloat16* grad_output, float* grad_post, float* grad_mix) {
+                          const float* post, const float* mix, const BFloat16* grad, BFloat16* grad_streams,
+                          BFloat16* grad_output, float* grad_post, float* grad_mix) {
     parallel_for(shape->tokens, RANGE, threads, [&](int64_t low, int64_t high) {
-        write_backward(low, high, streams, output, post, mix, grad, grad_streams, grad_output, grad_post, grad_mix, *shape);
+        write_backward(low, high, streams, output, post, mix, grad, grad_streams, grad_output, grad_post, grad_mix,
+                       *shape);
     });
 }
 }
