@@ -93,7 +93,7 @@ class _Connect(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        streams, fn, base, scale, raw, rho = ctx.saved_tensors
+        streams, fn, base, scale, raw, _ = ctx.saved_tensors
         given = (*ctx.saved_tensors, *(gradient.contiguous() for gradient in gradients))
         grad_streams = torch.empty_like(streams)
         if _on_tiles(streams):
