@@ -96,7 +96,7 @@ void mark_chosen(const Attention& a, int64_t first, int64_t rows, uint32_t* chos
         }
         const int64_t* picks = a.selected + (first + r) / a.heads * a.picks;
         for (int64_t i = 0; i < a.picks; i++)
-            if (picks[i] >= 0) chosen[uint64_t(picks[i]) / 32 * ROWS + r] |= 1u << picks[i] % 32;
+            if (uint64_t(picks[i]) < uint64_t(a.num_entries)) chosen[uint64_t(picks[i]) / 32 * ROWS + r] |= 1u << picks[i] % 32;
     }
 }
 
