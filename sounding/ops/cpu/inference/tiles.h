@@ -7,6 +7,11 @@
 #if defined(__x86_64__) && defined(__gnu_linux__)
 #define WITH_TILES
 #define TILES __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,amx-tile,amx-bf16")))
+// The same for all that stands between them: vectors are lowered for what is in force where they are written.
+#define TILES_BEGIN                 \
+    _Pragma("GCC push_options")     \
+    _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,amx-tile,amx-bf16\")")
+#define TILES_END _Pragma("GCC pop_options")
 // Intrinsics of GCC 12 leave an operand open that a full mask hides.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"

@@ -12,8 +12,7 @@
 
 #ifdef WITH_TILES
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,amx-tile,amx-bf16")
+TILES_BEGIN
 
 namespace {
 
@@ -382,7 +381,7 @@ void connect_backward(int64_t low, int64_t high, const Given& by, const BFloat16
 
 }  // namespace
 
-#pragma GCC pop_options
+TILES_END
 
 #endif
 

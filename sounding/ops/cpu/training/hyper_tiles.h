@@ -11,9 +11,7 @@
 
 #ifdef WITH_TILES
 
-// Vectors are lowered for the instruction set in force where they are written: here that of TILES.
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,amx-tile,amx-bf16")
+TILES_BEGIN
 
 namespace {
 
@@ -164,6 +162,6 @@ INLINE void sinkhorn_backward(Lanes& g, Lanes& a, const Shape& s, const Trace& t
 
 }  // namespace
 
-#pragma GCC pop_options
+TILES_END
 
 #endif

@@ -6,8 +6,7 @@
 
 #ifdef WITH_TILES
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,amx-tile,amx-bf16")
+TILES_BEGIN
 
 namespace {
 
@@ -67,7 +66,7 @@ void write_backward(int64_t low, int64_t high, const BFloat16* streams, const BF
 
 }  // namespace
 
-#pragma GCC pop_options
+TILES_END
 
 extern "C" {
 
