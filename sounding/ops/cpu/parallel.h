@@ -25,8 +25,8 @@ void parallel_for(int64_t count, int64_t grain, int threads, const Work& work) {
 }
 
 // Which x86-64 level the kernels use: 4 (AVX-512), 3 (AVX2) or 1. The environment variable
-// SOUNDING_INSTRUCTION_SET lowers it, so that all of them can be tested on one machine. Where it is
-// set, nothing beyond a level is used either: see has_tiles().
+// SOUNDING_INSTRUCTION_SET lowers it, so that all of them can be tested on one machine. It also says
+// what is used beyond a level, see inference/features.h.
 int instruction_set();
 
 // While one exists, and a moment longer, workers wait for their next range awake, for a bounded time:

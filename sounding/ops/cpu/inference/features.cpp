@@ -13,22 +13,31 @@ namespace {
 
 constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // arch_prctl, Linux 5.16 and later
 
-bool cpu_has_tiles() {
-    unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-    return (d >> 22 & 1) && (d >> 24 & 1);  // AMX-BF16, AMX-TILE
+bool wanted(int set) {
+    const char* highest = std::getenv("SOUNDING_INSTRUCTION_SET");
+    return highest == nullptr || std::atoi(highest) >= set;
+}
+
+bool find_pairs() {
+    __builtin_cpu_init();
+    return wanted(5) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16");
 }
 
 bool find_tiles() {
-    if (std::getenv("SOUNDING_INSTRUCTION_SET") != nullptr) return false;
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
-           __builtin_cpu_supports("avx512bf16") && cpu_has_tiles() &&
-           syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+    unsigned a, b, c, d;
+    if (!wanted(6) || !has_pairs() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    const bool amx = (d >> 22 & 1) && (d >> 24 & 1);  // AMX-BF16, AMX-TILE
+    return amx && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
 
 }  // namespace
+
+bool has_pairs() {
+    static const bool found = find_pairs();
+    return found;
+}
 
 bool has_tiles() {
     static const bool found = find_tiles();
@@ -37,6 +46,7 @@ bool has_tiles() {
 
 #else
 
+bool has_pairs() { return false; }
 bool has_tiles() { return false; }
 
 #endif

@@ -1,6 +1,10 @@
 // What this processor can do beyond the instruction sets that kernels are compiled for.
+//
+// No level of x86-64 contains these: SOUNDING_INSTRUCTION_SET turns both off below 5, and tiles below 6.
 #pragma once
 
-// Tiles (AMX) with bfloat16, the AVX-512 they are fed with, and the kernel's permission to use them.
-// No level of x86-64 contains them: SOUNDING_INSTRUCTION_SET, whatever it says, turns them off.
+// Inner products of bfloat16, pair by pair, and AVX-512 to permute bytes with: Zen 4 and Sapphire Rapids
+// on.
+bool has_pairs();
+// Tiles (AMX) with bfloat16 besides, and the kernel's permission to use them.
 bool has_tiles();

@@ -3,9 +3,11 @@
 
 #include "../bfloat16.h"
 
-// They need a compiler that knows them; whether the processor does, has_tiles() asks.
+// They need a compiler that knows them; whether the processor does, has_tiles() asks. AVX512 stands
+// before what has no tile in it, for which has_pairs() is enough.
 #if defined(__x86_64__) && defined(__gnu_linux__)
 #define WITH_TILES
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")))
 #define TILES __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,amx-tile,amx-bf16")))
 // The same for all that stands between them: vectors are lowered for what is in force where they are written.
 #define TILES_BEGIN                 \
@@ -33,7 +35,7 @@ TILES inline void configure_tiles(const int64_t (&rows)[8], const int64_t (&colu
     _tile_loadconfig(&shapes);
 }
 
-TILES INLINE void transpose16(__m512 (&r)[16]) {
+AVX512 INLINE void transpose16(__m512 (&r)[16]) {
     __m512 t[16];
     for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);

@@ -18,7 +18,7 @@ namespace {
 
 #ifdef WITH_TILES
 
-// Tiles want bfloat16, which is looked up in tables that already have the scale in them.
+// Products of pairs want bfloat16, which is looked up in tables that already have the scale in them.
 
 constexpr uint16_t FP4_WORDS[8] = {0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0};
 
@@ -53,13 +53,13 @@ const Tables tables;
 struct Fp8Table {
     __m512i low[2], high[2];
 
-    TILES explicit Fp8Table(uint8_t scale)
+    AVX512 explicit Fp8Table(uint8_t scale)
         : low{_mm512_loadu_si512(tables.low[scale]), _mm512_loadu_si512(tables.low[scale] + 64)},
           high{_mm512_loadu_si512(tables.high[scale]), _mm512_loadu_si512(tables.high[scale] + 64)} {}
 };
 
 // 64 numbers at a time; `columns` is a multiple of 64 within one tile.
-TILES void fp8_columns(const uint8_t* values, const Fp8Table& table, int64_t columns,
+AVX512 void fp8_columns(const uint8_t* values, const Fp8Table& table, int64_t columns,
                        BFloat16* out) {
     const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
     const __m512i sign = _mm512_set1_epi8(int8_t(0x80));
@@ -73,7 +73,7 @@ TILES void fp8_columns(const uint8_t* values, const Fp8Table& table, int64_t col
     }
 }
 
-TILES const uint8_t* unpack_fp8(const Weight& w, int64_t row, int64_t rows, int64_t k, int64_t count,
+AVX512 const uint8_t* unpack_fp8(const Weight& w, int64_t row, int64_t rows, int64_t k, int64_t count,
                                 BFloat16* out, int64_t stride, const uint8_t* soon) {
     for (int64_t low = 0; low < count; low += SCALE_TILE) {
         const int64_t columns = std::min(SCALE_TILE, count - low);
@@ -94,7 +94,7 @@ TILES const uint8_t* unpack_fp8(const Weight& w, int64_t row, int64_t rows, int6
 
 // 128 columns at a time: as 32 words of four codes, of which each gives one number to each quarter
 // of what comes out, so that one vector of scales serves all four.
-TILES const uint8_t* unpack_fp4(const Weight& w, int64_t row, int64_t rows, int64_t k, int64_t count,
+AVX512 const uint8_t* unpack_fp4(const Weight& w, int64_t row, int64_t rows, int64_t k, int64_t count,
                                 BFloat16* out, int64_t stride, const uint8_t* soon) {
     // A number is its table entry less (253 - scale) exponents, never below zero: nothing has to
     // know that it is zero. Only the low five bits of an index count, of which the fifth is the
@@ -141,7 +141,7 @@ const uint8_t* unpack(const Weight& weight, int64_t row, int64_t rows, int64_t k
     count = std::min(count, weight.columns - k);
     int64_t fast = 0;
 #ifdef WITH_TILES
-    if (has_tiles() && (weight.format == FP8 || weight.format == FP4)) {
+    if (has_pairs() && (weight.format == FP8 || weight.format == FP4)) {
         fast = weight.format == FP8 ? count / 64 * 64 : count / 128 * 128;
         if (weight.format == FP8)
             soon = unpack_fp8(weight, row, rows, k, fast, out, stride, soon);
