@@ -63,6 +63,8 @@ void multiply_plain(const Strip& strip) {
 void multiply_strips(const Strip* strips, int64_t count) {
     if (has_tiles())
         multiply_tiles(strips, count);
+    else if (has_pairs())
+        multiply_pairs(strips, count);
     else
         for (int64_t i = 0; i < count; i++) multiply_plain(strips[i]);
 }
@@ -71,8 +73,8 @@ void multiply_strips(const Strip* strips, int64_t count) {
 
 Panel make_panel(Arena& arena, int64_t tokens, const Weight& weight) {
     const int64_t columns = padded(weight.columns, 32), size = tokens * columns;
-    BFloat16* data = has_tiles() ? arena.take<BFloat16>(size) : nullptr;
-    float* wide = has_tiles() ? nullptr : arena.take<float>(size);
+    BFloat16* data = has_pairs() ? arena.take<BFloat16>(size) : nullptr;
+    float* wide = has_pairs() ? nullptr : arena.take<float>(size);
     return {data, wide, tokens, columns, weight.split(), weight.simulate != 0, weight.columns};
 }
 
@@ -85,11 +87,15 @@ void fill_block(const Panel& panel, int64_t block, const BFloat16* x, int64_t st
     for (int64_t t = 0; t < count; t++) {
         const int64_t source = index != nullptr ? index[first + t] : first + t;
         const BFloat16* row = ordered(panel, x + source * stride, room);
-        if (!has_tiles()) {
+        if (!has_pairs()) {
             to_float(row, panel.columns, panel.wide + (first + t) * panel.columns);
             continue;
         }
         BFloat16* to = panel.data + first * panel.columns;
+        if (!has_tiles()) {
+            std::copy(row, row + panel.columns, to + t * panel.columns);
+            continue;
+        }
         for (int64_t k = 0; k < panel.columns; k += 2)
             std::memcpy(to + (k / 2 * count + t) * 2, row + k, 4);
     }

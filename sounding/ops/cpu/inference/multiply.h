@@ -69,6 +69,7 @@ struct Strip {
     const uint8_t* begin() const { return product.weight.values + row * product.weight.row_bytes; }
 };
 
-// The part with tiles: strips one after the other. What each reads is asked for from memory while
-// the one before it is at work.
+// The parts with tiles and with pairs of bfloat16: strips one after the other. What each reads is asked
+// for from memory while the one before it is at work.
 void multiply_tiles(const Strip* strips, int64_t count);
+void multiply_pairs(const Strip* strips, int64_t count);

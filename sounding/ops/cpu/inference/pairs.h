@@ -1,0 +1,47 @@
+// Sums of inner products of bfloat16, pair by pair: registers of sixteen sums each.
+#pragma once
+
+#include "tiles.h"
+
+#ifdef WITH_TILES
+
+template <int R, int T>
+AVX512 INLINE void clear(__m512 (&sums)[R][T]) {
+    for (int r = 0; r < R; r++)
+        for (int t = 0; t < T; t++) sums[r][t] = _mm512_setzero_ps();
+}
+
+AVX512 INLINE __m512bh load_pairs(const BFloat16* from) { return __m512bh(_mm512_loadu_si512(from)); }
+
+// sums[r][t] += w_r x_t, over `columns`, a multiple of 32.
+template <int R, int T>
+AVX512 INLINE void add_products(__m512 (&sums)[R][T], const BFloat16* w, int64_t apart,
+                                const BFloat16* x, int64_t between, int64_t columns) {
+    for (int64_t k = 0; k < columns; k += 32) {
+        __m512bh right[T];
+        for (int t = 0; t < T; t++) right[t] = load_pairs(x + t * between + k);
+        for (int r = 0; r < R; r++) {
+            const __m512bh left = load_pairs(w + r * apart + k);
+            for (int t = 0; t < T; t++) sums[r][t] = _mm512_dpbf16_ps(sums[r][t], left, right[t]);
+        }
+    }
+}
+
+// The lanes of eight rows' sums added up, one result for each.
+template <int R, int T>
+AVX512 INLINE __m256 add_lanes(const __m512 (&sums)[R][T], int row, int t) {
+    __m512 two[4];  // in each 128 bits: a0 + a2, b0 + b2, a1 + a3, b1 + b3 of rows a and b
+    for (int i = 0; i < 4; i++) {
+        const __m512 a = sums[row + 2 * i][t], b = sums[row + 2 * i + 1][t];
+        two[i] = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b);
+    }
+    __m256 four[2];
+    for (int i = 0; i < 2; i++) {
+        const __m512d a = _mm512_castps_pd(two[2 * i]), b = _mm512_castps_pd(two[2 * i + 1]);
+        const __m512 each = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)) + _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        four[i] = _mm512_castps512_ps256(each) + _mm512_extractf32x8_ps(each, 1);
+    }
+    return _mm256_permute2f128_ps(four[0], four[1], 0x20) + _mm256_permute2f128_ps(four[0], four[1], 0x31);
+}
+
+#endif
