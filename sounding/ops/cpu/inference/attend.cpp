@@ -23,7 +23,7 @@ void attend(const Query& query, const Keys (&keys)[2], Arena& arena, float* outp
     float* scores = arena.take<float>((keys[0].count() + keys[1].count()) * HEADS);
     float* at = scores;
     float* q = nullptr;
-    if (!has_tiles()) {
+    if (!has_pairs()) {
         q = arena.take<float>(query.heads * query.d);
         to_float(query.q, query.heads * query.d, q);
     }
@@ -31,6 +31,8 @@ void attend(const Query& query, const Keys (&keys)[2], Arena& arena, float* outp
         if (part.count() == 0) continue;
         if (has_tiles())
             scores_with_tiles(query, part, arena, at);
+        else if (has_pairs())
+            scores_with_pairs(query, part, arena, at);
         else
             CALL(multiply_wide<float>, part.wide + part.first_block() * query.d, part.count(), q,
                  query.d, query.heads, query.d, at, HEADS);
@@ -41,6 +43,8 @@ void attend(const Query& query, const Keys (&keys)[2], Arena& arena, float* outp
     CALL(softmax, scores, keys, query.scale, sink, totals);
     if (has_tiles())
         blend_with_tiles(query, keys, scores, arena, output);
+    else if (has_pairs())
+        blend_with_pairs(query, keys, scores, arena, output);
     else
         CALL(blend_plain, query, keys, scores, output);
     for (int64_t h = 0; h < query.heads; h++)

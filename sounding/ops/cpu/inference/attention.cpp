@@ -17,18 +17,19 @@ struct Shared {
     Keys window, entries;
 };
 
-Keys keys_of(const Work& work, const BFloat16* rows, int64_t count) {
-    const int64_t d = work.net.head_dim;
+// Rows in the forms that the products of this processor read.
+Keys keys_of(const BFloat16* rows, int64_t count, int64_t d, int threads, Arena& arena) {
     if (has_tiles()) {
-        BFloat16* pairs = work.arena.take<BFloat16>(count * d);
-        parallel_for(count / 2, 128, work.threads, [&](int64_t low, int64_t high) {
+        BFloat16* pairs = arena.take<BFloat16>(count * d);
+        parallel_for(count / 2, 128, threads, [&](int64_t low, int64_t high) {
             for (int64_t k = low; k < high; k++)
                 make_pairs(rows + 2 * k * d, rows + (2 * k + 1) * d, d, pairs + 2 * k * d);
         });
         return {rows, pairs, nullptr, 0, 0};
     }
-    float* wide = work.arena.take<float>(count * d);
-    parallel_for(count, 256, work.threads, [&](int64_t low, int64_t high) {
+    if (has_pairs()) return {rows, nullptr, nullptr, 0, 0};
+    float* wide = arena.take<float>(count * d);
+    parallel_for(count, 256, threads, [&](int64_t low, int64_t high) {
         to_float(rows + low * d, (high - low) * d, wide + low * d);
     });
     return {rows, nullptr, wide, 0, 0};
@@ -57,7 +58,7 @@ Shared share(const Work& work, const Span& span, const BFloat16* kv) {
     });
     append(list, packed, span.length);
     std::fill(rows + (end - shared.base) * d, rows + count * d, BFloat16{0});
-    shared.window = keys_of(work, rows, count);
+    shared.window = keys_of(rows, count, d, work.threads, work.arena);
     if (work.layer.ratio == 0 || work.layer.ratio == CSA) return shared;
 
     const Rows& entries = *span.lists[ENTRIES];
@@ -67,7 +68,7 @@ Shared share(const Work& work, const Span& span, const BFloat16* kv) {
         for (int64_t i = low; i < high; i++) load_row(net, entries, entries.at(i), all + i * d);
     });
     std::fill(all + entries.length * d, all + total * d, BFloat16{0});
-    shared.entries = keys_of(work, all, total);
+    shared.entries = keys_of(all, total, d, work.threads, work.arena);
     return shared;
 }
 
@@ -79,15 +80,9 @@ Keys gather(const Network& net, const Rows& entries, const int32_t* chosen, int6
     for (int64_t i = 0; i < count; i++)
         load_row(net, entries, entries.at(chosen[i]), rows + i * d);
     std::fill(rows + count * d, rows + total * d, BFloat16{0});
-    if (!has_tiles()) {
-        float* wide = arena.take<float>(total * d);
-        to_float(rows, total * d, wide);
-        return {rows, nullptr, wide, 0, count};
-    }
-    BFloat16* pairs = arena.take<BFloat16>(total * d);
-    for (int64_t k = 0; k < total; k += 2)
-        make_pairs(rows + k * d, rows + (k + 1) * d, d, pairs + k * d);
-    return {rows, pairs, nullptr, 0, count};
+    Keys keys = keys_of(rows, total, d, 1, arena);
+    keys.high = count;
+    return keys;
 }
 
 struct Choices {

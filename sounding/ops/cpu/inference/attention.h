@@ -7,7 +7,7 @@ constexpr int64_t HEADS = 16;  // of one query, side by side
 constexpr int64_t KEYS = 32;   // keys come in blocks of this many, the last filled with zeros
 
 // Keys in a row, and which of them a query sees. Tiles also want them two by two, channel by
-// channel, pairs[k / 2][d][k % 2]; without tiles they are float32.
+// channel, pairs[k / 2][d][k % 2]; without products of bfloat16 they are float32.
 struct Keys {
     const BFloat16* rows;
     const BFloat16* pairs;
@@ -31,8 +31,11 @@ void make_pairs(const BFloat16* even, const BFloat16* odd, int64_t d, BFloat16* 
 // output[h * d + i] = sum_k softmax_k(scale <q_h, k>, sink_h) k[i] over both lists of keys.
 void attend(const Query& query, const Keys (&keys)[2], Arena& arena, float* output);
 
-// The two products of `attend` with tiles. scores[k][HEADS] for blocks of keys [low, high);
-// weights[HEADS][stride] are bfloat16.
+// The two products of `attend` with tiles, and with pairs of bfloat16. scores[k][HEADS] for blocks of
+// keys [low, high), which softmax makes weights.
 void scores_with_tiles(const Query& query, const Keys& keys, Arena& arena, float* scores);
 void blend_with_tiles(const Query& query, const Keys (&keys)[2], const float* weights, Arena& arena,
+                      float* output);
+void scores_with_pairs(const Query& query, const Keys& keys, Arena& arena, float* scores);
+void blend_with_pairs(const Query& query, const Keys (&keys)[2], const float* weights, Arena& arena,
                       float* output);
