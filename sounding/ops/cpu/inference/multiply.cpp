@@ -30,7 +30,7 @@ const BFloat16* ordered(const Panel& panel, const BFloat16* x, BFloat16* room) {
         x = near;
     }
     if (panel.split)
-        for (int64_t k = 0; k < panel.width; k++) room[split_place(k, panel.width)] = x[k];
+        split(x, panel.width, room);
     else
         std::copy(x, x + panel.width, room);
     for (int64_t k = panel.width; k < panel.columns; k++) room[k].bits = 0;

@@ -132,6 +132,24 @@ AVX512 const uint8_t* unpack_fp4(const Weight& w, int64_t row, int64_t rows, int
     return soon;
 }
 
+// Whole blocks of 128: those of each quarter come together within 32, then of four times 32.
+AVX512 void split_blocks(const BFloat16* x, int64_t columns, BFloat16* out) {
+    alignas(64) uint16_t places[32];
+    for (int i = 0; i < 32; i++) places[i] = uint16_t(i % 8 * 4 + i / 8);
+    const __m512i place = _mm512_load_si512(places);
+    for (int64_t i = 0; i < columns; i += 128) {
+        __m512i r[4];
+        for (int part = 0; part < 4; part++)
+            r[part] = _mm512_permutexvar_epi16(place, _mm512_loadu_si512(x + i + 32 * part));
+        const __m512i a = _mm512_shuffle_i32x4(r[0], r[1], 0x44), b = _mm512_shuffle_i32x4(r[2], r[3], 0x44);
+        const __m512i c = _mm512_shuffle_i32x4(r[0], r[1], 0xee), d = _mm512_shuffle_i32x4(r[2], r[3], 0xee);
+        _mm512_storeu_si512(out + i, _mm512_shuffle_i32x4(a, b, 0x88));
+        _mm512_storeu_si512(out + i + 32, _mm512_shuffle_i32x4(a, b, 0xdd));
+        _mm512_storeu_si512(out + i + 64, _mm512_shuffle_i32x4(c, d, 0x88));
+        _mm512_storeu_si512(out + i + 96, _mm512_shuffle_i32x4(c, d, 0xdd));
+    }
+}
+
 #endif
 
 }  // namespace
@@ -154,6 +172,20 @@ const uint8_t* unpack(const Weight& weight, int64_t row, int64_t rows, int64_t k
             CALL(unpack_row<BFloat16>, weight, row + r, k + fast, count - fast,
                  out + r * stride + fast);
     return soon;
+}
+
+void split(const BFloat16* x, int64_t columns, BFloat16* out) {
+    int64_t block = 0;
+#ifdef WITH_TILES
+    if (has_pairs()) {
+        block = columns / 128 * 128;
+        split_blocks(x, block, out);
+    }
+#endif
+    for (; block < columns; block += 128) {
+        const int64_t width = std::min<int64_t>(128, columns - block);
+        for (int64_t i = 0; i < width; i++) out[block + i % 4 * (width / 4) + i / 4] = x[block + i];
+    }
 }
 
 void unpack(const Weight& weight, int64_t row, int64_t rows, float* out, int64_t stride) {

@@ -52,9 +52,5 @@ const uint8_t* unpack(const Weight& weight, int64_t row, int64_t rows, int64_t k
 // All columns, as float32.
 void unpack(const Weight& weight, int64_t row, int64_t rows, float* out, int64_t stride);
 
-// Where column k of a weight stands in what `unpack` makes of it.
-INLINE int64_t split_place(int64_t k, int64_t columns) {
-    const int64_t block = k / 128 * 128, width = columns - block < 128 ? columns - block : 128;
-    const int64_t inside = k - block;
-    return block + inside % 4 * (width / 4) + inside / 4;
-}
+// A row in the order of the columns that `unpack` makes of FP4. `columns` is a multiple of 32.
+void split(const BFloat16* x, int64_t columns, BFloat16* out);
