@@ -21,6 +21,9 @@ struct Weight {
     int64_t first;     // rows left out above, which tiles are counted with
 
     bool split() const { return format == FP4; }  // see `unpack`
+    uint8_t fp8_scale(int64_t row, int64_t column) const {
+        return scales[(first + row) / SCALE_TILE * scale_row + column / SCALE_TILE];
+    }
 
     Weight matrix(int64_t index) const {
         Weight one = *this;
