@@ -69,10 +69,11 @@ TILES INLINE void spread(const Room& room, int64_t row, int64_t column, const Ti
 }
 
 // Two rows of tiles times two: 32 by 32 numbers.
-TILES INLINE void product(const Tiles& left, int64_t row, const Tiles& right, int64_t column, float* squares) {
-    clear();
-    accumulate(left.row(row), left.row(row + 1), 32, TILE, right.row(column), right.row(column + 1), left.in_row);
-    store_squares(squares, SPAN);
+TILES INLINE void product(const Tiles& left, int64_t row, const Tiles& right, int64_t column, float* numbers) {
+    Squares squares;
+    squares.clear();
+    squares.accumulate(left.row(row), left.row(row + 1), 32, TILE, right.row(column), right.row(column + 1), left.in_row);
+    squares.store(numbers, SPAN);
 }
 
 // A symmetric matrix from the squares of its upper half: finish(row, column, left, right) is given
@@ -219,7 +220,7 @@ TILES void update_all(int64_t low, int64_t high, int64_t rows, int64_t columns, 
         const int64_t at = i * rows * columns;
         update(room, rows > columns, weight + at, gradient + at, momentum + at, mu, shrink, length, rounds, num_rounds);
     }
-    _tile_release();
+    release_tiles();
 }
 
 }  // namespace

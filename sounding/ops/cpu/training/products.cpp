@@ -49,7 +49,8 @@ TILES INLINE void put_squares(const float* squares, int64_t rows, float* to, int
 template <typename Y>
 TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16* x, int64_t x_stride,
                     const BFloat16* right, Y* y, int64_t y_stride, Arena& arena) {
-    alignas(64) float squares[SPAN * SPAN];
+    Squares squares;
+    alignas(64) float numbers[SPAN * SPAN];
     float* sums = depth > DEPTH ? arena.take<float>(ROWS * columns) : nullptr;
     BFloat16* padded = arena.take<BFloat16>(SPAN * depth);
     const int64_t whole = rows / SPAN * SPAN;
@@ -67,18 +68,18 @@ TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16
                 const bool inside = row < whole;
                 const BFloat16* a = inside ? x + row * x_stride + k : padded + k;
                 const int64_t stride = inside ? x_stride : depth;
-                float* sum = sums == nullptr ? squares : sums + row * columns + column;
+                float* sum = sums == nullptr ? numbers : sums + row * columns + column;
                 if (first)
-                    clear();
+                    squares.clear();
                 else
-                    load_squares(sum, columns);
-                accumulate(a, a + 16 * stride, stride, 32, b, b + 16 * depth, steps);
+                    squares.load(sum, columns);
+                squares.accumulate(a, a + 16 * stride, stride, 32, b, b + 16 * depth, steps);
                 if (!last) {
-                    store_squares(sum, columns);
+                    squares.store(sum, columns);
                     continue;
                 }
-                store_squares(squares, SPAN);
-                put_squares(squares, rows - row, y + row * y_stride + column, y_stride);
+                squares.store(numbers, SPAN);
+                put_squares(numbers, rows - row, y + row * y_stride + column, y_stride);
             }
         }
     }
@@ -88,24 +89,25 @@ TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16
 // Streamed sums go past the caches: nobody reads a gradient before all others are made too.
 TILES void outer_strip(const BFloat16* g, int64_t g_stride, int64_t rows, const BFloat16* right, int64_t columns,
                        bool add, bool streamed, float* out, BFloat16* room) {
-    alignas(64) float squares[SPAN * SPAN];
+    Squares squares;
+    alignas(64) float numbers[SPAN * SPAN];
     const int64_t depth = (rows + 31) / 32 * 32;
     BFloat16* turned = room + SPAN * depth;
     turn_rows(g, g_stride, rows, SPAN, room, turned);
     for (int64_t column = 0; column < columns; column += SPAN) {
         const BFloat16* b = right + column * depth;
         if (add)
-            load_squares(out + column, columns);
+            squares.load(out + column, columns);
         else
-            clear();
-        accumulate(turned, turned + 16 * depth, 32, TILE, b, b + 16 * depth, depth / 32);
+            squares.clear();
+        squares.accumulate(turned, turned + 16 * depth, 32, TILE, b, b + 16 * depth, depth / 32);
         if (streamed) {
-            store_squares(squares, SPAN);
+            squares.store(numbers, SPAN);
             for (int64_t i = 0; i < SPAN; i++)
                 for (int64_t half = 0; half < SPAN; half += 16)
-                    _mm512_stream_ps(out + i * columns + column + half, _mm512_load_ps(squares + i * SPAN + half));
+                    _mm512_stream_ps(out + i * columns + column + half, _mm512_load_ps(numbers + i * SPAN + half));
         } else {
-            store_squares(out + column, columns);
+            squares.store(out + column, columns);
         }
     }
 }
@@ -133,7 +135,7 @@ TILES void outer(int64_t low, int64_t high, const Groups& groups, int64_t output
         }
     }
     _mm_sfence();
-    _tile_release();
+    release_tiles();
 }
 
 template <typename Y>
@@ -149,7 +151,7 @@ TILES void multiply_groups(int64_t low, int64_t high, const Groups& groups, int6
                      right + e * depth * columns, y + row * y_stride, y_stride, arena);
         }
     }
-    _tile_release();
+    release_tiles();
 }
 
 }  // namespace
@@ -161,7 +163,7 @@ extern "C" {
 // Whether there are tiles, and all sides are multiples of theirs.
 int train_tiles_serve([[maybe_unused]] int64_t inputs, [[maybe_unused]] int64_t outputs) {
 #ifdef WITH_TILES
-    return has_tiles() && inputs % SPAN == 0 && outputs % SPAN == 0;
+    return has_pairs() && inputs % SPAN == 0 && outputs % SPAN == 0;
 #else
     return 0;
 #endif
