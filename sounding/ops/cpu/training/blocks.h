@@ -5,7 +5,6 @@
 // number by number.
 #pragma once
 
-#include <algorithm>
 #include <cstring>
 
 #include "../inference/features.h"
@@ -160,7 +159,7 @@ public:
             _tile_zero(2);
             _tile_zero(3);
         } else {
-            std::fill(numbers, numbers + SPAN * SPAN, 0.0f);
+            for (int64_t i = 0; i < SPAN * SPAN; i += 16) _mm512_store_ps(numbers + i, _mm512_setzero_ps());
         }
     }
 
@@ -172,7 +171,7 @@ public:
             _tile_loadd(2, from + 16 * stride, 4 * stride);
             _tile_loadd(3, from + 16 * stride + 16, 4 * stride);
         } else {
-            for (int64_t i = 0; i < SPAN; i++) std::copy(from + i * stride, from + i * stride + SPAN, numbers + i * SPAN);
+            copy(from, stride, numbers, SPAN);
         }
     }
     TILES INLINE void store(float* to, int64_t stride) const {
@@ -182,7 +181,7 @@ public:
             _tile_stored(2, to + 16 * stride, 4 * stride);
             _tile_stored(3, to + 16 * stride + 16, 4 * stride);
         } else {
-            for (int64_t i = 0; i < SPAN; i++) std::copy(numbers + i * SPAN, numbers + (i + 1) * SPAN, to + i * stride);
+            copy(numbers, SPAN, to, stride);
         }
     }
 
@@ -210,6 +209,14 @@ public:
     }
 
 private:
+    AVX512 INLINE static void copy(const float* from, int64_t stride, float* to, int64_t to_stride) {
+        EightRows rows;
+        for (int64_t row = 0; row < SPAN; row += 8) {
+            load_sums(from + row * stride, stride, rows);
+            store_sums(rows, to + row * to_stride, to_stride);
+        }
+    }
+
     // Eight rows from `row` on.
     AVX512 void accumulate_rows(int64_t row, const BFloat16* left, int64_t stride, int64_t step, const BFloat16* right,
                                 const BFloat16* right2, int64_t count) {
