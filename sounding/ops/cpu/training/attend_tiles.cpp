@@ -1,4 +1,4 @@
-// Attention for training on tiles: what queries read, and the gradients of queries and keys. Formulas
+// Attention for training by products of tiles: what queries read, and the gradients of queries and keys. Formulas
 // are those of ops/attention.py; numbers are bfloat16, scores and sums float32.
 //
 // All heads share the keys, which are also the values: so a row is one head of a query, and rows times

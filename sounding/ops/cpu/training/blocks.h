@@ -1,4 +1,6 @@
-// Matrices in tiles of sixteen rows and 32 columns of bfloat16, and products of two by two of them.
+// Matrices in tiles of sixteen rows and 32 columns of bfloat16, and products of two by two of them: on
+// processors with tiles by these, on others that multiply bfloat16 pair by pair in vectors. Both add up in
+// float32, in orders of their own: bits differ between such processors.
 //
 // A left operand's tiles are those of its rows, which may lie in memory as they are. A right operand
 // is multiplied pair by pair of its rows: row i of its tile has rows 2i and 2i + 1 of sixteen columns,
@@ -18,7 +20,7 @@ constexpr int64_t SPAN = 32;       // rows and columns of a product of two by tw
 using Rows = __m512[16];
 using PairRows = __m512i[16];
 
-// Around all that uses tiles. Where there are none there is nothing to do.
+// Around all that multiplies; where there are no tiles, nothing.
 TILES inline void configure_tiles() {
     const int64_t whole[8] = {16, 16, 16, 16, 16, 16, 16, 16};
     if (has_tiles()) configure_tiles(whole, whole);
@@ -120,7 +122,8 @@ TILES inline void turn_rows(const BFloat16* x, int64_t stride, int64_t rows, int
     }
 }
 
-// Eight rows of 32 sums: as many as there are registers for.
+// Eight rows of 32 sums. They take half of the registers, and enough of them are independent of each other
+// to hide how long one product takes.
 using EightRows = __m512[8][2];
 
 AVX512 INLINE void load_sums(const float* from, int64_t stride, EightRows& sums) {
@@ -132,7 +135,7 @@ AVX512 INLINE void store_sums(const EightRows& sums, float* to, int64_t stride) 
         for (int half = 0; half < 2; half++) _mm512_storeu_ps(to + i * stride + 16 * half, sums[i][half]);
 }
 
-// += eight rows, `stride` numbers apart, times a tile of each of two columns.
+// sums += eight rows, `stride` numbers apart, times a tile of each of two columns.
 AVX512 INLINE void add_products(const BFloat16* left, int64_t stride, const BFloat16* right, const BFloat16* right2,
                                 EightRows& sums) {
     for (int64_t i = 0; i < 32; i += 2) {
@@ -148,8 +151,8 @@ AVX512 INLINE void add_products(const BFloat16* left, int64_t stride, const BFlo
     }
 }
 
-// 32 by 32 sums, four squares of a tile each: tiles 0 to 3 or, on processors that have none, numbers in
-// memory, of which as many as there are registers for are taken up at a time.
+// 32 by 32 sums, four squares of a tile each: tiles 0 to 3 (so there is one of these at a time) or, on
+// processors that have none, numbers in memory, of which eight rows at a time are taken into registers.
 class Squares {
 public:
     TILES INLINE void clear() {

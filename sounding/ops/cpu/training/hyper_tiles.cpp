@@ -1,4 +1,4 @@
-// `connect` of ops/hyper_connection.py and its gradient on tiles, for four streams of bfloat16.
+// `connect` of ops/hyper_connection.py and its gradient by products of tiles, for four streams of bfloat16.
 //
 // Streams are far larger than caches, so each pass reads them from memory once and does all it has to
 // do with some tokens while these lie in the second-level cache. fn is float32: products with it are
@@ -259,8 +259,8 @@ INLINE void turn_products(const float* products, BFloat16* tiles) {
     }
 }
 
-// Sixteen tokens' gradients of products, in two parts, times fn: of each
-// 32 columns the even before the odd.
+// Sixteen tokens' gradients of products times fn, to rows of `room`: of each 32 columns the even before the
+// odd. Both come in two parts; the second ones are too small to be multiplied with each other.
 INLINE void through_products(const BFloat16* products, const BFloat16* right, int64_t width, float* room) {
     if (!has_tiles()) {
         for (int64_t i = 0; i < width; i += 32, right += 2 * SPREAD * TILE)

@@ -1,4 +1,4 @@
-// Muon's update of one weight, on tiles: momentum, Newton-Schulz and step of a matrix while it lies in
+// Muon's update of one weight in tiles: momentum, Newton-Schulz and step of a matrix while it lies in
 // the second-level cache, where PyTorch takes every pass over all matrices. See ops/muon.py.
 //
 // A matrix X of n rows and m >= n columns (a tall one is read transposed) is kept in bfloat16, as
@@ -72,7 +72,8 @@ TILES INLINE void spread(const Room& room, int64_t row, int64_t column, const Ti
 TILES INLINE void product(const Tiles& left, int64_t row, const Tiles& right, int64_t column, float* numbers) {
     Squares squares;
     squares.clear();
-    squares.accumulate(left.row(row), left.row(row + 1), 32, TILE, right.row(column), right.row(column + 1), left.in_row);
+    squares.accumulate(left.row(row), left.row(row + 1), 32, TILE, right.row(column), right.row(column + 1),
+                       left.in_row);
     squares.store(numbers, SPAN);
 }
 

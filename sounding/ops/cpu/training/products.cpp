@@ -1,5 +1,5 @@
-// The three products of a linear map for training, on tiles: y = x W^T, dx = g W and dW = g^T x, for
-// one weight or a stack of them, each with rows of its own. Numbers are bfloat16, sums float32.
+// The three products of a linear map for training, of matrices in tiles: y = x W^T, dx = g W and dW = g^T x,
+// for one weight or a stack of them, each with rows of its own. Numbers are bfloat16, sums float32.
 //
 // Weights are packed once for both of their products. A thread takes some rows through all columns:
 // 32 columns of the weight, which stay in the first-level cache, times rows that stay in the second.
@@ -160,7 +160,7 @@ TILES void multiply_groups(int64_t low, int64_t high, const Groups& groups, int6
 
 extern "C" {
 
-// Whether there are tiles, and all sides are multiples of theirs.
+// Whether products of bfloat16 are ours to make, and all sides are multiples of a tile's.
 int train_tiles_serve([[maybe_unused]] int64_t inputs, [[maybe_unused]] int64_t outputs) {
 #ifdef WITH_TILES
     return has_pairs() && inputs % SPAN == 0 && outputs % SPAN == 0;
