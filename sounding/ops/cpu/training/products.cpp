@@ -45,6 +45,14 @@ TILES INLINE void put_squares(const float* squares, int64_t rows, float* to, int
             _mm512_storeu_ps(to + i * stride + half, _mm512_load_ps(squares + i * SPAN + half));
 }
 
+// Memory that put_squares will write, while its sums are made: stores that wait for it hold up those after.
+template <typename Y>
+INLINE void ask_for_square(int64_t rows, const Y* to, int64_t stride) {
+    constexpr int64_t LINE = 64 / sizeof(Y);
+    for (int64_t i = 0; i < std::min(rows, SPAN); i++)
+        for (int64_t column = 0; column < SPAN; column += LINE) __builtin_prefetch(to + i * stride + column, 1);
+}
+
 // y[rows, columns] = x[rows, depth] times a packed right operand; rows lie `x_stride`, `y_stride` apart.
 template <typename Y>
 TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16* x, int64_t x_stride,
@@ -73,6 +81,7 @@ TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16
                     squares.clear();
                 else
                     squares.load(sum, columns);
+                if (last) ask_for_square(rows - row, y + row * y_stride + column, y_stride);
                 squares.accumulate(a, a + 16 * stride, stride, 32, b, b + 16 * depth, steps);
                 if (!last) {
                     squares.store(sum, columns);
