@@ -149,7 +149,7 @@ def _on_tiles(streams: Tensor) -> bool:
 
 
 def _call(name: str, shape: _Shape, streams: Tensor, *tensors: Tensor) -> None:
-    """Run a kernel over the tokens of `streams`: that of training/ where there are tiles for them.
+    """Run a kernel over the tokens of `streams`: that of training/ where tiles serve them.
 
     Elsewhere that of hyper_connection.cpp, where like all of their width they may be bfloat16.
     """

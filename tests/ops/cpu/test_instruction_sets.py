@@ -14,7 +14,8 @@ pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no native kernels
 FILES = ("test_hyper_connection.py", "test_inference.py", "test_training.py")
 
 
-@pytest.mark.parametrize("level", ["1", "3", "4", "5"])  # x86-64, AVX2, AVX-512, bfloat16
+# Plain x86-64, AVX2, AVX-512, and products of bfloat16 without tiles.
+@pytest.mark.parametrize("level", ["1", "3", "4", "5"])
 def test_kernels_of_a_lower_instruction_set(level: str) -> None:
     files = [str(Path(__file__).with_name(name)) for name in FILES]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-// Attention for training on tiles: what queries read, and the gradients of queries and keys. Formulas
+// Attention for training by products of tiles: what queries read, and the gradients of queries and keys. Formulas
 // are those of ops/attention.py; numbers are bfloat16, scores and sums float32.
 //
 // All heads share the keys, which are also the values: so a row is one head of a query, and rows times
@@ -156,31 +156,33 @@ Keys pack_keys(const Attention& a, int threads, Arena& arena) {
 
 // 32 rows times the transpose of a block of keys.
 TILES INLINE void multiply_block(const BFloat16* rows, const Keys& keys, int64_t block, int64_t width,
-                                 float* squares) {
+                                 float* numbers) {
+    Squares squares;
     const BFloat16* right = keys.turned + block * SPAN * width;
-    clear();
-    accumulate(rows, rows + 16 * width, width, 32, right, right + 16 * width, width / 32);
-    store_squares(squares, SPAN);
+    squares.clear();
+    squares.accumulate(rows, rows + 16 * width, width, 32, right, right + 16 * width, width / 32);
+    squares.store(numbers, SPAN);
 }
 
 // What rows read: weights times keys, and each row times its factor. Weights are tiles [ROWS / 16, count].
 TILES void blend(const Attention& a, const Sight& sight, const BFloat16* weights, const Keys& keys,
                  const float* factors, int64_t rows, BFloat16* output) {
-    alignas(64) float squares[SPAN * SPAN];
+    Squares squares;
+    alignas(64) float numbers[SPAN * SPAN];
     const int64_t band = sight.count * TILE, depth = SPAN * a.blocks();
     for (int64_t column = 0; column < a.width; column += SPAN)
         for (int64_t row = 0; row < rows; row += SPAN) {
             const BFloat16* share = weights + row / 16 * band;
-            clear();
+            squares.clear();
             for (int64_t b = 0; b < sight.count; b++, share += TILE) {
                 const BFloat16* right = keys.straight + column * depth + sight.blocks[b] * TILE;
-                accumulate(share, share + band, 32, TILE, right, right + 16 * depth, 1);
+                squares.accumulate(share, share + band, 32, TILE, right, right + 16 * depth, 1);
             }
-            store_squares(squares, SPAN);
+            squares.store(numbers, SPAN);
             for (int64_t i = 0; i < std::min(SPAN, rows - row); i++) {
                 const __m512 factor = _mm512_set1_ps(factors[row + i]);
-                const __m512 left = _mm512_mul_ps(_mm512_load_ps(squares + i * SPAN), factor);
-                const __m512 right = _mm512_mul_ps(_mm512_load_ps(squares + i * SPAN + 16), factor);
+                const __m512 left = _mm512_mul_ps(_mm512_load_ps(numbers + i * SPAN), factor);
+                const __m512 right = _mm512_mul_ps(_mm512_load_ps(numbers + i * SPAN + 16), factor);
                 _mm512_storeu_si512(output + (row + i) * a.width + column, rounded(left, right));
             }
         }
@@ -347,13 +349,14 @@ TILES void add_share(const Attention& a, int64_t block, const Share& share, floa
     const Sight& sight = share.sight;
     const int64_t b = std::find(sight.blocks, sight.blocks + sight.count, block) - sight.blocks;
     if (b == sight.count) return;
+    Squares squares;
     const BFloat16 *moved = share.moved + b * ROWS * SPAN, *weights = share.weights + b * ROWS * SPAN;
     for (int64_t column = 0; column < a.width; column += SPAN) {
         const BFloat16 *queries = share.queries + column * ROWS, *outer = share.outer + column * ROWS;
-        load_squares(gradient + column * SPAN, SPAN);
-        accumulate(queries, queries + 16 * ROWS, 32, TILE, moved, moved + 16 * ROWS, ROWS / 32);
-        accumulate(outer, outer + 16 * ROWS, 32, TILE, weights, weights + 16 * ROWS, ROWS / 32);
-        store_squares(gradient + column * SPAN, SPAN);
+        squares.load(gradient + column * SPAN, SPAN);
+        squares.accumulate(queries, queries + 16 * ROWS, 32, TILE, moved, moved + 16 * ROWS, ROWS / 32);
+        squares.accumulate(outer, outer + 16 * ROWS, 32, TILE, weights, weights + 16 * ROWS, ROWS / 32);
+        squares.store(gradient + column * SPAN, SPAN);
     }
 }
 
@@ -386,7 +389,7 @@ void train_attend(int threads, const Attention* attention, BFloat16* output, flo
     parallel_for((a.rows() + ROWS - 1) / ROWS, 1, threads, [&](int64_t low, int64_t high) TILES {
         configure_tiles();
         for (int64_t i = low; i < high; i++) attend(a, keys, i * ROWS, output, log_sum);
-        _tile_release();
+        release_tiles();
     });
 }
 
@@ -406,13 +409,13 @@ void train_attend_backward(int threads, const Attention* attention, const Gradie
         parallel_for(count, 1, threads, [&](int64_t low, int64_t high) TILES {
             configure_tiles();
             for (int64_t i = low; i < high; i++) differentiate(a, keys, (first + i) * ROWS, *gradient, shares[i]);
-            _tile_release();
+            release_tiles();
         });
         parallel_for(a.blocks(), share_of(a.blocks(), threads), threads, [&](int64_t low, int64_t high) TILES {
             configure_tiles();
             for (int64_t block = low; block < high; block++)
                 for (int64_t i = 0; i < count; i++) add_share(a, block, shares[i], sums + block * size);
-            _tile_release();
+            release_tiles();
         });
     }
     parallel_for(a.blocks(), share_of(a.blocks(), threads), threads, [&](int64_t low, int64_t high) {

@@ -1,4 +1,4 @@
-"""Attention for training: on processors with tiles (AMX) one kernel forward and one backward.
+"""Attention for training: where tiles serve one kernel forward and one backward.
 
 Elsewhere products are torch's, softmax and its gradient a kernel, in tiles of queries: a tile's
 keys are the window's and the entries' laid end to end, so each product is one for all heads.

@@ -1,10 +1,15 @@
-// Matrices in tiles of sixteen rows and 32 columns of bfloat16, and products of two by two of them.
+// Matrices in tiles of sixteen rows and 32 columns of bfloat16, and products of two by two of them: on
+// processors with tiles by these, on others that multiply bfloat16 pair by pair in vectors. Both add up in
+// float32, in orders of their own: bits differ between such processors.
 //
 // A left operand's tiles are those of its rows, which may lie in memory as they are. A right operand
 // is multiplied pair by pair of its rows: row i of its tile has rows 2i and 2i + 1 of sixteen columns,
 // number by number.
 #pragma once
 
+#include <cstring>
+
+#include "../inference/features.h"
 #include "../inference/tiles.h"
 
 #ifdef WITH_TILES
@@ -15,9 +20,13 @@ constexpr int64_t SPAN = 32;       // rows and columns of a product of two by tw
 using Rows = __m512[16];
 using PairRows = __m512i[16];
 
+// Around all that multiplies; where there are no tiles, nothing.
 TILES inline void configure_tiles() {
     const int64_t whole[8] = {16, 16, 16, 16, 16, 16, 16, 16};
-    configure_tiles(whole, whole);
+    if (has_tiles()) configure_tiles(whole, whole);
+}
+TILES inline void release_tiles() {
+    if (has_tiles()) _tile_release();
 }
 
 TILES INLINE void load_rows(const float* from, int64_t stride, Rows& rows) {
@@ -113,41 +122,116 @@ TILES inline void turn_rows(const BFloat16* x, int64_t stride, int64_t rows, int
     }
 }
 
-// Tiles 0 to 3 += two rows of tiles (16 rows of `stride` numbers each, or tiles one behind the other
-// where `step` is TILE and `stride` 32) times two columns of tiles.
-TILES INLINE void accumulate(const BFloat16* left, const BFloat16* left2, int64_t stride, int64_t step,
-                             const BFloat16* right, const BFloat16* right2, int64_t count) {
-    for (int64_t k = 0; k < count; k++, left += step, left2 += step, right += TILE, right2 += TILE) {
-        _tile_loadd(4, left, 2 * stride);
-        _tile_loadd(6, right, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, right2, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, left2, 2 * stride);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+// Eight rows of 32 sums. They take half of the registers, and enough of them are independent of each other
+// to hide how long one product takes.
+using EightRows = __m512[8][2];
+
+AVX512 INLINE void load_sums(const float* from, int64_t stride, EightRows& sums) {
+    for (int i = 0; i < 8; i++)
+        for (int half = 0; half < 2; half++) sums[i][half] = _mm512_loadu_ps(from + i * stride + 16 * half);
+}
+AVX512 INLINE void store_sums(const EightRows& sums, float* to, int64_t stride) {
+    for (int i = 0; i < 8; i++)
+        for (int half = 0; half < 2; half++) _mm512_storeu_ps(to + i * stride + 16 * half, sums[i][half]);
+}
+
+// sums += eight rows, `stride` numbers apart, times a tile of each of two columns.
+AVX512 INLINE void add_products(const BFloat16* left, int64_t stride, const BFloat16* right, const BFloat16* right2,
+                                EightRows& sums) {
+    for (int64_t i = 0; i < 32; i += 2) {
+        const __m512bh first = __m512bh(_mm512_loadu_si512(right + 16 * i));
+        const __m512bh last = __m512bh(_mm512_loadu_si512(right2 + 16 * i));
+        for (int row = 0; row < 8; row++) {
+            int32_t pair;
+            std::memcpy(&pair, left + row * stride + i, sizeof pair);
+            const __m512bh pairs = __m512bh(_mm512_set1_epi32(pair));
+            sums[row][0] = _mm512_dpbf16_ps(sums[row][0], pairs, first);
+            sums[row][1] = _mm512_dpbf16_ps(sums[row][1], pairs, last);
+        }
     }
 }
 
-TILES INLINE void clear() {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
+// 32 by 32 sums, four squares of a tile each: tiles 0 to 3 (so there is one of these at a time) or, on
+// processors that have none, numbers in memory, of which eight rows at a time are taken into registers.
+class Squares {
+public:
+    TILES INLINE void clear() {
+        if (tiles) {
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+        } else {
+            for (int64_t i = 0; i < SPAN * SPAN; i += 16) _mm512_store_ps(numbers + i, _mm512_setzero_ps());
+        }
+    }
 
-// The four squares of tiles 0 to 3, in a matrix of float32.
-TILES INLINE void load_squares(const float* from, int64_t stride) {
-    _tile_loadd(0, from, 4 * stride);
-    _tile_loadd(1, from + 16, 4 * stride);
-    _tile_loadd(2, from + 16 * stride, 4 * stride);
-    _tile_loadd(3, from + 16 * stride + 16, 4 * stride);
-}
-TILES INLINE void store_squares(float* to, int64_t stride) {
-    _tile_stored(0, to, 4 * stride);
-    _tile_stored(1, to + 16, 4 * stride);
-    _tile_stored(2, to + 16 * stride, 4 * stride);
-    _tile_stored(3, to + 16 * stride + 16, 4 * stride);
-}
+    // From and to a matrix of float32.
+    TILES INLINE void load(const float* from, int64_t stride) {
+        if (tiles) {
+            _tile_loadd(0, from, 4 * stride);
+            _tile_loadd(1, from + 16, 4 * stride);
+            _tile_loadd(2, from + 16 * stride, 4 * stride);
+            _tile_loadd(3, from + 16 * stride + 16, 4 * stride);
+        } else {
+            copy(from, stride, numbers, SPAN);
+        }
+    }
+    TILES INLINE void store(float* to, int64_t stride) const {
+        if (tiles) {
+            _tile_stored(0, to, 4 * stride);
+            _tile_stored(1, to + 16, 4 * stride);
+            _tile_stored(2, to + 16 * stride, 4 * stride);
+            _tile_stored(3, to + 16 * stride + 16, 4 * stride);
+        } else {
+            copy(numbers, SPAN, to, stride);
+        }
+    }
+
+    // += two rows of tiles (16 rows of `stride` numbers each, or tiles one behind the other where `step`
+    // is TILE and `stride` 32) times two columns of tiles.
+    TILES INLINE void accumulate(const BFloat16* left, const BFloat16* left2, int64_t stride, int64_t step,
+                                 const BFloat16* right, const BFloat16* right2, int64_t count) {
+        if (!tiles) {
+            for (int64_t row = 0; row < 16; row += 8) {
+                accumulate_rows(row, left + row * stride, stride, step, right, right2, count);
+                accumulate_rows(16 + row, left2 + row * stride, stride, step, right, right2, count);
+            }
+            return;
+        }
+        for (int64_t k = 0; k < count; k++, left += step, left2 += step, right += TILE, right2 += TILE) {
+            _tile_loadd(4, left, 2 * stride);
+            _tile_loadd(6, right, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, right2, 64);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_loadd(5, left2, 2 * stride);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+
+private:
+    AVX512 INLINE static void copy(const float* from, int64_t stride, float* to, int64_t to_stride) {
+        EightRows rows;
+        for (int64_t row = 0; row < SPAN; row += 8) {
+            load_sums(from + row * stride, stride, rows);
+            store_sums(rows, to + row * to_stride, to_stride);
+        }
+    }
+
+    // Eight rows from `row` on.
+    AVX512 void accumulate_rows(int64_t row, const BFloat16* left, int64_t stride, int64_t step, const BFloat16* right,
+                                const BFloat16* right2, int64_t count) {
+        EightRows sums;
+        load_sums(numbers + row * SPAN, SPAN, sums);
+        for (int64_t k = 0; k < count; k++, left += step, right += TILE, right2 += TILE)
+            add_products(left, stride, right, right2, sums);
+        store_sums(sums, numbers + row * SPAN, SPAN);
+    }
+
+    const bool tiles = has_tiles();
+    alignas(64) float numbers[SPAN * SPAN];
+};
 
 #endif

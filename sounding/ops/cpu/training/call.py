@@ -30,7 +30,7 @@ def rows(count: int) -> ctypes.c_int64:
 
 
 def tiles_serve(n: int, m: int) -> bool:
-    """Whether there are tiles, and matrices of n rows and m columns fill them."""
+    """Whether the processor multiplies bfloat16, and n rows and m columns fill tiles."""
     kernels = library()
     assert kernels is not None, "chosen only where the library was built"
     return bool(kernels.train_tiles_serve(rows(m), rows(n)))

@@ -1,4 +1,4 @@
-// `connect` of ops/hyper_connection.py and its gradient on tiles, for four streams of bfloat16.
+// `connect` of ops/hyper_connection.py and its gradient by products of tiles, for four streams of bfloat16.
 //
 // Streams are far larger than caches, so each pass reads them from memory once and does all it has to
 // do with some tokens while these lie in the second-level cache. fn is float32: products with it are
@@ -48,7 +48,7 @@ void split(const float* fn, int64_t width, int parts, BFloat16* to) {
         }
 }
 
-// fn^T: for each 32 of its width, tiles of the first and of the last coefficients, of three parts.
+// fn^T: for each 32 of its width, tiles of the first coefficients and then of the last, of three parts.
 constexpr int PROJECTED = 3;
 BFloat16* pack_projection(const float* fn, int64_t width, Arena& arena) {
     BFloat16* right = arena.take<BFloat16>(PROJECTED * PADDED * width);
@@ -58,10 +58,11 @@ BFloat16* pack_projection(const float* fn, int64_t width, Arena& arena) {
     BFloat16* to = right;
     PairRows rows;
     for (int64_t i = 0; i < width; i += 32)
-        for (int64_t row = 0; row < PROJECTED * PADDED; row += 16, to += TILE) {
-            load_pairs(parts + row * width + i, width, rows);
-            turn(rows, to);
-        }
+        for (int64_t row = 0; row < PADDED; row += 16)
+            for (int part = 0; part < PROJECTED; part++, to += TILE) {
+                load_pairs(parts + (part * PADDED + row) * width + i, width, rows);
+                turn(rows, to);
+            }
     return right;
 }
 
@@ -86,22 +87,15 @@ BFloat16* pack_spread(const float* fn, int64_t width, Arena& arena) {
 // ---------------------------------------------------------------------------------------------
 // connect
 
-// Tiles 0 to 3 = 32 rows of streams times fn^T.
-INLINE void project(const BFloat16* v, int64_t width, const BFloat16* right) {
-    clear();
-    for (int64_t i = 0; i < width; i += 32) {
-        _tile_loadd(4, v + i, 2 * width);
-        _tile_loadd(5, v + 16 * width + i, 2 * width);
+// 32 rows of streams times fn^T: 32 columns of them at a time, times each part.
+INLINE void project(const BFloat16* v, int64_t width, const BFloat16* right, float* products) {
+    Squares squares;
+    squares.clear();
+    for (int64_t i = 0; i < width; i += 32, right += 2 * PROJECTED * TILE) {
         for (int64_t row = 0; row < SPAN; row++) prefetch(v + (SPAN + row) * width + i);
-        for (int part = 0; part < PROJECTED; part++, right += 2 * TILE) {
-            _tile_loadd(6, right, 64);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_loadd(7, right + TILE, 64);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_dpbf16ps(3, 5, 7);
-        }
+        squares.accumulate(v + i, v + 16 * width + i, width, 0, right, right + PROJECTED * TILE, PROJECTED);
     }
+    squares.store(products, PADDED);
 }
 
 INLINE float mean_square(const BFloat16* v, int64_t width) {
@@ -172,8 +166,7 @@ void connect(int64_t low, int64_t high, const BFloat16* streams, const BFloat16*
             std::copy(v, v + count * width, padded);
             std::fill(padded + count * width, padded + SPAN * width, BFloat16{0});
         }
-        project(count < SPAN ? padded : v, width, right);
-        store_squares(products, PADDED);
+        project(count < SPAN ? padded : v, width, right, products);
         for (int64_t half = 0; half < count; half += 16) {
             const int64_t at = t + half, some = std::min<int64_t>(16, count - half);
             const Predicted to{out.post + at * M, out.mix + at * M * M, out.raw + at * N, out.rho + at};
@@ -181,7 +174,7 @@ void connect(int64_t low, int64_t high, const BFloat16* streams, const BFloat16*
             for (int64_t i = 0; i < some; i++) read(v + (half + i) * width, pre[i], c, x + (at + i) * c);
         }
     }
-    _tile_release();
+    release_tiles();
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -266,11 +259,21 @@ INLINE void turn_products(const float* products, BFloat16* tiles) {
     }
 }
 
-// The gradient of up to sixteen tokens' streams: what `write` sent back, and what goes through the
-// sub-layer's input, through rho and through the coefficients. `room` is for 16 rows of streams.
-INLINE void spread(const Given& by, int64_t t, int64_t count, const BFloat16* products, const BFloat16* right,
-                   const Weights& weights, const Shape& s, float* room, BFloat16* grad_streams) {
-    const int64_t c = s.channels, width = s.width();
+// Sixteen tokens' gradients of products times fn, to rows of `room`: of each 32 columns the even before the
+// odd. Both come in two parts; the second ones are too small to be multiplied with each other.
+INLINE void through_products(const BFloat16* products, const BFloat16* right, int64_t width, float* room) {
+    if (!has_tiles()) {
+        for (int64_t i = 0; i < width; i += 32, right += 2 * SPREAD * TILE)
+            for (int64_t row = 0; row < 16; row += 8) {
+                const BFloat16 *near = products + 32 * row, *rest = near + TILE;
+                EightRows sums = {};
+                add_products(near, 32, right, right + TILE, sums);
+                add_products(rest, 32, right, right + TILE, sums);
+                add_products(near, 32, right + 2 * TILE, right + 3 * TILE, sums);
+                store_sums(sums, room + row * width + i, width);
+            }
+        return;
+    }
     _tile_loadd(2, products, 64);
     _tile_loadd(3, products + TILE, 64);
     for (int64_t i = 0; i < width; i += 32, right += 2 * SPREAD * TILE) {
@@ -289,6 +292,14 @@ INLINE void spread(const Given& by, int64_t t, int64_t count, const BFloat16* pr
         _tile_stored(0, room + i, 4 * width);
         _tile_stored(1, room + i + 16, 4 * width);
     }
+}
+
+// The gradient of up to sixteen tokens' streams: what `write` sent back, and what goes through the
+// sub-layer's input, through rho and through the coefficients. `room` is for 16 rows of streams.
+INLINE void spread(const Given& by, int64_t t, int64_t count, const BFloat16* products, const BFloat16* right,
+                   const Weights& weights, const Shape& s, float* room, BFloat16* grad_streams) {
+    const int64_t c = s.channels, width = s.width();
+    through_products(products, right, width, room);
     for (int64_t k = 0; k < count; k++)
         for (int j = 0; j < M; j++) {
             const int64_t at = (t + k) * width + j * c;
@@ -322,6 +333,7 @@ INLINE void turn_block(const float* products, BFloat16* left) {
 // the even before the odd.
 INLINE void add_outer(const BFloat16* left, const BFloat16* v, int64_t count, int64_t width, float* out) {
     alignas(64) BFloat16 right[CHUNK / 16 * STEPS * TILE];
+    Squares squares;
     const int64_t depth = (count + 31) / 32 * 32;
     for (int64_t t = 0; t < depth; t += 2)
         for (int64_t i = 0; i < CHUNK; i += 32) {
@@ -332,9 +344,9 @@ INLINE void add_outer(const BFloat16* left, const BFloat16* v, int64_t count, in
         }
     for (int64_t i = 0; i < CHUNK; i += 32) {
         const BFloat16* own = right + i * BLOCK;
-        load_squares(out + i, width);
-        accumulate(left, left + STEPS * TILE, 32, TILE, own, own + STEPS * TILE, depth / 32);
-        store_squares(out + i, width);
+        squares.load(out + i, width);
+        squares.accumulate(left, left + STEPS * TILE, 32, TILE, own, own + STEPS * TILE, depth / 32);
+        squares.store(out + i, width);
     }
 }
 
@@ -364,7 +376,7 @@ void connect_backward(int64_t low, int64_t high, const Given& by, const BFloat16
         for (int64_t i = 0; i < width; i += CHUNK)
             add_outer(turned, by.streams + t * width + i, count, width, total.fn + i);
     }
-    _tile_release();
+    release_tiles();
     // Even and odd columns back to their places.
     const __m512i lower = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     const __m512i upper = _mm512_add_epi32(lower, _mm512_set1_epi32(8));
@@ -390,7 +402,7 @@ extern "C" {
 // Whether the kernels below and those of write_tiles.cpp run here: four streams, whose channels fill tiles.
 int train_connect_serves([[maybe_unused]] int streams, [[maybe_unused]] int channels) {
 #ifdef WITH_TILES
-    return has_tiles() && streams == M && channels % 32 == 0;
+    return has_pairs() && streams == M && channels % 32 == 0;
 #else
     return 0;
 #endif

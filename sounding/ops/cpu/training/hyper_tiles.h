@@ -1,4 +1,4 @@
-// What hyper-connections for training on tiles are made of: streams of bfloat16, and the coefficients
+// What hyper-connections for training by products of tiles are made of: streams of bfloat16, and the coefficients
 // of sixteen tokens side by side. Four streams, whose channels fill tiles.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Muon's update of one weight, on tiles: momentum, Newton-Schulz and step of a matrix while it lies in
+// Muon's update of one weight in tiles: momentum, Newton-Schulz and step of a matrix while it lies in
 // the second-level cache, where PyTorch takes every pass over all matrices. See ops/muon.py.
 //
 // A matrix X of n rows and m >= n columns (a tall one is read transposed) is kept in bfloat16, as
@@ -69,10 +69,12 @@ TILES INLINE void spread(const Room& room, int64_t row, int64_t column, const Ti
 }
 
 // Two rows of tiles times two: 32 by 32 numbers.
-TILES INLINE void product(const Tiles& left, int64_t row, const Tiles& right, int64_t column, float* squares) {
-    clear();
-    accumulate(left.row(row), left.row(row + 1), 32, TILE, right.row(column), right.row(column + 1), left.in_row);
-    store_squares(squares, SPAN);
+TILES INLINE void product(const Tiles& left, int64_t row, const Tiles& right, int64_t column, float* numbers) {
+    Squares squares;
+    squares.clear();
+    squares.accumulate(left.row(row), left.row(row + 1), 32, TILE, right.row(column), right.row(column + 1),
+                       left.in_row);
+    squares.store(numbers, SPAN);
 }
 
 // A symmetric matrix from the squares of its upper half: finish(row, column, left, right) is given
@@ -219,7 +221,7 @@ TILES void update_all(int64_t low, int64_t high, int64_t rows, int64_t columns, 
         const int64_t at = i * rows * columns;
         update(room, rows > columns, weight + at, gradient + at, momentum + at, mu, shrink, length, rounds, num_rounds);
     }
-    _tile_release();
+    release_tiles();
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""Muon's update in one pass over each matrix, where the processor has tiles. See ops/muon.py."""
+"""Muon's update in one pass over each matrix, where tiles serve. See ops/muon.py."""
 
 import ctypes
 from typing import Any
@@ -23,7 +23,7 @@ def update(
     length: float,
     dtype: torch.dtype,
 ) -> Any:
-    """Twin of the reference; NotImplemented without tiles, and for sides it has none for."""
+    """Twin of the reference; NotImplemented where tiles do not serve."""
     kernels = library()
     tensors = [*weights, *gradients, *momenta]
     if dtype != torch.bfloat16 or any(t.dtype != torch.float32 for t in tensors):

@@ -1,5 +1,5 @@
-// The three products of a linear map for training, on tiles: y = x W^T, dx = g W and dW = g^T x, for
-// one weight or a stack of them, each with rows of its own. Numbers are bfloat16, sums float32.
+// The three products of a linear map for training, of matrices in tiles: y = x W^T, dx = g W and dW = g^T x,
+// for one weight or a stack of them, each with rows of its own. Numbers are bfloat16, sums float32.
 //
 // Weights are packed once for both of their products. A thread takes some rows through all columns:
 // 32 columns of the weight, which stay in the first-level cache, times rows that stay in the second.
@@ -45,11 +45,20 @@ TILES INLINE void put_squares(const float* squares, int64_t rows, float* to, int
             _mm512_storeu_ps(to + i * stride + half, _mm512_load_ps(squares + i * SPAN + half));
 }
 
+// Memory that put_squares will write, while its sums are made: stores that wait for it hold up those after.
+template <typename Y>
+INLINE void ask_for_square(int64_t rows, const Y* to, int64_t stride) {
+    constexpr int64_t LINE = 64 / sizeof(Y);
+    for (int64_t i = 0; i < std::min(rows, SPAN); i++)
+        for (int64_t column = 0; column < SPAN; column += LINE) __builtin_prefetch(to + i * stride + column, 1);
+}
+
 // y[rows, columns] = x[rows, depth] times a packed right operand; rows lie `x_stride`, `y_stride` apart.
 template <typename Y>
 TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16* x, int64_t x_stride,
                     const BFloat16* right, Y* y, int64_t y_stride, Arena& arena) {
-    alignas(64) float squares[SPAN * SPAN];
+    Squares squares;
+    alignas(64) float numbers[SPAN * SPAN];
     float* sums = depth > DEPTH ? arena.take<float>(ROWS * columns) : nullptr;
     BFloat16* padded = arena.take<BFloat16>(SPAN * depth);
     const int64_t whole = rows / SPAN * SPAN;
@@ -67,18 +76,19 @@ TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16
                 const bool inside = row < whole;
                 const BFloat16* a = inside ? x + row * x_stride + k : padded + k;
                 const int64_t stride = inside ? x_stride : depth;
-                float* sum = sums == nullptr ? squares : sums + row * columns + column;
+                float* sum = sums == nullptr ? numbers : sums + row * columns + column;
                 if (first)
-                    clear();
+                    squares.clear();
                 else
-                    load_squares(sum, columns);
-                accumulate(a, a + 16 * stride, stride, 32, b, b + 16 * depth, steps);
+                    squares.load(sum, columns);
+                if (last) ask_for_square(rows - row, y + row * y_stride + column, y_stride);
+                squares.accumulate(a, a + 16 * stride, stride, 32, b, b + 16 * depth, steps);
                 if (!last) {
-                    store_squares(sum, columns);
+                    squares.store(sum, columns);
                     continue;
                 }
-                store_squares(squares, SPAN);
-                put_squares(squares, rows - row, y + row * y_stride + column, y_stride);
+                squares.store(numbers, SPAN);
+                put_squares(numbers, rows - row, y + row * y_stride + column, y_stride);
             }
         }
     }
@@ -88,24 +98,25 @@ TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16
 // Streamed sums go past the caches: nobody reads a gradient before all others are made too.
 TILES void outer_strip(const BFloat16* g, int64_t g_stride, int64_t rows, const BFloat16* right, int64_t columns,
                        bool add, bool streamed, float* out, BFloat16* room) {
-    alignas(64) float squares[SPAN * SPAN];
+    Squares squares;
+    alignas(64) float numbers[SPAN * SPAN];
     const int64_t depth = (rows + 31) / 32 * 32;
     BFloat16* turned = room + SPAN * depth;
     turn_rows(g, g_stride, rows, SPAN, room, turned);
     for (int64_t column = 0; column < columns; column += SPAN) {
         const BFloat16* b = right + column * depth;
         if (add)
-            load_squares(out + column, columns);
+            squares.load(out + column, columns);
         else
-            clear();
-        accumulate(turned, turned + 16 * depth, 32, TILE, b, b + 16 * depth, depth / 32);
+            squares.clear();
+        squares.accumulate(turned, turned + 16 * depth, 32, TILE, b, b + 16 * depth, depth / 32);
         if (streamed) {
-            store_squares(squares, SPAN);
+            squares.store(numbers, SPAN);
             for (int64_t i = 0; i < SPAN; i++)
                 for (int64_t half = 0; half < SPAN; half += 16)
-                    _mm512_stream_ps(out + i * columns + column + half, _mm512_load_ps(squares + i * SPAN + half));
+                    _mm512_stream_ps(out + i * columns + column + half, _mm512_load_ps(numbers + i * SPAN + half));
         } else {
-            store_squares(out + column, columns);
+            squares.store(out + column, columns);
         }
     }
 }
@@ -133,7 +144,7 @@ TILES void outer(int64_t low, int64_t high, const Groups& groups, int64_t output
         }
     }
     _mm_sfence();
-    _tile_release();
+    release_tiles();
 }
 
 template <typename Y>
@@ -149,7 +160,7 @@ TILES void multiply_groups(int64_t low, int64_t high, const Groups& groups, int6
                      right + e * depth * columns, y + row * y_stride, y_stride, arena);
         }
     }
-    _tile_release();
+    release_tiles();
 }
 
 }  // namespace
@@ -158,10 +169,10 @@ TILES void multiply_groups(int64_t low, int64_t high, const Groups& groups, int6
 
 extern "C" {
 
-// Whether there are tiles, and all sides are multiples of theirs.
+// Whether products of bfloat16 are ours to make, and all sides are multiples of a tile's.
 int train_tiles_serve([[maybe_unused]] int64_t inputs, [[maybe_unused]] int64_t outputs) {
 #ifdef WITH_TILES
-    return has_tiles() && inputs % SPAN == 0 && outputs % SPAN == 0;
+    return has_pairs() && inputs % SPAN == 0 && outputs % SPAN == 0;
 #else
     return 0;
 #endif

@@ -1,7 +1,8 @@
 """Linear maps for training: one, a stack of them with rows for each, or one per group of channels.
 
-On processors with tiles their three products (of the input, and of the gradient with the weight and
-with the input) are kernels of ours; elsewhere torch's. See ops/matmul.py.
+On processors that multiply bfloat16, in tiles (AMX) or in vectors (AVX512_BF16), their three
+products (of the input, and of the gradient with the weight and with the input) are kernels of ours
+on matrices in tiles; elsewhere torch's. See ops/matmul.py.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ from sounding.ops.quant import LINEAR_INPUT_BLOCK, simulate_fp8
 
 
 def linear(x: Tensor, weight: Weight, *, simulate: bool = False) -> Any:
-    """Twin of the reference; NotImplemented for packed weights and where there are no tiles."""
+    """Twin of the reference; NotImplemented for packed weights and where tiles do not serve."""
     if weight.scale is not None or not have_tiles(x, weight.values):
         return NotImplemented
     if simulate:
@@ -31,7 +32,7 @@ def linear(x: Tensor, weight: Weight, *, simulate: bool = False) -> Any:
 
 
 def wide_linear(x: Float[Tensor, "t i"], weight: Weight) -> Any:
-    """Twin of the reference; NotImplemented for packed weights and where there are no tiles.
+    """Twin of the reference; NotImplemented for packed weights and where tiles do not serve.
 
     Like every product of bf16 numbers here it is added up in float32, and so are its gradients.
     """
@@ -41,7 +42,7 @@ def wide_linear(x: Float[Tensor, "t i"], weight: Weight) -> Any:
 
 
 def grouped_linear(x: Float[Tensor, "t g i"], weight: Weight, groups: int) -> Any:
-    """Twin of the reference; NotImplemented for packed weights and where there are no tiles."""
+    """Twin of the reference; NotImplemented for packed weights and where tiles do not serve."""
     stacked = weight.values.unflatten(0, (groups, -1))
     if weight.scale is not None or not have_tiles(x, stacked):
         return NotImplemented
