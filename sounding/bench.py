@@ -89,8 +89,8 @@ class Native:
 
     @torch.inference_mode()
     def read(self, tokens: Tensor) -> int:
-        streams = self._model(tokens, states=[self.state]).streams
-        return argmax(self._model.logits(self._model.hidden(streams[-1:]))[0])
+        last = [len(tokens) - 1]
+        return argmax(self._model.predict(tokens, last, states=[self.state]).logits[0])
 
 
 class Peer:

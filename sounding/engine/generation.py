@@ -6,7 +6,7 @@ goes on. The scheduler decides when it moves, the engine moves it.
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -96,8 +96,9 @@ class Generation:
         return self.fed < self.prompt_length
 
     @property
-    def completion(self) -> Sequence[int]:
-        return self.tokens[self.prompt_length :]
+    def answered(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.tokens) - self.prompt_length
 
     def urgency(self, patience_steps: int) -> int:
         """Its priority, the lower the more urgent, less one for every so many steps it has waited:
@@ -151,7 +152,7 @@ class Generation:
 
     def cut_drafts(self) -> None:
         """Leave out guesses that cannot come true: too many, or against the constraint."""
-        left = self.request.max_tokens - len(self.completion) - 1
+        left = self.request.max_tokens - self.answered - 1
         self.drafts = self.drafts[: max(0, left)]
         if self._constraint is not None:
             self.drafts = self.drafts[: self._constraint.count_valid(self.drafts)]
@@ -174,7 +175,7 @@ class Generation:
             self._decoded = now
         self.usage = replace(
             self.usage,
-            completion_tokens=len(self.completion),
+            completion_tokens=self.answered,
             queue_seconds=self._started - self._submitted,
             prefill_seconds=self._decoded - self._started,
             decode_seconds=now - self._decoded,
@@ -226,7 +227,7 @@ class Generation:
             more = self._constraint.push(token) and more
         if not more or self._stops.found is not None:
             self.finished = "stop"
-        elif len(self.completion) >= self.request.max_tokens:
+        elif self.answered >= self.request.max_tokens:
             self.finished = "length"
         elif self._repetition.push(token) and self.request.guard_repetition:
             self.finished = "repetition"

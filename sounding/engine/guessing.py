@@ -3,17 +3,22 @@
 from array import array
 from collections.abc import Sequence
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 _LOOKUP_TOKENS = (4, 3)  # as many last tokens must have stood together before
 _LOOKUP_BACK = 1 << 16  # tokens that are searched
 
 # Costs in steps of one sequence alone, as measured on a CPU: what a step takes whoever is in it,
-# what each sequence adds, what each further row of a sequence adds.
+# what each sequence adds, what each further row of a sequence adds until a `Clock` knows better.
 _STEP, _SEQUENCE, _ROW = 0.8, 0.2, 0.1
 _PRIOR = 0.7  # how often a guess is right, before anything is known
 _WEIGHT = 0.1  # of the newest guess
 _CLOCK_WEIGHT = 0.3
+_FIRST_STEPS = 4  # without guesses, before there are any
+_COMPARE_STEPS = 32  # with guesses, before there is one without
+_FADE = 0.01  # a step's share of forgetting what guesses took: one slow moment must not end them
 _REST_TOKENS = 64  # without guesses, after they did not pay
 
 
@@ -30,19 +35,23 @@ class Payoff:
         for outcome in outcomes:
             self.rate += _WEIGHT * (outcome - self.rate)
 
-    def best_count(self, most: int, *, running: int, guess_cost: float) -> int:
+    def best_count(
+        self, most: int, *, running: int, guess_cost: float, row_cost: float = _ROW
+    ) -> int:
         """How many guesses make the most tokens per time; 0 where none pay.
 
-        `running` sequences share a step; a guess costs `guess_cost` steps to make.
+        `running` sequences share a step; a guess costs `guess_cost` steps to make and `row_cost` to
+        verify.
         """
+        cost = guess_cost + row_cost
         if self._rest:
             self._rest -= 1
             return 0
-        best, best_rate = 0, 1 / step_cost(0, running, guess_cost)
+        best, best_rate = 0, 1 / step_cost(0, running, cost)
         tokens = 1.0
         for count in range(1, most + 1):
             tokens += self.rate**count
-            rate = tokens / step_cost(count, running, guess_cost)
+            rate = tokens / step_cost(count, running, cost)
             if rate > best_rate:
                 best, best_rate = count, rate
         if best == 0 and most > 0:
@@ -50,26 +59,46 @@ class Payoff:
         return best
 
 
-def step_cost(count: int, running: int, guess_cost: float) -> float:
-    """One sequence's share of a step in which it has `count` guesses."""
-    return _STEP / max(1, running) + _SEQUENCE + count * (_ROW + guess_cost)
+def step_cost(count: int, running: int, cost: float) -> float:
+    """One sequence's share of a step in which it has `count` guesses, which cost so much each."""
+    return _STEP / max(1, running) + _SEQUENCE + count * cost
 
 
 class Clock:
-    """What guesses take on this machine, in steps of one sequence alone.
+    """What guesses take on this machine, to make and to verify, in steps of one sequence alone.
 
     Measured, because that differs by far; it decides how fast tokens come and never which.
     """
 
     def __init__(self, guess_cost: float) -> None:
-        """`guess_cost` is assumed until a guess was made."""
-        self.guess_cost = guess_cost
+        """`guess_cost` is assumed until a guess was made, and again when that was long ago."""
+        self._assumed = guess_cost
+        self.guess_cost, self.row_cost = guess_cost, _ROW
         self._step_seconds = 0.0
+        self._plain_steps = self._since_plain = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether a step without guesses is due, to compare others with."""
+        return self._plain_steps < _FIRST_STEPS or self._since_plain >= _COMPARE_STEPS
 
     def stepped(self, seconds: float, sequences: int, rows: int) -> None:
-        """A step of so many answers has verified so many rows."""
-        modelled = _STEP + sequences * _SEQUENCE + (rows - sequences) * _ROW
-        self._step_seconds = _mean(self._step_seconds, seconds / modelled)
+        """A step of so many answers verified so many rows; those beyond one each were guesses."""
+        guesses, plain = rows - sequences, _STEP + sequences * _SEQUENCE
+        if guesses and self._step_seconds:
+            self._since_plain += 1
+            rest = max(0.0, seconds / self._step_seconds - plain)
+            self.row_cost = _mean(self.row_cost, rest / guesses)
+        elif not guesses:
+            self._since_plain = 0
+            self._plain_steps += 1
+            one = seconds / plain
+            if 1 < self._plain_steps <= _FIRST_STEPS:
+                self._step_seconds = min(self._step_seconds, one)  # caches were cold at first
+            else:
+                self._step_seconds = _mean(self._step_seconds, one)
+            self.row_cost += _FADE * (_ROW - self.row_cost)
+            self.guess_cost += _FADE * (self._assumed - self.guess_cost)
 
     def guessed(self, seconds: float, guesses: int) -> None:
         """So many guesses were made by the MTP block."""
@@ -111,6 +140,33 @@ class Lookup:
         return []
 
 
+class Noted:
+    """Streams of the tokens fed last, in pieces until somebody reads them: putting those of each
+    token behind all others as it comes would take longer than the network does."""
+
+    def __init__(self, streams: Float[Tensor, "t m c"]) -> None:
+        self._parts, self._rows = [streams], len(streams)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def append(self, streams: Float[Tensor, "t m c"]) -> None:
+        """What was fed next."""
+        self._parts.append(streams)
+        self._rows += len(streams)
+
+    def take(self, count: int) -> Float[Tensor, "t m c"]:
+        """The first `count` rows, which are gone then."""
+        whole = torch.cat(self._parts)
+        self._parts, self._rows = [whole[count:]], len(whole) - count
+        return whole[:count]
+
+    def keep(self, count: int) -> None:
+        """Forget all rows but the last `count`."""
+        self.take(self._rows - count)
+        self._parts = [part.clone() for part in self._parts]
+
+
 class Speculation:
     """What guessing knows of one sequence."""
 
@@ -119,7 +175,7 @@ class Speculation:
         self.mtp = Payoff()
         self.source: Payoff | None = None
         """Of the guesses that are being verified."""
-        self.streams: Tensor | None = None
+        self.streams: Noted | None = None
         """Of the last tokens fed, which the MTP block has not read yet; None where it has missed
         some before them."""
 

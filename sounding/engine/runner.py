@@ -5,13 +5,14 @@ Nothing here depends on which sequences share a step, except how the network rou
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sounding.engine.generation import Generation
+from sounding.engine.guessing import Noted
 from sounding.engine.messages import Priority
 from sounding.engine.prefix_store import PrefixStore
 from sounding.engine.prefixes import Found, PrefixCache
@@ -19,7 +20,7 @@ from sounding.engine.scheduler import Move
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
 from sounding.engine.snapshot import put_together
 from sounding.engine.speculative import Drafter
-from sounding.model.moe import Routing
+from sounding.model.moe import Routing, StackedRouting
 from sounding.model.state import growing_state
 from sounding.model.transformer import Transformer
 
@@ -69,7 +70,7 @@ class Runner:
             put_together(state, found.blocks, found.tail)
             generation.streams = found.tail.streams
             if found.tail.drafting:
-                generation.speculation.streams = found.tail.streams
+                generation.speculation.streams = Noted(found.tail.streams)
         generation.state = state
         if settings.prefix_limit_bytes:
             generation.checkpoints = settings.checkpoints(
@@ -108,33 +109,28 @@ class Runner:
     @torch.inference_mode()
     def step(self, moves: Sequence[Move]) -> None:
         """Move sequences; those that end have `finished` set."""
-        before, answering = time.perf_counter(), all(move.generation.completion for move in moves)
-        feeding = [move for move in moves if move.num_tokens]
-        rows = self._feed(feeding)
-        choosing, wanted = [], []
-        for move, streams in zip(feeding, rows, strict=True):
+        before, answering = time.perf_counter(), all(move.generation.answered for move in moves)
+        choosing, wanted, logits = [], [], []
+        for move, streams, mine in self._feed([move for move in moves if move.num_tokens]):
             generation = move.generation
-            if not generation.completion:
+            if not generation.answered:
                 generation.stream.prefilled = generation.fed
                 generation.streams = streams[-1:]
                 self._drafter.note(generation, streams)
                 if generation.fed in generation.checkpoints:
                     self.keep(generation)
-            if generation.prefilling:
-                continue
-            if not generation.completion:
-                streams = streams[-1:]
-            choosing.append(generation)
-            wanted.append(streams)
+            if not generation.prefilling:
+                choosing.append(generation)
+                wanted.append(streams[-len(mine) :])
+                logits.append(mine)
         for move in moves:
             if not move.num_tokens:  # its whole prompt was found
                 choosing.append(move.generation)
                 wanted.append(move.generation.streams)
+                logits.append(self._model.logits(self._model.hidden(wanted[-1])))
         if choosing:
-            logits = self._model.logits(self._model.hidden(torch.cat(wanted)))
-            split = logits[:, : self._num_tokens].cpu().split([len(rows) for rows in wanted])
-            for generation, streams, mine in zip(choosing, wanted, split, strict=True):
-                self._choose(generation, streams, mine)
+            for generation, streams, mine in zip(choosing, wanted, logits, strict=True):
+                self._choose(generation, streams, mine[:, : self._num_tokens].cpu())
             if answering:
                 self._drafter.clock.stepped(
                     time.perf_counter() - before,
@@ -159,29 +155,35 @@ class Runner:
         self.prefixes.put(stored.tokens, stored.blocks, stored.tail, whole=stored.whole)
         return self.prefixes.find(prompt)
 
-    def _feed(self, moves: Sequence[Move]) -> list[Tensor]:
-        """Append each sequence's next tokens; the streams of each."""
+    def _feed(self, moves: Sequence[Move]) -> Iterator[tuple[Move, Tensor, Tensor]]:
+        """Append each sequence's next tokens; its streams, and the logits that somebody reads: of an
+        answer's tokens, and of a prompt's last one."""
         if not moves:
-            return []
-        tokens, states = [], []
+            return
+        tokens, states, row_counts = [], [], []
+        rows: list[int] = []
         for generation, count in moves:
             assert generation.state is not None
             ahead = [*generation.tokens[generation.fed :], *generation.drafts]
             tokens += ahead[:count]
             states.append(generation.state)
+            whole = generation.fed + count >= generation.prompt_length
+            row_counts.append(count if generation.answered else int(whole))
+            rows += range(len(tokens) - row_counts[-1], len(tokens))
         lengths = [move.num_tokens for move in moves]
-        output = self._model(torch.tensor(tokens).to(self._device), lengths, states)
-        self._count_experts(output.routing)
-        return list(output.streams.split(lengths))
+        given = torch.tensor(tokens).to(self._device)
+        streams, routing, logits = self._model.predict(given, rows, lengths, states)
+        self._count_experts(routing)
+        yield from zip(moves, streams.split(lengths), logits.split(row_counts), strict=True)
 
     def _choose(self, generation: Generation, streams: Tensor, logits: Tensor) -> None:
         """Choose tokens as long as the drafts foresaw them; take back what came otherwise."""
-        if not generation.completion:
+        if not generation.answered:
             generation.prefilled()
         if generation.request.max_tokens == 0:
             generation.finished = "length"
             return
-        answered = bool(generation.completion)
+        answered = generation.answered > 0
         drafts, accepted = generation.drafts, 0
         generation.drafts = []
         for row, draft in zip(logits, [*drafts, None], strict=True):
@@ -207,6 +209,9 @@ class Runner:
 
     def _count_experts(self, routing: Sequence[Routing]) -> None:
         load = self.counters.expert_load
-        chosen = torch.stack([routed.chosen.flatten() for routed in routing])
-        numbers = (chosen + self._first_experts).flatten()  # all layers counted at once
+        if isinstance(routing, StackedRouting):
+            chosen = routing.chosen
+        else:
+            chosen = torch.stack([routed.chosen for routed in routing])
+        numbers = (chosen.flatten(1) + self._first_experts).flatten()  # all layers counted at once
         load += numbers.bincount(minlength=load.numel()).view_as(load).cpu()

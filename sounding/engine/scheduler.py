@@ -78,9 +78,9 @@ class Scheduler:
     def plan(self) -> list[Move]:
         """What the next step does; counts the waiting of all others."""
         active = [generation for generation in self.running if not generation.paused]
-        moves = [Move(g, 1 + len(g.drafts)) for g in active if not g.prefilling and g.completion]
+        moves = [Move(g, 1 + len(g.drafts)) for g in active if not g.prefilling and g.answered]
         # Its prompt was found whole: it has nothing to feed and chooses its first token.
-        moves += [Move(g, 0) for g in active if not g.prefilling and not g.completion]
+        moves += [Move(g, 0) for g in active if not g.prefilling and not g.answered]
         budget = self._settings.step_tokens * (1 + self._typing(active))
         budget -= sum(move.num_tokens for move in moves)
         for number, generation in enumerate(self._prefills(active)):

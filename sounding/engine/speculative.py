@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sounding.engine.generation import Generation
-from sounding.engine.guessing import Clock
+from sounding.engine.guessing import Clock, Noted
 from sounding.model.state import LayerState, SequenceState, growing_state
 from sounding.model.transformer import MTPBlock, Transformer
 
@@ -51,12 +51,12 @@ class Drafter:
         noted = generation.speculation.streams
         if noted is None:
             self._forget(generation)
+            noted = generation.speculation.streams = Noted(streams)
         else:
-            streams = torch.cat((noted, streams))
-        if len(streams) > 2 * window:  # it was not asked for long
+            noted.append(streams)
+        if len(noted) > 2 * window:  # it was not asked for long
             self._forget(generation)
-            streams = streams[-window:].clone()
-        generation.speculation.streams = streams
+            noted.keep(window)
 
     def catch_up(self, generations: Sequence[Generation]) -> None:
         """Let the block read all noted rows but the last, whose next token may change."""
@@ -72,6 +72,8 @@ class Drafter:
         asking: list[tuple[Generation, int]] = []
         for generation in generations:
             generation.drafts = generation.forced(self._most)
+            if self.clock.waits:
+                continue
             if not generation.drafts:
                 generation.drafts = self._look_up(generation, len(generations))
             count = 0
@@ -93,7 +95,9 @@ class Drafter:
         found = own.lookup.find(generation.tokens, self._most)
         if not found:
             return []
-        count = own.looked_up.best_count(len(found), running=running, guess_cost=0.0)
+        count = own.looked_up.best_count(
+            len(found), running=running, guess_cost=0.0, row_cost=self.clock.row_cost
+        )
         own.source = own.looked_up
         return found[:count]
 
@@ -102,8 +106,10 @@ class Drafter:
         if own.streams is None:
             return 0
         own.source = own.mtp
-        cost = self.clock.guess_cost
-        return own.mtp.best_count(self._most, running=running, guess_cost=cost)
+        clock = self.clock
+        return own.mtp.best_count(
+            self._most, running=running, guess_cost=clock.guess_cost, row_cost=clock.row_cost
+        )
 
     def _ask(self, asking: Sequence[tuple[Generation, int]]) -> None:
         """Let the block read what it has not seen, and go on from there on its own."""
@@ -133,9 +139,8 @@ class Drafter:
             noted = generation.speculation.streams
             assert noted is not None
             first = generation.fed - len(noted)
-            streams.append(noted[:count])
+            streams.append(noted.take(count))
             tokens += generation.tokens[first + 1 : first + 1 + count]
-            generation.speculation.streams = noted[count:]
         states = [SequenceState([], _drafts_of(generation)) for generation in generations]
         output = self._model.draft(
             torch.cat(streams), torch.tensor(tokens).to(self._device), list(counts), states

@@ -34,10 +34,10 @@ class StackedRouting(Sequence[Routing]):
     def __init__(
         self, chosen: Int[Tensor, "layers t k"], scores: Float[Tensor, "layers t e"]
     ) -> None:
-        self._chosen, self._scores = chosen, scores
+        self.chosen, self._scores = chosen, scores
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self.chosen)
 
     @overload
     def __getitem__(self, layer: int) -> Routing: ...
@@ -45,8 +45,8 @@ class StackedRouting(Sequence[Routing]):
     def __getitem__(self, layer: slice) -> Sequence[Routing]: ...
     def __getitem__(self, layer: int | slice) -> Routing | Sequence[Routing]:
         if isinstance(layer, slice):
-            return StackedRouting(self._chosen[layer], self._scores[layer])
-        return Routing(self._chosen[layer], self._scores[layer])
+            return StackedRouting(self.chosen[layer], self._scores[layer])
+        return Routing(self.chosen[layer], self._scores[layer])
 
 
 class Gate(nn.Module):

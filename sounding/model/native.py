@@ -16,10 +16,10 @@ from sounding.config import CSA
 from sounding.model.attention import SPARSE, Attention, Selection
 from sounding.model.chunk import Chunk
 from sounding.model.compressor import Compressor
-from sounding.model.layers import Linear
+from sounding.model.layers import Linear, RMSNorm
 from sounding.model.moe import MoE, StackedRouting
-from sounding.model.state import LayerState
-from sounding.model.transformer import Transformer
+from sounding.model.state import LayerState, SequenceState
+from sounding.model.transformer import Prediction, Transformer
 from sounding.ops import cpu
 from sounding.ops.cpu.inference import network as native
 from sounding.ops.matmul import Weight
@@ -64,6 +64,52 @@ def run_blocks(
     return streams, StackedRouting(chosen, scores)
 
 
+def predict(
+    embedding: Tensor,
+    network: Transformer,
+    tokens: Tensor,
+    rows: Sequence[int],
+    lengths: Sequence[int] | None,
+    states: Sequence[SequenceState],
+) -> Any:
+    """See the reference; NotImplemented for networks and modes it has to serve itself, for chunks
+    that go in pieces, and for tokens that are none."""
+    lengths = [len(tokens)] if lengths is None else list(lengths)
+    count = len(tokens)
+    if (
+        network.dtype != torch.bfloat16
+        or torch.is_grad_enabled()
+        or not 0 < count <= _PIECE_TOKENS
+        or sum(lengths) != count
+        or len(lengths) != len(states)
+        or min(rows, default=0) < 0
+        or max(rows, default=0) >= count
+    ):
+        return NotImplemented
+    described = _describe(network.layers)
+    ends = None if described is None else described.ends(network)
+    if described is None or ends is None:
+        return NotImplemented
+    shape, layers = described.network, len(network.layers)
+    tokens = tokens.long().contiguous()
+    streams = torch.empty(count, shape.streams, shape.channels, dtype=torch.bfloat16)
+    chosen = torch.empty(layers, count, shape.choices, dtype=torch.int64)
+    scores = torch.empty(layers, count, shape.experts)
+    logits = torch.empty(len(rows), shape.vocabulary)
+    done = described.predict(
+        ends,
+        streams,
+        tokens,
+        lengths,
+        [state.layers for state in states],
+        chosen,
+        scores,
+        rows,
+        logits,
+    )
+    return Prediction(streams, StackedRouting(chosen, scores), logits) if done else NotImplemented
+
+
 def serves(network: Transformer) -> bool:
     """Whether native kernels run this network's blocks where no gradients are wanted."""
     return (
@@ -76,13 +122,15 @@ def serves(network: Transformer) -> bool:
 class _Described:
     """Blocks as structs, with the tensors that those point into."""
 
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+    def __init__(self, blocks: Sequence[nn.Module] | nn.ModuleList) -> None:
         self.addresses = _addresses_of(blocks)
         self._kept: list[Any] = []
         layers = [self._layer(block) for block in blocks]
         self._layers = layers
         self._pointers = (ctypes.c_void_p * len(layers))(*map(ctypes.addressof, layers))
         self.network = self._network(blocks[0])
+        self._ends: native.NativeEnds | None = None
+        self._ends_at = (0, 0)
 
     def run(
         self,
@@ -95,17 +143,77 @@ class _Described:
     ) -> None:
         """Run one piece of a chunk; lists without room for it are given some."""
         lists = _addresses(states)
-        while True:
-            crowded = native.run(
+        while (
+            crowded := native.run(
                 self.network, self._pointers, streams, tokens, lengths, lists, chosen, scores
             )
-            if crowded < 0:
-                return
-            sequence, rest = divmod(crowded, len(self._layers) * _LISTS)
-            layer, number = divmod(rest, _LISTS)
-            rows = states[sequence][layer].rows()[number]
-            assert rows is not None
-            rows.make_room(lengths[sequence], torch.float32 if number in (1, 3) else torch.bfloat16)
+        ) >= 0:
+            self._make_room(crowded, lengths, states)
+
+    def predict(
+        self,
+        ends: native.NativeEnds,
+        streams: Tensor,
+        tokens: Tensor,
+        lengths: list[int],
+        states: Sequence[Sequence[LayerState]],
+        chosen: Tensor,
+        scores: Tensor,
+        rows: Sequence[int],
+        logits: Tensor,
+    ) -> bool:
+        """The same from tokens to logits; whether all of the tokens are any."""
+        lists = _addresses(states)
+        while (
+            crowded := native.predict(
+                self.network,
+                self._pointers,
+                ends,
+                streams,
+                tokens,
+                lengths,
+                lists,
+                chosen,
+                scores,
+                rows,
+                logits,
+            )
+        ) >= 0:
+            self._make_room(crowded, lengths, states)
+        return crowded == native.DONE
+
+    def ends(self, network: Transformer) -> native.NativeEnds | None:
+        """What stands around the blocks; None where the reference has to serve it."""
+        at = network.embed.weight.data_ptr(), network.head.weight.data_ptr()
+        if at != self._ends_at:
+            self._ends_at = at
+            try:
+                self._ends = self._describe_ends(network)
+            except _NotServed:
+                self._ends = None
+        return self._ends
+
+    def _describe_ends(self, network: Transformer) -> native.NativeEnds:
+        embedding = native.describe_weight(Weight(network.embed.weight))
+        norm = network.norm
+        if embedding is None or not isinstance(norm, RMSNorm):
+            raise _NotServed
+        return native.NativeEnds(
+            embedding=embedding,
+            head=self._exact(network.head.weight),
+            hc=self._hyper_connection(network, "head"),
+            norm=self._vector(norm.weight),
+        )
+
+    def _make_room(
+        self, crowded: int, lengths: list[int], states: Sequence[Sequence[LayerState]]
+    ) -> None:
+        """`crowded` is the number of a list, by sequence, layer and RowsOf."""
+        sequence, rest = divmod(crowded, len(self._layers) * _LISTS)
+        layer, number = divmod(rest, _LISTS)
+        rows = states[sequence][layer].rows()[number]
+        assert rows is not None
+        rows.make_room(lengths[sequence], torch.float32 if number in (1, 3) else torch.bfloat16)
 
     def _network(self, block: nn.Module) -> native.NativeNetwork:
         attention, moe, config = _parts(block)
@@ -229,7 +337,7 @@ class _NotServed(Exception):
 _known: WeakKeyDictionary[nn.Module, _Described | None] = WeakKeyDictionary()
 
 
-def _describe(blocks: Sequence[nn.Module]) -> _Described | None:
+def _describe(blocks: Sequence[nn.Module] | nn.ModuleList) -> _Described | None:
     """The description of these blocks, made once; None where the reference has to run them."""
     first = blocks[0]
     if first in _known:
@@ -244,7 +352,7 @@ def _describe(blocks: Sequence[nn.Module]) -> _Described | None:
     return made
 
 
-def _addresses_of(blocks: Sequence[nn.Module]) -> tuple[int, int]:
+def _addresses_of(blocks: Sequence[nn.Module] | nn.ModuleList) -> tuple[int, int]:
     """Where the first and the last block are, to notice that a network was moved."""
     first, last = _parts(blocks[0])[0], _parts(blocks[-1])[0]
     return first.wq_a.weight.data_ptr(), last.wq_a.weight.data_ptr()

@@ -32,6 +32,14 @@ class Output(NamedTuple):
     """One per layer."""
 
 
+class Prediction(NamedTuple):
+    """What a chunk became, and what may follow some of its rows."""
+
+    streams: Float[Tensor, "t m c"]
+    routing: Sequence[Routing]
+    logits: Float[Tensor, "r v"]
+
+
 class Block(nn.Module):
     """Attention, then experts, each reading from and writing to the streams through mHC."""
 
@@ -182,6 +190,21 @@ class Transformer(nn.Module):
         layers = [state.layers for state in states]
         return Output(*run_blocks(streams, self.blocks, chunk, layers, selection))
 
+    def predict(
+        self,
+        tokens: Int[Tensor, " t"],
+        rows: Sequence[int],
+        lengths: Sequence[int] | None = None,
+        states: Sequence[SequenceState] | None = None,
+    ) -> Prediction:
+        """`forward`, and the logits of some rows of the chunk.
+
+        Natively a single call: what stands between calls would take a fifth of a token's time.
+        """
+        if states is None:
+            states = [growing_state(self.config) for _ in lengths or [0]]
+        return predict(self.embed.weight, self, tokens, rows, lengths, states)
+
     def draft(
         self,
         streams: Float[Tensor, "t m c"],
@@ -215,3 +238,18 @@ class Transformer(nn.Module):
     def logits(self, hidden: Float[Tensor, "t c"]) -> Float[Tensor, "t v"]:
         """Scores of every next token, in float32."""
         return matmul.wide_linear(hidden, self.head.stored)
+
+
+@op(cpu="sounding.model.native:predict")
+def predict(
+    embedding: Float[Tensor, "v c"],
+    network: Transformer,
+    tokens: Int[Tensor, " t"],
+    rows: Sequence[int],
+    lengths: Sequence[int] | None,
+    states: Sequence[SequenceState],
+) -> Prediction:
+    """See `Transformer.predict`; `embedding` is the network's."""
+    output = network(tokens, lengths, states)
+    wanted = output.streams[torch.tensor(rows, dtype=torch.long, device=output.streams.device)]
+    return Prediction(output.streams, output.routing, network.logits(network.hidden(wanted)))

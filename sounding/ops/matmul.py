@@ -36,7 +36,10 @@ class Weight(NamedTuple):
         return [Weight(*pair) for pair in zip(values, scales, strict=True)]
 
 
-@op(training="sounding.ops.cpu.training.products:linear")
+@op(
+    cpu="sounding.ops.cpu.inference.network:packed_linear",
+    training="sounding.ops.cpu.training.products:linear",
+)
 def linear(
     x: Float[Tensor, "*batch i"], weight: Weight, *, simulate: bool = False
 ) -> Float[Tensor, "*batch o"]:

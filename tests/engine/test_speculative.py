@@ -46,7 +46,7 @@ def test_the_same_tokens_as_without(
 
     def draft(self: Drafter, generations: Sequence[Generation]) -> None:
         for generation in generations:
-            done = len(generation.completion)
+            done = generation.answered
             future = truth[tuple(generation.request.prompt)][done : done + 3]
             if done % 5 == 0:  # a wrong one after a right one
                 future[1:2] = [(token + 1) % CONFIG.vocab_size for token in future[1:2]]
@@ -158,12 +158,20 @@ def test_what_guesses_take_is_measured() -> None:
     clock = Clock(0.25)
     clock.guessed(9.0, 1)
     assert clock.guess_cost == 0.25  # there is nothing to compare with yet
+    clock.stepped(0.3, 2, 2)  # the first one is slow
     for _ in range(30):
         clock.stepped(0.024, 2, 2)  # two answers: 1.2 of one alone, which then takes 0.02
+        clock.stepped(0.036, 1, 3)  # one with two guesses, each of which takes 0.4 more
         clock.guessed(0.04, 4)
-    assert abs(clock.guess_cost - 0.5) < 0.01
+    assert abs(clock.guess_cost - 0.5) < 0.01 and abs(clock.row_cost - 0.4) < 0.01
     assert Payoff().best_count(4, running=1, guess_cost=clock.guess_cost) < 4
     assert Payoff().best_count(4, running=1, guess_cost=2.0) == 0
+    assert Payoff().best_count(4, running=1, guess_cost=0.0, row_cost=clock.row_cost) < 4
+    clock.stepped(0.2, 1, 2)  # interrupted
+    assert Payoff().best_count(4, running=1, guess_cost=0.0, row_cost=clock.row_cost) == 0
+    for _ in range(500):
+        clock.stepped(0.02, 1, 1)
+    assert Payoff().best_count(4, running=1, guess_cost=0.0, row_cost=clock.row_cost) > 0
 
 
 def test_guessing_stops_where_it_does_not_pay_and_is_tried_again() -> None:

@@ -39,6 +39,20 @@ struct Fp8Table {
     }
 };
 
+struct alignas(64) Fp4Lanes {
+    uint16_t words[32], places[32];  // places: each lane's scale to the high bytes of its words
+
+    constexpr Fp4Lanes() : words(), places() {
+        constexpr uint16_t NUMBERS[8] = {0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0};
+        for (int i = 0; i < 32; i++) {
+            const uint16_t number = NUMBERS[i & 7];
+            words[i] = number == 0 ? 0 : uint16_t((number + 126 * 128) | (i & 8) << 12);
+            places[i] = uint16_t(i / 8 << 8 | 0x80);
+        }
+    }
+};
+inline constexpr Fp4Lanes FP4_LANES;
+
 // 128 columns at a time: as 32 words of four codes, of which each gives one number to each quarter of
 // what comes out, so that one vector of scales serves all four.
 //
@@ -48,18 +62,9 @@ struct Fp8Table {
 struct Fp4Table {
     __m512i words, most, place;
 
-    AVX512 INLINE Fp4Table() {
-        constexpr uint16_t WORDS[8] = {0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0};
-        alignas(64) uint16_t table[32], lanes[32];
-        for (int i = 0; i < 32; i++) {
-            const uint16_t word = WORDS[i & 7];
-            table[i] = word == 0 ? 0 : uint16_t((word + 126 * 128) | (i & 8) << 12);
-            lanes[i] = uint16_t(i / 8 << 8 | 0x80);  // each lane's scale to the high bytes of its words
-        }
-        words = _mm512_load_si512(table);
-        most = _mm512_set1_epi16(253 * 128);
-        place = _mm512_load_si512(lanes);
-    }
+    AVX512 INLINE Fp4Table()
+        : words(_mm512_load_si512(FP4_LANES.words)), most(_mm512_set1_epi16(253 * 128)),
+          place(_mm512_load_si512(FP4_LANES.places)) {}
 
     // What the exponents lack under four scales, for 32 columns each.
     AVX512 INLINE __m512i lacking(const uint8_t* scales) const {

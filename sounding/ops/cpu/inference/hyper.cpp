@@ -54,19 +54,26 @@ void write_back(const Work& work, BFloat16* streams, const Connection& by,
     });
 }
 
-extern "C" void network_collapse(const Network* net, const HyperConnection* hc, const Vector* norm,
-                                 const BFloat16* streams, int64_t count, BFloat16* out,
-                                 int threads) {
+void collapse(const Network& net, const HyperConnection& hc, const Vector& norm, const BFloat16* streams,
+              const int64_t* rows, int64_t count, BFloat16* out, int threads) {
     thread_local static Arena arena;
     Scope scope(arena);
-    const float* weight = norm->floats(net->channels, arena.take<float>(net->channels));
-    const int64_t width = net->streams * net->channels;
+    const float* weight = norm.floats(net.channels, arena.take<float>(net.channels));
+    const int64_t width = net.streams * net.channels;
     parallel_for(count, 8, threads, [&](int64_t low, int64_t high) {
         thread_local static Arena own;
         Scope inner(own);
-        CALL(collapse_rows, *net, *hc, streams + low * width, high - low, weight,
-             out + low * net->channels, own.take<float>(net->channels));
+        float* x = own.take<float>(net.channels);
+        for (int64_t i = low; i < high; i++)
+            CALL(collapse_row, net, hc, streams + (rows != nullptr ? rows[i] : i) * width, weight,
+                 out + i * net.channels, x);
     });
+}
+
+extern "C" void network_collapse(const Network* net, const HyperConnection* hc, const Vector* norm,
+                                 const BFloat16* streams, int64_t count, BFloat16* out,
+                                 int threads) {
+    collapse(*net, *hc, *norm, streams, nullptr, count, out, threads);
 }
 
 #else
@@ -211,19 +218,17 @@ void write_rows(BFloat16* v, const BFloat16* output, const float* post, const fl
         }
 }
 
-void collapse_rows(const Network& net, const HyperConnection& hc, const BFloat16* v,
-                   int64_t count, const float* norm, BFloat16* out, float* x) {
+void collapse_row(const Network& net, const HyperConnection& hc, const BFloat16* v, const float* norm,
+                  BFloat16* out, float* x) {
     const int m = int(net.streams);
     const int64_t width = m * net.channels;
-    for (int64_t t = 0; t < count; t++, v += width, out += net.channels) {
-        float pre[MAX_STREAMS], raw[MAX_STREAMS];
-        project_some(v, 1, hc.fn, m, width, raw, 0);
-        const float rho = 1.0f / std::sqrt(mean_square(v, width) + float(net.norm_eps));
-        for (int j = 0; j < m; j++)
-            pre[j] = sigmoid(all(raw[j] * rho * hc.scale[0] + hc.base[j]))[0] + float(net.hc_eps);
-        read(v, pre, m, net.channels, x);
-        rms_norm(x, net.channels, norm, float(net.norm_eps), out);
-    }
+    float pre[MAX_STREAMS], raw[MAX_STREAMS];
+    project_some(v, 1, hc.fn, m, width, raw, 0);
+    const float rho = 1.0f / std::sqrt(mean_square(v, width) + float(net.norm_eps));
+    for (int j = 0; j < m; j++)
+        pre[j] = sigmoid(all(raw[j] * rho * hc.scale[0] + hc.base[j]))[0] + float(net.hc_eps);
+    read(v, pre, m, net.channels, x);
+    rms_norm(x, net.channels, norm, float(net.norm_eps), out);
 }
 
 }  // namespace

@@ -9,9 +9,50 @@
 
 namespace {
 
-// Memory of the steps; a second caller at the same time works in memory of its own.
-std::mutex in_use;
-Arena common;
+// Memory of a step; a second caller at the same time works in memory of its own.
+class Memory {
+  public:
+    Memory() : lock_(in_use_, std::try_to_lock), scope_(arena()) {}
+    Arena& arena() { return lock_.owns_lock() ? common_ : own_; }
+
+  private:
+    static std::mutex in_use_;
+    static Arena common_;
+    std::unique_lock<std::mutex> lock_;
+    Arena own_;
+    Scope scope_;
+};
+std::mutex Memory::in_use_;
+Arena Memory::common_;
+
+// A network, some sequences' states (lists[s][layer][RowsOf]) and how many tokens each takes in.
+struct Task {
+    const Network& net;
+    const Layer* const* layers;
+    int64_t layer_count;
+    const int64_t *tokens, *lengths;
+    int64_t count, sequences;
+    Rows* const* lists;
+    int threads;
+
+    int64_t number(int64_t s, int64_t layer) const { return (s * layer_count + layer) * LISTS; }
+
+    // The number of the first list without room for its new rows, or -1.
+    int64_t crowded() const {
+        for (int64_t s = 0; s < sequences; s++)
+            for (int64_t l = 0; l < layer_count; l++)
+                for (int64_t i = 0; i < LISTS; i++) {
+                    const int64_t at = number(s, l) + i;
+                    if (lists[at] == nullptr) continue;
+                    const int64_t start = lists[number(s, l)]->length;
+                    const int64_t end = i == ENTRIES || i == INDEX_ENTRIES
+                                            ? (start + lengths[s]) / layers[l]->ratio
+                                            : start + lengths[s];
+                    if (!lists[at]->has_room(end - lists[at]->length)) return at;
+                }
+        return -1;
+    }
+};
 
 void run_block(const Work& work, BFloat16* streams, int64_t* chosen, float* scores) {
     Scope scope(work.arena);
@@ -27,6 +68,32 @@ void run_block(const Work& work, BFloat16* streams, int64_t* chosen, float* scor
     write_back(work, streams, by, output);
 }
 
+void run_blocks(const Task& task, BFloat16* streams, int64_t* chosen, float* scores, Arena& arena) {
+    Scope scope(arena);
+    const int64_t count = task.count;
+    int64_t* positions = arena.take<int64_t>(count);
+    Span* spans = arena.take<Span>(task.sequences);
+    for (int64_t s = 0, first = 0; s < task.sequences; first += task.lengths[s], s++) {
+        spans[s] = {first, task.lengths[s], task.lists[task.number(s, 0)]->length, nullptr};
+        for (int64_t t = 0; t < task.lengths[s]; t++) positions[first + t] = spans[s].start + t;
+    }
+    for (int64_t l = 0; l < task.layer_count; l++) {
+        for (int64_t s = 0; s < task.sequences; s++) spans[s].lists = task.lists + task.number(s, l);
+        const Work work{task.net, *task.layers[l], task.tokens, positions, spans, count,
+                        task.sequences, task.threads, arena};
+        run_block(work, streams, chosen + l * count * task.net.choices,
+                  scores + l * count * task.net.experts);
+    }
+}
+
+// out[t * weight.rows + o] = <x_t, w_o>
+void linear(const Weight& weight, const BFloat16* x, int64_t count, float* out, int threads, Arena& arena) {
+    Scope scope(arena);
+    const Product product{weight, make_panel(arena, count, weight), out, weight.rows};
+    fill(product.x, x, weight.columns, threads);
+    multiply(&product, 1, threads);
+}
+
 }  // namespace
 
 extern "C" {
@@ -38,49 +105,47 @@ int64_t network_run(const Network* net, const Layer* const* layers, int64_t laye
                     BFloat16* streams, const int64_t* tokens, int64_t count,
                     const int64_t* lengths, int64_t sequences, Rows* const* lists,
                     int64_t* chosen, float* scores, int threads) {
-    for (int64_t s = 0; s < sequences; s++)
-        for (int64_t l = 0; l < layer_count; l++)
-            for (int64_t i = 0; i < LISTS; i++) {
-                const int64_t number = (s * layer_count + l) * LISTS + i;
-                if (lists[number] == nullptr) continue;
-                const int64_t start = lists[(s * layer_count + l) * LISTS]->length;
-                const int64_t end = i == ENTRIES || i == INDEX_ENTRIES
-                                        ? (start + lengths[s]) / layers[l]->ratio
-                                        : start + lengths[s];
-                if (!lists[number]->has_room(end - lists[number]->length)) return number;
-            }
-    std::unique_lock<std::mutex> lock(in_use, std::try_to_lock);
-    Arena own;
-    Arena& arena = lock.owns_lock() ? common : own;
-    Scope scope(arena);
+    const Task task{*net, layers, layer_count, tokens, lengths, count, sequences, lists, threads};
+    const int64_t crowded = task.crowded();
+    if (crowded >= 0) return crowded;
+    Memory memory;
     Step step;
-    int64_t* positions = arena.take<int64_t>(count);
-    Span* spans = arena.take<Span>(sequences);
-    for (int64_t s = 0, first = 0; s < sequences; first += lengths[s], s++) {
-        spans[s] = {first, lengths[s], lists[s * layer_count * LISTS]->length, nullptr};
-        for (int64_t t = 0; t < lengths[s]; t++) positions[first + t] = spans[s].start + t;
-    }
-    for (int64_t l = 0; l < layer_count; l++) {
-        for (int64_t s = 0; s < sequences; s++)
-            spans[s].lists = lists + (s * layer_count + l) * LISTS;
-        const Work work{*net, *layers[l], tokens, positions, spans, count, sequences,
-                        threads, arena};
-        run_block(work, streams, chosen + l * count * net->choices,
-                  scores + l * count * net->experts);
-    }
+    run_blocks(task, streams, chosen, scores, memory.arena());
     return -1;
 }
 
-// out[t * weight.rows + o] = <x_t, w_o>
+// The same from the tokens on, and logits[row_count, vocabulary] of some rows; streams are only written.
+// Returns -2 where a token is none.
+int64_t network_predict(const Network* net, const Layer* const* layers, int64_t layer_count,
+                        const Ends* ends, BFloat16* streams, const int64_t* tokens, int64_t count,
+                        const int64_t* lengths, int64_t sequences, Rows* const* lists,
+                        int64_t* chosen, float* scores, const int64_t* rows, int64_t row_count,
+                        float* logits, int threads) {
+    const Task task{*net, layers, layer_count, tokens, lengths, count, sequences, lists, threads};
+    for (int64_t t = 0; t < count; t++)
+        if (tokens[t] < 0 || tokens[t] >= ends->embedding.rows) return -2;
+    const int64_t crowded = task.crowded();
+    if (crowded >= 0) return crowded;
+    Memory memory;
+    Arena& arena = memory.arena();
+    Step step;
+    const int64_t c = net->channels, width = net->streams * c;
+    for (int64_t t = 0; t < count; t++) {
+        BFloat16* to = streams + t * width;
+        unpack(ends->embedding, tokens[t], 1, 0, c, to, 0, ends->embedding.values);
+        for (int64_t j = 1; j < net->streams; j++) std::copy(to, to + c, to + j * c);
+    }
+    run_blocks(task, streams, chosen, scores, arena);
+    BFloat16* hidden = arena.take<BFloat16>(row_count * c);
+    collapse(*net, ends->hc, ends->norm, streams, rows, row_count, hidden, threads);
+    linear(ends->head, hidden, row_count, logits, threads, arena);
+    return -1;
+}
+
 void network_linear(const Weight* weight, const BFloat16* x, int64_t count, float* out,
                     int threads) {
-    std::unique_lock<std::mutex> lock(in_use, std::try_to_lock);
-    Arena own;
-    Arena& arena = lock.owns_lock() ? common : own;
-    Scope scope(arena);
+    Memory memory;
     Step step;
-    const Product product{*weight, make_panel(arena, count, *weight), out, weight->rows};
-    fill(product.x, x, weight->columns, threads);
-    multiply(&product, 1, threads);
+    linear(*weight, x, count, out, threads, memory.arena());
 }
 }

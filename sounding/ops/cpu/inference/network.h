@@ -55,6 +55,13 @@ struct Network {
     double norm_eps, hc_eps, swiglu_limit, routed_scale;
 };
 
+// What stands before the layers and behind them.
+struct Ends {
+    Weight embedding, head;
+    HyperConnection hc;
+    Vector norm;
+};
+
 constexpr int64_t CSA = 4;  // the ratio with overlapping groups and an indexer
 
 // A list of rows in memory of its own (model/rows.py): row i is at i % slots.
@@ -115,6 +122,9 @@ struct Connection {
 Connection connect(const Work& work, const BFloat16* streams, const HyperConnection& hc,
                    const Vector& norm);
 void write_back(const Work& work, BFloat16* streams, const Connection& by, const BFloat16* output);
+// What the head reads of some rows of the streams, or of the first `count`.
+void collapse(const Network& net, const HyperConnection& hc, const Vector& norm, const BFloat16* streams,
+              const int64_t* rows, int64_t count, BFloat16* out, int threads);
 
 // attention.cpp, compressor.cpp, indexer.cpp
 void attention(const Work& work, const BFloat16* x, BFloat16* output);

@@ -4,6 +4,7 @@ Pointers in a struct are addresses of tensors, which whoever fills it must keep 
 """
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from sounding.ops.quant import FP4_BLOCK, WEIGHT_TILE
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float8_e4m3fn: 2, torch.int8: 3}
 # Scales outside leave no room for the value's own exponent in a bfloat16.
 _LEAST_SCALE, _LARGEST_SCALE = 10, 240
+DONE = -1  # what `run` and `predict` return otherwise is in network.cpp
 _POINTER = ctypes.c_void_p
 _INT = ctypes.c_int64
 
@@ -96,6 +98,17 @@ class NativeNetwork(ctypes.Structure):
             (name, ctypes.c_double)
             for name in ("norm_eps", "hc_eps", "swiglu_limit", "routed_scale")
         ),
+    )
+
+
+class NativeEnds(ctypes.Structure):
+    """struct Ends of network.h."""
+
+    _fields_ = (
+        ("embedding", NativeWeight),
+        ("head", NativeWeight),
+        ("hc", NativeHyperConnection),
+        ("norm", NativeVector),
     )
 
 
@@ -195,6 +208,17 @@ def wide_linear(x: Tensor, weight: Weight) -> Any:
     return NotImplemented if described is None else linear(x, described)
 
 
+def packed_linear(x: Tensor, weight: Weight, *, simulate: bool = False) -> Any:
+    """See the reference in `ops/matmul.py`; serves packed weights, without gradients."""
+    served = x.dtype == torch.bfloat16 and weight.scale is not None and x.ndim > 1
+    if torch.is_grad_enabled() or not served:
+        return NotImplemented
+    described = describe_weight(weight, simulate=simulate)
+    if described is None:
+        return NotImplemented
+    return linear(x.flatten(0, -2), described).to(x.dtype).unflatten(0, x.shape[:-1])
+
+
 def linear(x: Tensor, weight: NativeWeight) -> Tensor:
     """x W^T in float32 for rows of bfloat16 and any described weight."""
     x = x.contiguous()
@@ -237,8 +261,43 @@ def run(
     return result
 
 
+def predict(
+    network: NativeNetwork,
+    layers: "ctypes.Array[Any]",
+    ends: NativeEnds,
+    streams: Tensor,
+    tokens: Tensor,
+    lengths: list[int],
+    lists: "ctypes.Array[Any]",
+    chosen: Tensor,
+    scores: Tensor,
+    rows: Sequence[int],
+    logits: Tensor,
+) -> int:
+    """The same from tokens to logits; see `network_predict` in network.cpp for what it returns."""
+    result: int = _kernels().network_predict(
+        ctypes.byref(network),
+        layers,
+        _INT(len(layers)),
+        ctypes.byref(ends),
+        address(streams),
+        address(tokens),
+        _INT(len(tokens)),
+        (_INT * len(lengths))(*lengths),
+        _INT(len(lengths)),
+        lists,
+        address(chosen),
+        address(scores),
+        (_INT * len(rows))(*rows),
+        _INT(len(rows)),
+        address(logits),
+        ctypes.c_int(torch.get_num_threads()),
+    )
+    return result
+
+
 def _kernels() -> ctypes.CDLL:
     kernels = library()
     assert kernels is not None, "chosen only where the library was built"
-    kernels.network_run.restype = _INT
+    kernels.network_run.restype = kernels.network_predict.restype = _INT
     return kernels
