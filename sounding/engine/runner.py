@@ -156,7 +156,7 @@ class Runner:
         return self.prefixes.find(prompt)
 
     def _feed(self, moves: Sequence[Move]) -> Iterator[tuple[Move, Tensor, Tensor]]:
-        """Append each sequence's next tokens; its streams, and the logits that somebody reads: of an
+        """Append each sequence's next tokens; its streams, and the logits that are read: of an
         answer's tokens, and of a prompt's last one."""
         if not moves:
             return

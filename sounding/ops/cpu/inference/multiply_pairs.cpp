@@ -14,6 +14,8 @@
 
 namespace {
 
+constexpr int64_t LEAD = 16384;  // bytes that memory is asked for ahead
+
 // out[t * stride + r] of those of eight rows that exist.
 template <int T>
 AVX512 INLINE void put(const __m512 (&sums)[8][T], int64_t rows, float* out, int64_t stride) {
@@ -98,31 +100,49 @@ AVX512 void multiply_rows(const Product& p, int64_t row, int64_t rows, BFloat16*
     if (tokens - t == 1) some_tokens<1>(p, t, w, apart, row, rows);
 }
 
-AVX512 INLINE void ask_for(const uint8_t* from, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(from + i, _MM_HINT_T1);
-}
+// Asks memory for strips, eight rows at a time, ahead of where they are multiplied.
+class Ahead {
+  public:
+    Ahead(const Strip* strips, int64_t count) : strip_(strips), end_(strips + count) {}
+
+    // Eight more rows; their bytes, or 0 behind the last.
+    AVX512 int64_t ask() {
+        if (strip_ == end_) return 0;
+        const Weight& w = strip_->product.weight;
+        const int64_t row = strip_->row + row_, bytes = 8 * w.row_bytes;
+        prefetch(w.values + row * w.row_bytes, bytes);
+        if (w.format == FP4) prefetch(w.scales + row * w.scale_row, 8 * w.scale_row);
+        row_ += 8;
+        if (row_ >= strip_->rows) {
+            strip_++;
+            row_ = 0;
+        }
+        return bytes;
+    }
+
+  private:
+    AVX512 static void prefetch(const uint8_t* from, int64_t bytes) {
+        for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(from + i, _MM_HINT_T0);
+    }
+
+    const Strip *strip_, *end_;
+    int64_t row_ = 0;
+};
 
 }  // namespace
 
-// Each eight rows ask for as many of the strip that comes next.
 AVX512 void multiply_pairs(const Strip* strips, int64_t count) {
     thread_local static Arena arena;
+    Ahead ahead(strips, count);
+    int64_t lead = 0;  // bytes that were asked for and not multiplied yet
     for (int64_t i = 0; i < count; i++) {
         const Strip& strip = strips[i];
-        const Product& p = strip.product;
-        const Strip* next = i + 1 < count ? &strips[i + 1] : nullptr;
         Scope scope(arena);
-        BFloat16* room = arena.take<BFloat16>(8 * (p.x.columns + 32));
-        if (next != nullptr && next->product.weight.format == FP4) {
-            const Weight& w = next->product.weight;
-            ask_for(w.scales + next->row * w.scale_row, next->rows * w.scale_row);
-        }
+        BFloat16* room = arena.take<BFloat16>(8 * (strip.product.x.columns + 32));
         for (int64_t row = 0; row < strip.rows; row += 8) {
-            if (next != nullptr && row < next->rows) {
-                const int64_t bytes = next->product.weight.row_bytes;
-                ask_for(next->begin() + row * bytes, 8 * bytes);
-            }
-            multiply_rows(p, strip.row + row, std::min<int64_t>(8, strip.rows - row), room);
+            for (int64_t bytes = 1; lead < LEAD && bytes > 0; lead += bytes) bytes = ahead.ask();
+            multiply_rows(strip.product, strip.row + row, std::min<int64_t>(8, strip.rows - row), room);
+            lead -= 8 * strip.product.weight.row_bytes;
         }
     }
 }
