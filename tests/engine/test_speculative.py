@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sounding.engine.engine import Engine
 from sounding.engine.generation import Generation
-from sounding.engine.guessing import Clock, Lookup, Payoff
+from sounding.engine.guessing import Clock, Lookup, Noted, Payoff
 from sounding.engine.messages import GenerationRequest
 from sounding.engine.settings import EngineSettings
 from sounding.engine.speculative import Drafter
@@ -152,6 +152,18 @@ def test_numbers_are_found_whole() -> None:
     """Not where the bytes of two neighbours look like one."""
     tokens = [0x01000000, 0x00000002, 0x03000000, 0x00000004, 5, 1 << 24 | 2, 0x0201, 0x0403]
     assert Lookup().find([*tokens, 256, 2 << 8, 3 << 24], 2) == []
+
+
+def test_noted_rows_are_read_in_order_and_once() -> None:
+    rows = torch.arange(10.0).view(10, 1, 1)
+    noted = Noted(rows[:4])
+    noted.append(rows[4:5])
+    assert torch.equal(noted.take(3), rows[:3])
+    noted.append(rows[5:10])
+    assert len(noted) == 7
+    noted.keep(5)
+    assert torch.equal(noted.take(5), rows[5:10])
+    assert len(noted) == 0
 
 
 def test_what_guesses_take_is_measured() -> None:

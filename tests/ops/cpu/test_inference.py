@@ -280,6 +280,30 @@ def test_drafts_run_natively_too() -> None:
     assert error < 0.05
 
 
+def test_one_call_from_tokens_to_logits_is_its_parts() -> None:
+    model = network(DEPLOYED)
+    rows, lengths = [0, 4, 6, 39], [7, 33]
+    states, others = ([growing_state(model.config) for _ in lengths] for _ in range(2))
+    for low in (0, 40):  # the lists of the states have to grow for the first
+        tokens = TOKENS[low : low + 40]
+        streams, routing, logits = model.predict(tokens, rows, lengths, states)
+        output = model(tokens, lengths, others)
+        assert torch.equal(streams, output.streams)
+        assert torch.equal(logits, model.logits(model.hidden(output.streams[rows])))
+        assert all(
+            torch.equal(mine.chosen, theirs.chosen)
+            for mine, theirs in zip(routing, output.routing, strict=True)
+        )
+    assert [state.length for state in states] == [14, 66]
+    assert model.predict(TOKENS[:3], [], [3], states[:1]).logits.shape == (0, 512)
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [([512], [0]), ([-1], [0]), ([3], [1])])
+def test_tokens_and_rows_that_are_none_are_refused(tokens: list[int], rows: list[int]) -> None:
+    with pytest.raises(IndexError):
+        network(EXACT).predict(torch.tensor(tokens), rows)
+
+
 def test_long_chunks_go_in_pieces() -> None:
     model = network(EXACT)
     tokens = torch.randint(512, (1100,), generator=torch.Generator().manual_seed(5))
@@ -288,3 +312,6 @@ def test_long_chunks_go_in_pieces() -> None:
     model(tokens[:500], states=[state])
     assert torch.equal(model(tokens[500:], states=[state]).streams, output.streams[500:])
     assert output.routing[0].chosen.shape == (1100, model.config.num_experts_per_tok)
+    state = growing_state(model.config)
+    logits = model.predict(tokens, [1099], states=[state]).logits
+    assert torch.equal(logits, model.logits(model.hidden(output.streams[-1:])))
