@@ -8,12 +8,14 @@
 #ifndef TARGET
 
 #include <algorithm>
+#include <atomic>
+#include <new>
 
-#include "network.h"
+#include "indexer.h"
 
 constexpr int64_t QUERIES = 16;      // scored together
 constexpr int64_t KEYS = 256;        // in one block
-constexpr int64_t STRETCH = 2048;    // keys per piece of work where there are few queries
+constexpr int64_t STRETCH = 2048;    // keys per piece of work where there are few queries, at least
 
 #include "../each_target.h"
 
@@ -28,15 +30,21 @@ struct Candidate {
     }
 };
 
+// A score that so many keys of a query reach, whoever saw them, that no lower one can be chosen.
+using Bound = std::atomic<float>;
+
 // The best `limit` of what it is shown, entries in ascending order.
 class Best {
   public:
-    Best(Arena& arena, int64_t limit)
-        : found_(arena.take<Candidate>(3 * limit + KEYS)), limit_(limit) {}
+    Best(Arena& arena, int64_t limit, Bound& bound)
+        : found_(arena.take<Candidate>(3 * limit + KEYS)), limit_(limit), bound_(&bound) {}
 
     void show(const float* scores, int64_t count, int64_t first) {
+        const float bound = *bound_;
+        if (!CALL(exceed, scores, count, least_, bound)) return;
         for (int64_t i = 0; i < count; i++)
-            if (scores[i] > least_) found_[count_++] = {scores[i], int32_t(first + i)};
+            if (scores[i] > least_ && scores[i] >= bound)
+                found_[count_++] = {scores[i], int32_t(first + i)};
         if (count_ >= 2 * limit_) narrow();
     }
     void add(const Best& other) {
@@ -50,7 +58,6 @@ class Best {
         std::sort(chosen, chosen + count_);
         return count_;
     }
-    float least() const { return least_; }
 
   private:
     void narrow() {
@@ -58,11 +65,14 @@ class Best {
         std::nth_element(found_, found_ + (limit_ - 1), found_ + count_);
         count_ = limit_;
         least_ = found_[limit_ - 1].score;  // an equal score further on loses to those already here
+        for (float bound = *bound_; bound < least_ && !bound_->compare_exchange_weak(bound, least_);) {
+        }
     }
 
     Candidate* found_;
     int64_t count_ = 0, limit_;
     float least_ = -INFINITY;
+    Bound* bound_;
 };
 
 Weight keys_of(const Network& net, const Rows& rows, int64_t count) {
@@ -88,24 +98,38 @@ void score(const Work& work, const Piece& piece, const BFloat16* queries, const 
     Scope scope(arena);
     const Network& net = work.net;
     const Span& span = work.spans[piece.span];
-    const Rows& rows = *span.lists[INDEX_ENTRIES];
-    const int64_t heads = net.index_heads, token = span.first + piece.first;
-    Product product{keys_of(net, rows, rows.length), {}, nullptr, KEYS};
-    product.x = make_panel(arena, piece.count * heads, product.weight);
-    for (int64_t block = 0; block < product.x.blocks(); block++)
-        fill_block(product.x, block, queries + token * heads * net.index_width, net.index_width);
-    float* products = arena.take<float>(piece.count * heads * KEYS);
-    float scores[KEYS];
+    const Rows& list = *span.lists[INDEX_ENTRIES];
+    const int64_t heads = net.index_heads, width = net.index_width;
+    const int64_t token = span.first + piece.first, count = piece.count * heads;
+    const BFloat16* rows = queries + token * heads * width;
+    const float* shares = weights + token * heads;
+    const Weight keys = keys_of(net, list, list.length);
+    const bool side_by_side = index_pairs_serve(width);
+    Product product{keys, {}, nullptr, KEYS};
+    int32_t* pairs = nullptr;
+    if (side_by_side) {
+        pairs = arena.take<int32_t>(count * width / 2);
+        for (int64_t r = 0; r < count; r++)
+            order_pairs(rows + r * width, width, keys.format == FP4, pairs + r * width / 2);
+    } else {
+        product.x = make_panel(arena, count, keys);
+        for (int64_t block = 0; block < product.x.blocks(); block++) fill_block(product.x, block, rows, width);
+    }
+    float* products = arena.take<float>(side_by_side ? 0 : count * KEYS);
+    float* scores = arena.take<float>(piece.count * KEYS);
     for (int64_t low = piece.low; low < piece.high; low += KEYS) {
         const int64_t high = std::min(low + KEYS, piece.high);
-        product.out = products - low;
-        multiply_rows(product, low, high);
+        if (side_by_side) {
+            index_scores(keys, low, high, pairs, shares, piece.count, heads, scores, KEYS, arena);
+        } else {
+            product.out = products - low;
+            multiply_rows(product, low, high);
+            for (int64_t q = 0; q < piece.count; q++)
+                CALL(combine, products + q * heads * KEYS, shares + q * heads, heads, scores + q * KEYS);
+        }
         for (int64_t q = 0; q < piece.count; q++) {
             const int64_t visible = (span.start + piece.first + q + 1) / CSA;
-            if (visible <= low) continue;
-            if (CALL(combine, products + q * heads * KEYS, weights + (token + q) * heads, heads,
-                     best[q].least(), scores))
-                best[q].show(scores, std::min(high, visible) - low, low);
+            if (visible > low) best[q].show(scores + q * KEYS, std::min(high, visible) - low, low);
         }
     }
 }
@@ -138,13 +162,22 @@ void choose(const Work& work, const BFloat16* queries, const float* weights, int
                 }
                 continue;
             }
-            const int64_t stretch = tiles >= 2 * work.threads ? visible : STRETCH;
+            const int64_t shared = std::max(STRETCH, visible / (4 * work.threads) + 1);
+            const int64_t stretch = tiles >= 2 * work.threads ? visible : shared;
             for (int64_t low = 0; low < visible; low += stretch)
                 pieces.push_back({s, first, count, low, std::min(low + stretch, visible)});
         }
     }
+    // The pieces of a query, which lie together, share its bound.
+    Bound* bounds = arena.take<Bound>(pieces.size() * QUERIES);
     List<Best> best(arena, pieces.size() * QUERIES);
-    for (int64_t i = 0; i < pieces.size() * QUERIES; i++) best.push_back(Best(arena, limit));
+    for (int64_t i = 0, first = 0; i < pieces.size(); i++) {
+        if (pieces[i].low == 0) first = i;
+        for (int64_t q = 0; q < QUERIES; q++) {
+            new (&bounds[i * QUERIES + q]) Bound(-INFINITY);
+            best.push_back(Best(arena, limit, bounds[first * QUERIES + q]));
+        }
+    }
     parallel_for(pieces.size(), 1, work.threads, [&](int64_t low, int64_t high) {
         for (int64_t i = low; i < high; i++)
             score(work, pieces[i], queries, weights, &best[i * QUERIES]);
@@ -166,10 +199,8 @@ void choose(const Work& work, const BFloat16* queries, const float* weights, int
 
 namespace {
 
-// sum_h weight_h relu(product_h) of one query; returns whether any of them exceeds `least`.
-bool combine(const float* products, const float* weights, int64_t heads, float least,
-             float* scores) {
-    Integers found = {};
+// sum_h weight_h relu(product_h) of one query.
+void combine(const float* products, const float* weights, int64_t heads, float* scores) {
     for (int64_t i = 0; i < KEYS; i += LANES) {
         Floats total = {}, product;
         for (int64_t h = 0; h < heads; h++) {
@@ -178,8 +209,18 @@ bool combine(const float* products, const float* weights, int64_t heads, float l
             total += product * weights[h];
         }
         store(scores + i, total);
-        found |= total > all(least);
     }
+}
+
+// Whether any score is better than `least`, and not worse than `bound`.
+bool exceed(const float* scores, int64_t count, float least, float bound) {
+    Integers found = {};
+    FOR_LANES(i, some, count) {
+        Floats score;
+        load_lanes(scores + i, some, score);
+        score = first_lanes(score, some, -INFINITY);
+        found |= (score > all(least)) & (score >= all(bound));
+    };
     int32_t lanes[LANES], any = 0;
     std::memcpy(lanes, &found, sizeof lanes);
     for (const int32_t lane : lanes) any |= lane;
