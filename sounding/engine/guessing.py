@@ -141,8 +141,8 @@ class Lookup:
 
 
 class Noted:
-    """Streams of the tokens fed last, in pieces until somebody reads them: putting those of each
-    token behind all others as it comes would take longer than the network does."""
+    """Streams of the tokens fed last, in pieces until somebody reads them: putting each token's
+    behind the others as it comes would copy them all every time."""
 
     def __init__(self, streams: Float[Tensor, "t m c"]) -> None:
         self._parts, self._rows = [streams], len(streams)

@@ -123,14 +123,15 @@ class Runner:
                 choosing.append(generation)
                 wanted.append(streams[-len(mine) :])
                 logits.append(mine)
-        for move in moves:
-            if not move.num_tokens:  # its whole prompt was found
-                choosing.append(move.generation)
-                wanted.append(move.generation.streams)
-                logits.append(self._model.logits(self._model.hidden(wanted[-1])))
+        found = [move.generation for move in moves if not move.num_tokens]  # with the whole prompt
+        if found:
+            last = torch.cat([generation.streams for generation in found])
+            choosing += found
+            wanted += last.split(1)
+            logits += self._known(self._model.logits(self._model.hidden(last))).split(1)
         if choosing:
             for generation, streams, mine in zip(choosing, wanted, logits, strict=True):
-                self._choose(generation, streams, mine[:, : self._num_tokens].cpu())
+                self._choose(generation, streams, mine)
             if answering:
                 self._drafter.clock.stepped(
                     time.perf_counter() - before,
@@ -174,7 +175,12 @@ class Runner:
         given = torch.tensor(tokens).to(self._device)
         streams, routing, logits = self._model.predict(given, rows, lengths, states)
         self._count_experts(routing)
-        yield from zip(moves, streams.split(lengths), logits.split(row_counts), strict=True)
+        read = self._known(logits).split(row_counts)
+        yield from zip(moves, streams.split(lengths), read, strict=True)
+
+    def _known(self, logits: Tensor) -> Tensor:
+        """Those of tokens that may be chosen, where they are chosen from."""
+        return logits[:, : self._num_tokens].cpu()
 
     def _choose(self, generation: Generation, streams: Tensor, logits: Tensor) -> None:
         """Choose tokens as long as the drafts foresaw them; take back what came otherwise."""

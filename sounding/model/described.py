@@ -43,46 +43,20 @@ class Described:
         states: Sequence[Sequence[LayerState]],
         chosen: Tensor,
         scores: Tensor,
-    ) -> None:
-        """Run one piece of a chunk; lists without room for it are given some."""
-        lists = _addresses(states)
-        while (
-            crowded := native.run(
-                self.network, self._pointers, streams, tokens, lengths, lists, chosen, scores
-            )
-        ) >= 0:
-            self._make_room(crowded, lengths, states)
-
-    def predict(
-        self,
-        ends: native.NativeEnds,
-        streams: Tensor,
-        tokens: Tensor,
-        lengths: list[int],
-        states: Sequence[Sequence[LayerState]],
-        chosen: Tensor,
-        scores: Tensor,
-        rows: Sequence[int],
-        logits: Tensor,
+        reading: native.Reading | None = None,
     ) -> bool:
-        """The same from tokens to logits; whether all of the tokens are any."""
+        """Run one piece of a chunk; lists without room for it are given some.
+
+        False if it goes from tokens to logits and one of them is no token; nothing is done then.
+        """
         lists = _addresses(states)
-        while (
-            crowded := native.predict(
-                self.network,
-                self._pointers,
-                ends,
-                streams,
-                tokens,
-                lengths,
-                lists,
-                chosen,
-                scores,
-                rows,
-                logits,
-            )
-        ) >= 0:
-            self._make_room(crowded, lengths, states)
+        given = (streams, tokens, lengths, lists, chosen, scores, reading)
+        while (crowded := native.run(self.network, self._pointers, *given)) >= 0:
+            sequence, rest = divmod(crowded, len(self._layers) * _LISTS)
+            layer, number = divmod(rest, _LISTS)
+            rows = states[sequence][layer].rows()[number]
+            assert rows is not None
+            rows.make_room(lengths[sequence], torch.float32 if number in (1, 3) else torch.bfloat16)
         return crowded == native.DONE
 
     def ends(self, network: Transformer) -> native.NativeEnds | None:
@@ -107,16 +81,6 @@ class Described:
             hc=self._hyper_connection(network, "head"),
             norm=self._vector(norm.weight),
         )
-
-    def _make_room(
-        self, crowded: int, lengths: list[int], states: Sequence[Sequence[LayerState]]
-    ) -> None:
-        """`crowded` is the number of a list, by sequence, layer and RowsOf."""
-        sequence, rest = divmod(crowded, len(self._layers) * _LISTS)
-        layer, number = divmod(rest, _LISTS)
-        rows = states[sequence][layer].rows()[number]
-        assert rows is not None
-        rows.make_room(lengths[sequence], torch.float32 if number in (1, 3) else torch.bfloat16)
 
     def _network(self, block: nn.Module) -> native.NativeNetwork:
         attention, moe, config = _parts(block)

@@ -18,6 +18,7 @@ from sounding.model.moe import StackedRouting
 from sounding.model.state import LayerState, SequenceState
 from sounding.model.transformer import Prediction, Transformer
 from sounding.ops import cpu
+from sounding.ops.cpu.inference import network as native
 
 _PIECE_TOKENS = 1024  # of a long chunk at once: what lies between the ops then fits the caches
 
@@ -62,12 +63,11 @@ def predict(
     network: Transformer,
     tokens: Tensor,
     rows: Sequence[int],
-    lengths: Sequence[int] | None,
+    lengths: Sequence[int],
     states: Sequence[SequenceState],
 ) -> Any:
     """See the reference; NotImplemented for networks and modes it has to serve itself, for chunks
     that go in pieces, and for tokens that are none."""
-    lengths = [len(tokens)] if lengths is None else list(lengths)
     count = len(tokens)
     if (
         network.dtype != torch.bfloat16
@@ -90,18 +90,11 @@ def predict(
     chosen = torch.empty(layers, count, shape.choices, dtype=torch.int64)
     scores = torch.empty(layers, count, shape.experts)
     logits = torch.empty(len(rows), shape.vocabulary)
-    done = described.predict(
-        ends,
-        streams,
-        tokens,
-        lengths,
-        [state.layers for state in states],
-        chosen,
-        scores,
-        rows,
-        logits,
-    )
-    return Prediction(streams, StackedRouting(chosen, scores), logits) if done else NotImplemented
+    layer_states = [state.layers for state in states]
+    reading = native.Reading(ends, rows, logits)
+    if not described.run(streams, tokens, list(lengths), layer_states, chosen, scores, reading):
+        return NotImplemented
+    return Prediction(streams, StackedRouting(chosen, scores), logits)
 
 
 def serves(network: Transformer) -> bool:

@@ -181,9 +181,7 @@ class Transformer(nn.Module):
 
         Without lengths the chunk is one sequence; without states all sequences begin here.
         """
-        lengths = [len(tokens)] if lengths is None else lengths
-        if states is None:
-            states = [growing_state(self.config) for _ in lengths]
+        lengths, states = self._sequences(tokens, lengths, states)
         chunk = make_chunk(tokens, lengths, [state.length for state in states])
         embedded = self.embed(tokens, self.dtype)
         streams = embedded[:, None].expand(-1, self.config.hc_mult, -1)
@@ -201,8 +199,7 @@ class Transformer(nn.Module):
 
         Natively a single call: what stands between calls would take a fifth of a token's time.
         """
-        if states is None:
-            states = [growing_state(self.config) for _ in lengths or [0]]
+        lengths, states = self._sequences(tokens, lengths, states)
         return predict(self.embed.weight, self, tokens, rows, lengths, states)
 
     def draft(
@@ -221,15 +218,25 @@ class Transformer(nn.Module):
         """
         block = self.mtp[depth]
         assert isinstance(block, MTPBlock)
-        lengths = [len(next_tokens)] if lengths is None else lengths
-        if states is None:
-            states = [growing_state(self.config) for _ in lengths]
+        lengths, states = self._sequences(next_tokens, lengths, states)
         drafts = [state.drafts[depth] for state in states]
         chunk = make_chunk(next_tokens, lengths, [draft.length for draft in drafts])
         embedded = block.e_proj(block.enorm(self.embed(next_tokens, self.dtype)))
         combined = embedded[:, None] + block.h_proj(block.hnorm(streams))
         layers = [[draft] for draft in drafts]
         return Output(*run_blocks(combined, [block], chunk, layers, SPARSE))
+
+    def _sequences(
+        self,
+        tokens: Int[Tensor, " t"],
+        lengths: Sequence[int] | None,
+        states: Sequence[SequenceState] | None,
+    ) -> tuple[Sequence[int], Sequence[SequenceState]]:
+        """One sequence where no lengths are given; all begin here where no states are."""
+        lengths = [len(tokens)] if lengths is None else lengths
+        if states is None:
+            states = [growing_state(self.config) for _ in lengths]
+        return lengths, states
 
     def hidden(self, streams: Float[Tensor, "t m c"]) -> Float[Tensor, "t c"]:
         """What the vocabulary head reads, from the streams of the rows that need it."""
@@ -246,7 +253,7 @@ def predict(
     network: Transformer,
     tokens: Int[Tensor, " t"],
     rows: Sequence[int],
-    lengths: Sequence[int] | None,
+    lengths: Sequence[int],
     states: Sequence[SequenceState],
 ) -> Prediction:
     """See `Transformer.predict`; `embedding` is the network's."""

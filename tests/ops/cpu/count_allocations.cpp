@@ -39,16 +39,17 @@ void* aligned_alloc(size_t alignment, size_t size) {
 int64_t requests_so_far() { return requests; }
 
 using Word = void*;
-using Run = int64_t (*)(Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, int);
+using Run = int64_t (*)(Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word,
+                        Word, Word, int);
 static Run target;
 
 void set_target(void* function) { target = reinterpret_cast<Run>(function); }
 
 // network_run of sounding/ops/cpu/inference/network.cpp
 int64_t counted_run(Word a, Word b, Word c, Word d, Word e, Word f, Word g, Word h, Word i, Word j,
-                    Word k, int threads) {
+                    Word k, Word l, Word m, Word n, Word o, int threads) {
     counting = true;
-    const int64_t result = target(a, b, c, d, e, f, g, h, i, j, k, threads);
+    const int64_t result = target(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, threads);
     counting = false;
     return result;
 }

@@ -50,10 +50,10 @@ with torch.inference_mode():
     model(tokens[:400], states=[state])
     print(counter.requests_so_far())
     for token in tokens[400:656]:
-        model(token[None], states=[state])
+        model.predict(token[None], [0], states=[state])
     before = counter.requests_so_far()
     for token in tokens[656:]:
-        model(token[None], states=[state])
+        model.predict(token[None], [0], states=[state])
     print(counter.requests_so_far() - before)
 """
 VECTORS = Path(__file__).parent.parent.parent / "vectors" / "tiny"

@@ -91,9 +91,10 @@ AVX512 void multiply_rows(const Product& p, int64_t row, int64_t rows, BFloat16*
         return fp8_rows(p, row);
     if (alone && weight.format == FP4 && columns % 128 == 0) return fp4_rows(p, row);
     const bool stored = rows == 8 && weight.format == BFLOAT16 && columns == weight.columns;
-    const BFloat16* w = stored ? reinterpret_cast<const BFloat16*>(weight.values + row * weight.row_bytes) : room;
+    const uint8_t* values = weight.values + row * weight.row_bytes;
+    const BFloat16* w = stored ? reinterpret_cast<const BFloat16*>(values) : room;
     const int64_t apart = stored ? weight.row_bytes / 2 : columns + 32;
-    if (!stored) unpack(weight, row, rows, 0, columns, room, apart, nullptr);
+    if (!stored) unpack(weight, row, rows, 0, columns, room, apart, values);
     int64_t t = 0;
     for (; t + 3 <= tokens; t += 3) some_tokens<3>(p, t, w, apart, row, rows);
     if (tokens - t == 2) some_tokens<2>(p, t, w, apart, row, rows);

@@ -94,51 +94,48 @@ void linear(const Weight& weight, const BFloat16* x, int64_t count, float* out, 
     multiply(&product, 1, threads);
 }
 
+// Every stream begins as the token's vector.
+void embed(const Task& task, const Weight& embedding, BFloat16* streams) {
+    const int64_t m = task.net.streams, c = task.net.channels;
+    for (int64_t t = 0; t < task.count; t++) {
+        BFloat16* to = streams + t * m * c;
+        unpack(embedding, task.tokens[t], 1, 0, c, to, 0, embedding.values);
+        for (int64_t j = 1; j < m; j++) std::copy(to, to + c, to + j * c);
+    }
+}
+
+void read_logits(const Task& task, const Ends& ends, const BFloat16* streams, const int64_t* rows,
+                 int64_t count, float* logits, Arena& arena) {
+    Scope scope(arena);
+    BFloat16* hidden = arena.take<BFloat16>(count * task.net.channels);
+    collapse(task.net, ends.hc, ends.norm, streams, rows, count, hidden, task.threads);
+    linear(ends.head, hidden, count, logits, task.threads, arena);
+}
+
 }  // namespace
 
 extern "C" {
 
 // Runs `layers` over streams [count, m, c] in place, and takes the tokens into the states:
-// lists[s][layer][RowsOf]. Returns -1, or before anything is changed the number of the first list
-// (in that order) without room for its new rows.
+// lists[s][layer][RowsOf]. With `ends` it goes from tokens, whose embedding it writes to the streams, to
+// logits[row_count, vocabulary] of some rows. Returns -1, or before anything is changed the number of the
+// first list (in that order) without room for its new rows, or -2 where a token is none.
 int64_t network_run(const Network* net, const Layer* const* layers, int64_t layer_count,
-                    BFloat16* streams, const int64_t* tokens, int64_t count,
+                    const Ends* ends, BFloat16* streams, const int64_t* tokens, int64_t count,
                     const int64_t* lengths, int64_t sequences, Rows* const* lists,
-                    int64_t* chosen, float* scores, int threads) {
+                    int64_t* chosen, float* scores, const int64_t* rows, int64_t row_count,
+                    float* logits, int threads) {
     const Task task{*net, layers, layer_count, tokens, lengths, count, sequences, lists, threads};
+    if (ends != nullptr)
+        for (int64_t t = 0; t < count; t++)
+            if (tokens[t] < 0 || tokens[t] >= ends->embedding.rows) return -2;
     const int64_t crowded = task.crowded();
     if (crowded >= 0) return crowded;
     Memory memory;
     Step step;
+    if (ends != nullptr) embed(task, ends->embedding, streams);
     run_blocks(task, streams, chosen, scores, memory.arena());
-    return -1;
-}
-
-// The same from the tokens on, and logits[row_count, vocabulary] of some rows; streams are only written.
-// Returns -2 where a token is none.
-int64_t network_predict(const Network* net, const Layer* const* layers, int64_t layer_count,
-                        const Ends* ends, BFloat16* streams, const int64_t* tokens, int64_t count,
-                        const int64_t* lengths, int64_t sequences, Rows* const* lists,
-                        int64_t* chosen, float* scores, const int64_t* rows, int64_t row_count,
-                        float* logits, int threads) {
-    const Task task{*net, layers, layer_count, tokens, lengths, count, sequences, lists, threads};
-    for (int64_t t = 0; t < count; t++)
-        if (tokens[t] < 0 || tokens[t] >= ends->embedding.rows) return -2;
-    const int64_t crowded = task.crowded();
-    if (crowded >= 0) return crowded;
-    Memory memory;
-    Arena& arena = memory.arena();
-    Step step;
-    const int64_t c = net->channels, width = net->streams * c;
-    for (int64_t t = 0; t < count; t++) {
-        BFloat16* to = streams + t * width;
-        unpack(ends->embedding, tokens[t], 1, 0, c, to, 0, ends->embedding.values);
-        for (int64_t j = 1; j < net->streams; j++) std::copy(to, to + c, to + j * c);
-    }
-    run_blocks(task, streams, chosen, scores, arena);
-    BFloat16* hidden = arena.take<BFloat16>(row_count * c);
-    collapse(*net, ends->hc, ends->norm, streams, rows, row_count, hidden, threads);
-    linear(ends->head, hidden, row_count, logits, threads, arena);
+    if (ends != nullptr) read_logits(task, *ends, streams, rows, row_count, logits, memory.arena());
     return -1;
 }
 

@@ -5,7 +5,7 @@ Pointers in a struct are addresses of tensors, which whoever fills it must keep 
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from sounding.ops.quant import FP4_BLOCK, WEIGHT_TILE
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float8_e4m3fn: 2, torch.int8: 3}
 # Scales outside leave no room for the value's own exponent in a bfloat16.
 _LEAST_SCALE, _LARGEST_SCALE = 10, 240
-DONE = -1  # what `run` and `predict` return otherwise is in network.cpp
+DONE = -1  # what `run` returns otherwise is in network.cpp
 _POINTER = ctypes.c_void_p
 _INT = ctypes.c_int64
 
@@ -233,6 +233,15 @@ def linear(x: Tensor, weight: NativeWeight) -> Tensor:
     return out
 
 
+class Reading(NamedTuple):
+    """What is read of a chunk that goes from tokens to logits."""
+
+    ends: NativeEnds
+    rows: Sequence[int]
+    logits: Tensor
+    """[rows, vocabulary], to be written."""
+
+
 def run(
     network: NativeNetwork,
     layers: "ctypes.Array[Any]",
@@ -242,44 +251,16 @@ def run(
     lists: "ctypes.Array[Any]",
     chosen: Tensor,
     scores: Tensor,
+    reading: Reading | None = None,
 ) -> int:
-    """Run blocks over `streams` in place; see `network_run` in network.cpp for what it returns."""
+    """Run blocks over `streams` in place, or from tokens to logits; see `network_run` in
+    network.cpp for what it returns."""
+    rows: Sequence[int] = () if reading is None else reading.rows
     result: int = _kernels().network_run(
         ctypes.byref(network),
         layers,
         _INT(len(layers)),
-        address(streams),
-        address(tokens),
-        _INT(len(tokens)),
-        (_INT * len(lengths))(*lengths),
-        _INT(len(lengths)),
-        lists,
-        address(chosen),
-        address(scores),
-        ctypes.c_int(torch.get_num_threads()),
-    )
-    return result
-
-
-def predict(
-    network: NativeNetwork,
-    layers: "ctypes.Array[Any]",
-    ends: NativeEnds,
-    streams: Tensor,
-    tokens: Tensor,
-    lengths: list[int],
-    lists: "ctypes.Array[Any]",
-    chosen: Tensor,
-    scores: Tensor,
-    rows: Sequence[int],
-    logits: Tensor,
-) -> int:
-    """The same from tokens to logits; see `network_predict` in network.cpp for what it returns."""
-    result: int = _kernels().network_predict(
-        ctypes.byref(network),
-        layers,
-        _INT(len(layers)),
-        ctypes.byref(ends),
+        None if reading is None else ctypes.byref(reading.ends),
         address(streams),
         address(tokens),
         _INT(len(tokens)),
@@ -290,7 +271,7 @@ def predict(
         address(scores),
         (_INT * len(rows))(*rows),
         _INT(len(rows)),
-        address(logits),
+        None if reading is None else address(reading.logits),
         ctypes.c_int(torch.get_num_threads()),
     )
     return result
@@ -299,5 +280,5 @@ def predict(
 def _kernels() -> ctypes.CDLL:
     kernels = library()
     assert kernels is not None, "chosen only where the library was built"
-    kernels.network_run.restype = kernels.network_predict.restype = _INT
+    kernels.network_run.restype = _INT
     return kernels
