@@ -25,8 +25,11 @@ _LISTS = 5  # of rows per layer: RowsOf in network.h
 class Described:
     """Blocks as structs, with the tensors that those point into."""
 
-    def __init__(self, blocks: Sequence[nn.Module] | nn.ModuleList) -> None:
-        self.addresses = _addresses_of(blocks)
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        self._blocks = [id(block) for block in blocks]
+        # A module's dict of parameters stays, whatever becomes of them.
+        self._watched = [_parts(block)[0].wq_a._parameters for block in (blocks[0], blocks[-1])]
+        self._addresses = self._watched_addresses()
         self._kept: list[Any] = []
         layers = [self._layer(block) for block in blocks]
         self._layers = layers
@@ -34,6 +37,17 @@ class Described:
         self.network = self._network(blocks[0])
         self._ends: native.NativeEnds | None = None
         self._ends_at = (0, 0)
+
+    def is_of(self, blocks: Sequence[nn.Module]) -> bool:
+        """Whether these are the blocks, and still where they were."""
+        return (
+            self._blocks == [id(block) for block in blocks]
+            and self._addresses == self._watched_addresses()
+        )
+
+    def _watched_addresses(self) -> list[int]:
+        weights = [parameters["weight"] for parameters in self._watched]
+        return [0 if weight is None else weight.data_ptr() for weight in weights]
 
     def run(
         self,
@@ -206,10 +220,11 @@ _known: WeakKeyDictionary[nn.Module, Described | None] = WeakKeyDictionary()
 
 def describe(blocks: Sequence[nn.Module] | nn.ModuleList) -> Described | None:
     """The description of these blocks, made once; None where the reference has to run them."""
+    blocks = list(blocks)  # what a ModuleList does for an index takes longer
     first = blocks[0]
     if first in _known:
         known = _known[first]
-        if known is None or known.addresses == _addresses_of(blocks):
+        if known is None or known.is_of(blocks):
             return known
     try:
         made = Described(blocks) if all(map(_fits, blocks)) else None
@@ -217,12 +232,6 @@ def describe(blocks: Sequence[nn.Module] | nn.ModuleList) -> Described | None:
         made = None
     _known[first] = made
     return made
-
-
-def _addresses_of(blocks: Sequence[nn.Module] | nn.ModuleList) -> tuple[int, int]:
-    """Where the first and the last block are, to notice that a network was moved."""
-    first, last = _parts(blocks[0])[0], _parts(blocks[-1])[0]
-    return first.wq_a.weight.data_ptr(), last.wq_a.weight.data_ptr()
 
 
 def _parts(block: nn.Module) -> tuple[Attention, MoE, Any]:

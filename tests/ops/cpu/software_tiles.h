@@ -1,7 +1,8 @@
 // Tiles (AMX) in software, to compile kernels with (-include) that are written for them and to run these on
-// processors that have none: `scripts/sanitize` does so. Slow; sums are added in the order of the steps.
+// processors that have none: `scripts/sanitize` does so. Slow, but to the last bit what the hardware computes.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <immintrin.h>
@@ -29,12 +30,22 @@ struct SoftwareTiles {
         for (int row = 0; row < rows[tile]; row++)
             std::memcpy(static_cast<char*>(to) + row * stride, numbers[tile][row], 4 * columns[tile]);
     }
+    // Products of even and of odd numbers are summed apart, each rounded once, then together; what is smaller
+    // than a normal number counts as zero. (Intel's manual; compared with a processor's results.)
     void multiply(int sums, int left, int right) {
+        const unsigned modes = _mm_getcsr();
+        _mm_setcsr(modes | _MM_FLUSH_ZERO_ON | 0x40);  // denormals are zeros
         for (int m = 0; m < rows[sums]; m++)
-            for (int k = 0; k < columns[left]; k++)
-                for (int n = 0; n < columns[sums]; n++)
-                    for (int odd = 0; odd < 2; odd++)
-                        numbers[sums][m][n] += half(numbers[left][m][k], odd) * half(numbers[right][k][n], odd);
+            for (int n = 0; n < columns[sums]; n++) {
+                float even = 0, odd = 0;
+                for (int k = 0; k < columns[left]; k++) {
+                    const float a = numbers[left][m][k], b = numbers[right][k][n];
+                    even = std::fma(half(a, 0), half(b, 0), even);
+                    odd = std::fma(half(a, 1), half(b, 1), odd);
+                }
+                numbers[sums][m][n] += even + odd;
+            }
+        _mm_setcsr(modes);
     }
     // Whoever uses tiles without configuring them finds nonsense.
     void release() { std::memset(this, 0xff, sizeof *this); }

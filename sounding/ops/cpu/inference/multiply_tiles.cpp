@@ -14,7 +14,7 @@
 
 namespace {
 
-constexpr int64_t STEP = 128;  // columns unpacked at a time for few tokens
+constexpr int64_t ROWS = STRIP / 2, STEP = 128;  // unpacked at a time for few tokens
 
 // A strip is four tiles in flight, which hides the unit's latency. Tiles 0 to 3 accumulate, 4 and 5
 // hold weights, 6 and 7 tokens; 1, 3 and 7 are for a second block.
@@ -110,28 +110,54 @@ bool direct(const Strip& strip) {
 // Whether there are so few tokens that a weight is better unpacked a few columns at a time.
 bool few(const Strip& strip) { return strip.product.x.blocks() == 1 && !direct(strip); }
 
-// Unpack some columns of sixteen rows to where they belong in `w`.
-TILES INLINE const uint8_t* unpack_part(const Strip& strip, int64_t part, int64_t k, BFloat16* w,
+// Half a strip, or what there is of it, in a list of strips.
+struct Half {
+    const Strip *strip, *end;
+    int64_t row;  // its first, within the strip
+
+    bool exists() const { return strip != end; }
+    Half next() const { return row + ROWS < strip->rows ? Half{strip, end, row + ROWS} : Half{strip + 1, end, 0}; }
+    const uint8_t* begin() const { return strip->begin() + row * strip->product.weight.row_bytes; }
+};
+
+// Unpack some columns of eight of its rows to where they belong in `w`.
+TILES INLINE const uint8_t* unpack_part(const Half& half, int64_t part, int64_t k, BFloat16* w,
                                         const uint8_t* soon) {
-    const int64_t row = 16 * part, rows = std::min<int64_t>(16, strip.rows - row);
+    const Strip& strip = *half.strip;
+    const int64_t row = half.row + 8 * part, rows = std::min<int64_t>(8, strip.rows - row);
     if (rows <= 0) return soon;
     return unpack(strip.product.weight, strip.row + row, rows, k,
-                  std::min(STEP, strip.product.x.columns - k), w + row * STEP, STEP, soon);
+                  std::min(STEP, strip.product.x.columns - k), w + 8 * part * STEP, STEP, soon);
 }
 
-// Strips with few tokens: weights are unpacked some columns at a time, which stay in the first-level
-// cache, while the accumulators stay in their tiles. The columns that come next, of this strip or of
-// the next one, are unpacked between the products of these: neither waits for the other. Rows that
-// a strip lacks are whatever lies there; their products are not stored.
+// Some tokens times 32 columns of half a strip in `w`.
+TILES INLINE void add_products(const BFloat16* w, const BFloat16* x, int64_t tokens) {
+    _tile_loadd(6, x, 4 * tokens);
+    _tile_loadd(4, w, 2 * STEP);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, w + 16 * STEP, 2 * STEP);
+    _tile_dpbf16ps(1, 5, 6);
+}
+
+// Strips with few tokens, half a strip at a time: weights are unpacked some columns at a time, which leave
+// room in the first-level cache even where another thread shares it, while the accumulators stay in their
+// tiles. The columns that come next, of this half or of the next one, are unpacked between the products of
+// these: neither waits for the other. Rows that a half lacks are whatever lies there; their products are
+// not stored.
 TILES void multiply_few(const Strip* strips, int64_t count, const uint8_t* after, Arena& arena) {
-    BFloat16* now = arena.take<BFloat16>(STRIP * STEP);
-    BFloat16* then = arena.take<BFloat16>(STRIP * STEP);
-    auto behind = [&](int64_t i) { return i + 1 < count ? strips[i + 1].begin() : after; };
-    const uint8_t* soon = behind(0);
-    for (int64_t part = 0; part < 4; part++) soon = unpack_part(strips[0], part, 0, then, soon);
+    BFloat16* now = arena.take<BFloat16>(ROWS * STEP);
+    BFloat16* then = arena.take<BFloat16>(ROWS * STEP);
+    Half half{strips, strips + count, 0};
+    auto behind = [&](const Half& one) {
+        const Half next = one.next();
+        return next.exists() ? next.begin() : after;
+    };
+    const uint8_t* soon = behind(half);
+    for (int64_t part = 0; part < 4; part++) soon = unpack_part(half, part, 0, then, soon);
     int64_t configured = 0;
-    for (int64_t i = 0; i < count; i++) {
-        const Panel& x = strips[i].product.x;
+    while (half.exists()) {
+        const Half next = half.next();
+        const Panel& x = half.strip->product.x;
         if (x.tokens != configured)
             configure(configured = x.tokens);
         else
@@ -139,17 +165,16 @@ TILES void multiply_few(const Strip* strips, int64_t count, const uint8_t* after
         for (int64_t k = 0; k < x.columns; k += STEP) {
             std::swap(now, then);
             const bool last = k + STEP >= x.columns;
-            const Strip* next = !last ? strips + i : i + 1 < count ? strips + i + 1 : nullptr;
-            if (last && next != nullptr) soon = behind(i + 1);
+            const Half& source = last ? next : half;
+            if (last && next.exists()) soon = behind(next);
             for (int64_t part = 0; part < 4; part++) {
                 const int64_t at = k + 32 * part;
-                if (at < x.columns)
-                    one_block(now + 32 * part, 2 * STEP, x.data + at * x.tokens, x.tokens, 32);
-                if (next != nullptr)
-                    soon = unpack_part(*next, part, last ? 0 : k + STEP, then, soon);
+                if (at < x.columns) add_products(now + 32 * part, x.data + at * x.tokens, x.tokens);
+                if (source.exists()) soon = unpack_part(source, part, last ? 0 : k + STEP, then, soon);
             }
         }
-        for (int part = 0; part < 4; part++) store(strips[i], part, part, 0);
+        for (int part = 0; part < 2; part++) store(*half.strip, part, half.row / 16 + part, 0);
+        half = next;
     }
 }
 

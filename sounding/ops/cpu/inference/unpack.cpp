@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "codes.h"
 #include "features.h"
@@ -28,22 +29,20 @@ INLINE uint16_t scaled(uint16_t word, int scale) {
 AVX512 const uint8_t* unpack_fp8(const Weight& w, int64_t row, int64_t rows, int64_t k, int64_t count,
                                  BFloat16* out, int64_t stride, const uint8_t* soon) {
     for (int64_t low = 0; low < count; low += SCALE_TILE) {
-        const int64_t columns = std::min(SCALE_TILE, count - low);
-        uint8_t last = 0;
-        Fp8Table table(last);
-        for (int64_t r = 0; r < rows; r++) {
+        const int64_t parts = std::min(SCALE_TILE, count - low) / 64;
+        for (int64_t r = 0; r < rows;) {
+            const Fp8Table table(w.fp8_scale(row + r, k + low));
+            const int64_t same = SCALE_TILE - (w.first + row + r) % SCALE_TILE, end = std::min(rows, r + same);
             const uint8_t* values = w.values + (row + r) * w.row_bytes + k + low;
-            const uint8_t scale = w.fp8_scale(row + r, k + low);
-            if (scale != last) table = Fp8Table(scale);
-            last = scale;
             BFloat16* to = out + r * stride + low;
-            for (int64_t i = 0; i < columns; i += 64, soon += 64) {
-                _mm_prefetch(soon, _MM_HINT_T1);
-                __m512i first, second;
-                table.numbers(values + i, first, second);
-                _mm512_storeu_si512(to + i, first);
-                _mm512_storeu_si512(to + i + 32, second);
-            }
+            for (; r < end; r++, values += w.row_bytes, to += stride)
+                for (int64_t i = 0; i < parts; i++, soon += 64) {
+                    _mm_prefetch(soon, _MM_HINT_T1);
+                    __m512i first, second;
+                    table.numbers(values + 64 * i, first, second);
+                    _mm512_storeu_si512(to + 64 * i, first);
+                    _mm512_storeu_si512(to + 64 * i + 32, second);
+                }
         }
     }
     return soon;
@@ -53,18 +52,17 @@ AVX512 const uint8_t* unpack_fp8(const Weight& w, int64_t row, int64_t rows, int
 AVX512 const uint8_t* unpack_fp4(const Weight& w, int64_t row, int64_t rows, int64_t k, int64_t count,
                                  BFloat16* out, int64_t stride, const uint8_t* soon) {
     const Fp4Table table;
-    for (int64_t r = 0; r < rows; r++) {
-        const uint8_t* values = w.values + (row + r) * w.row_bytes + k / 2;
-        const uint8_t* scales = w.scales + (row + r) * w.scale_row + k / FP4_BLOCK;
-        BFloat16* to = out + r * stride;
-        _mm_prefetch(scales + STRIP * w.scale_row, _MM_HINT_T1);
-        for (int64_t i = 0; i < count; i += 128) {
+    const uint8_t* values = w.values + row * w.row_bytes + k / 2;
+    const uint8_t* scales = w.scales + row * w.scale_row + k / FP4_BLOCK;
+    const int64_t row_bytes = w.row_bytes, scale_row = w.scale_row, blocks = count / 128;
+    for (int64_t r = 0; r < rows; r++, values += row_bytes, scales += scale_row, out += stride) {
+        _mm_prefetch(scales + STRIP * scale_row, _MM_HINT_T1);
+        for (int64_t i = 0; i < blocks; i++, soon += 64) {
             _mm_prefetch(soon, _MM_HINT_T1);
-            soon += 64;
-            const __m512i lack = table.lacking(scales + i / FP4_BLOCK);
-            const __m512i codes = _mm512_loadu_si512(values + i / 2);
+            const __m512i lack = table.lacking(scales + 4 * i);
+            const __m512i codes = _mm512_loadu_si512(values + 64 * i);
             for (int quarter = 0; quarter < 4; quarter++)
-                _mm512_storeu_si512(to + i + 32 * quarter, table.numbers(codes, quarter, lack));
+                _mm512_storeu_si512(out + 128 * i + 32 * quarter, table.numbers(codes, quarter, lack));
         }
     }
     return soon;
@@ -232,7 +230,10 @@ void unpack_row(const Weight& w, int64_t row, int64_t k, int64_t count, T* out) 
         }
     } else if (w.format == BFLOAT16) {
         const BFloat16* from = reinterpret_cast<const BFloat16*>(values) + k;
-        for (int64_t i = 0; i < count; i++) store_one(out + i, load_one(from + i));
+        if constexpr (std::is_same_v<T, BFloat16>)
+            std::copy(from, from + count, out);
+        else
+            for (int64_t i = 0; i < count; i++) store_one(out + i, load_one(from + i));
     } else if (w.format == FP8) {
         const uint8_t* scales = w.scales + (w.first + row) / SCALE_TILE * w.scale_row;
         for (int64_t i = 0; i < count;) {
