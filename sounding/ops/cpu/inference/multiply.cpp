@@ -92,7 +92,7 @@ void fill_block(const Panel& panel, int64_t block, const BFloat16* x, int64_t st
             continue;
         }
         BFloat16* to = panel.data + first * panel.columns;
-        if (!has_tiles() || count == 1) {
+        if (!has_tiles() || count == 1) {  // a single row's pairs lie as they are
             std::copy(row, row + panel.columns, to + t * panel.columns);
             continue;
         }

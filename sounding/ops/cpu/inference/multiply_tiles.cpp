@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t ROWS = STRIP / 2, STEP = 128;  // unpacked at a time for few tokens
 
 // A strip is four tiles in flight, which hides the unit's latency. Tiles 0 to 3 accumulate, 4 and 5
-// hold weights, 6 and 7 tokens; 1, 3 and 7 are for a second block.
+// hold weights, 6 and 7 tokens; 1, 3 and 7 are for a second block. Half a strip has 0 and 1.
 TILES void configure(int64_t tokens) {
     const int64_t t = tokens;
     configure_tiles({16, 16, 16, 16, 16, 16, 16, 16}, {t, t, t, t, 16, 16, t, t});
