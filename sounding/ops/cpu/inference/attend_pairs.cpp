@@ -14,7 +14,8 @@ template <int T>
 AVX512 INLINE void some_scores(const BFloat16* q, const BFloat16* rows, int64_t d, float* scores) {
     __m512 sums[TOGETHER][T];
     clear(sums);
-    add_products(sums, q, d, rows, d, d);
+    NobodyAsks ahead;
+    add_products(sums, q, d, rows, d, d, ahead);
     for (int t = 0; t < T; t++) _mm256_storeu_ps(scores + t * HEADS, add_lanes(sums, 0, t));
 }
 

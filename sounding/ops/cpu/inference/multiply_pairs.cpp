@@ -14,7 +14,48 @@
 
 namespace {
 
-constexpr int64_t LEAD = 16384;  // bytes that memory is asked for ahead
+constexpr int64_t LEAD = 4096;  // bytes that memory is asked for ahead
+
+// Asks memory for strips before they are read, a line for each that is read. All at once, more lines are
+// asked for than a core waits for at a time; far ahead, they push each other out of the first-level cache.
+class Ahead {
+  public:
+    Ahead(const Strip* strips, int64_t count) : strip_(strips), last_(strips + count) {
+        next();
+        for (int64_t i = 0; i < LEAD; i += 64) ask();
+    }
+
+    INLINE void ask() {
+        _mm_prefetch(at_, _MM_HINT_T0);
+        moved(at_ + 64);
+    }
+
+    // For whoever asks from here on himself, and then says how far.
+    const uint8_t* at() const { return at_; }
+    INLINE void moved(const uint8_t* to) {
+        at_ = to;
+        if (at_ >= end_) next();
+    }
+
+  private:
+    // Behind the last strip it goes on with whatever is there; memory that does not exist is not read.
+    void next() {
+        if (strip_ == last_) {
+            end_ = reinterpret_cast<const uint8_t*>(UINTPTR_MAX);
+            return;
+        }
+        const Weight& w = strip_->product.weight;
+        at_ = strip_->begin();
+        end_ = at_ + strip_->rows * w.row_bytes;
+        const uint8_t* scales = w.scales + strip_->row * w.scale_row;
+        if (w.format == FP4)
+            for (int64_t i = 0; i < strip_->rows * w.scale_row; i += 64) _mm_prefetch(scales + i, _MM_HINT_T0);
+        strip_++;
+    }
+
+    const uint8_t *at_ = nullptr, *end_ = nullptr;
+    const Strip *strip_, *last_;
+};
 
 // out[t * stride + r] of those of eight rows that exist.
 template <int T>
@@ -26,19 +67,21 @@ AVX512 INLINE void put(const __m512 (&sums)[8][T], int64_t rows, float* out, int
 // What follows makes eight rows, or as many as there are, from `row` of a weight on.
 
 // One token times rows that are decoded in registers, in the order in which they would be unpacked.
-AVX512 void fp8_rows(const Product& p, int64_t row) {
+AVX512 void fp8_rows(const Product& p, int64_t row, Ahead& ahead) {
     const Weight& w = p.weight;
-    const uint8_t* codes = w.values + row * w.row_bytes;
+    EightRows codes(w.values + row * w.row_bytes, w.row_bytes);
     __m512 sums[8][1];
     clear(sums);
     for (int64_t k = 0; k < w.columns; k += SCALE_TILE) {
         const Fp8Table table(w.fp8_scale(row, k));
         const int64_t end = std::min(k + SCALE_TILE, w.columns);
-        for (int64_t i = k; i < end; i += 64) {
+        for (int64_t i = k; i < end; i += 64, codes.advance(64)) {
             const __m512bh left = load_pairs(p.x.data + i), right = load_pairs(p.x.data + i + 32);
+#pragma GCC unroll 8
             for (int r = 0; r < 8; r++) {
                 __m512i first, second;
-                table.numbers(codes + r * w.row_bytes + i, first, second);
+                ahead.ask();
+                table.numbers(codes[r], first, second);
                 sums[r][0] = _mm512_dpbf16_ps(sums[r][0], __m512bh(first), left);
                 sums[r][0] = _mm512_dpbf16_ps(sums[r][0], __m512bh(second), right);
             }
@@ -46,18 +89,19 @@ AVX512 void fp8_rows(const Product& p, int64_t row) {
     }
     put(sums, 8, p.out + row, p.stride);
 }
-AVX512 void fp4_rows(const Product& p, int64_t row) {
+AVX512 void fp4_rows(const Product& p, int64_t row, Ahead& ahead) {
     const Weight& w = p.weight;
     const Fp4Table table;
-    const uint8_t *codes = w.values + row * w.row_bytes, *scales = w.scales + row * w.scale_row;
+    EightRows codes(w.values + row * w.row_bytes, w.row_bytes), scales(w.scales + row * w.scale_row, w.scale_row);
     __m512 sums[8][1];
     clear(sums);
-    for (int64_t k = 0; k < w.columns; k += 128) {
+    for (int64_t k = 0; k < w.columns; k += 128, codes.advance(64), scales.advance(4)) {
         __m512bh numbers[4];
         for (int quarter = 0; quarter < 4; quarter++) numbers[quarter] = load_pairs(p.x.data + k + 32 * quarter);
+#pragma GCC unroll 8
         for (int r = 0; r < 8; r++) {
-            const __m512i lack = table.lacking(scales + r * w.scale_row + k / FP4_BLOCK);
-            const __m512i four = _mm512_loadu_si512(codes + r * w.row_bytes + k / 2);
+            ahead.ask();
+            const __m512i lack = table.lacking(scales[r]), four = _mm512_loadu_si512(codes[r]);
             for (int quarter = 0; quarter < 4; quarter++)
                 sums[r][0] = _mm512_dpbf16_ps(sums[r][0], __m512bh(table.numbers(four, quarter, lack)),
                                               numbers[quarter]);
@@ -72,79 +116,56 @@ bool in_one_tile(const Weight& w, int64_t row) {
 }
 
 // T tokens from `token` on times rows of bfloat16 that lie `apart`.
-template <int T>
+template <int T, typename Ahead>
 AVX512 INLINE void some_tokens(const Product& p, int64_t token, const BFloat16* w, int64_t apart,
-                               int64_t row, int64_t rows) {
+                               int64_t row, int64_t rows, Ahead& ahead) {
     __m512 sums[8][T];
     clear(sums);
-    add_products(sums, w, apart, p.x.data + token * p.x.columns, p.x.columns, p.x.columns);
+    add_products(sums, w, apart, p.x.data + token * p.x.columns, p.x.columns, p.x.columns, ahead);
     put(sums, rows, p.out + token * p.stride + row, p.stride);
+}
+
+// All tokens but the first few, for which `ahead` asked.
+AVX512 void other_tokens(const Product& p, int64_t token, const BFloat16* w, int64_t apart, int64_t row, int64_t rows) {
+    NobodyAsks ahead;
+    for (; token + 3 <= p.x.tokens; token += 3) some_tokens<3>(p, token, w, apart, row, rows, ahead);
+    if (p.x.tokens - token == 2) some_tokens<2>(p, token, w, apart, row, rows, ahead);
+    if (p.x.tokens - token == 1) some_tokens<1>(p, token, w, apart, row, rows, ahead);
 }
 
 // `room` holds eight rows; their distance there is not a power of two, at which they would compete for the
 // same cache lines.
-AVX512 void multiply_rows(const Product& p, int64_t row, int64_t rows, BFloat16* room) {
+AVX512 void multiply_rows(const Product& p, int64_t row, int64_t rows, BFloat16* room, Ahead& ahead) {
     const Weight& weight = p.weight;
     const int64_t columns = p.x.columns, tokens = p.x.tokens;
-    const bool alone = tokens == 1 && rows == 8;
-    if (alone && weight.format == FP8 && columns % 64 == 0 && in_one_tile(weight, row))
-        return fp8_rows(p, row);
-    if (alone && weight.format == FP4 && columns % 128 == 0) return fp4_rows(p, row);
-    const bool stored = rows == 8 && weight.format == BFLOAT16 && columns == weight.columns;
+    if (tokens == 1 && rows == 8) {
+        if (weight.format == FP8 && columns % 64 == 0 && in_one_tile(weight, row)) return fp8_rows(p, row, ahead);
+        if (weight.format == FP4 && columns % 128 == 0) return fp4_rows(p, row, ahead);
+    }
     const uint8_t* values = weight.values + row * weight.row_bytes;
-    const BFloat16* w = stored ? reinterpret_cast<const BFloat16*>(values) : room;
-    const int64_t apart = stored ? weight.row_bytes / 2 : columns + 32;
-    if (!stored) unpack(weight, row, rows, 0, columns, room, apart, values);
-    int64_t t = 0;
-    for (; t + 3 <= tokens; t += 3) some_tokens<3>(p, t, w, apart, row, rows);
-    if (tokens - t == 2) some_tokens<2>(p, t, w, apart, row, rows);
-    if (tokens - t == 1) some_tokens<1>(p, t, w, apart, row, rows);
+    if (rows < 8 || weight.format != BFLOAT16 || columns != weight.columns) {
+        ahead.moved(unpack(weight, row, rows, 0, columns, room, columns + 32, ahead.at()));
+        return other_tokens(p, 0, room, columns + 32, row, rows);
+    }
+    const BFloat16* w = reinterpret_cast<const BFloat16*>(values);
+    const int64_t apart = weight.row_bytes / 2;
+    if (tokens == 1) return some_tokens<1>(p, 0, w, apart, row, rows, ahead);
+    if (tokens == 2) return some_tokens<2>(p, 0, w, apart, row, rows, ahead);
+    some_tokens<3>(p, 0, w, apart, row, rows, ahead);
+    other_tokens(p, 3, w, apart, row, rows);
 }
-
-// Asks memory for strips, eight rows at a time, ahead of where they are multiplied.
-class Ahead {
-  public:
-    Ahead(const Strip* strips, int64_t count) : strip_(strips), end_(strips + count) {}
-
-    // Eight more rows; their bytes, or 0 behind the last.
-    AVX512 int64_t ask() {
-        if (strip_ == end_) return 0;
-        const Weight& w = strip_->product.weight;
-        const int64_t row = strip_->row + row_, bytes = 8 * w.row_bytes;
-        prefetch(w.values + row * w.row_bytes, bytes);
-        if (w.format == FP4) prefetch(w.scales + row * w.scale_row, 8 * w.scale_row);
-        row_ += 8;
-        if (row_ >= strip_->rows) {
-            strip_++;
-            row_ = 0;
-        }
-        return bytes;
-    }
-
-  private:
-    AVX512 static void prefetch(const uint8_t* from, int64_t bytes) {
-        for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(from + i, _MM_HINT_T0);
-    }
-
-    const Strip *strip_, *end_;
-    int64_t row_ = 0;
-};
 
 }  // namespace
 
 AVX512 void multiply_pairs(const Strip* strips, int64_t count) {
     thread_local static Arena arena;
     Ahead ahead(strips, count);
-    int64_t lead = 0;  // bytes that were asked for and not multiplied yet
     for (int64_t i = 0; i < count; i++) {
         const Strip& strip = strips[i];
         Scope scope(arena);
         BFloat16* room = arena.take<BFloat16>(8 * (strip.product.x.columns + 32));
-        for (int64_t row = 0; row < strip.rows; row += 8) {
-            for (int64_t bytes = 1; lead < LEAD && bytes > 0; lead += bytes) bytes = ahead.ask();
-            multiply_rows(strip.product, strip.row + row, std::min<int64_t>(8, strip.rows - row), room);
-            lead -= 8 * strip.product.weight.row_bytes;
-        }
+        for (int64_t row = 0; row < strip.rows; row += 8)
+            multiply_rows(strip.product, strip.row + row, std::min<int64_t>(8, strip.rows - row), room, ahead);
     }
 }
 

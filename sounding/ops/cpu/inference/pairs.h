@@ -7,21 +7,42 @@
 
 template <int R, int T>
 AVX512 INLINE void clear(__m512 (&sums)[R][T]) {
+#pragma GCC unroll 8  // or they are cleared in memory, and loaded from there
     for (int r = 0; r < R; r++)
         for (int t = 0; t < T; t++) sums[r][t] = _mm512_setzero_ps();
 }
 
-AVX512 INLINE __m512bh load_pairs(const BFloat16* from) { return __m512bh(_mm512_loadu_si512(from)); }
+AVX512 INLINE __m512bh load_pairs(const void* from) { return __m512bh(_mm512_loadu_si512(from)); }
 
-// sums[r][t] += w_r x_t, over `columns`, a multiple of 32.
-template <int R, int T>
+// Up to eight rows that lie `apart` bytes from each other, by two pointers: eight would not leave registers
+// for anything else.
+struct EightRows {
+    const uint8_t *low, *high;
+    int64_t apart;
+
+    EightRows(const void* first, int64_t apart)
+        : low(static_cast<const uint8_t*>(first)), high(low + 4 * apart), apart(apart) {}
+    INLINE const uint8_t* operator[](int row) const { return (row < 4 ? low : high) + row % 4 * apart; }
+    INLINE void advance(int64_t bytes) { low += bytes, high += bytes; }
+};
+
+// Who asks for nothing while rows are read.
+struct NobodyAsks {
+    INLINE void ask() const {}
+};
+
+// sums[r][t] += w_r x_t, over `columns`, a multiple of 32. For every 64 bytes of w `ahead` asks for more.
+template <int R, int T, typename Ahead>
 AVX512 INLINE void add_products(__m512 (&sums)[R][T], const BFloat16* w, int64_t apart,
-                                const BFloat16* x, int64_t between, int64_t columns) {
-    for (int64_t k = 0; k < columns; k += 32) {
+                                const BFloat16* x, int64_t between, int64_t columns, Ahead& ahead) {
+    EightRows rows(w, 2 * apart);
+    for (int64_t k = 0; k < columns; k += 32, rows.advance(64)) {
         __m512bh right[T];
         for (int t = 0; t < T; t++) right[t] = load_pairs(x + t * between + k);
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            const __m512bh left = load_pairs(w + r * apart + k);
+            ahead.ask();
+            const __m512bh left = load_pairs(rows[r]);
             for (int t = 0; t < T; t++) sums[r][t] = _mm512_dpbf16_ps(sums[r][t], left, right[t]);
         }
     }
