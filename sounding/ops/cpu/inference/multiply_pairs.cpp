@@ -14,19 +14,27 @@
 
 namespace {
 
-constexpr int64_t LEAD = 4096;  // bytes that memory is asked for ahead
+// Bytes that memory is asked for ahead: at first, more with every eight rows, and at most.
+constexpr int64_t START = 2048, STEP = 1024, LEAD = 8192;
 
-// Asks memory for strips before they are read, a line for each that is read. All at once, more lines are
-// asked for than a core waits for at a time; far ahead, they push each other out of the first-level cache.
+// Asks memory for strips before they are read, a line for each that is read: a core waits for a few at a time,
+// and those of too far ahead push each other out of the first-level cache. Weights are read once for a token,
+// so they are asked for as what need not stay in the other caches.
 class Ahead {
   public:
     Ahead(const Strip* strips, int64_t count) : strip_(strips), last_(strips + count) {
         next();
-        for (int64_t i = 0; i < LEAD; i += 64) ask();
+        further(START);
     }
 
+    // From here on so many bytes further ahead, if that is not too far.
+    void further(int64_t bytes) {
+        if (lead_ + bytes > LEAD) return;
+        for (int64_t i = 0; i < bytes; i += 64) ask();
+        lead_ += bytes;
+    }
     INLINE void ask() {
-        _mm_prefetch(at_, _MM_HINT_T0);
+        _mm_prefetch(at_, _MM_HINT_NTA);
         moved(at_ + 64);
     }
 
@@ -49,12 +57,13 @@ class Ahead {
         end_ = at_ + strip_->rows * w.row_bytes;
         const uint8_t* scales = w.scales + strip_->row * w.scale_row;
         if (w.format == FP4)
-            for (int64_t i = 0; i < strip_->rows * w.scale_row; i += 64) _mm_prefetch(scales + i, _MM_HINT_T0);
+            for (int64_t i = 0; i < strip_->rows * w.scale_row; i += 64) _mm_prefetch(scales + i, _MM_HINT_NTA);
         strip_++;
     }
 
     const uint8_t *at_ = nullptr, *end_ = nullptr;
     const Strip *strip_, *last_;
+    int64_t lead_ = 0;
 };
 
 // out[t * stride + r] of those of eight rows that exist.
@@ -164,8 +173,10 @@ AVX512 void multiply_pairs(const Strip* strips, int64_t count) {
         const Strip& strip = strips[i];
         Scope scope(arena);
         BFloat16* room = arena.take<BFloat16>(8 * (strip.product.x.columns + 32));
-        for (int64_t row = 0; row < strip.rows; row += 8)
+        for (int64_t row = 0; row < strip.rows; row += 8) {
+            ahead.further(STEP);
             multiply_rows(strip.product, strip.row + row, std::min<int64_t>(8, strip.rows - row), room, ahead);
+        }
     }
 }
 
