@@ -17,9 +17,9 @@ namespace {
 // Bytes that memory is asked for ahead: at first, more with every eight rows, and at most.
 constexpr int64_t START = 2048, STEP = 1024, LEAD = 8192;
 
-// Asks memory for strips before they are read, a line for each that is read: a core waits for a few at a time,
-// and those of too far ahead push each other out of the first-level cache. Weights are read once for a token,
-// so they are asked for as what need not stay in the other caches.
+// Asks memory for strips before they are read, two lines for every two that are read: a core waits for a few at
+// a time, and those of too far ahead push each other out of the first-level cache. Weights are read once for a
+// token, so they are asked for as what need not stay in the other caches.
 class Ahead {
   public:
     Ahead(const Strip* strips, int64_t count) : strip_(strips), last_(strips + count) {
@@ -30,12 +30,13 @@ class Ahead {
     // From here on so many bytes further ahead, if that is not too far.
     void further(int64_t bytes) {
         if (lead_ + bytes > LEAD) return;
-        for (int64_t i = 0; i < bytes; i += 64) ask();
+        for (int64_t i = 0; i < bytes; i += 128) ask();
         lead_ += bytes;
     }
     INLINE void ask() {
         _mm_prefetch(at_, _MM_HINT_NTA);
-        moved(at_ + 64);
+        _mm_prefetch(at_ + 64, _MM_HINT_NTA);
+        moved(at_ + 128);
     }
 
     // For whoever asks from here on himself, and then says how far.
@@ -89,7 +90,7 @@ AVX512 void fp8_rows(const Product& p, int64_t row, Ahead& ahead) {
 #pragma GCC unroll 8
             for (int r = 0; r < 8; r++) {
                 __m512i first, second;
-                ahead.ask();
+                if (r % 2 == 0) ahead.ask();
                 table.numbers(codes[r], first, second);
                 sums[r][0] = _mm512_dpbf16_ps(sums[r][0], __m512bh(first), left);
                 sums[r][0] = _mm512_dpbf16_ps(sums[r][0], __m512bh(second), right);
@@ -109,8 +110,10 @@ AVX512 void fp4_rows(const Product& p, int64_t row, Ahead& ahead) {
         for (int quarter = 0; quarter < 4; quarter++) numbers[quarter] = load_pairs(p.x.data + k + 32 * quarter);
 #pragma GCC unroll 8
         for (int r = 0; r < 8; r++) {
-            ahead.ask();
-            const __m512i lack = table.lacking(scales[r]), four = _mm512_loadu_si512(codes[r]);
+            if (r % 2 == 0) ahead.ask();
+            const __m512i lack = table.lacking(scales[r]);
+            __m512i four = _mm512_loadu_si512(codes[r]);
+            asm("" : "+v"(four));  // or every quarter loads it again
             for (int quarter = 0; quarter < 4; quarter++)
                 sums[r][0] = _mm512_dpbf16_ps(sums[r][0], __m512bh(table.numbers(four, quarter, lack)),
                                               numbers[quarter]);

@@ -31,7 +31,7 @@ struct NobodyAsks {
     INLINE void ask() const {}
 };
 
-// sums[r][t] += w_r x_t, over `columns`, a multiple of 32. For every 64 bytes of w `ahead` asks for more.
+// sums[r][t] += w_r x_t, over `columns`, a multiple of 32. For every two lines of w `ahead` asks for two more.
 template <int R, int T, typename Ahead>
 AVX512 INLINE void add_products(__m512 (&sums)[R][T], const BFloat16* w, int64_t apart,
                                 const BFloat16* x, int64_t between, int64_t columns, Ahead& ahead) {
@@ -41,7 +41,7 @@ AVX512 INLINE void add_products(__m512 (&sums)[R][T], const BFloat16* w, int64_t
         for (int t = 0; t < T; t++) right[t] = load_pairs(x + t * between + k);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            ahead.ask();
+            if (r % 2 == 0) ahead.ask();
             const __m512bh left = load_pairs(rows[r]);
             for (int t = 0; t < T; t++) sums[r][t] = _mm512_dpbf16_ps(sums[r][t], left, right[t]);
         }
