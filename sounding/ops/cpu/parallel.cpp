@@ -6,8 +6,8 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
+#include <pthread.h>
 #include <thread>
-#include <unistd.h>
 #include <vector>
 
 namespace {
@@ -97,21 +97,19 @@ class Pool {
     std::atomic<uint64_t> round_{0};
 };
 
-// A fork has no workers, and the parent's pool may be locked in it for ever: it gets its own. Pools
-// are never destroyed, because workers of a library being unloaded would wake up in freed memory.
-Pool& pool() {
-    static std::mutex guard;
-    static Pool* current = nullptr;
-    static pid_t owner = 0;
-    std::lock_guard<std::mutex> lock(guard);
-    if (owner != getpid()) {
-        current = new Pool;
-        owner = getpid();
-    }
-    return *current;
-}
+// Whoever has taken it may use the pool. A fork has no workers, whatever was at work before: it begins anew.
+std::atomic<bool> taken{false};
+Pool* pool = nullptr;  // never destroyed: workers of a library being unloaded would wake up in freed memory
 
-std::mutex one_at_a_time;  // a second caller runs its work alone instead of waiting
+Pool& taken_pool() {
+    static const int watched = pthread_atfork(nullptr, nullptr, [] {
+        pool = nullptr;
+        taken = false;
+    });
+    (void)watched;
+    if (pool == nullptr) pool = new Pool;
+    return *pool;
+}
 
 }  // namespace
 
@@ -119,12 +117,10 @@ void run_ranges(int64_t count, int64_t grain, int threads, RangeWork work) {
     Job job{work, count, grain};
     const int64_t ranges = (count + grain - 1) / grain;
     const int helpers = int(std::min<int64_t>(threads, ranges)) - 1;
-    if (helpers <= 0) return job.run();
-    std::unique_lock<std::mutex> only(one_at_a_time, std::try_to_lock);
-    if (!only.owns_lock())
-        job.run();
-    else
-        pool().run(job, helpers);
+    // A second caller at the same time runs its work alone instead of waiting.
+    if (helpers <= 0 || taken.exchange(true, std::memory_order_acquire)) return job.run();
+    taken_pool().run(job, helpers);
+    taken.store(false, std::memory_order_release);
 }
 
 int instruction_set() {

@@ -110,25 +110,28 @@ void fill(const Panel& panel, const BFloat16* x, int64_t stride, int threads,
 
 namespace {
 
-// Where `low` is a multiple of STRIP.
-Strip strip_at(const Product& product, int64_t low, int64_t high) {
-    return {product, low, std::min(STRIP, high - low)};
+// Rows that shares of the threads are counted in. Tiles need whole strips; without them shares can be evener.
+int64_t unit() { return has_tiles() ? STRIP : STRIP / 4; }
+
+int64_t units_of(const Weight& weight) { return (weight.rows + unit() - 1) / unit(); }
+
+int64_t units_of(const Product& product) {
+    return units_of(product.weight) * ((product.x.tokens + TOKENS - 1) / TOKENS);
 }
 
-int64_t strips_of(const Weight& weight) { return (weight.rows + STRIP - 1) / STRIP; }
-
-int64_t strips_of(const Product& product) {
-    return strips_of(product.weight) * ((product.x.tokens + TOKENS - 1) / TOKENS);
-}
-
-// Strip `index` of all products in one list, times at most TOKENS of a panel.
-Strip find_strip(const Product* products, int64_t index) {
-    for (; index >= strips_of(*products); products++) index -= strips_of(*products);
+// The strip that begins with unit `index` of all products in one list and ends with unit `end` or before, times
+// at most TOKENS of a panel.
+Strip find_strip(const Product* products, int64_t index, int64_t end) {
+    for (; index >= units_of(*products); products++) {
+        index -= units_of(*products);
+        end -= units_of(*products);
+    }
     Product part = *products;
-    const int64_t in_weight = strips_of(part.weight), first = index / in_weight * TOKENS;
+    const int64_t in_weight = units_of(part.weight), first = index / in_weight * TOKENS;
     part.x = part.x.part(first, std::min(TOKENS, part.x.tokens - first));
     part.out += first * part.stride;
-    return strip_at(part, index % in_weight * STRIP, part.weight.rows);
+    const int64_t row = index % in_weight * unit();
+    return {part, row, std::min({STRIP, part.weight.rows - row, (end - index) * unit()})};
 }
 
 }  // namespace
@@ -138,14 +141,14 @@ void multiply_rows(const Product& product, int64_t low, int64_t high) {
     while (low < high) {
         size_t count = 0;
         for (; low < high && count < some.size(); low += STRIP)
-            some[count++] = strip_at(product, low, high);
+            some[count++] = {product, low, std::min(STRIP, high - low)};
         multiply_strips(some.data(), int64_t(count));
     }
 }
 
 void multiply(const Product* products, int64_t count, int threads) {
     int64_t total = 0;
-    for (int64_t i = 0; i < count; i++) total += strips_of(products[i]);
+    for (int64_t i = 0; i < count; i++) total += units_of(products[i]);
     // Memory is fastest in order, and what a range begins with was not asked for ahead. So each
     // thread takes most of its share at once, and small ranges make up for one that falls behind.
     const int64_t large = total * 7 / 8 / threads, rest = total - large * threads;
@@ -161,7 +164,8 @@ void multiply(const Product* products, int64_t count, int threads) {
         thread_local static Arena arena;
         Scope scope(arena);
         List<Strip> some(arena, end - begin);
-        for (int64_t i = begin; i < end; i++) some.push_back(find_strip(products, i));
+        for (int64_t i = begin; i < end; i += (some.back().rows + unit() - 1) / unit())
+            some.push_back(find_strip(products, i, end));
         multiply_strips(some.data(), some.size());
     });
 }
