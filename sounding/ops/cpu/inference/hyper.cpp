@@ -14,6 +14,7 @@
 constexpr int MAX_STREAMS = 8;
 constexpr int64_t TOKENS = 4, ROWS = 4;  // of a projection, at once
 constexpr int64_t SIDE_BY_SIDE = 16;     // tokens
+constexpr int64_t AHEAD = 512;           // numbers of a row that are asked for, which need not stay in the caches
 
 #include "../each_target.h"
 
@@ -109,7 +110,10 @@ INLINE void project(const BFloat16* v, const float* fn, int64_t width, float* ra
     Floats total[T][R] = {};
     for (int64_t i = 0; i < width; i += LANES) {
         Floats row[R], x;
-        for (int r = 0; r < R; r++) load(fn + r * width + i, row[r]);
+        for (int r = 0; r < R; r++) {
+            __builtin_prefetch(fn + r * width + i + AHEAD, 0, 0);
+            load(fn + r * width + i, row[r]);
+        }
         for (int t = 0; t < T; t++) {
             load(v + t * width + i, x);
             for (int r = 0; r < R; r++) total[t][r] += x * row[r];
