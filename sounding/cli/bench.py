@@ -165,7 +165,8 @@ def _infer(
     prefill = how["prefill"]
     longest = max([how["context"] + how["decode"] * how["runs"] + 1, *prefill])
     runner = Native(network, packed_tokens=longest if simulate else None)
-    runner.read(torch.zeros(prefill[0] if prefill else 1, dtype=torch.int64))
+    with torch.inference_mode():
+        runner.read(torch.zeros(prefill[0] if prefill else 1, dtype=torch.int64))
     first = time.time() - psutil.Process().create_time()
     ceilings = measure_ceilings()
     with progress_bar(MofNCompleteColumn()) as bar:

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Collection
 from typing import Literal, NamedTuple
 
+import torch
+
 from sounding.engine.constrain import Constraints
 from sounding.engine.generate import checked_prompt
 from sounding.engine.generation import Generation
@@ -182,6 +184,7 @@ class Engine:
     # ----------------------------------------------------------------------------------------------
     # The engine's own thread
 
+    @torch.inference_mode()  # once: entering it takes a twentieth of a small network's step
     def _run(self) -> None:
         try:
             while self._receive():

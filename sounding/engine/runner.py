@@ -41,7 +41,7 @@ class Counters:
 
 
 class Runner:
-    """A network and what it is given to do."""
+    """A network and what it is given to do, in inference mode."""
 
     def __init__(
         self,
@@ -61,7 +61,6 @@ class Runner:
         self.counters = Counters(expert_load=np.zeros((layers, experts), dtype=np.int64))
         self._first_experts = experts * np.arange(layers)[:, None]
 
-    @torch.inference_mode()
     def start(self, generation: Generation) -> None:
         """Give a sequence its state: the longest that is kept, or an empty one."""
         settings = self._settings
@@ -82,7 +81,6 @@ class Runner:
         self.counters.prompt_tokens += generation.prompt_length
         self.counters.hit_tokens += found.length
 
-    @torch.inference_mode()
     def keep(self, generation: Generation) -> None:
         """Keep the state of a sequence as it is, if prompts that go on from it may be given it."""
         state, settings = generation.state, self._settings
@@ -107,7 +105,6 @@ class Runner:
             if self.store is not None and kept and lasting and len(tokens) >= BLOCK_TOKENS:
                 self.store.put(tokens, *kept, whole=cut)
 
-    @torch.inference_mode()
     def step(self, moves: Sequence[Move]) -> None:
         """Move sequences; those that end have `finished` set."""
         before, answering = time.perf_counter(), all(move.generation.answered for move in moves)
