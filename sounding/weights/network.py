@@ -56,15 +56,15 @@ def build_model(
 
 
 def bring_into_memory(model: Transformer) -> None:
-    """Copy what is mapped from files into one piece of memory; the files are not read again.
+    """Copy all parameters into one piece of memory; the files are not read again.
 
-    Experts lie stacked in memory of their own already. One piece, because large ones can lie in
-    huge pages, and what a token reads then is found with fewer look-ups.
+    One piece, because a large one can lie in huge pages, and what a token reads then is found with
+    fewer look-ups. A layer's stacked experts are in memory already, but may fill no such page.
     """
-    mapped = [p for name, p in model.named_parameters() if ".ffn.experts." not in name]
-    sizes = [-(-parameter.nbytes // _LINE_BYTES) * _LINE_BYTES for parameter in mapped]
+    parameters = list(model.parameters())
+    sizes = [-(-parameter.nbytes // _LINE_BYTES) * _LINE_BYTES for parameter in parameters]
     room = torch.empty(sum(sizes), dtype=torch.uint8)
-    for parameter, part in zip(mapped, room.split(sizes), strict=True):
+    for parameter, part in zip(parameters, room.split(sizes), strict=True):
         copy = part[: parameter.nbytes].view(parameter.dtype).view(parameter.shape)
         parameter.data = copy.copy_(parameter.data)
 

@@ -11,6 +11,8 @@
 
 namespace {
 
+constexpr int64_t ROWS_IN_TURN = 16;
+
 // The k largest, in ascending order of index, ties to the lower one; NaN counts as -1.
 void choose_experts(const float* scores, const Vector& bias, int64_t count, int64_t k,
                     int64_t* chosen) {
@@ -118,7 +120,9 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
         products.push_back({layer.w3.matrix(e), panel, ups + first * inner, inner});
     }
     const int64_t active_count = active.size();
-    parallel_for(active_count, 1, work.threads, [&](int64_t low, int64_t high) {
+    // Experts whose rows a thread puts in order at a time: sharing out takes longer than doing it for a few.
+    const int64_t in_turn = std::max<int64_t>(1, ROWS_IN_TURN * active_count / std::max<int64_t>(pairs, 1));
+    parallel_for(active_count, in_turn, work.threads, [&](int64_t low, int64_t high) {
         for (int64_t i = low; i < high; i++)
             fill(products[2 * i].x, x, c, 1, &groups.tokens[groups.starts[active[i]]]);
     });
@@ -150,7 +154,7 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
     }
     products.push_back({layer.shared_w2, make_panel(arena, t_count, layer.shared_w2),
                         shared_results, c});
-    parallel_for(active_count + 1, 1, work.threads, [&](int64_t low, int64_t high) {
+    parallel_for(active_count + 1, in_turn, work.threads, [&](int64_t low, int64_t high) {
         for (int64_t i = low; i < high; i++)
             fill(products[i].x,
                  i < active_count ? acted + groups.starts[active[i]] * inner : shared_acted, inner,
