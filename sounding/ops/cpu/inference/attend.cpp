@@ -18,7 +18,7 @@ void make_pairs(const BFloat16* even, const BFloat16* odd, int64_t d, BFloat16* 
     CALL(interleave, even, odd, d, pairs);
 }
 
-void attend(const Query& query, const Keys (&keys)[2], Arena& arena, float* output) {
+void attend(const Query& query, const Keys (&keys)[2], int threads, Arena& arena, float* output) {
     Scope scope(arena);
     float* scores = arena.take<float>((keys[0].count() + keys[1].count()) * HEADS);
     float* at = scores;
@@ -32,7 +32,7 @@ void attend(const Query& query, const Keys (&keys)[2], Arena& arena, float* outp
         if (has_tiles())
             scores_with_tiles(query, part, arena, at);
         else if (has_pairs())
-            scores_with_pairs(query, part, arena, at);
+            scores_with_pairs(query, part, threads, arena, at);
         else
             CALL(multiply_wide<float>, part.wide + part.first_block() * query.d, part.count(), q,
                  query.d, query.heads, query.d, at, HEADS);
@@ -44,7 +44,7 @@ void attend(const Query& query, const Keys (&keys)[2], Arena& arena, float* outp
     if (has_tiles())
         blend_with_tiles(query, keys, scores, arena, output);
     else if (has_pairs())
-        blend_with_pairs(query, keys, scores, arena, output);
+        blend_with_pairs(query, keys, scores, threads, arena, output);
     else
         CALL(blend_plain, query, keys, scores, output);
     for (int64_t h = 0; h < query.heads; h++)

@@ -2,12 +2,14 @@
 
 #include "attention.h"
 #include "pairs.h"
+#include "../parallel.h"
 
 #ifdef WITH_TILES
 
 namespace {
 
 constexpr int64_t TOGETHER = 8;  // heads
+constexpr int64_t IN_TURN = 96;  // keys that a thread scores, three at a time
 
 // Eight heads times T keys.
 template <int T>
@@ -24,6 +26,10 @@ AVX512 INLINE __m512i pair_weights(const float* weights) {
     const __m512i even = _mm512_cvtepu16_epi32(__m256i(_mm512_cvtneps_pbh(_mm512_loadu_ps(weights))));
     const __m512i odd = _mm512_cvtepu16_epi32(__m256i(_mm512_cvtneps_pbh(_mm512_loadu_ps(weights + HEADS))));
     return _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+}
+AVX512 void store_pair_weights(const float* weights, int64_t keys, int32_t* pairs) {
+    for (int64_t k = 0; k < keys; k += 2)
+        _mm512_storeu_si512(pairs + k / 2 * HEADS, pair_weights(weights + k * HEADS));
 }
 
 // 32 channels from `i` on, of at most eight heads. Two rows become pairs four channels at a time:
@@ -55,45 +61,53 @@ AVX512 void blend_channels(const Keys (&keys)[2], const int32_t* weights, int64_
     }
 }
 
+// Scores of `count` keys.
+AVX512 void score_keys(const Query& query, const BFloat16* q, const BFloat16* rows, int64_t count, float* scores) {
+    const int64_t d = query.d;
+    for (int64_t h = 0; h < HEADS; h += TOGETHER) {
+        if (h >= query.heads) {
+            for (int64_t k = 0; k < count; k++) _mm256_storeu_ps(scores + k * HEADS + h, _mm256_setzero_ps());
+            continue;
+        }
+        int64_t k = 0;
+        for (; k + 3 <= count; k += 3) some_scores<3>(q + h * d, rows + k * d, d, scores + k * HEADS + h);
+        for (; k < count; k++) some_scores<1>(q + h * d, rows + k * d, d, scores + k * HEADS + h);
+    }
+}
+
 }  // namespace
 
-AVX512 void scores_with_pairs(const Query& query, const Keys& keys, Arena& arena, float* scores) {
+void scores_with_pairs(const Query& query, const Keys& keys, int threads, Arena& arena, float* scores) {
     Scope scope(arena);
     const int64_t d = query.d;
     BFloat16* q = arena.take<BFloat16>(HEADS * d);
     std::copy(query.q, query.q + query.heads * d, q);
     std::fill(q + query.heads * d, q + HEADS * d, BFloat16{0});
     const BFloat16* rows = keys.rows + keys.first_block() * d;
-    for (int64_t h = 0; h < HEADS; h += TOGETHER) {
-        if (h >= query.heads) {
-            for (int64_t k = 0; k < keys.count(); k++)
-                _mm256_storeu_ps(scores + k * HEADS + h, _mm256_setzero_ps());
-            continue;
-        }
-        int64_t k = 0;
-        for (; k + 3 <= keys.count(); k += 3)
-            some_scores<3>(q + h * d, rows + k * d, d, scores + k * HEADS + h);
-        for (; k < keys.count(); k++)
-            some_scores<1>(q + h * d, rows + k * d, d, scores + k * HEADS + h);
-    }
+    parallel_for(keys.count(), IN_TURN, threads, [&](int64_t low, int64_t high) {
+        score_keys(query, q, rows + low * d, high - low, scores + low * HEADS);
+    });
 }
 
-AVX512 void blend_with_pairs(const Query& query, const Keys (&keys)[2], const float* weights,
-                             Arena& arena, float* output) {
+void blend_with_pairs(const Query& query, const Keys (&keys)[2], const float* weights, int threads, Arena& arena,
+                      float* output) {
     Scope scope(arena);
     const int64_t total = keys[0].count() + keys[1].count();
     int32_t* pairs = arena.take<int32_t>(total / 2 * HEADS);
-    for (int64_t k = 0; k < total; k += 2)
-        _mm512_storeu_si512(pairs + k / 2 * HEADS, pair_weights(weights + k * HEADS));
-    for (int64_t h = 0; h < query.heads; h += TOGETHER)
-        for (int64_t i = 0; i < query.d; i += 32)
-            blend_channels(keys, pairs + h, query.d, i, std::min(TOGETHER, query.heads - h),
+    store_pair_weights(weights, total, pairs);
+    const int64_t parts = query.d / 32;  // 32 channels of some heads at a time
+    parallel_for((query.heads + TOGETHER - 1) / TOGETHER * parts, (parts + 1) / 2, threads, [&](int64_t low, int64_t high) {
+        for (int64_t part = low; part < high; part++) {
+            const int64_t h = part / parts * TOGETHER;
+            blend_channels(keys, pairs + h, query.d, part % parts * 32, std::min(TOGETHER, query.heads - h),
                            output + h * query.d);
+        }
+    });
 }
 
 #else
 
-void scores_with_pairs(const Query&, const Keys&, Arena&, float*) {}
-void blend_with_pairs(const Query&, const Keys (&)[2], const float*, Arena&, float*) {}
+void scores_with_pairs(const Query&, const Keys&, int, Arena&, float*) {}
+void blend_with_pairs(const Query&, const Keys (&)[2], const float*, int, Arena&, float*) {}
 
 #endif

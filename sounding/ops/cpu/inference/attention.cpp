@@ -11,6 +11,8 @@
 
 namespace {
 
+constexpr int64_t TOGETHER = 4;  // queries of a thread's turn
+
 // The keys that all queries of a span share: its window, and in HCA layers every entry.
 struct Shared {
     int64_t base;  // position of the first key of the window
@@ -45,8 +47,10 @@ Shared share(const Work& work, const Span& span, const BFloat16* kv) {
     const int64_t count = padded(end - shared.base, KEYS);
     BFloat16* rows = work.arena.take<BFloat16>(count * d);
     std::fill(rows, rows + (first - shared.base) * d, BFloat16{0});
-    for (int64_t p = first; p < span.start; p++)
-        load_row(net, list, list.at(p), rows + (p - shared.base) * d);
+    parallel_for(span.start - first, 128, work.threads, [&](int64_t low, int64_t high) {
+        for (int64_t p = first + low; p < first + high; p++)
+            load_row(net, list, list.at(p), rows + (p - shared.base) * d);
+    });
     // New rows go through the list's format too, so that it does not matter where a chunk ends.
     uint8_t* packed = work.arena.take<uint8_t>(span.length * list.row_bytes);
     parallel_for(span.length, 32, work.threads, [&](int64_t low, int64_t high) {
@@ -96,7 +100,9 @@ void read(const Work& work, const Shared* shared, const BFloat16* q, const float
     int64_t* owner = work.arena.take<int64_t>(work.count);
     for (int64_t s = 0; s < work.sequences; s++)
         std::fill_n(owner + work.spans[s].first, work.spans[s].length, s);
-    parallel_for(work.count, 4, work.threads, [&](int64_t low, int64_t high) {
+    // A few queries are read one by one, each by all threads.
+    const int threads = work.count <= TOGETHER ? work.threads : 1;
+    parallel_for(work.count, TOGETHER, work.threads, [&](int64_t low, int64_t high) {
         thread_local static Arena arena;
         Scope scope(arena);
         float* blended = arena.take<float>(HEADS * d);
@@ -118,7 +124,7 @@ void read(const Work& work, const Shared* shared, const BFloat16* q, const float
                 const int64_t heads = std::min(HEADS, net.heads - h);
                 const Query query{q + (t * net.heads + h) * d, heads, d, sink + h,
                                   1 / std::sqrt(float(d))};
-                attend(query, keys, arena, blended);
+                attend(query, keys, threads, arena, blended);
                 for (int64_t i = 0; i < heads; i++) {
                     BFloat16* to = output + (t * net.heads + h + i) * d;
                     to_bfloat16(blended + i * d, d, to);

@@ -28,14 +28,15 @@ struct Query {
 
 void make_pairs(const BFloat16* even, const BFloat16* odd, int64_t d, BFloat16* pairs);
 
-// output[h * d + i] = sum_k softmax_k(scale <q_h, k>, sink_h) k[i] over both lists of keys.
-void attend(const Query& query, const Keys (&keys)[2], Arena& arena, float* output);
+// output[h * d + i] = sum_k softmax_k(scale <q_h, k>, sink_h) k[i] over both lists of keys. More than one
+// thread is of use where no other query is at work.
+void attend(const Query& query, const Keys (&keys)[2], int threads, Arena& arena, float* output);
 
 // The two products of `attend` with tiles, and with pairs of bfloat16. scores[k][HEADS] for blocks of
 // keys [low, high), which softmax makes weights.
 void scores_with_tiles(const Query& query, const Keys& keys, Arena& arena, float* scores);
 void blend_with_tiles(const Query& query, const Keys (&keys)[2], const float* weights, Arena& arena,
                       float* output);
-void scores_with_pairs(const Query& query, const Keys& keys, Arena& arena, float* scores);
-void blend_with_pairs(const Query& query, const Keys (&keys)[2], const float* weights, Arena& arena,
+void scores_with_pairs(const Query& query, const Keys& keys, int threads, Arena& arena, float* scores);
+void blend_with_pairs(const Query& query, const Keys (&keys)[2], const float* weights, int threads, Arena& arena,
                       float* output);
