@@ -96,7 +96,8 @@ void blend_with_pairs(const Query& query, const Keys (&keys)[2], const float* we
     int32_t* pairs = arena.take<int32_t>(total / 2 * HEADS);
     store_pair_weights(weights, total, pairs);
     const int64_t parts = query.d / 32;  // 32 channels of some heads at a time
-    parallel_for((query.heads + TOGETHER - 1) / TOGETHER * parts, (parts + 1) / 2, threads, [&](int64_t low, int64_t high) {
+    const int64_t all = (query.heads + TOGETHER - 1) / TOGETHER * parts;
+    parallel_for(all, (parts + 1) / 2, threads, [&](int64_t low, int64_t high) {
         for (int64_t part = low; part < high; part++) {
             const int64_t h = part / parts * TOGETHER;
             blend_channels(keys, pairs + h, query.d, part % parts * 32, std::min(TOGETHER, query.heads - h),

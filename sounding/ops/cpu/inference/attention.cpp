@@ -47,7 +47,7 @@ Shared share(const Work& work, const Span& span, const BFloat16* kv) {
     const int64_t count = padded(end - shared.base, KEYS);
     BFloat16* rows = work.arena.take<BFloat16>(count * d);
     std::fill(rows, rows + (first - shared.base) * d, BFloat16{0});
-    parallel_for(span.start - first, 128, work.threads, [&](int64_t low, int64_t high) {
+    parallel_for(span.start - first, 64, work.threads, [&](int64_t low, int64_t high) {
         for (int64_t p = first + low; p < first + high; p++)
             load_row(net, list, list.at(p), rows + (p - shared.base) * d);
     });

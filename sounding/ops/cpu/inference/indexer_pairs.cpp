@@ -105,9 +105,9 @@ AVX512 void index_scores(const Weight& keys, int64_t low, int64_t high, const in
             for (int64_t i = 0; i < 16; i++)
                 each[i] = keys.values + std::min(key + 16 * g + i, high - 1) * keys.row_bytes;
             turn(each, keys, table, turned + g * pairs);
+            const uint8_t* next = keys.values + (key + KEYS + 16 * g) * keys.row_bytes;
+            for (int64_t i = 0; i < 16 * keys.row_bytes; i += 64) _mm_prefetch(next + i, _MM_HINT_NTA);
         }
-        for (int64_t i = 0; i < KEYS * keys.row_bytes; i += 64)
-            _mm_prefetch(keys.values + (key + KEYS) * keys.row_bytes + i, _MM_HINT_T0);
         std::fill(totals, totals + queries * KEYS, 0.0f);
         int64_t row = 0;
         for (; row + 4 <= count; row += 4)
