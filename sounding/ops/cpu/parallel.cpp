@@ -102,11 +102,10 @@ std::atomic<bool> taken{false};
 Pool* pool = nullptr;  // never destroyed: workers of a library being unloaded would wake up in freed memory
 
 Pool& taken_pool() {
-    static const int watched = pthread_atfork(nullptr, nullptr, [] {
+    [[maybe_unused]] static const int watched = pthread_atfork(nullptr, nullptr, [] {
         pool = nullptr;
         taken = false;
     });
-    (void)watched;
     if (pool == nullptr) pool = new Pool;
     return *pool;
 }

@@ -36,13 +36,13 @@ class Ahead {
     INLINE void ask() {
         _mm_prefetch(at_, _MM_HINT_NTA);
         _mm_prefetch(at_ + 64, _MM_HINT_NTA);
-        moved(at_ + 128);
+        move(128);
     }
 
-    // For whoever asks from here on himself, and then says how far.
+    // For whoever asks from here on himself, and then says for how much.
     const uint8_t* at() const { return at_; }
-    INLINE void moved(const uint8_t* to) {
-        at_ = to;
+    INLINE void move(int64_t bytes) {
+        at_ += bytes;
         if (at_ >= end_) next();
     }
 
@@ -56,9 +56,10 @@ class Ahead {
         const Weight& w = strip_->product.weight;
         at_ = strip_->begin();
         end_ = at_ + strip_->rows * w.row_bytes;
-        const uint8_t* scales = w.scales + strip_->row * w.scale_row;
-        if (w.format == FP4)
+        if (w.format == FP4) {
+            const uint8_t* scales = w.scales + strip_->row * w.scale_row;
             for (int64_t i = 0; i < strip_->rows * w.scale_row; i += 64) _mm_prefetch(scales + i, _MM_HINT_NTA);
+        }
         strip_++;
     }
 
@@ -156,7 +157,8 @@ AVX512 void multiply_rows(const Product& p, int64_t row, int64_t rows, BFloat16*
     }
     const uint8_t* values = weight.values + row * weight.row_bytes;
     if (rows < 8 || weight.format != BFLOAT16 || columns != weight.columns) {
-        ahead.moved(unpack(weight, row, rows, 0, columns, room, columns + 32, ahead.at()));
+        unpack(weight, row, rows, 0, columns, room, columns + 32, ahead.at());
+        ahead.move(rows * weight.row_bytes);
         return other_tokens(p, 0, room, columns + 32, row, rows);
     }
     const BFloat16* w = reinterpret_cast<const BFloat16*>(values);
