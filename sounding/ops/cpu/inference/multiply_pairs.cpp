@@ -80,7 +80,7 @@ AVX512 INLINE void put(const __m512 (&sums)[8][T], int64_t rows, float* out, int
 // One token times rows that are decoded in registers, in the order in which they would be unpacked.
 AVX512 void fp8_rows(const Product& p, int64_t row, Ahead& ahead) {
     const Weight& w = p.weight;
-    EightRows codes(w.values + row * w.row_bytes, w.row_bytes);
+    RowPointers codes(w.values + row * w.row_bytes, w.row_bytes);
     __m512 sums[8][1];
     clear(sums);
     for (int64_t k = 0; k < w.columns; k += SCALE_TILE) {
@@ -103,7 +103,7 @@ AVX512 void fp8_rows(const Product& p, int64_t row, Ahead& ahead) {
 AVX512 void fp4_rows(const Product& p, int64_t row, Ahead& ahead) {
     const Weight& w = p.weight;
     const Fp4Table table;
-    EightRows codes(w.values + row * w.row_bytes, w.row_bytes), scales(w.scales + row * w.scale_row, w.scale_row);
+    RowPointers codes(w.values + row * w.row_bytes, w.row_bytes), scales(w.scales + row * w.scale_row, w.scale_row);
     __m512 sums[8][1];
     clear(sums);
     for (int64_t k = 0; k < w.columns; k += 128, codes.advance(64), scales.advance(4)) {

@@ -16,11 +16,11 @@ AVX512 INLINE __m512bh load_pairs(const void* from) { return __m512bh(_mm512_loa
 
 // Up to eight rows that lie `apart` bytes from each other, by two pointers: eight would not leave registers
 // for anything else.
-struct EightRows {
+struct RowPointers {
     const uint8_t *low, *high;
     int64_t apart;
 
-    EightRows(const void* first, int64_t apart)
+    RowPointers(const void* first, int64_t apart)
         : low(static_cast<const uint8_t*>(first)), high(low + 4 * apart), apart(apart) {}
     INLINE const uint8_t* operator[](int row) const { return (row < 4 ? low : high) + row % 4 * apart; }
     INLINE void advance(int64_t bytes) { low += bytes, high += bytes; }
@@ -35,7 +35,7 @@ struct NobodyAsks {
 template <int R, int T, typename Ahead>
 AVX512 INLINE void add_products(__m512 (&sums)[R][T], const BFloat16* w, int64_t apart,
                                 const BFloat16* x, int64_t between, int64_t columns, Ahead& ahead) {
-    EightRows rows(w, 2 * apart);
+    RowPointers rows(w, 2 * apart);
     for (int64_t k = 0; k < columns; k += 32, rows.advance(64)) {
         __m512bh right[T];
         for (int t = 0; t < T; t++) right[t] = load_pairs(x + t * between + k);
