@@ -184,7 +184,7 @@ class Engine:
     # ----------------------------------------------------------------------------------------------
     # The engine's own thread
 
-    @torch.inference_mode()  # once: entering it takes a twentieth of a small network's step
+    @torch.inference_mode()  # once: entering it takes a thirtieth of a small network's step
     def _run(self) -> None:
         try:
             while self._receive():

@@ -14,7 +14,7 @@
 constexpr int MAX_STREAMS = 8;
 constexpr int64_t TOKENS = 4, ROWS = 4;  // of a projection, at once
 constexpr int64_t SIDE_BY_SIDE = 16;     // tokens
-constexpr int64_t AHEAD = 512;           // numbers of a row that are asked for, which need not stay in the caches
+constexpr int64_t AHEAD = 512;           // numbers that memory is asked for ahead, as what need not stay in caches
 
 #include "../each_target.h"
 
