@@ -32,9 +32,13 @@ def test_a_fork_has_workers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = native.linear(x, weight)
     child = os.fork()
     if child == 0:
-        before = _count_threads()
-        same = torch.equal(native.linear(x, weight), wanted)
-        os._exit(0 if same and _count_threads() == before + 2 else 1)
+        code = 1
+        try:
+            before = _count_threads()
+            same = torch.equal(native.linear(x, weight), wanted)
+            code = 0 if same and _count_threads() == before + 2 else 1
+        finally:  # whatever happens, the child must not go on with the tests
+            os._exit(code)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert torch.equal(native.linear(x, weight), wanted)

@@ -29,7 +29,7 @@ struct Query {
 void make_pairs(const BFloat16* even, const BFloat16* odd, int64_t d, BFloat16* pairs);
 
 // output[h * d + i] = sum_k softmax_k(scale <q_h, k>, sink_h) k[i] over both lists of keys. More than one
-// thread is of use where no other query is at work.
+// thread is of use where no other query is at work, and only with pairs of bfloat16.
 void attend(const Query& query, const Keys (&keys)[2], int threads, Arena& arena, float* output);
 
 // The two products of `attend` with tiles, and with pairs of bfloat16. scores[k][HEADS] for blocks of

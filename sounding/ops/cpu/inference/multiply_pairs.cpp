@@ -128,7 +128,7 @@ bool in_one_tile(const Weight& w, int64_t row) {
     return (w.first + row) / SCALE_TILE == (w.first + row + 7) / SCALE_TILE;
 }
 
-// T tokens from `token` on times rows of bfloat16 that lie `apart`.
+// Rows of bfloat16 that lie `apart`, times T tokens from `token` on.
 template <int T, typename Ahead>
 AVX512 INLINE void some_tokens(const Product& p, int64_t token, const BFloat16* w, int64_t apart,
                                int64_t row, int64_t rows, Ahead& ahead) {
@@ -137,13 +137,26 @@ AVX512 INLINE void some_tokens(const Product& p, int64_t token, const BFloat16* 
     add_products(sums, w, apart, p.x.data + token * p.x.columns, p.x.columns, p.x.columns, ahead);
     put(sums, rows, p.out + token * p.stride + row, p.stride);
 }
+// Times as many as there are, of three.
+template <typename Ahead>
+AVX512 INLINE void three_tokens(const Product& p, int64_t token, const BFloat16* w, int64_t apart, int64_t row,
+                                int64_t rows, Ahead& ahead) {
+    const int64_t left = p.x.tokens - token;
+    if (left == 1)
+        some_tokens<1>(p, token, w, apart, row, rows, ahead);
+    else if (left == 2)
+        some_tokens<2>(p, token, w, apart, row, rows, ahead);
+    else
+        some_tokens<3>(p, token, w, apart, row, rows, ahead);
+}
 
-// All tokens but the first few, for which `ahead` asked.
+// Rows come from memory for the first three tokens, and from the cache for all others.
+AVX512 void first_tokens(const Product& p, const BFloat16* w, int64_t apart, int64_t row, int64_t rows, Ahead& ahead) {
+    three_tokens(p, 0, w, apart, row, rows, ahead);
+}
 AVX512 void other_tokens(const Product& p, int64_t token, const BFloat16* w, int64_t apart, int64_t row, int64_t rows) {
-    NobodyAsks ahead;
-    for (; token + 3 <= p.x.tokens; token += 3) some_tokens<3>(p, token, w, apart, row, rows, ahead);
-    if (p.x.tokens - token == 2) some_tokens<2>(p, token, w, apart, row, rows, ahead);
-    if (p.x.tokens - token == 1) some_tokens<1>(p, token, w, apart, row, rows, ahead);
+    NobodyAsks nobody;
+    for (; token < p.x.tokens; token += 3) three_tokens(p, token, w, apart, row, rows, nobody);
 }
 
 // `room` holds eight rows; their distance there is not a power of two, at which they would compete for the
@@ -155,18 +168,15 @@ AVX512 void multiply_rows(const Product& p, int64_t row, int64_t rows, BFloat16*
         if (weight.format == FP8 && columns % 64 == 0 && in_one_tile(weight, row)) return fp8_rows(p, row, ahead);
         if (weight.format == FP4 && columns % 128 == 0) return fp4_rows(p, row, ahead);
     }
-    const uint8_t* values = weight.values + row * weight.row_bytes;
-    if (rows < 8 || weight.format != BFLOAT16 || columns != weight.columns) {
+    if (rows == 8 && weight.format == BFLOAT16 && columns == weight.columns) {
+        const BFloat16* w = reinterpret_cast<const BFloat16*>(weight.values + row * weight.row_bytes);
+        first_tokens(p, w, weight.row_bytes / 2, row, rows, ahead);
+        other_tokens(p, 3, w, weight.row_bytes / 2, row, rows);
+    } else {
         unpack(weight, row, rows, 0, columns, room, columns + 32, ahead.at());
         ahead.move(rows * weight.row_bytes);
-        return other_tokens(p, 0, room, columns + 32, row, rows);
+        other_tokens(p, 0, room, columns + 32, row, rows);
     }
-    const BFloat16* w = reinterpret_cast<const BFloat16*>(values);
-    const int64_t apart = weight.row_bytes / 2;
-    if (tokens == 1) return some_tokens<1>(p, 0, w, apart, row, rows, ahead);
-    if (tokens == 2) return some_tokens<2>(p, 0, w, apart, row, rows, ahead);
-    some_tokens<3>(p, 0, w, apart, row, rows, ahead);
-    other_tokens(p, 3, w, apart, row, rows);
 }
 
 }  // namespace
