@@ -15,7 +15,7 @@
 #include "bfloat16.h"
 #include "parallel.h"
 
-// FOR_LANES(i, count, size) { body } runs body for each group of 16 of `size`, from i on, `count` of
+// FOR_LANES(i, count, size) { body } runs body for each register of `size`, from i on, `count` of
 // them: the last group may be shorter. Whole groups get a body in which count is a constant.
 #define FOR_LANES(i, count, size)                                                                  \
     for_lanes{int(size)} << [&](const int i, const auto count) __attribute__((always_inline))

@@ -3,7 +3,7 @@
 // ops/hyper_connection.py, whose formulas these are.
 //
 // A token's result depends on that token alone and is computed in the same order whatever is
-// computed beside it. Tokens go in groups of 16, one per lane where the work is per coefficient.
+// computed beside it. Tokens go in groups, one per lane where the work is per coefficient.
 
 #define KERNELS "hyper_connection.cpp"
 #ifndef TARGET
@@ -92,7 +92,7 @@ INLINE void project(const T* v, const float* fn, float* raw, float* rho, const S
         project_rows<N, 1>(v, fn + int64_t(row) * width, rho, raw + row, n, width);
 }
 
-// The logits of the mixing matrix of up to 16 tokens, one per lane; lanes without a token are 0.
+// The logits of the mixing matrix of a few tokens, one per lane; lanes without a token are 0.
 INLINE void mix_logits(const float* raw, int64_t count, const float* base, const float* scale,
                        Floats* a, const Shape& s) {
     const int m = s.streams, n = s.coefficients();

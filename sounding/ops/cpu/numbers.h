@@ -1,9 +1,10 @@
-// Sixteen floats at a time, in the compiler's own vector type: it becomes one AVX-512 register, two
-// of AVX2, or whatever the target has. Memory holds float32 or bfloat16; arithmetic is float32.
+// As many floats at a time as a register of the target holds, in the compiler's own vector type. (It splits wider
+// ones into memory.) Memory holds float32 or bfloat16; arithmetic is float32.
 //
 // Included once for each instruction set, by each_target.h: no include guard.
 
-constexpr int LANES = 16;
+constexpr int REGISTER = LEVEL == 4 ? 64 : LEVEL == 3 ? 32 : 16;  // bytes
+constexpr int LANES = REGISTER / 4;
 struct Whole {
     constexpr operator int() const { return LANES; }
 };
@@ -16,17 +17,20 @@ struct for_lanes {
         if (i < size) body(i, size - i);
     }
 };
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Integers __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef float Floats __attribute__((vector_size(REGISTER)));
+typedef int32_t Integers __attribute__((vector_size(REGISTER)));
+typedef uint32_t Words __attribute__((vector_size(REGISTER)));
+typedef uint16_t Halves __attribute__((vector_size(REGISTER / 2)));
 
 INLINE void load(const float* p, Floats& value) { std::memcpy(&value, p, sizeof value); }
 INLINE void load(const BFloat16* p, Floats& value) {
     Halves halves;
     std::memcpy(&halves, p, sizeof halves);
-    Words wide = __builtin_convertvector(halves, Words) << 16;
-    std::memcpy(&value, &wide, sizeof value);
+#if LEVEL == 3  // the compiler's own conversion takes several instructions
+    value = Floats(_mm256_slli_epi32(_mm256_cvtepu16_epi32(__m128i(halves)), 16));
+#else
+    value = Floats(__builtin_convertvector(halves, Words) << 16);
+#endif
 }
 
 INLINE void store(float* p, const Floats& value) { std::memcpy(p, &value, sizeof value); }
@@ -112,11 +116,17 @@ INLINE void store_some(T* p, int count, const Floats& value) {
     std::memcpy(p, whole, count * sizeof(T));
 }
 
+INLINE Integers lane_numbers() {
+    constexpr int32_t NUMBERS[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    Integers lanes;
+    std::memcpy(&lanes, NUMBERS, sizeof lanes);
+    return lanes;
+}
+
 // `value` in the first `count` lanes, `rest` in the others. (Lanes are never picked by a variable:
 // that would keep the vector in memory.)
 INLINE Floats first_lanes(const Floats& value, int count, float rest) {
-    const Integers lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return lane < count ? value : Floats{} + rest;
+    return lane_numbers() < count ? value : Floats{} + rest;
 }
 
 INLINE float maximum(const Floats& value) {  // NaN if there is one

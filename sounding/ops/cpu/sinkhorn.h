@@ -1,4 +1,4 @@
-// Sinkhorn's normalisation of m by m matrices and its gradient, sixteen tokens at once: a matrix is
+// Sinkhorn's normalisation of m by m matrices and its gradient, a register of tokens at once: a matrix is
 // an array of m * m vectors with a token per lane. Formulas are those of ops/hyper_connection.py.
 //
 // Included once for each instruction set, as numbers.h is: no include guard.

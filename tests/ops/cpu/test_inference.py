@@ -136,6 +136,37 @@ def test_what_is_not_finite_stays_in_its_row(bad: float) -> None:
     assert torch.equal(dirty[7].isfinite(), expected.isfinite())
 
 
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+def test_a_code_that_is_no_number_makes_its_row_of_weights_none(tokens: int) -> None:
+    weight, _ = weights("fp8", 70, 256)
+    weight.values.view(torch.uint8)[9, 200] = 127
+    weight.values.view(torch.uint8)[66, 3] = 255
+    described = native.describe_weight(weight)
+    assert described is not None
+    x = torch.randn(tokens, 256, generator=torch.Generator().manual_seed(4)).bfloat16()
+    dense = weight.dense(torch.bfloat16).float()
+    torch.testing.assert_close(
+        native.linear(x, described), x.float() @ dense.T, rtol=1e-4, atol=1e-3, equal_nan=True
+    )
+    assert native.linear(x, described).isnan().any(0).nonzero().flatten().tolist() == [9, 66]
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+@pytest.mark.parametrize("kind", ["fp8", "fp4"])
+@pytest.mark.parametrize("scale", [10, 100, 134, 135, 150, 240])
+def test_any_scale_within_reach_is_the_reference(scale: int, kind: str, tokens: int) -> None:
+    weight, _ = weights(kind, 136, 256)
+    assert weight.scale is not None
+    weight.scale.view(torch.uint8)[-1, 1] = scale
+    described = native.describe_weight(weight)
+    assert described is not None
+    x = torch.randn(tokens, 256, generator=torch.Generator().manual_seed(5)).bfloat16()
+    dense = weight.dense(torch.bfloat16).double()
+    largest = x.double().abs() @ dense.abs().T
+    error = (native.linear(x, described) - x.double() @ dense.T).abs()
+    assert (error <= 2e-5 * largest).all()
+
+
 def test_scales_out_of_reach_are_left_to_the_reference() -> None:
     weight, _ = weights("fp4", 32, 64)
     assert weight.scale is not None

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "ahead.h"
 #include "attention.h"
 #include "features.h"
 
@@ -34,8 +35,7 @@ void attend(const Query& query, const Keys (&keys)[2], int threads, Arena& arena
         else if (has_pairs())
             scores_with_pairs(query, part, threads, arena, at);
         else
-            CALL(multiply_wide<float>, part.wide + part.first_block() * query.d, part.count(), q,
-                 query.d, query.heads, query.d, at, HEADS);
+            CALL(scores_plain, query, part, q, at);
         at += part.count() * HEADS;
     }
     float sink[HEADS] = {}, totals[HEADS];
@@ -55,7 +55,7 @@ void attend(const Query& query, const Keys (&keys)[2], int threads, Arena& arena
 
 namespace {
 
-static_assert(HEADS == LANES, "heads lie side by side in a vector");
+static_assert(HEADS % LANES == 0, "heads lie side by side in registers");
 
 void interleave(const BFloat16* even, const BFloat16* odd, int64_t d, BFloat16* pairs) {
     for (int64_t i = 0; i < d; i++) {
@@ -66,9 +66,15 @@ void interleave(const BFloat16* even, const BFloat16* odd, int64_t d, BFloat16* 
 
 #include "dots.h"
 
-// Scores to exp(scale * score - top), zero for the hidden; returns their sum with the sink's share.
-void softmax(float* scores, const Keys (&keys)[2], float scale, const float* sink,
-             float* totals) {
+void scores_plain(const Query& query, const Keys& keys, const float* q, float* scores) {
+    NobodyAsks nobody;
+    multiply_wide(keys.wide + keys.first_block() * query.d, keys.count(), q, query.d, query.heads, query.d, scores,
+                  HEADS, nobody);
+}
+
+// Scores of the heads in a register to exp(scale * score - top), zero for the hidden; returns their sums with the
+// sink's share.
+INLINE Floats softmax_some(float* scores, const Keys (&keys)[2], float scale, const float* sink) {
     Floats top, logit;
     load(sink, logit);
     top = logit;
@@ -96,7 +102,10 @@ void softmax(float* scores, const Keys (&keys)[2], float scale, const float* sin
         }
         at += part.count() * HEADS;
     }
-    store(totals, total);
+    return total;
+}
+void softmax(float* scores, const Keys (&keys)[2], float scale, const float* sink, float* totals) {
+    for (int64_t h = 0; h < HEADS; h += LANES) store(totals + h, softmax_some(scores + h, keys, scale, sink + h));
 }
 
 // output[h][i] = sum_k weights[k][h] key_k[i], of H heads and the C registers of channels from i on.
@@ -104,25 +113,25 @@ template <int H>
 INLINE void blend_some(const Keys (&keys)[2], const float* weights, int64_t d, int64_t i,
                        float* output) {
     constexpr int C = 2;
-    Register sums[H][C] = {};
+    Floats sums[H][C] = {};
     for (const Keys& part : keys) {
         if (part.count() == 0) continue;
         const float* row = weights - part.first_block() * HEADS;
         for (int64_t k = part.low; k < part.high; k++)
             for (int c = 0; c < C; c++) {
-                const Register value = read(part.wide + k * d + i + c * WIDTH);
+                const Floats value = read(part.wide + k * d + i + c * LANES);
                 for (int h = 0; h < H; h++) sums[h][c] += value * row[k * HEADS + h];
             }
         weights += part.count() * HEADS;
     }
     for (int h = 0; h < H; h++)
         for (int c = 0; c < C; c++)
-            std::memcpy(output + h * d + i + c * WIDTH, &sums[h][c], sizeof(Register));
+            std::memcpy(output + h * d + i + c * LANES, &sums[h][c], sizeof(Floats));
 }
 
 void blend_plain(const Query& query, const Keys (&keys)[2], const float* weights, float* output) {
     const int64_t d = query.d;
-    for (int64_t i = 0; i < d; i += 2 * WIDTH) {
+    for (int64_t i = 0; i < d; i += 2 * LANES) {
         int64_t h = 0;
         for (; h + 4 <= query.heads; h += 4)
             blend_some<4>(keys, weights + h, d, i, output + h * d);

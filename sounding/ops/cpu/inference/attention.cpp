@@ -145,9 +145,10 @@ Projected project(const Work& work, const BFloat16* x) {
     const Layer& layer = work.layer;
     Arena& arena = work.arena;
     List<Product> products(arena, 7);
-    Panel plain{}, rounded_panel{};
     auto add = [&](const Weight& weight) {
-        Panel& panel = weight.simulate ? rounded_panel : plain;
+        Panel panel{};
+        for (int64_t i = 0; i < products.size() && panel.empty(); i++)
+            if (products[i].x.serves(weight)) panel = products[i].x;
         if (panel.empty()) {
             panel = make_panel(arena, work.count, weight);
             fill(panel, x, net.channels, work.threads);
@@ -213,6 +214,10 @@ void attention(const Work& work, const BFloat16* x, BFloat16* output) {
     fill(up[0].x, qr, net.q_rank, work.threads);
     if (csa) {
         up[1].x = up[0].x;
+        if (!up[1].x.serves(layer.index_wq_b)) {
+            up[1].x = make_panel(arena, t_count, layer.index_wq_b);
+            fill(up[1].x, qr, net.q_rank, work.threads);
+        }
         up[1].out = arena.take<float>(t_count * index_wide);
     }
     multiply(up, csa ? 2 : 1, work.threads);

@@ -94,13 +94,14 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
         return panel;
     };
     const Panel plain = whole(layer.gate, x, c);
-    const Panel for_shared = layer.shared_w1.simulate ? whole(layer.shared_w1, x, c) : plain;
+    const Panel for_gate = plain.serves(layer.shared_w1) ? plain : whole(layer.shared_w1, x, c);
+    const Panel for_up = for_gate.serves(layer.shared_w3) ? for_gate : whole(layer.shared_w3, x, c);
     float* logits = arena.take<float>(t_count * net.experts);
     float* shared_gates = arena.take<float>(t_count * inner);
     float* shared_ups = arena.take<float>(t_count * inner);
     products.push_back({layer.gate, plain, logits, net.experts});
-    products.push_back({layer.shared_w1, for_shared, shared_gates, inner});
-    products.push_back({layer.shared_w3, for_shared, shared_ups, inner});
+    products.push_back({layer.shared_w1, for_gate, shared_gates, inner});
+    products.push_back({layer.shared_w3, for_up, shared_ups, inner});
     multiply(products.data(), 3, work.threads);
     float* shares = arena.take<float>(pairs);
     route(work, logits, scores, chosen, shares);

@@ -2,7 +2,7 @@
 //
 // The projection reads the largest float32 parameter of a layer, so rows of it are shared out
 // among the threads even for one token. A token's result has the same bits in any company: sums
-// are taken per token and row in one order, the rest is done for sixteen tokens side by side.
+// are taken per token and row in one order, the rest is done for some tokens side by side.
 
 #define KERNELS "inference/hyper.cpp"
 #ifndef TARGET
@@ -81,7 +81,7 @@ extern "C" void network_collapse(const Network* net, const HyperConnection* hc, 
 
 namespace {
 
-static_assert(SIDE_BY_SIDE == LANES, "one token per lane");
+static_assert(SIDE_BY_SIDE % LANES == 0, "one token per lane");
 
 using Matrix = Floats[MAX_STREAMS * MAX_STREAMS];  // one matrix per lane
 
@@ -164,7 +164,7 @@ INLINE void read(const BFloat16* v, const float* pre, int m, int64_t c, float* x
     }
 }
 
-// Coefficient i of up to sixteen tokens, before its function.
+// Coefficient i of a few tokens, one to a lane, before its function.
 INLINE Floats logit(const float* raw, int64_t count, const Floats& rho, const HyperConnection& hc,
                     int m, int i) {
     const int n = (2 + m) * m;
@@ -175,8 +175,8 @@ INLINE Floats logit(const float* raw, int64_t count, const Floats& rho, const Hy
     return value * rho * hc.scale[i < m ? 0 : i < 2 * m ? 1 : 2] + hc.base[i];
 }
 
-// Up to sixteen tokens: coefficients from raw projections, and the sub-layer's input.
-void coefficients(const Network& net, const HyperConnection& hc, const BFloat16* v,
+// A few tokens, one to a lane: coefficients from raw projections, and the sub-layer's input.
+INLINE void some_coefficients(const Network& net, const HyperConnection& hc, const BFloat16* v,
                   const float* raw, int64_t count, float* x, float* post, float* mix) {
     const int m = int(net.streams);
     const int64_t width = m * net.channels;
@@ -205,6 +205,14 @@ void coefficients(const Network& net, const HyperConnection& hc, const BFloat16*
     }
     for (int64_t t = 0; t < count; t++)
         read(v + t * width, pre[t], m, net.channels, x + t * net.channels);
+}
+
+void coefficients(const Network& net, const HyperConnection& hc, const BFloat16* v,
+                  const float* raw, int64_t count, float* x, float* post, float* mix) {
+    const int64_t m = net.streams, c = net.channels;
+    for (int64_t t = 0; t < count; t += LANES)
+        some_coefficients(net, hc, v + t * m * c, raw + t * (2 + m) * m, std::min<int64_t>(LANES, count - t),
+                          x + t * c, post + t * m, mix + t * m * m);
 }
 
 void write_rows(BFloat16* v, const BFloat16* output, const float* post, const float* mix,

@@ -1,7 +1,4 @@
-// The product of multiply.h without tiles, and strips of work for both ways.
-
-#define KERNELS "inference/multiply.cpp"
-#ifndef TARGET
+// Panels, and the product of multiply.h in strips.
 
 #include "multiply.h"
 
@@ -12,16 +9,20 @@
 #include "network.h"
 #include "rounding.h"
 
-#include "../each_target.h"
+#include "../parallel.h"
 
 namespace {
 
 constexpr int64_t TOKENS = 512;  // rows of a panel that stay in the second-level cache
-constexpr int64_t FEW = 8;
+
+// The columns of FP4 are never in order when they are unpacked, those of FP8 are with products of bfloat16.
+Format order_of(const Weight& weight) {
+    return weight.format == FP4 || (weight.format == FP8 && !has_pairs()) ? Format(weight.format) : BFLOAT16;
+}
 
 // Columns of one row in the panel's order, rounded where the weight wants that, zero behind.
 const BFloat16* ordered(const Panel& panel, const BFloat16* x, BFloat16* room) {
-    if (!panel.simulate && !panel.split && panel.width == panel.columns) return x;
+    if (!panel.simulate && panel.order == BFLOAT16 && panel.width == panel.columns) return x;
     thread_local static Arena arena;
     Scope scope(arena);
     if (panel.simulate) {
@@ -29,35 +30,12 @@ const BFloat16* ordered(const Panel& panel, const BFloat16* x, BFloat16* room) {
         round_fp8(x, panel.width, LINEAR_INPUT_BLOCK, near);
         x = near;
     }
-    if (panel.split)
+    if (has_pairs() && panel.order == FP4)
         split(x, panel.width, room);
     else
-        std::copy(x, x + panel.width, room);
+        order_plain(x, panel.width, panel.order, room);
     for (int64_t k = panel.width; k < panel.columns; k++) room[k].bits = 0;
     return room;
-}
-
-// Rows are unpacked a few at a time, fewer where each is read by few tokens: what was unpacked is
-// read from the first-level cache then. For few tokens bfloat16 is read from where it is stored.
-void multiply_plain(const Strip& strip) {
-    thread_local static Arena arena;
-    Scope scope(arena);
-    const Product& p = strip.product;
-    const int64_t columns = p.x.columns, end = strip.row + strip.rows;
-    if (p.weight.format == BFLOAT16 && p.weight.columns == columns && p.x.tokens < FEW) {
-        CALL(multiply_wide<BFloat16>, p.x.wide, p.x.tokens,
-             reinterpret_cast<const BFloat16*>(strip.begin()), p.weight.row_bytes / 2, strip.rows,
-             columns, p.out + strip.row, p.stride);
-        return;
-    }
-    const int64_t step = p.x.tokens < FEW ? 8 : 16;
-    float* w = arena.take<float>(step * columns);
-    for (int64_t row = strip.row; row < end; row += step) {
-        const int64_t count = std::min(step, end - row);
-        unpack(p.weight, row, count, w, columns);
-        CALL(multiply_wide<float>, p.x.wide, p.x.tokens, w, columns, count, columns, p.out + row,
-             p.stride);
-    }
 }
 
 void multiply_strips(const Strip* strips, int64_t count) {
@@ -66,7 +44,7 @@ void multiply_strips(const Strip* strips, int64_t count) {
     else if (has_pairs())
         multiply_pairs(strips, count);
     else
-        for (int64_t i = 0; i < count; i++) multiply_plain(strips[i]);
+        multiply_plain(strips, count);
 }
 
 }  // namespace
@@ -75,7 +53,11 @@ Panel make_panel(Arena& arena, int64_t tokens, const Weight& weight) {
     const int64_t columns = padded(weight.columns, 32), size = tokens * columns;
     BFloat16* data = has_pairs() ? arena.take<BFloat16>(size) : nullptr;
     float* wide = has_pairs() ? nullptr : arena.take<float>(size);
-    return {data, wide, tokens, columns, weight.split(), weight.simulate != 0, weight.columns};
+    return {data, wide, tokens, columns, order_of(weight), weight.simulate != 0, weight.columns};
+}
+
+bool Panel::serves(const Weight& weight) const {
+    return order == order_of(weight) && simulate == (weight.simulate != 0);
 }
 
 void fill_block(const Panel& panel, int64_t block, const BFloat16* x, int64_t stride,
@@ -169,13 +151,3 @@ void multiply(const Product* products, int64_t count, int threads) {
         multiply_strips(some.data(), some.size());
     });
 }
-
-#else
-
-namespace {
-
-#include "dots.h"
-
-}  // namespace
-
-#endif

@@ -16,7 +16,7 @@ struct Panel {
     BFloat16* data;  // with tiles
     float* wide;     // without
     int64_t tokens, columns;
-    bool split;     // columns in the order that FP4 unpacks to
+    Format order;   // columns as they come out of this format
     bool simulate;  // numbers rounded to FP8 by 128 columns
     int64_t width;  // columns before padding
 
@@ -28,6 +28,8 @@ struct Panel {
     }
     const BFloat16* block(int64_t index) const { return data + index * BLOCK * columns; }
     bool empty() const { return data == nullptr && wide == nullptr; }
+    // Whether it is what this weight is multiplied with, too, if it is so with another.
+    bool serves(const Weight& weight) const;
     // Some of the tokens; `first` is a multiple of BLOCK.
     Panel part(int64_t first, int64_t count) const {
         Panel some = *this;
@@ -69,7 +71,23 @@ struct Strip {
     const uint8_t* begin() const { return product.weight.values + row * product.weight.row_bytes; }
 };
 
-// The parts with tiles and with pairs of bfloat16: strips one after the other. What each reads is asked
-// for from memory while the one before it is at work.
+// Up to eight rows that lie `apart` bytes from each other, by two pointers: eight would not leave registers
+// for anything else.
+struct RowPointers {
+    const uint8_t *low, *high;
+    int64_t apart;
+
+    RowPointers(const void* first, int64_t apart)
+        : low(static_cast<const uint8_t*>(first)), high(low + 4 * apart), apart(apart) {}
+    INLINE const uint8_t* operator[](int row) const { return (row < 4 ? low : high) + row % 4 * apart; }
+    INLINE void advance(int64_t bytes) { low += bytes, high += bytes; }
+};
+
+// The parts with tiles, with pairs of bfloat16 and in float32: strips one after the other. What each reads is
+// asked for from memory while the one before it is at work.
 void multiply_tiles(const Strip* strips, int64_t count);
 void multiply_pairs(const Strip* strips, int64_t count);
+void multiply_plain(const Strip* strips, int64_t count);
+
+// A row in the order in which `multiply_plain` has the columns of a format.
+void order_plain(const BFloat16* x, int64_t columns, Format format, BFloat16* out);

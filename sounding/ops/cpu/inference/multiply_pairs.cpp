@@ -7,66 +7,13 @@
 
 #include <algorithm>
 
+#include "ahead.h"
 #include "codes.h"
 #include "pairs.h"
 
 #ifdef WITH_TILES
 
 namespace {
-
-// Bytes that memory is asked for ahead: at first, more with every eight rows, and at most.
-constexpr int64_t START = 2048, STEP = 1024, LEAD = 8192;
-
-// Asks memory for strips before they are read, two lines for every two that are read: a core waits for a few at
-// a time, and those of too far ahead push each other out of the first-level cache. Weights are read once for a
-// token, so they are asked for as what need not stay in the other caches.
-class Ahead {
-  public:
-    Ahead(const Strip* strips, int64_t count) : strip_(strips), last_(strips + count) {
-        next();
-        further(START);
-    }
-
-    // From here on so many bytes further ahead, if that is not too far.
-    void further(int64_t bytes) {
-        if (lead_ + bytes > LEAD) return;
-        for (int64_t i = 0; i < bytes; i += 128) ask();
-        lead_ += bytes;
-    }
-    INLINE void ask() {
-        _mm_prefetch(at_, _MM_HINT_NTA);
-        _mm_prefetch(at_ + 64, _MM_HINT_NTA);
-        move(128);
-    }
-
-    // For whoever asks from here on himself, and then says for how much.
-    const uint8_t* at() const { return at_; }
-    INLINE void move(int64_t bytes) {
-        at_ += bytes;
-        if (at_ >= end_) next();
-    }
-
-  private:
-    // Behind the last strip it goes on with whatever is there; memory that does not exist is not read.
-    void next() {
-        if (strip_ == last_) {
-            end_ = reinterpret_cast<const uint8_t*>(UINTPTR_MAX);
-            return;
-        }
-        const Weight& w = strip_->product.weight;
-        at_ = strip_->begin();
-        end_ = at_ + strip_->rows * w.row_bytes;
-        if (w.format == FP4) {
-            const uint8_t* scales = w.scales + strip_->row * w.scale_row;
-            for (int64_t i = 0; i < strip_->rows * w.scale_row; i += 64) _mm_prefetch(scales + i, _MM_HINT_NTA);
-        }
-        strip_++;
-    }
-
-    const uint8_t *at_ = nullptr, *end_ = nullptr;
-    const Strip *strip_, *last_;
-    int64_t lead_ = 0;
-};
 
 // out[t * stride + r] of those of eight rows that exist.
 template <int T>
@@ -91,7 +38,7 @@ AVX512 void fp8_rows(const Product& p, int64_t row, Ahead& ahead) {
 #pragma GCC unroll 8
             for (int r = 0; r < 8; r++) {
                 __m512i first, second;
-                if (r % 2 == 0) ahead.ask();
+                if (r % 2 == 0) ahead.ask<128>();
                 table.numbers(codes[r], first, second);
                 sums[r][0] = _mm512_dpbf16_ps(sums[r][0], __m512bh(first), left);
                 sums[r][0] = _mm512_dpbf16_ps(sums[r][0], __m512bh(second), right);
@@ -111,7 +58,7 @@ AVX512 void fp4_rows(const Product& p, int64_t row, Ahead& ahead) {
         for (int quarter = 0; quarter < 4; quarter++) numbers[quarter] = load_pairs(p.x.data + k + 32 * quarter);
 #pragma GCC unroll 8
         for (int r = 0; r < 8; r++) {
-            if (r % 2 == 0) ahead.ask();
+            if (r % 2 == 0) ahead.ask<128>();
             const __m512i lack = table.lacking(scales[r]);
             __m512i four = _mm512_loadu_si512(codes[r]);
             asm("" : "+v"(four));  // or every quarter loads it again
@@ -121,11 +68,6 @@ AVX512 void fp4_rows(const Product& p, int64_t row, Ahead& ahead) {
         }
     }
     put(sums, 8, p.out + row, p.stride);
-}
-
-// Whether eight FP8 rows share their scales, as they do but where a slice begins within a tile.
-bool in_one_tile(const Weight& w, int64_t row) {
-    return (w.first + row) / SCALE_TILE == (w.first + row + 7) / SCALE_TILE;
 }
 
 // Rows of bfloat16 that lie `apart`, times T tokens from `token` on.
@@ -165,7 +107,7 @@ AVX512 void multiply_rows(const Product& p, int64_t row, int64_t rows, BFloat16*
     const Weight& weight = p.weight;
     const int64_t columns = p.x.columns, tokens = p.x.tokens;
     if (tokens == 1 && rows == 8) {
-        if (weight.format == FP8 && columns % 64 == 0 && in_one_tile(weight, row)) return fp8_rows(p, row, ahead);
+        if (weight.format == FP8 && columns % 64 == 0 && weight.in_one_tile(row, rows)) return fp8_rows(p, row, ahead);
         if (weight.format == FP4 && columns % 128 == 0) return fp4_rows(p, row, ahead);
     }
     if (rows == 8 && weight.format == BFLOAT16 && columns == weight.columns) {
@@ -189,7 +131,7 @@ AVX512 void multiply_pairs(const Strip* strips, int64_t count) {
         Scope scope(arena);
         BFloat16* room = arena.take<BFloat16>(8 * (strip.product.x.columns + 32));
         for (int64_t row = 0; row < strip.rows; row += 8) {
-            ahead.further(STEP);
+            ahead.further();
             multiply_rows(strip.product, strip.row + row, std::min<int64_t>(8, strip.rows - row), room, ahead);
         }
     }

@@ -1,6 +1,7 @@
 // Sums of inner products of bfloat16, pair by pair: registers of sixteen sums each.
 #pragma once
 
+#include "ahead.h"
 #include "tiles.h"
 
 #ifdef WITH_TILES
@@ -14,23 +15,6 @@ AVX512 INLINE void clear(__m512 (&sums)[R][T]) {
 
 AVX512 INLINE __m512bh load_pairs(const void* from) { return __m512bh(_mm512_loadu_si512(from)); }
 
-// Up to eight rows that lie `apart` bytes from each other, by two pointers: eight would not leave registers
-// for anything else.
-struct RowPointers {
-    const uint8_t *low, *high;
-    int64_t apart;
-
-    RowPointers(const void* first, int64_t apart)
-        : low(static_cast<const uint8_t*>(first)), high(low + 4 * apart), apart(apart) {}
-    INLINE const uint8_t* operator[](int row) const { return (row < 4 ? low : high) + row % 4 * apart; }
-    INLINE void advance(int64_t bytes) { low += bytes, high += bytes; }
-};
-
-// Who asks for nothing while rows are read.
-struct NobodyAsks {
-    INLINE void ask() const {}
-};
-
 // sums[r][t] += w_r x_t, over `columns`, a multiple of 32. For every two lines of w `ahead` asks for two more.
 template <int R, int T, typename Ahead>
 AVX512 INLINE void add_products(__m512 (&sums)[R][T], const BFloat16* w, int64_t apart,
@@ -41,7 +25,7 @@ AVX512 INLINE void add_products(__m512 (&sums)[R][T], const BFloat16* w, int64_t
         for (int t = 0; t < T; t++) right[t] = load_pairs(x + t * between + k);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            if (r % 2 == 0) ahead.ask();
+            if (r % 2 == 0) ahead.template ask<128>();
             const __m512bh left = load_pairs(rows[r]);
             for (int t = 0; t < T; t++) sums[r][t] = _mm512_dpbf16_ps(sums[r][t], left, right[t]);
         }

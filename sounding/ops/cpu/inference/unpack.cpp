@@ -1,5 +1,5 @@
-// Weights to bfloat16 or float32, which hold them exactly: e4m3 and e2m1 have three significant bits
-// at most, and scales are powers of two.
+// Weights to bfloat16, which holds them exactly: e4m3 and e2m1 have three significant bits at most, and
+// scales are powers of two.
 
 #define KERNELS "inference/unpack.cpp"
 #ifndef TARGET
@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
 
 #include "codes.h"
 #include "features.h"
@@ -122,7 +121,7 @@ const uint8_t* unpack(const Weight& weight, int64_t row, int64_t rows, int64_t k
 #endif
     if (fast < count)
         for (int64_t r = 0; r < rows; r++)
-            CALL(unpack_row<BFloat16>, weight, row + r, k + fast, count - fast,
+            CALL(unpack_row, weight, row + r, k + fast, count - fast,
                  out + r * stride + fast);
     return soon;
 }
@@ -141,11 +140,6 @@ void split(const BFloat16* x, int64_t columns, BFloat16* out) {
     }
 }
 
-void unpack(const Weight& weight, int64_t row, int64_t rows, float* out, int64_t stride) {
-    for (int64_t r = 0; r < rows; r++)
-        CALL(unpack_row<float>, weight, row + r, 0, weight.columns, out + r * stride);
-}
-
 #else
 
 namespace {
@@ -154,7 +148,6 @@ typedef float Eight __attribute__((vector_size(32)));
 typedef uint32_t EightWords __attribute__((vector_size(32)));
 typedef uint16_t EightHalves __attribute__((vector_size(16)));
 
-INLINE void store_eight(float* to, const EightWords& bits) { std::memcpy(to, &bits, 32); }
 INLINE void store_eight(BFloat16* to, const EightWords& bits) {
     const EightHalves halves = __builtin_convertvector(bits >> 16, EightHalves);
     std::memcpy(to, &halves, 16);
@@ -189,9 +182,8 @@ INLINE EightWords widen_halves(const uint8_t* bytes) {
 }
 
 // Sign, exponent and mantissa of e4m3 stand as they are in a float whose exponent lacks 120.
-template <typename T>
-INLINE void unpack_fp8(const uint8_t* codes, float scale, int64_t count, T* out) {
-    auto eight = [scale](const uint8_t* from, T* to) __attribute__((always_inline)) {
+INLINE void unpack_fp8(const uint8_t* codes, float scale, int64_t count, BFloat16* out) {
+    auto eight = [scale](const uint8_t* from, BFloat16* to) __attribute__((always_inline)) {
         const EightWords words = widen(from), size = words & 127;
         const EightWords bits = (words & 128) << 24 | size << 20;
         store_eight(to, EightWords(Eight(bits) * 0x1p120f * scale) | EightWords(size == 127));
@@ -200,15 +192,14 @@ INLINE void unpack_fp8(const uint8_t* codes, float scale, int64_t count, T* out)
     for (; i + 8 <= count; i += 8) eight(codes + i, out + i);
     if (i == count) return;
     uint8_t last[8] = {};
-    T numbers[8];
+    BFloat16 numbers[8];
     std::memcpy(last, codes + i, count - i);
     eight(last, numbers);
-    std::memcpy(out + i, numbers, (count - i) * sizeof(T));
+    std::memcpy(out + i, numbers, (count - i) * sizeof(BFloat16));
 }
 
 // A block of 32 columns as eight words of four codes, whose numbers are `apart` from each other.
-template <typename T>
-INLINE void unpack_fp4(const uint8_t* codes, float scale, int64_t apart, T* out) {
+INLINE void unpack_fp4(const uint8_t* codes, float scale, int64_t apart, BFloat16* out) {
     const Eight table = Eight{0, 0.5f, 1, 1.5f, 2, 3, 4, 6} * scale;
     const EightWords words = widen_halves(codes);
     for (int quarter = 0; quarter < 4; quarter++) {
@@ -219,8 +210,7 @@ INLINE void unpack_fp4(const uint8_t* codes, float scale, int64_t apart, T* out)
 }
 
 // Columns [k, k + count) of one row, zero behind to a multiple of 32.
-template <typename T>
-void unpack_row(const Weight& w, int64_t row, int64_t k, int64_t count, T* out) {
+void unpack_row(const Weight& w, int64_t row, int64_t k, int64_t count, BFloat16* out) {
     const uint8_t* values = w.values + row * w.row_bytes;
     if (w.format == FLOAT32) {
         for (int64_t i = 0; i < count; i++) {
@@ -230,10 +220,7 @@ void unpack_row(const Weight& w, int64_t row, int64_t k, int64_t count, T* out) 
         }
     } else if (w.format == BFLOAT16) {
         const BFloat16* from = reinterpret_cast<const BFloat16*>(values) + k;
-        if constexpr (std::is_same_v<T, BFloat16>)
-            std::copy(from, from + count, out);
-        else
-            for (int64_t i = 0; i < count; i++) store_one(out + i, load_one(from + i));
+        std::copy(from, from + count, out);
     } else if (w.format == FP8) {
         const uint8_t* scales = w.scales + (w.first + row) / SCALE_TILE * w.scale_row;
         for (int64_t i = 0; i < count;) {

@@ -20,9 +20,12 @@ struct Weight {
     int32_t simulate;  // whether inputs are rounded to FP8 first
     int64_t first;     // rows left out above, which tiles are counted with
 
-    bool split() const { return format == FP4; }  // see `unpack`
     uint8_t fp8_scale(int64_t row, int64_t column) const {
         return scales[(first + row) / SCALE_TILE * scale_row + column / SCALE_TILE];
+    }
+    // Whether FP8 rows share their scales, as eight do but where a slice begins within a tile.
+    bool in_one_tile(int64_t row, int64_t rows) const {
+        return (first + row) / SCALE_TILE == (first + row + rows - 1) / SCALE_TILE;
     }
 
     Weight matrix(int64_t index) const {
@@ -52,8 +55,6 @@ INLINE int64_t padded(int64_t count, int64_t to) { return (count + to - 1) / to 
 // is read is asked for from `soon` on; the result is where to go on with that.
 const uint8_t* unpack(const Weight& weight, int64_t row, int64_t rows, int64_t k, int64_t count,
                       BFloat16* out, int64_t stride, const uint8_t* soon);
-// All columns, as float32.
-void unpack(const Weight& weight, int64_t row, int64_t rows, float* out, int64_t stride);
 
 // A row in the order of the columns that `unpack` makes of FP4. `columns` is a multiple of 32.
 void split(const BFloat16* x, int64_t columns, BFloat16* out);

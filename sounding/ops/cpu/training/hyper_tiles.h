@@ -15,7 +15,9 @@ TILES_BEGIN
 
 namespace {
 
+#define LEVEL 4
 #include "../numbers.h"
+#undef LEVEL
 
 constexpr int M = 4, GATES = 2 * M, N = GATES + M * M;  // streams; coefficients: pre and post, mix
 

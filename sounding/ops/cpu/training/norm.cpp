@@ -89,11 +89,11 @@ void rms_norm_backward(int64_t low, int64_t high, const T* x, const float* weigh
     }
 }
 
-// Sixteen channels of pairs, turned by the cosine and sine of each pair, which both of its channels hold.
+// Channels of pairs, turned by the cosine and sine of each pair, which both of its channels hold.
 INLINE Floats turned(const Floats& x, const Floats& cos, const Floats& sin) {
-    const Integers other = {1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14};
-    const Floats sign = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
-    return x * cos + __builtin_shuffle(x, other) * (sin * sign);
+    const Integers lane = lane_numbers();
+    const Floats sign = (lane & 1) == 0 ? all(-1.0f) : all(1.0f);
+    return x * cos + __builtin_shuffle(x, lane ^ 1) * (sin * sign);
 }
 
 // Turn the last 2 * pairs channels of each head of each token, backwards with sign -1.
@@ -101,7 +101,7 @@ template <typename T>
 void rotate(int64_t low, int64_t high, const T* x, const float* cos, const float* sin,
                          T* y, int heads, int width, int pairs, float sign) {
     const int plain = width - 2 * pairs;
-    const Integers first = {0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7}, last = first + 8;
+    const Integers first = lane_numbers() >> 1, last = first + LANES / 2;
     for (int64_t t = low; t < high; t++)
         for (int h = 0; h < heads; h++) {
             const T* from = x + (t * heads + h) * width;

@@ -1,0 +1,258 @@
+// The product of multiply.h in float32, for processors without products of bfloat16.
+//
+// Every lane of a register is a sum of its own, over the columns in the order of the panel; lanes are added at the
+// end, always in the same tree. That is the order for one token and for many.
+
+#define KERNELS "inference/multiply_plain.cpp"
+#ifndef TARGET
+
+#include "multiply.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "ahead.h"
+
+namespace {
+
+constexpr int64_t FEW = 8;  // tokens that read a row while it is in the first-level cache
+
+float fp4_number(int code, int scale) {
+    constexpr float SIZES[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+    return std::ldexp(code < 8 ? SIZES[code] : -SIZES[code - 8], scale - 127);
+}
+
+// The sixteen FP4 numbers under each scale as bfloat16, low and high bytes apart.
+struct alignas(64) Fp4Bytes {
+    uint8_t low[256][16], high[256][16];
+
+    Fp4Bytes() {
+        for (int scale = 0; scale < 256; scale++)
+            for (int code = 0; code < 16; code++) {
+                BFloat16 number;
+                store_one(&number, fp4_number(code, scale));
+                low[scale][code] = uint8_t(number.bits), high[scale][code] = uint8_t(number.bits >> 8);
+            }
+    }
+};
+const Fp4Bytes fp4_bytes;
+
+}  // namespace
+
+#include "../each_target.h"
+
+void multiply_plain(const Strip* strips, int64_t count) { CALL(multiply_strips, strips, count); }
+
+void order_plain(const BFloat16* x, int64_t columns, Format format, BFloat16* out) {
+    CALL(order_row, x, columns, format, out);
+}
+
+#else
+
+namespace {
+
+#include "dots.h"
+#include "decode.h"
+
+// Of sixteen numbers every fourth, from each of the first four on.
+INLINE void deal(const BFloat16* x, BFloat16* first, BFloat16* second, BFloat16* third, BFloat16* fourth) {
+    typedef uint16_t Eight __attribute__((vector_size(16)));
+    typedef uint64_t Two __attribute__((vector_size(16)));
+    Eight half[2];
+    std::memcpy(half, x, sizeof half);
+    for (Eight& each : half) each = __builtin_shuffle(each, Eight{0, 4, 1, 5, 2, 6, 3, 7});
+    const Two low = Two(__builtin_shuffle(half[0], half[1], Eight{0, 1, 8, 9, 2, 3, 10, 11}));
+    const Two high = Two(__builtin_shuffle(half[0], half[1], Eight{4, 5, 12, 13, 6, 7, 14, 15}));
+    const uint64_t four[4] = {low[0], low[1], high[0], high[1]};
+    std::memcpy(first, &four[0], 8);
+    std::memcpy(second, &four[1], 8);
+    std::memcpy(third, &four[2], 8);
+    std::memcpy(fourth, &four[3], 8);
+}
+
+void order_row(const BFloat16* x, int64_t columns, Format format, BFloat16* out) {
+    int64_t k = 0;
+    if (format == FP8)
+        for (; k + REGISTER <= columns; k += REGISTER)
+            for (int64_t i = 0; i < REGISTER; i += 16) {
+                BFloat16* to = out + k + i / 4;
+                deal(x + k + i, to, to + LANES, to + 2 * LANES, to + 3 * LANES);
+            }
+    if (format == FP4)
+        for (; k + FP4_COLUMNS <= columns; k += FP4_COLUMNS)
+            for (int64_t i = 0; i < FP4_COLUMNS; i += 16) {
+                BFloat16* to = out + k + i / 16 % 2 * 2 * LANES + i / 32 * 4;
+                deal(x + k + i, to, to + 4 * LANES, to + LANES, to + 5 * LANES);
+            }
+    std::copy(x + k, x + columns, out + k);
+}
+
+// --------------------------------------------------------------------------------------------------
+// Rows unpacked to memory
+
+// Columns [k, end) in order, one by one.
+void unpack_some(const Weight& w, int64_t row, int64_t k, int64_t end, float* out) {
+    const uint8_t* values = w.values + row * w.row_bytes;
+    for (; k < end; k++) {
+        if (w.format == FP4) {
+            out[k] = fp4_number(values[k / 2] >> k % 2 * 4 & 15, w.scales[row * w.scale_row + k / FP4_BLOCK]);
+        } else if (w.format == FP8) {
+            const int code = values[k] & 127, mantissa = code < 8 ? code : 8 + code % 8;
+            const float size = code == 127 ? NAN : std::ldexp(float(mantissa), std::max(code / 8, 1) - 10);
+            out[k] = std::ldexp(values[k] < 128 ? size : -size, w.fp8_scale(row, k) - 127);
+        } else if (w.format == BFLOAT16) {
+            out[k] = load_one(reinterpret_cast<const BFloat16*>(values) + k);
+        } else {
+            float value;
+            std::memcpy(&value, values + 4 * k, 4);
+            out[k] = rounded(value);
+        }
+    }
+}
+
+// Registers to memory.
+struct Put {
+    float* out;
+    float factor = 1;
+    INLINE void operator()(int i, const Floats& numbers) const { store(out + i * LANES, numbers * factor); }
+};
+
+// A row in the order of the panel, zero behind.
+void unpack_row(const Weight& w, int64_t row, float* out) {
+    const uint8_t* values = w.values + row * w.row_bytes;
+    int64_t k = 0;
+    if (w.format == FP8) {
+        for (; k + REGISTER <= w.columns; k += REGISTER) {
+            const uint8_t scale = w.fp8_scale(row, k);
+            const float rest = power_of_two(std::max(scale - FP8_LARGEST_SCALE, 0));
+            decode_fp8(values + k, fp8_factor(scale), Put{out + k, rest});
+            if (!any(find_nan(values + k, Bytes{}))) continue;
+            for (int64_t i = 0; i < REGISTER; i++)
+                if ((values[k + i] & 127) == 127) out[k + i % 4 * LANES + i / 4] = NAN;
+        }
+    } else if (w.format == FP4) {
+        const uint8_t* scales = w.scales + row * w.scale_row;
+        for (; k + FP4_COLUMNS <= w.columns; k += FP4_COLUMNS)
+            decode_fp4(values + k / 2, scales + k / FP4_BLOCK, Put{out + k});
+    } else if (w.format == BFLOAT16) {
+        for (; k + LANES <= w.columns; k += LANES) store(out + k, read(reinterpret_cast<const BFloat16*>(values) + k));
+    }
+    unpack_some(w, row, k, w.columns, out);
+    std::fill(out + w.columns, out + padded(w.columns, 32), 0.0f);
+}
+
+// --------------------------------------------------------------------------------------------------
+// Rows decoded in registers, times one token
+
+constexpr int TOGETHER = LEVEL == 3 ? 4 : 8;  // rows, so that what is read of each fills lines
+
+// Registers times those of a token, which are read again for each row: kept in registers, they would drive the sums
+// out of them.
+struct Add {
+    const float* x;
+    Floats& sum;
+    INLINE Add(const float* x, Floats& sum) : x(x), sum(sum) { asm volatile("" : "+r"(this->x)); }
+    INLINE void operator()(int i, const Floats& numbers) const { sum += read(x + i * LANES) * numbers; }
+};
+
+// Loops that are not unrolled at once would keep sums in memory.
+INLINE void clear(Floats (&sums)[TOGETHER]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < TOGETHER; r++) sums[r] = Floats{};
+}
+INLINE void add_up(const Floats (&sums)[TOGETHER], float* out) {
+#pragma GCC unroll 8
+    for (int r = 0; r < TOGETHER; r++) out[r] = sum(sums[r]);
+}
+
+// In the loop over rows, of each of which a register of codes is read: two lines at a time.
+INLINE void ask_beside(int r, Ahead& ahead) {
+    if (r * REGISTER % 128 == 0) ahead.ask<128>();
+}
+
+// The result is whether it is right: not where a code is NaN or a scale too large.
+bool fp8_rows(const Product& p, int64_t row, Ahead& ahead) {
+    const Weight& w = p.weight;
+    RowPointers codes(w.values + row * w.row_bytes, w.row_bytes);
+    Floats sums[TOGETHER];
+    clear(sums);
+    Bytes nan{};
+    int largest = 0;
+    for (int64_t k = 0; k < w.columns; k += REGISTER, codes.advance(REGISTER)) {
+        const uint8_t scale = w.fp8_scale(row, k);
+        const float factor = fp8_factor(scale);
+        largest = std::max<int>(largest, scale);
+#pragma GCC unroll 8
+        for (int r = 0; r < TOGETHER; r++) {
+            ask_beside(r, ahead);
+            decode_fp8(codes[r], factor, Add{p.x.wide + k, sums[r]});
+            nan = find_nan(codes[r], nan);
+        }
+    }
+    add_up(sums, p.out + row);
+    return largest <= FP8_LARGEST_SCALE && !any(nan);
+}
+void fp4_rows(const Product& p, int64_t row, Ahead& ahead) {
+    const Weight& w = p.weight;
+    RowPointers codes(w.values + row * w.row_bytes, w.row_bytes), scales(w.scales + row * w.scale_row, w.scale_row);
+    Floats sums[TOGETHER];
+    clear(sums);
+    for (int64_t k = 0; k < w.columns; k += FP4_COLUMNS, codes.advance(REGISTER), scales.advance(REGISTER / 16)) {
+#pragma GCC unroll 8
+        for (int r = 0; r < TOGETHER; r++) {
+            ask_beside(r, ahead);
+            decode_fp4(codes[r], scales[r], Add{p.x.wide + k, sums[r]});
+        }
+    }
+    add_up(sums, p.out + row);
+}
+
+// --------------------------------------------------------------------------------------------------
+
+// Few rows, by the way that suits their weight. What is unpacked is read from the first-level cache, by few tokens
+// at least.
+void multiply_rows(const Product& p, int64_t row, int64_t rows, float* room, Ahead& ahead) {
+    const Weight& w = p.weight;
+    const int64_t columns = p.x.columns, tokens = p.x.tokens;
+    float* out = p.out + row;
+    if (tokens == 1 && rows % TOGETHER == 0) {
+        if (w.format == FP4 && columns % FP4_COLUMNS == 0) {
+            for (int64_t r = 0; r < rows; r += TOGETHER) fp4_rows(p, row + r, ahead);
+            return;
+        }
+        if (w.format == FP8 && w.columns % REGISTER == 0 && w.in_one_tile(row, rows)) {
+            bool right = true;
+            for (int64_t r = 0; r < rows; r += TOGETHER) right &= fp8_rows(p, row + r, ahead);
+            if (right) return;
+        }
+    }
+    if (tokens < FEW && w.format == BFLOAT16 && columns == w.columns) {
+        const BFloat16* numbers = reinterpret_cast<const BFloat16*>(w.values + row * w.row_bytes);
+        multiply_wide(p.x.wide, tokens, numbers, w.row_bytes / 2, rows, columns, out, p.stride, ahead);
+        if (tokens > 1) ahead.move(rows * w.row_bytes);
+        return;
+    }
+    for (int64_t r = 0; r < rows; r++) unpack_row(w, row + r, room + r * columns);
+    NobodyAsks nobody;
+    multiply_wide(p.x.wide, tokens, room, columns, rows, columns, out, p.stride, nobody);
+    ahead.move(rows * w.row_bytes);
+}
+
+void multiply_strips(const Strip* strips, int64_t count) {
+    thread_local static Arena arena;
+    Ahead ahead(strips, count);
+    for (int64_t i = 0; i < count; i++) {
+        const Strip& strip = strips[i];
+        const int64_t end = strip.row + strip.rows, step = strip.product.x.tokens < FEW ? 8 : 16;
+        Scope scope(arena);
+        float* room = arena.take<float>(step * strip.product.x.columns);
+        for (int64_t row = strip.row; row < end; row += step) {
+            ahead.further();
+            multiply_rows(strip.product, row, std::min(step, end - row), room, ahead);
+        }
+    }
+}
+
+}  // namespace
+
+#endif
