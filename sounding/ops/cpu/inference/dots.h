@@ -11,13 +11,15 @@ template <typename T> INLINE Floats read(const T* p) {
     return value;
 }
 
-// <x_t, w_r> of T tokens and R rows. Rows of weights are `apart` from each other. `ahead` asks for as much as is read.
+// <x_t, w_r> of T tokens and R rows, which are `apart` from each other. `ahead` asks for as much as is read, if that is
+// whole lines.
 template <int R, int T, typename W, typename Ahead>
 INLINE void dots(const float* x, const W* w, int64_t apart, int64_t columns, float* out, int64_t stride, Ahead& ahead) {
+    constexpr int STEP = R * LANES * int(sizeof(W));
     RowPointers rows(w, apart * int64_t(sizeof(W)));
     Floats sums[R][T] = {};
     for (int64_t k = 0; k < columns; k += LANES, rows.advance(LANES * sizeof(W))) {
-        ahead.template ask<R * LANES * sizeof(W)>();
+        if constexpr (STEP % 64 == 0) ahead.template ask<STEP>();
         Floats left[T];
         for (int t = 0; t < T; t++) left[t] = read(x + t * columns + k);
         for (int r = 0; r < R; r++) {
@@ -40,17 +42,29 @@ INLINE void some_tokens(const float* x, const W* w, int64_t apart, int64_t rows,
     for (; r < rows; r++) dots<1, T>(x, w + r * apart, apart, columns, out + r, stride, nobody);
 }
 
-// Rows of weights are asked for while one token reads them; for more the processor sees ahead itself.
+// As many tokens as there are, of MOST_TOKENS; how many that was.
+template <typename W, typename Ahead>
+INLINE int64_t next_tokens(const float* x, int64_t tokens, const W* w, int64_t apart, int64_t rows, int64_t columns,
+                           float* out, int64_t stride, Ahead& ahead) {
+    if (tokens >= MOST_TOKENS) {
+        some_tokens<MOST_TOKENS>(x, w, apart, rows, columns, out, stride, ahead);
+        return MOST_TOKENS;
+    }
+    if (tokens >= 2) {
+        some_tokens<2>(x, w, apart, rows, columns, out, stride, ahead);
+        return 2;
+    }
+    some_tokens<1>(x, w, apart, rows, columns, out, stride, ahead);
+    return 1;
+}
+
+// Rows are asked for while the first tokens read them; the others find them in the cache.
 template <typename W, typename Ahead>
 void multiply_wide(const float* x, int64_t tokens, const W* w, int64_t apart, int64_t rows, int64_t columns, float* out,
                    int64_t stride, Ahead& ahead) {
+    if (tokens == 0) return;
+    int64_t t = next_tokens(x, tokens, w, apart, rows, columns, out, stride, ahead);
     NobodyAsks nobody;
-    int64_t t = 0;
-    if (tokens == 1) return some_tokens<1>(x, w, apart, rows, columns, out, stride, ahead);
-    for (; t + MOST_TOKENS <= tokens; t += MOST_TOKENS)
-        some_tokens<MOST_TOKENS>(x + t * columns, w, apart, rows, columns, out + t * stride, stride, nobody);
-    for (; t + 2 <= tokens; t += 2)
-        some_tokens<2>(x + t * columns, w, apart, rows, columns, out + t * stride, stride, nobody);
-    for (; t < tokens; t++)
-        some_tokens<1>(x + t * columns, w, apart, rows, columns, out + t * stride, stride, nobody);
+    while (t < tokens)
+        t += next_tokens(x + t * columns, tokens - t, w, apart, rows, columns, out + t * stride, stride, nobody);
 }

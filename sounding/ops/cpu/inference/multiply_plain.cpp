@@ -142,28 +142,41 @@ void unpack_row(const Weight& w, int64_t row, float* out) {
 }
 
 // --------------------------------------------------------------------------------------------------
-// Rows decoded in registers, times one token
+// Rows decoded in registers, times few tokens
 
 constexpr int TOGETHER = LEVEL == 3 ? 4 : 8;  // rows, so that what is read of each fills lines
+constexpr int FEWEST = LEVEL >= 3 ? 3 : 1;    // tokens, whose sums have to fit in registers with all else
 
-// Registers times those of a token, which are read again for each row: kept in registers, they would drive the sums
-// out of them.
-struct Add {
-    const float* x;
-    Floats& sum;
-    INLINE Add(const float* x, Floats& sum) : x(x), sum(sum) { asm volatile("" : "+r"(this->x)); }
-    INLINE void operator()(int i, const Floats& numbers) const { sum += read(x + i * LANES) * numbers; }
-};
+template <int T> using Sums = Floats[TOGETHER][T];
 
 // Loops that are not unrolled at once would keep sums in memory.
-INLINE void clear(Floats (&sums)[TOGETHER]) {
+template <int T> INLINE void clear(Sums<T>& sums) {
 #pragma GCC unroll 8
-    for (int r = 0; r < TOGETHER; r++) sums[r] = Floats{};
+    for (int r = 0; r < TOGETHER; r++)
+#pragma GCC unroll 3
+        for (int t = 0; t < T; t++) sums[r][t] = Floats{};
 }
-INLINE void add_up(const Floats (&sums)[TOGETHER], float* out) {
+template <int T> INLINE void add_up(const Sums<T>& sums, float* out, int64_t stride) {
 #pragma GCC unroll 8
-    for (int r = 0; r < TOGETHER; r++) out[r] = sum(sums[r]);
+    for (int r = 0; r < TOGETHER; r++)
+#pragma GCC unroll 3
+        for (int t = 0; t < T; t++) out[t * stride + r] = sum(sums[r][t]);
 }
+
+// Registers times those of T tokens, which are read again for each row: kept in registers, they would drive the
+// sums out of them.
+template <int T> struct Add {
+    const float* x;
+    int64_t columns;  // from a token to the next
+    Floats (&sums)[T];
+    INLINE Add(const float* x, int64_t columns, Floats (&sums)[T]) : x(x), columns(columns), sums(sums) {
+        asm volatile("" : "+r"(this->x));
+    }
+    INLINE void operator()(int i, const Floats& numbers) const {
+#pragma GCC unroll 3
+        for (int t = 0; t < T; t++) sums[t] += read(x + t * columns + i * LANES) * numbers;
+    }
+};
 
 // In the loop over rows, of each of which a register of codes is read: two lines at a time.
 INLINE void ask_beside(int r, Ahead& ahead) {
@@ -171,11 +184,11 @@ INLINE void ask_beside(int r, Ahead& ahead) {
 }
 
 // The result is whether it is right: not where a code is NaN or a scale too large.
-bool fp8_rows(const Product& p, int64_t row, Ahead& ahead) {
+template <int T> bool fp8_rows(const Product& p, int64_t row, Ahead& ahead) {
     const Weight& w = p.weight;
     RowPointers codes(w.values + row * w.row_bytes, w.row_bytes);
-    Floats sums[TOGETHER];
-    clear(sums);
+    Sums<T> sums;
+    clear<T>(sums);
     Bytes nan{};
     int largest = 0;
     for (int64_t k = 0; k < w.columns; k += REGISTER, codes.advance(REGISTER)) {
@@ -185,26 +198,40 @@ bool fp8_rows(const Product& p, int64_t row, Ahead& ahead) {
 #pragma GCC unroll 8
         for (int r = 0; r < TOGETHER; r++) {
             ask_beside(r, ahead);
-            decode_fp8(codes[r], factor, Add{p.x.wide + k, sums[r]});
+            decode_fp8(codes[r], factor, Add<T>{p.x.wide + k, p.x.columns, sums[r]});
             nan = find_nan(codes[r], nan);
         }
     }
-    add_up(sums, p.out + row);
+    add_up<T>(sums, p.out + row, p.stride);
     return largest <= FP8_LARGEST_SCALE && !any(nan);
 }
-void fp4_rows(const Product& p, int64_t row, Ahead& ahead) {
+template <int T> void fp4_rows(const Product& p, int64_t row, Ahead& ahead) {
     const Weight& w = p.weight;
     RowPointers codes(w.values + row * w.row_bytes, w.row_bytes), scales(w.scales + row * w.scale_row, w.scale_row);
-    Floats sums[TOGETHER];
-    clear(sums);
+    Sums<T> sums;
+    clear<T>(sums);
     for (int64_t k = 0; k < w.columns; k += FP4_COLUMNS, codes.advance(REGISTER), scales.advance(REGISTER / 16)) {
 #pragma GCC unroll 8
         for (int r = 0; r < TOGETHER; r++) {
             ask_beside(r, ahead);
-            decode_fp4(codes[r], scales[r], Add{p.x.wide + k, sums[r]});
+            decode_fp4(codes[r], scales[r], Add<T>{p.x.wide + k, p.x.columns, sums[r]});
         }
     }
-    add_up(sums, p.out + row);
+    add_up<T>(sums, p.out + row, p.stride);
+}
+
+// Rows of a weight that can be decoded in registers; whether it is one.
+template <int T> bool decoded_rows(const Product& p, int64_t row, int64_t rows, Ahead& ahead) {
+    const Weight& w = p.weight;
+    bool right = true;
+    if (w.format == FP4 && w.columns % FP4_COLUMNS == 0) {
+        for (int64_t r = 0; r < rows; r += TOGETHER) fp4_rows<T>(p, row + r, ahead);
+    } else if (w.format == FP8 && w.columns % REGISTER == 0 && w.in_one_tile(row, rows)) {
+        for (int64_t r = 0; r < rows; r += TOGETHER) right &= fp8_rows<T>(p, row + r, ahead);
+    } else {
+        return false;
+    }
+    return right;
 }
 
 // --------------------------------------------------------------------------------------------------
@@ -215,21 +242,15 @@ void multiply_rows(const Product& p, int64_t row, int64_t rows, float* room, Ahe
     const Weight& w = p.weight;
     const int64_t columns = p.x.columns, tokens = p.x.tokens;
     float* out = p.out + row;
-    if (tokens == 1 && rows % TOGETHER == 0) {
-        if (w.format == FP4 && columns % FP4_COLUMNS == 0) {
-            for (int64_t r = 0; r < rows; r += TOGETHER) fp4_rows(p, row + r, ahead);
-            return;
-        }
-        if (w.format == FP8 && w.columns % REGISTER == 0 && w.in_one_tile(row, rows)) {
-            bool right = true;
-            for (int64_t r = 0; r < rows; r += TOGETHER) right &= fp8_rows(p, row + r, ahead);
-            if (right) return;
-        }
+    if (tokens <= FEWEST && rows % TOGETHER == 0) {
+        const bool done = tokens == 1   ? decoded_rows<1>(p, row, rows, ahead)
+                          : tokens == 2 ? decoded_rows<std::min(2, FEWEST)>(p, row, rows, ahead)
+                                        : decoded_rows<FEWEST>(p, row, rows, ahead);
+        if (done) return;
     }
     if (tokens < FEW && w.format == BFLOAT16 && columns == w.columns) {
         const BFloat16* numbers = reinterpret_cast<const BFloat16*>(w.values + row * w.row_bytes);
         multiply_wide(p.x.wide, tokens, numbers, w.row_bytes / 2, rows, columns, out, p.stride, ahead);
-        if (tokens > 1) ahead.move(rows * w.row_bytes);
         return;
     }
     for (int64_t r = 0; r < rows; r++) unpack_row(w, row + r, room + r * columns);
