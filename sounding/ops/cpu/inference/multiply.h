@@ -13,7 +13,7 @@
 // rows, in each the pairs of columns by row; without them as they are, widened to float32. Columns
 // are padded with zeros to a multiple of 32.
 struct Panel {
-    BFloat16* data;  // with tiles
+    BFloat16* data;  // with products of bfloat16
     float* wide;     // without
     int64_t tokens, columns;
     Format order;   // columns as they come out of this format
@@ -28,7 +28,7 @@ struct Panel {
     }
     const BFloat16* block(int64_t index) const { return data + index * BLOCK * columns; }
     bool empty() const { return data == nullptr && wide == nullptr; }
-    // Whether it is what this weight is multiplied with, too, if it is so with another.
+    // Whether rows that were put in order for another weight serve this one as well.
     bool serves(const Weight& weight) const;
     // Some of the tokens; `first` is a multiple of BLOCK.
     Panel part(int64_t first, int64_t count) const {

@@ -144,8 +144,8 @@ void unpack_row(const Weight& w, int64_t row, float* out) {
 // --------------------------------------------------------------------------------------------------
 // Rows decoded in registers, times few tokens
 
-constexpr int TOGETHER = LEVEL == 3 ? 4 : 8;  // rows, so that what is read of each fills lines
-constexpr int FEWEST = LEVEL >= 3 ? 3 : 1;    // tokens, whose sums have to fit in registers with all else
+constexpr int TOGETHER = LEVEL == 3 ? 4 : 8;      // rows, so that what is read of each fills lines
+constexpr int MOST_DECODED = LEVEL >= 3 ? 3 : 1;  // tokens, whose sums have to fit in registers with all else
 
 template <int T> using Sums = Floats[TOGETHER][T];
 
@@ -220,7 +220,7 @@ template <int T> void fp4_rows(const Product& p, int64_t row, Ahead& ahead) {
     add_up<T>(sums, p.out + row, p.stride);
 }
 
-// Rows of a weight that can be decoded in registers; whether it is one.
+// False where rows have to be unpacked: for their shape, or because they did not come out right.
 template <int T> bool decoded_rows(const Product& p, int64_t row, int64_t rows, Ahead& ahead) {
     const Weight& w = p.weight;
     bool right = true;
@@ -242,10 +242,10 @@ void multiply_rows(const Product& p, int64_t row, int64_t rows, float* room, Ahe
     const Weight& w = p.weight;
     const int64_t columns = p.x.columns, tokens = p.x.tokens;
     float* out = p.out + row;
-    if (tokens <= FEWEST && rows % TOGETHER == 0) {
+    if (tokens <= MOST_DECODED && rows % TOGETHER == 0) {
         const bool done = tokens == 1   ? decoded_rows<1>(p, row, rows, ahead)
-                          : tokens == 2 ? decoded_rows<std::min(2, FEWEST)>(p, row, rows, ahead)
-                                        : decoded_rows<FEWEST>(p, row, rows, ahead);
+                          : tokens == 2 ? decoded_rows<std::min(2, MOST_DECODED)>(p, row, rows, ahead)
+                                        : decoded_rows<MOST_DECODED>(p, row, rows, ahead);
         if (done) return;
     }
     if (tokens < FEW && w.format == BFLOAT16 && columns == w.columns) {
