@@ -126,7 +126,7 @@ INLINE void blend_some(const Keys (&keys)[2], const float* weights, int64_t d, i
     }
     for (int h = 0; h < H; h++)
         for (int c = 0; c < C; c++)
-            std::memcpy(output + h * d + i + c * LANES, &sums[h][c], sizeof(Floats));
+            store(output + h * d + i + c * LANES, sums[h][c]);
 }
 
 void blend_plain(const Query& query, const Keys (&keys)[2], const float* weights, float* output) {

@@ -15,17 +15,10 @@ INLINE Bytes load_codes(const uint8_t* codes) {
 // --------------------------------------------------------------------------------------------------
 // FP8
 
-INLINE float power_of_two(int exponent) {  // of a normal number
-    const uint32_t bits = uint32_t(exponent + 127) << 23;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-}
-
 // 2^120, which brings the exponent of a code to where a float has it, times the scale of a tile; of scales above
 // 2^7 what fits in a float.
 constexpr int FP8_LARGEST_SCALE = 127 + 7;
-INLINE float fp8_factor(uint8_t scale) { return power_of_two(std::min<int>(scale, FP8_LARGEST_SCALE) - 7); }
+INLINE float fp8_factor(uint8_t scale) { return scale_of(uint8_t(std::min<int>(scale, FP8_LARGEST_SCALE) + 120)); }
 
 // Sign, exponent and mantissa of e4m3 stand as they are in a float whose exponent lacks 120. NaN, the largest
 // code, becomes 480: see `find_nan`. Register j gets every fourth column from column j on.

@@ -177,7 +177,7 @@ INLINE Floats logit(const float* raw, int64_t count, const Floats& rho, const Hy
 
 // A few tokens, one to a lane: coefficients from raw projections, and the sub-layer's input.
 INLINE void some_coefficients(const Network& net, const HyperConnection& hc, const BFloat16* v,
-                  const float* raw, int64_t count, float* x, float* post, float* mix) {
+                              const float* raw, int64_t count, float* x, float* post, float* mix) {
     const int m = int(net.streams);
     const int64_t width = m * net.channels;
     float factor[LANES] = {};

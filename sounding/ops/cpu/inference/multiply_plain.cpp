@@ -17,20 +17,16 @@ namespace {
 
 constexpr int64_t FEW = 8;  // tokens that read a row while it is in the first-level cache
 
-float fp4_number(int code, int scale) {
-    constexpr float SIZES[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
-    return std::ldexp(code < 8 ? SIZES[code] : -SIZES[code - 8], scale - 127);
-}
-
 // The sixteen FP4 numbers under each scale as bfloat16, low and high bytes apart.
 struct alignas(64) Fp4Bytes {
     uint8_t low[256][16], high[256][16];
 
     Fp4Bytes() {
+        constexpr float SIZES[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
         for (int scale = 0; scale < 256; scale++)
             for (int code = 0; code < 16; code++) {
                 BFloat16 number;
-                store_one(&number, fp4_number(code, scale));
+                store_one(&number, std::ldexp(code < 8 ? SIZES[code] : -SIZES[code - 8], scale - 127));
                 low[scale][code] = uint8_t(number.bits), high[scale][code] = uint8_t(number.bits >> 8);
             }
     }
@@ -84,31 +80,14 @@ void order_row(const BFloat16* x, int64_t columns, Format format, BFloat16* out)
                 BFloat16* to = out + k + i / 16 % 2 * 2 * LANES + i / 32 * 4;
                 deal(x + k + i, to, to + 4 * LANES, to + LANES, to + 5 * LANES);
             }
-    std::copy(x + k, x + columns, out + k);
+    if (format == FP4)
+        split(x + k, columns - k, out + k);
+    else
+        std::copy(x + k, x + columns, out + k);
 }
 
 // --------------------------------------------------------------------------------------------------
 // Rows unpacked to memory
-
-// Columns [k, end) in order, one by one.
-void unpack_some(const Weight& w, int64_t row, int64_t k, int64_t end, float* out) {
-    const uint8_t* values = w.values + row * w.row_bytes;
-    for (; k < end; k++) {
-        if (w.format == FP4) {
-            out[k] = fp4_number(values[k / 2] >> k % 2 * 4 & 15, w.scales[row * w.scale_row + k / FP4_BLOCK]);
-        } else if (w.format == FP8) {
-            const int code = values[k] & 127, mantissa = code < 8 ? code : 8 + code % 8;
-            const float size = code == 127 ? NAN : std::ldexp(float(mantissa), std::max(code / 8, 1) - 10);
-            out[k] = std::ldexp(values[k] < 128 ? size : -size, w.fp8_scale(row, k) - 127);
-        } else if (w.format == BFLOAT16) {
-            out[k] = load_one(reinterpret_cast<const BFloat16*>(values) + k);
-        } else {
-            float value;
-            std::memcpy(&value, values + 4 * k, 4);
-            out[k] = rounded(value);
-        }
-    }
-}
 
 // Registers to memory.
 struct Put {
@@ -124,7 +103,7 @@ void unpack_row(const Weight& w, int64_t row, float* out) {
     if (w.format == FP8) {
         for (; k + REGISTER <= w.columns; k += REGISTER) {
             const uint8_t scale = w.fp8_scale(row, k);
-            const float rest = power_of_two(std::max(scale - FP8_LARGEST_SCALE, 0));
+            const float rest = scale_of(uint8_t(127 + std::max(scale - FP8_LARGEST_SCALE, 0)));
             decode_fp8(values + k, fp8_factor(scale), Put{out + k, rest});
             if (!any(find_nan(values + k, Bytes{}))) continue;
             for (int64_t i = 0; i < REGISTER; i++)
@@ -137,7 +116,12 @@ void unpack_row(const Weight& w, int64_t row, float* out) {
     } else if (w.format == BFLOAT16) {
         for (; k + LANES <= w.columns; k += LANES) store(out + k, read(reinterpret_cast<const BFloat16*>(values) + k));
     }
-    unpack_some(w, row, k, w.columns, out);
+    for (; k < w.columns; k += 128) {  // what fills no register
+        BFloat16 rest[128];
+        const int64_t count = std::min<int64_t>(128, w.columns - k);
+        unpack(w, row, 1, k, count, rest, 0, values);
+        for (int64_t i = 0; i < count; i++) out[k + i] = load_one(rest + i);
+    }
     std::fill(out + w.columns, out + padded(w.columns, 32), 0.0f);
 }
 

@@ -153,14 +153,6 @@ INLINE void store_eight(BFloat16* to, const EightWords& bits) {
     std::memcpy(to, &halves, 16);
 }
 
-// e8m0: 0 is 2^-127, and 255 is NaN.
-INLINE float scale_of(uint8_t code) {
-    const uint32_t bits = code == 0 ? 0x400000u : code == 255 ? 0x7fc00000u : uint32_t(code) << 23;
-    float scale;
-    std::memcpy(&scale, &bits, 4);
-    return scale;
-}
-
 // The compiler's own conversions take several instructions.
 INLINE EightWords widen(const uint8_t* bytes) {
 #if LEVEL >= 3

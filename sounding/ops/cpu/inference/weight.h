@@ -46,13 +46,21 @@ struct Weight {
     }
 };
 
+// e8m0: 0 is 2^-127, and 255 is NaN.
+INLINE float scale_of(uint8_t code) {
+    const uint32_t bits = code == 0 ? 0x400000u : code == 255 ? 0x7fc00000u : uint32_t(code) << 23;
+    float scale;
+    std::memcpy(&scale, &bits, 4);
+    return scale;
+}
+
 INLINE int64_t padded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
-// Columns [k, k + count) of rows [row, row + rows) as bfloat16, `stride` numbers from row to row.
-// k is a multiple of 128; columns past the last are zero up to a multiple of 32. The columns of FP4
-// are split: of every 128 (or the last 32, 64 or 96) those of column 0, 4, 8, ... come first, then
-// those of 1, 5, 9, ..., because that is how codes lie in words of sixteen bits. As much as
-// is read is asked for from `soon` on; the result is where to go on with that.
+// Columns [k, k + count) of rows [row, row + rows) as bfloat16, `stride` numbers from row to row. k is a
+// multiple of 128; without products of bfloat16 one of 32 does for FP4, and any for the others. Columns past the
+// last are zero up to a multiple of 32. The columns of FP4 are split: of every 128 from k on (or the last 32, 64 or
+// 96) the first, fifth, ninth, ... come first, then the second, sixth, ..., because that is how codes lie in words of
+// sixteen bits. As much as is read is asked for from `soon` on; the result is where to go on with that.
 const uint8_t* unpack(const Weight& weight, int64_t row, int64_t rows, int64_t k, int64_t count,
                       BFloat16* out, int64_t stride, const uint8_t* soon);
 
