@@ -6,6 +6,8 @@ from typing import TypeVar
 
 import torch
 
+from sounding.ops.cpu.threads import Share
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -16,6 +18,8 @@ def side_by_side(
     """`work(item)` of every item, in order; where `threaded`, of several at once.
 
     As many as torch has threads: each item then gets one, and torch all of them back at the end.
+    Processors that are shared, with other programs or other machines, differ in pace: kernels of
+    the items that are still at work when there are no others left use their threads too.
     """
     threads = torch.get_num_threads()
     workers = min(len(items), threads)
@@ -23,9 +27,11 @@ def side_by_side(
         yield from map(work, items)
         return
 
+    share = Share(threads, len(items))
+
     def alone(item: _Item) -> _Result:
-        torch.set_num_threads(1)  # counts for the thread that says so
-        return work(item)
+        with share.piece():
+            return work(item)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="batch") as pool:
         try:

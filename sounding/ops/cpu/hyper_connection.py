@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sounding.ops.cpu import address, library
+from sounding.ops.cpu.threads import num_threads
 from sounding.ops.hyper_connection import Connection
 
 # Sizes of the kernel's stack arrays: MAX_STREAMS and MAX_ITERATIONS in hyper_connection.h.
@@ -155,7 +156,7 @@ def _call(name: str, shape: _Shape, streams: Tensor, *tensors: Tensor) -> None:
     """
     kernels = library()
     assert kernels is not None, "chosen only where the library was built"
-    arguments = (ctypes.c_int(torch.get_num_threads()), *map(address, (streams, *tensors)))
+    arguments = (ctypes.c_int(num_threads()), *map(address, (streams, *tensors)))
     if _on_tiles(streams):
         getattr(kernels, f"train_{name}")(ctypes.byref(shape), *arguments)
     else:

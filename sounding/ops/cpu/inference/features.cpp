@@ -54,3 +54,15 @@ bool has_pairs() { return false; }
 bool has_tiles() { return false; }
 
 #endif
+
+bool reads_past_caches() {
+#if defined(__x86_64__) && defined(__GNUC__)
+    static const bool found = [] {
+        __builtin_cpu_init();
+        return __builtin_cpu_is("amd") != 0;
+    }();
+    return found;
+#else
+    return false;
+#endif
+}

@@ -8,3 +8,5 @@
 bool has_pairs();
 // Tiles (AMX) with bfloat16 besides, and the kernel's permission to use them.
 bool has_tiles();
+// Whether memory that is read once is better asked for as such, past all caches but the first: AMD's.
+bool reads_past_caches();

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sounding.ops.attention import index_scores, num_visible
 from sounding.ops.cpu import address, library
+from sounding.ops.cpu.threads import num_threads
 from sounding.ops.cpu.training.call import call, tiles_serve
 from sounding.ops.index_loss import divergence
 
@@ -284,7 +285,7 @@ def _attention(
 
 
 def _on_tiles(name: str, *arguments: Any) -> None:
-    getattr(library(), f"train_{name}")(ctypes.c_int(torch.get_num_threads()), *arguments)
+    getattr(library(), f"train_{name}")(ctypes.c_int(num_threads()), *arguments)
 
 
 class _AttendOnTiles(torch.autograd.Function):

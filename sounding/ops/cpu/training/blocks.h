@@ -189,14 +189,17 @@ public:
     }
 
     // += two rows of tiles (16 rows of `stride` numbers each, or tiles one behind the other where `step`
-    // is TILE and `stride` 32) times two columns of tiles.
+    // is TILE and `stride` 32) times two columns of tiles. between(k) is done with the product of tiles k.
+    template <typename Between>
     TILES INLINE void accumulate(const BFloat16* left, const BFloat16* left2, int64_t stride, int64_t step,
-                                 const BFloat16* right, const BFloat16* right2, int64_t count) {
+                                 const BFloat16* right, const BFloat16* right2, int64_t count,
+                                 const Between& between) {
         if (!tiles) {
             for (int64_t row = 0; row < 16; row += 8) {
                 accumulate_rows(row, left + row * stride, stride, step, right, right2, count);
                 accumulate_rows(16 + row, left2 + row * stride, stride, step, right, right2, count);
             }
+            for (int64_t k = 0; k < count; k++) between(k);
             return;
         }
         for (int64_t k = 0; k < count; k++, left += step, left2 += step, right += TILE, right2 += TILE) {
@@ -208,7 +211,12 @@ public:
             _tile_loadd(5, left2, 2 * stride);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
+            between(k);
         }
+    }
+    TILES INLINE void accumulate(const BFloat16* left, const BFloat16* left2, int64_t stride, int64_t step,
+                                 const BFloat16* right, const BFloat16* right2, int64_t count) {
+        accumulate(left, left2, stride, step, right, right2, count, [](int64_t) TILES {});
     }
 
 private:

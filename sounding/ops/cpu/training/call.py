@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sounding.ops.cpu import address, library
+from sounding.ops.cpu.threads import num_threads
 
 
 def call(name: str, like: Tensor, *arguments: Any) -> None:
@@ -21,7 +22,7 @@ def call(name: str, like: Tensor, *arguments: Any) -> None:
     ]
     function = getattr(kernels, f"train_{name}")
     bfloat16 = ctypes.c_int(like.dtype == torch.bfloat16)
-    function(bfloat16, ctypes.c_int(torch.get_num_threads()), *passed)
+    function(bfloat16, ctypes.c_int(num_threads()), *passed)
 
 
 def rows(count: int) -> ctypes.c_int64:

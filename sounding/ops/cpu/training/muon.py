@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sounding.ops.cpu import address, library
+from sounding.ops.cpu.threads import num_threads
 from sounding.ops.cpu.training.call import rows, tiles_serve
 from sounding.ops.muon import NEWTON_SCHULZ
 
@@ -37,7 +38,7 @@ def update(
     for weight, gradient, momentum in zip(weights, gradients, momenta, strict=True):
         sizes = (rows(weight.numel() // (n * m)), rows(n), rows(m))
         kernels.train_muon(
-            ctypes.c_int(torch.get_num_threads()),
+            ctypes.c_int(num_threads()),
             *sizes,
             *(address(weight), address(gradient.contiguous()), address(momentum)),
             *factors,

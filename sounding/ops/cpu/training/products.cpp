@@ -1,8 +1,8 @@
 // The three products of a linear map for training, of matrices in tiles: y = x W^T, dx = g W and dW = g^T x,
 // for one weight or a stack of them, each with rows of its own. Numbers are bfloat16, sums float32.
 //
-// Weights are packed once for both of their products. A thread takes some rows through all columns:
-// 32 columns of the weight, which stay in the first-level cache, times rows that stay in the second.
+// Weights are packed once for both of their products. A thread takes some rows through all columns: 32 rows,
+// which stay in the first-level cache, times columns of the weight that stay in the second.
 
 #include <algorithm>
 #include <vector>
@@ -22,9 +22,12 @@ struct Groups {
 
 namespace {
 
-constexpr int64_t ROWS = 256;    // of a thread's turn, in the second-level cache
-constexpr int64_t OUTER_ROWS = 512;  // the same where rows are the depth: sums are kept for longer
-constexpr int64_t DEPTH = 1024;  // of a product at a time: more rows and columns would not fit
+constexpr int64_t ROWS = 256;          // of a thread's turn
+constexpr int64_t NUMBERS = 1 << 18;   // of a weight, in the second-level cache
+// The same where rows are the depth: of both sides they fit the first-level cache, but if sums do not fit the second,
+// which are read and written at every turn, turns are longer.
+constexpr int64_t OUTER_ROWS = 512, SHORT_ROWS = 256, SHORT_SUMS = 1 << 18;
+constexpr int64_t DEPTH = 1024;        // of a product at a time: more rows and columns would not fit
 
 // Both right operands of a weight [outputs, inputs]: of its transpose, by inputs, and of itself.
 template <typename T>
@@ -32,33 +35,56 @@ TILES void pack(const T* weight, int64_t outputs, int64_t inputs, BFloat16* turn
     for (int64_t o = 0; o < outputs; o += 16) pack_both(weight + o * inputs, o, outputs, inputs, turned, straight);
 }
 
-// A square of sums to `rows` rows of a matrix, or to as many as it has.
-TILES INLINE void put_squares(const float* squares, int64_t rows, BFloat16* to, int64_t stride) {
-    for (int64_t i = 0; i < std::min(rows, SPAN); i++) {
-        const __m512 left = _mm512_load_ps(squares + i * SPAN), right = _mm512_load_ps(squares + i * SPAN + 16);
-        _mm512_storeu_si512(to + i * stride, rounded(left, right));
-    }
+TILES INLINE void put_row(const float* numbers, BFloat16* to) {
+    _mm512_storeu_si512(to, rounded(_mm512_load_ps(numbers), _mm512_load_ps(numbers + 16)));
 }
-TILES INLINE void put_squares(const float* squares, int64_t rows, float* to, int64_t stride) {
-    for (int64_t i = 0; i < std::min(rows, SPAN); i++)
-        for (int64_t half = 0; half < SPAN; half += 16)
-            _mm512_storeu_ps(to + i * stride + half, _mm512_load_ps(squares + i * SPAN + half));
+TILES INLINE void put_row(const float* numbers, float* to) {
+    for (int64_t half = 0; half < SPAN; half += 16) _mm512_storeu_ps(to + half, _mm512_load_ps(numbers + half));
 }
 
-// Memory that put_squares will write, while its sums are made: stores that wait for it hold up those after.
-template <typename Y>
-INLINE void ask_for_square(int64_t rows, const Y* to, int64_t stride) {
-    constexpr int64_t LINE = 64 / sizeof(Y);
-    for (int64_t i = 0; i < std::min(rows, SPAN); i++)
-        for (int64_t column = 0; column < SPAN; column += LINE) __builtin_prefetch(to + i * stride + column, 1);
-}
+// Squares of sums on their way to a matrix: each is written a few rows at a time while the next is made, so that
+// products do not wait for it.
+template <typename Y> class Written {
+public:
+    explicit Written(int64_t stride) : stride(stride) {}
+
+    // Memory that will be written, while its sums are made: stores that wait for it hold up those after.
+    INLINE void ask(int64_t rows, const Y* to) const {
+        constexpr int64_t LINE = 64 / sizeof(Y);
+        for (int64_t i = 0; i < std::min(rows, SPAN); i++)
+            for (int64_t column = 0; column < SPAN; column += LINE) __builtin_prefetch(to + i * stride + column, 1);
+    }
+
+    // A finished square, whose first `rows` rows go to a matrix.
+    TILES INLINE void take(const Squares& sums, int64_t rows, Y* to) {
+        some(SPAN);
+        sums.store(squares, SPAN);
+        at = squares;
+        left = std::min(rows, SPAN);
+        y = to;
+    }
+    TILES INLINE void some(int64_t rows) {
+        const int64_t count = std::min(rows, left);
+        for (int64_t i = 0; i < count; i++) put_row(at + i * SPAN, y + i * stride);
+        left -= count;
+        at += count * SPAN;
+        y += count * stride;
+    }
+
+private:
+    const int64_t stride;
+    int64_t left = 0;
+    const float* at = nullptr;
+    Y* y = nullptr;
+    alignas(64) float squares[SPAN * SPAN];
+};
 
 // y[rows, columns] = x[rows, depth] times a packed right operand; rows lie `x_stride`, `y_stride` apart.
 template <typename Y>
 TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16* x, int64_t x_stride,
                     const BFloat16* right, Y* y, int64_t y_stride, Arena& arena) {
     Squares squares;
-    alignas(64) float numbers[SPAN * SPAN];
+    Written<Y> written(y_stride);
     float* sums = depth > DEPTH ? arena.take<float>(ROWS * columns) : nullptr;
     BFloat16* padded = arena.take<BFloat16>(SPAN * depth);
     const int64_t whole = rows / SPAN * SPAN;
@@ -70,34 +96,70 @@ TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16
     for (int64_t k = 0; k < depth; k += DEPTH) {
         const int64_t steps = std::min(DEPTH, depth - k) / 32;
         const bool first = k == 0, last = k + DEPTH >= depth;
-        for (int64_t column = 0; column < columns; column += SPAN) {
-            const BFloat16* b = right + column * depth + k / 32 * TILE;
+        const int64_t wide = std::max(SPAN, NUMBERS / (32 * steps) / SPAN * SPAN);
+        for (int64_t begin = 0; begin < columns; begin += wide) {
+            const int64_t end = std::min(columns, begin + wide);
+            // While rows are multiplied the next ones are asked for, some with each square.
+            const int64_t asked = (SPAN * SPAN + end - begin - 1) / (end - begin);
             for (int64_t row = 0; row < rows; row += SPAN) {
                 const bool inside = row < whole;
                 const BFloat16* a = inside ? x + row * x_stride + k : padded + k;
                 const int64_t stride = inside ? x_stride : depth;
-                float* sum = sums == nullptr ? numbers : sums + row * columns + column;
-                if (first)
-                    squares.clear();
-                else
-                    squares.load(sum, columns);
-                if (last) ask_for_square(rows - row, y + row * y_stride + column, y_stride);
-                squares.accumulate(a, a + 16 * stride, stride, 32, b, b + 16 * depth, steps);
-                if (!last) {
-                    squares.store(sum, columns);
-                    continue;
+                int64_t next = row + SPAN;
+                for (int64_t column = begin; column < end; column += SPAN) {
+                    const BFloat16* b = right + column * depth + k / 32 * TILE;
+                    float* sum = sums == nullptr ? nullptr : sums + row * columns + column;
+                    Y* to = y + row * y_stride + column;
+                    if (first)
+                        squares.clear();
+                    else
+                        squares.load(sum, columns);
+                    if (last) written.ask(rows - row, to);
+                    const int64_t until = begin > 0 ? next : std::min({next + asked, row + 2 * SPAN, rows});
+                    squares.accumulate(a, a + 16 * stride, stride, 32, b, b + 16 * depth, steps, [&](int64_t step) TILES {
+                        for (int64_t i = next; i < until; i++)
+                            _mm_prefetch(x + i * x_stride + k + 32 * step, _MM_HINT_T1);
+                        written.some(4);
+                    });
+                    next = std::max(next, until);
+                    if (last)
+                        written.take(squares, rows - row, to);
+                    else
+                        squares.store(sum, columns);
                 }
-                squares.store(numbers, SPAN);
-                put_squares(numbers, rows - row, y + row * y_stride + column, y_stride);
             }
         }
     }
+    written.some(SPAN);
 }
+
+// Rows of a matrix that are read next, asked for a few lines at a time while others are multiplied.
+class Next {
+public:
+    // As many times `some` is called until they are read.
+    Next(const BFloat16* from, int64_t stride, int64_t rows, int64_t columns, int64_t times)
+        : from(from), stride(stride), rows(rows), columns(columns), each((rows * columns / 32 + times - 1) / times) {}
+
+    TILES INLINE void some() {
+        for (int64_t i = 0; i < each && row < rows; i++) {
+            _mm_prefetch(from + row * stride + column, _MM_HINT_T1);
+            column += 32;
+            if (column < columns) continue;
+            column = 0;
+            row++;
+        }
+    }
+
+private:
+    const BFloat16* from;
+    const int64_t stride, rows, columns, each;
+    int64_t row = 0, column = 0;
+};
 
 // out[columns of g, columns of x] = g^T x, or += that, over some rows, of 32 columns of g. `room` is for these.
 // Streamed sums go past the caches: nobody reads a gradient before all others are made too.
 TILES void outer_strip(const BFloat16* g, int64_t g_stride, int64_t rows, const BFloat16* right, int64_t columns,
-                       bool add, bool streamed, float* out, BFloat16* room) {
+                       bool add, bool streamed, float* out, BFloat16* room, Next& next_g, Next& next_x) {
     Squares squares;
     alignas(64) float numbers[SPAN * SPAN];
     const int64_t depth = (rows + 31) / 32 * 32;
@@ -109,7 +171,10 @@ TILES void outer_strip(const BFloat16* g, int64_t g_stride, int64_t rows, const 
             squares.load(out + column, columns);
         else
             squares.clear();
-        squares.accumulate(turned, turned + 16 * depth, 32, TILE, b, b + 16 * depth, depth / 32);
+        squares.accumulate(turned, turned + 16 * depth, 32, TILE, b, b + 16 * depth, depth / 32, [&](int64_t) TILES {
+            next_g.some();
+            next_x.some();
+        });
         if (streamed) {
             squares.store(numbers, SPAN);
             for (int64_t i = 0; i < SPAN; i++)
@@ -130,17 +195,26 @@ TILES void outer(int64_t low, int64_t high, const Groups& groups, int64_t output
     BFloat16* room = arena.take<BFloat16>(2 * OUTER_ROWS * SPAN);
     configure_tiles();
     const bool aligned = reinterpret_cast<uintptr_t>(out) % 64 == 0;
+    const int64_t total = groups.bounds[groups.count];
+    const bool small = outputs * inputs <= SHORT_SUMS;
+    const int64_t turn = small ? SHORT_ROWS : OUTER_ROWS;
     for (int64_t e = 0; e < groups.count; e++) {
         const int64_t begin = groups.bounds[e], end = groups.bounds[e + 1];
-        const bool streamed = aligned && !add && end - begin <= OUTER_ROWS;
+        const bool streamed = aligned && !add && end - begin <= turn;
         float* own = out + e * outputs * inputs;
         if (begin == end && !add) std::fill(own + low * inputs, own + high * inputs, 0.0f);
-        for (int64_t row = begin; row < end; row += OUTER_ROWS) {
-            const int64_t rows = std::min(OUTER_ROWS, end - row);
+        for (int64_t row = begin; row < end; row += turn) {
+            const int64_t rows = std::min(turn, end - row), after = row + rows;
+            const int64_t then = small ? std::min(turn, total - after) : 0, steps = inputs / SPAN * ((rows + 31) / 32);
             pack_rows(x + row * x_stride, x_stride, rows, inputs, right);
-            for (int64_t o = low; o < high; o += SPAN)
+            Next next_x(x + after * x_stride, x_stride, then, inputs, (high - low) / SPAN * steps);
+            for (int64_t o = low; o < high; o += SPAN) {
+                const bool last = o + SPAN >= high;
+                Next next_g = last ? Next(g + after * g_stride + low, g_stride, then, SPAN, steps)
+                                   : Next(g + row * g_stride + o + SPAN, g_stride, small ? rows : 0, SPAN, steps);
                 outer_strip(g + row * g_stride + o, g_stride, rows, right, inputs, add || row > begin, streamed,
-                            own + o * inputs, room);
+                            own + o * inputs, room, next_g, next_x);
+            }
         }
     }
     _mm_sfence();
