@@ -15,7 +15,7 @@ from sounding.model.layers import Linear, RMSNorm, Simulation
 from sounding.model.state import CompressorState
 from sounding.ops.attention import select_entries
 from sounding.ops.matmul import wide_linear
-from sounding.ops.pool import overlap, pool
+from sounding.ops.pool import add_places, pool_groups
 from sounding.ops.quant import KV_BLOCK, hadamard, simulate_fp4, simulate_fp8
 from sounding.ops.rope import Rotation, rotate, rotation
 
@@ -66,8 +66,8 @@ class Compressor(nn.Module):
         frequencies: Float[Tensor, " pairs"],
     ) -> list[Float[Tensor, "_ d"]]:
         """Take in the chunk's tokens; return all entries of each sequence so far."""
-        gates = wide_linear(x, self.wgate.stored) + self.ape[chunk.positions % self.ratio]
-        projections = torch.cat((wide_linear(x, self.wkv.stored), gates), -1)
+        projections = wide_linear(x, self.wkv.stored, self.wgate.stored)
+        projections = add_places(projections, self.ape, chunk.positions % self.ratio)
         return [
             state.entries.append(
                 self._compress(
@@ -98,34 +98,18 @@ class Compressor(nn.Module):
         width = self.norm.weight.shape[0]
         if len(groups) == 0:
             return projections.new_zeros(0, width, dtype=dtype)
+        overlapping = self.wkv.weight.shape[0] != width
         first = len(projections) - (end - done * self.ratio)  # row of the first new group
-        last = first + len(groups) * self.ratio
-        if self.wkv.weight.shape[0] == width:
-            values, gates = self._groups(projections[first:last])
-        else:
-            before = projections[max(0, first - self.ratio) : last]
-            values, gates = (
-                overlap(part) for part in self._groups(self._with_predecessor(before, done))
-            )
-        entries: Tensor = self.norm(pool(values, gates).to(dtype))
+        begin = first - self.ratio if overlapping and done > 0 else first
+        rows = projections[begin : first + len(groups) * self.ratio]
+        pooled = pool_groups(rows, self.ratio, overlapping=overlapping, leads=done == 0)
+        entries: Tensor = self.norm(pooled.to(dtype))
         entries = rotate(entries, rotation(groups * self.ratio, frequencies))
         if self.simulate_kv:
             entries = simulate_kv(entries, self.rotary)
         if self.simulate_index:
             entries = simulate_index(entries)
         return entries
-
-    def _groups(self, projections: Tensor) -> tuple[Tensor, Tensor]:
-        """Values and gates, each [group, token in group, channels]."""
-        values, gates = projections.unflatten(0, (-1, self.ratio)).chunk(2, -1)
-        return values, gates
-
-    def _with_predecessor(self, rows: Tensor, done: int) -> Tensor:
-        """The group before entry 0 is a blank one: value 0 and gate -inf."""
-        if done > 0:
-            return rows
-        blank = rows.new_zeros(self.ratio, rows.shape[1] // 2)
-        return torch.cat((torch.cat((blank, blank - torch.inf), 1), rows))
 
 
 class Index(NamedTuple):

@@ -14,7 +14,6 @@ from sounding.config import ModelConfig
 from sounding.model.layers import Format, Linear, Simulation
 from sounding.ops import experts as ops
 from sounding.ops.attention import top_k
-from sounding.ops.norm import upcast
 
 
 class Routing(NamedTuple):
@@ -114,6 +113,14 @@ class MoE(nn.Module):
     ) -> tuple[Float[Tensor, "t c"], Routing]:
         routing, weights = self.gate(x, tokens)
         routed, shared = self.experts, self.shared_experts
+        always = ops.swiglu(
+            x,
+            shared.w1.stored,
+            shared.w2.stored,
+            shared.w3.stored,
+            limit=self.limit,
+            simulate=shared.w1.simulate,
+        )
         output = ops.experts(
             x,
             routing.chosen,
@@ -123,13 +130,6 @@ class MoE(nn.Module):
             routed.w3.stored,
             limit=self.limit,
             simulate=routed.w1.simulate,
+            always=always,
         )
-        always = ops.swiglu(
-            x,
-            shared.w1.stored,
-            shared.w2.stored,
-            shared.w3.stored,
-            limit=self.limit,
-            simulate=shared.w1.simulate,
-        )
-        return (output + upcast(always)).to(x.dtype), routing
+        return output, routing

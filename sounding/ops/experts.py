@@ -65,11 +65,12 @@ def experts(
     *,
     limit: float,
     simulate: bool = False,
+    always: Float[Tensor, "t c"] | None = None,
 ) -> Float[Tensor, "t c"]:
     """Sum of each token's chosen experts, in float32. w1, w3 are [e, inner, c], w2 [e, c, inner].
 
-    Every token adds its experts in order of their index, so its result does not depend on the
-    tokens beside it.
+    What a shared expert gave it `always` is added, and the sum cast to the dtype of x. Every token
+    adds its experts in order of their index, so its result does not depend on the tokens beside it.
     """
     output = torch.zeros_like(upcast(x))
     stacks = (w1.unstack(), w2.unstack(), w3.unstack())
@@ -86,4 +87,4 @@ def experts(
             simulate=simulate,
         )
         output = output.index_add(0, token, upcast(result))
-    return output
+    return output if always is None else (output + upcast(always)).to(x.dtype)

@@ -56,10 +56,10 @@ def linear(
     cpu="sounding.ops.cpu.inference.network:wide_linear",
     training="sounding.ops.cpu.training.products:wide_linear",
 )
-def wide_linear(x: Float[Tensor, "t i"], weight: Weight) -> Float[Tensor, "t o"]:
-    """x W^T in float32 or wider, whatever the dtype of x: the scores of a vocabulary, what is
-    pooled into an entry."""
-    return linear(upcast(x), weight)
+def wide_linear(x: Float[Tensor, "t i"], *weights: Weight) -> Float[Tensor, "t o"]:
+    """x W^T in float32 or wider, whatever the dtype of x, of each weight, side by side: the scores
+    of a vocabulary, what is pooled into an entry."""
+    return torch.cat([linear(upcast(x), weight) for weight in weights], -1)
 
 
 @op(training="sounding.ops.cpu.training.products:grouped_linear")

@@ -11,7 +11,7 @@ import torch
 
 
 class Share:
-    """Threads for pieces of work that are done at the same time: the last get those of the others."""
+    """Threads for pieces of work done at the same time: the last ones get those of the others."""
 
     def __init__(self, threads: int, pieces: int) -> None:
         self._threads, self._left = threads, pieces

@@ -21,6 +21,7 @@ from sounding.ops import (
     matmul,
     muon,
     norm,
+    pool,
     rope,
 )
 from sounding.ops.attention import attend
@@ -202,6 +203,7 @@ def test_what_attention_is_paid(picks: int | None) -> None:
 
 @DTYPES
 @pytest.mark.parametrize("simulate", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("width", "inner"), [(40, 24), (64, 32)])
 @pytest.mark.parametrize(("tokens", "num_experts", "picks"), [(1, 4, 2), (100, 3, 1), (77, 9, 3)])
 def test_experts(
@@ -212,6 +214,7 @@ def test_experts(
     width: int,
     inner: int,
     simulate: bool,
+    shared: bool,
     dtype: torch.dtype,
 ) -> None:
     """Shapes that fill tiles and others; the last expert has no rows."""
@@ -225,10 +228,16 @@ def test_experts(
         random(num_experts, width, inner, seed=5) * 0.5,
         random(num_experts, inner, width, seed=6) * 0.5,
     ]
+    if shared:
+        parts.append(random(tokens, width, seed=7, dtype=dtype))
 
-    def op(x: Tensor, weights: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
-        stacks = (Weight(w1), Weight(w2), Weight(w3))
-        return experts.experts(x, chosen, weights, *stacks, limit=2.0, simulate=simulate)
+    def op(
+        x: Tensor, weights: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, *always: Tensor
+    ) -> Tensor:
+        stacks, more = (Weight(w1), Weight(w2), Weight(w3)), next(iter(always), None)
+        return experts.experts(
+            x, chosen, weights, *stacks, limit=2.0, simulate=simulate, always=more
+        )
 
     assert_same(op, parts, TOLERANCE[dtype])
 
@@ -342,6 +351,62 @@ def test_ranges_do_not_depend_on_threads() -> None:
 
 
 # --------------------------------------------------------------------------------------------------
+# Pooling
+
+
+@pytest.mark.parametrize("ratio", [1, 4, 128])
+@pytest.mark.parametrize("width", [8, 21])
+@pytest.mark.parametrize(("overlapping", "leads"), [(False, True), (True, True), (True, False)])
+@pytest.mark.parametrize("groups", [1, 3, 20])
+def test_pool_groups(ratio: int, width: int, overlapping: bool, leads: bool, groups: int) -> None:
+    tokens = (groups + int(overlapping and not leads)) * ratio
+    rows = random(tokens, (4 if overlapping else 2) * width, seed=1) * 3
+    assert_same(
+        lambda rows: pool.pool_groups(rows, ratio, overlapping=overlapping, leads=leads),
+        [rows],
+        TOLERANCE[torch.float32],
+    )
+
+
+def test_pool_with_gates_that_drop_a_slot_or_take_all() -> None:
+    """A gate of -inf counts for nothing; with one above all others, only its slot counts."""
+    rows = random(12, 2 * 16, seed=1)
+    rows[1, 16:20], rows[2, 20:24] = -torch.inf, 1e4
+    rows[4:8, 24] = -torch.inf  # nothing is left
+    given = [rows]
+    op = lambda rows: pool.pool_groups(rows, 4, overlapping=False, leads=True)  # noqa: E731
+    expected, actual = run(op, given, "reference"), run(op, given, "training")
+    for one, other in zip(expected, actual, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6, equal_nan=True)
+    assert expected[0].isnan().sum() == 1
+
+
+@pytest.mark.parametrize("tokens", [1, 45, 300])
+def test_add_places(tokens: int) -> None:
+    places = (torch.arange(tokens) * 3) % 4
+    parts = [random(tokens, 2 * 70, seed=1), random(4, 70, seed=2)]
+    assert_same(lambda x, bias: pool.add_places(x * 1, bias, places), parts, 1e-5)
+
+
+def test_pooling_does_not_depend_on_threads() -> None:
+    parts = [random(400, 4 * 24, seed=1), random(4, 48, seed=2)]
+    places, threads = torch.arange(400) % 4, torch.get_num_threads()
+
+    def op(x: Tensor, bias: Tensor) -> Tensor:
+        return pool.pool_groups(
+            pool.add_places(x * 1, bias, places), 4, overlapping=True, leads=True
+        )
+
+    found = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(run(op, parts, "training"))
+    torch.set_num_threads(threads)
+    for several in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], several, strict=True))
+
+
+# --------------------------------------------------------------------------------------------------
 # Linear maps
 
 
@@ -379,6 +444,18 @@ def test_wide_linear(dtype: torch.dtype) -> None:
     x, weight = random(45, 64, seed=1, dtype=dtype), random(96, 64, seed=2) * 0.1
     assert matmul.wide_linear(x, Weight(weight)).dtype == torch.float32
     assert_same(lambda x, w: matmul.wide_linear(x, Weight(w)), [x, weight], TOLERANCE[dtype])
+
+
+@DTYPES
+def test_weights_side_by_side(dtype: torch.dtype) -> None:
+    """Each has its own columns of the result, and its own gradient."""
+    x = random(300, 64, seed=1, dtype=dtype)
+    weights = [random(outputs, 64, seed=2 + outputs) * 0.1 for outputs in (96, 32, 64)]
+
+    def op(x: Tensor, *weights: Tensor) -> Tensor:
+        return matmul.wide_linear(x, *map(Weight, weights))
+
+    assert_same(op, [x, *weights], TOLERANCE[dtype])
 
 
 def test_products_do_not_depend_on_threads() -> None:

@@ -201,11 +201,16 @@ def read_out(
     return out
 
 
-def wide_linear(x: Tensor, weight: Weight) -> Any:
+def wide_linear(x: Tensor, *weights: Weight) -> Any:
     """See the reference in `ops/matmul.py`; serves bfloat16 throughout, without gradients."""
-    served = x.dtype == weight.values.dtype == torch.bfloat16 and x.ndim == 2
-    described = None if torch.is_grad_enabled() or not served else describe_weight(weight)
-    return NotImplemented if described is None else linear(x, described)
+    served = all(x.dtype == weight.values.dtype == torch.bfloat16 for weight in weights)
+    if torch.is_grad_enabled() or not served or x.ndim != 2:
+        return NotImplemented
+    described = [describe_weight(weight) for weight in weights]
+    if None in described:
+        return NotImplemented
+    products = [linear(x, weight) for weight in described if weight is not None]
+    return products[0] if len(products) == 1 else torch.cat(products, -1)
 
 
 def packed_linear(x: Tensor, weight: Weight, *, simulate: bool = False) -> Any:

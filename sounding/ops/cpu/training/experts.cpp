@@ -13,16 +13,15 @@ constexpr int64_t GRAIN = 64;  // rows per range
 
 extern "C" {
 
-void train_swiglu(int bfloat16, int threads, int64_t rows, int width, float limit, const void* gate,
-                  const void* up, const float* weight, void* inner) {
-    RUN(rows, GRAIN, swiglu, (const T*)gate, (const T*)up, weight, (T*)inner, width, limit);
+// Rows of `both` are a gate and, beside it, what it lets through.
+void train_swiglu(int bfloat16, int threads, int64_t rows, int width, float limit, const void* both,
+                  const float* weight, void* inner) {
+    RUN(rows, GRAIN, swiglu, (const T*)both, weight, (T*)inner, width, limit);
 }
 
-void train_swiglu_backward(int bfloat16, int threads, int64_t rows, int width, float limit,
-                           const void* gate, const void* up, const float* weight, const void* grad,
-                           void* grad_gate, void* grad_up, float* grad_weight) {
-    RUN(rows, GRAIN, swiglu_backward, (const T*)gate, (const T*)up, weight, (const T*)grad, (T*)grad_gate,
-        (T*)grad_up, grad_weight, width, limit);
+void train_swiglu_backward(int bfloat16, int threads, int64_t rows, int width, float limit, const void* both,
+                           const float* weight, const void* grad, void* grad_both, float* grad_weight) {
+    RUN(rows, GRAIN, swiglu_backward, (const T*)both, weight, (const T*)grad, (T*)grad_both, grad_weight, width, limit);
 }
 
 void train_gather(int bfloat16, int threads, int64_t rows, int width, int from_float,
@@ -34,11 +33,11 @@ void train_gather(int bfloat16, int threads, int64_t rows, int width, int from_f
 }
 
 void train_combine(int bfloat16, int threads, int64_t tokens, int width, int picks, int to_float,
-                   const void* from, const int64_t* places, void* to) {
+                   const void* from, const int64_t* places, const void* more, void* to) {
     if (to_float)
-        RUN(tokens, GRAIN, combine, (const T*)from, places, (float*)to, width, picks);
+        RUN(tokens, GRAIN, combine, (const T*)from, places, (const T*)more, (float*)to, width, picks);
     else
-        RUN(tokens, GRAIN, combine, (const T*)from, places, (T*)to, width, picks);
+        RUN(tokens, GRAIN, combine, (const T*)from, places, (const T*)more, (T*)to, width, picks);
 }
 }
 
@@ -46,14 +45,14 @@ void train_combine(int bfloat16, int threads, int64_t tokens, int width, int pic
 
 // inner = silu(min(gate, limit)) * clamp(up, -limit, limit) * weight
 template <typename T>
-void swiglu(int64_t low, int64_t high, const T* gate, const T* up, const float* weight,
-                         T* inner, int width, float limit) {
+void swiglu(int64_t low, int64_t high, const T* both, const float* weight, T* inner, int width, float limit) {
     for (int64_t row = low; row < high; row++) {
+        const T *gate = both + row * 2 * width, *up = gate + width;
         const float by = weight ? weight[row] : 1.0f;
         FOR_LANES(i, count, width) {
             Floats g, u;
-            load_lanes(gate + row * width + i, count, g);
-            load_lanes(up + row * width + i, count, u);
+            load_lanes(gate + i, count, g);
+            load_lanes(up + i, count, u);
             g = g > limit ? Floats{} + limit : g;
             u = u > limit ? Floats{} + limit : u < -limit ? Floats{} - limit : u;
             store_lanes(inner + row * width + i, count, g * sigmoid(g) * u * by);
@@ -62,16 +61,17 @@ void swiglu(int64_t low, int64_t high, const T* gate, const T* up, const float* 
 }
 
 template <typename T>
-void swiglu_backward(int64_t low, int64_t high, const T* gate, const T* up,
-                                  const float* weight, const T* grad, T* grad_gate, T* grad_up,
-                                  float* grad_weight, int width, float limit) {
+void swiglu_backward(int64_t low, int64_t high, const T* both, const float* weight, const T* grad, T* grad_both,
+                     float* grad_weight, int width, float limit) {
     for (int64_t row = low; row < high; row++) {
+        const T *gate = both + row * 2 * width, *up = gate + width;
+        T *grad_gate = grad_both + row * 2 * width, *grad_up = grad_gate + width;
         const float by = weight ? weight[row] : 1.0f;
         Floats through_weight = {};
         FOR_LANES(i, count, width) {
             Floats g, u, d;
-            load_lanes(gate + row * width + i, count, g);
-            load_lanes(up + row * width + i, count, u);
+            load_lanes(gate + i, count, g);
+            load_lanes(up + i, count, u);
             load_lanes(grad + row * width + i, count, d);
             const Floats open = g <= limit ? Floats{} + 1.0f : Floats{};
             const Floats inside = (u <= limit ? Floats{} + 1.0f : Floats{}) *
@@ -81,8 +81,8 @@ void swiglu_backward(int64_t low, int64_t high, const T* gate, const T* up,
             const Floats s = sigmoid(g), silu = g * s;
             through_weight += d * silu * u;
             d *= by;
-            store_lanes(grad_gate + row * width + i, count, d * u * (s + silu * (1.0f - s)) * open);
-            store_lanes(grad_up + row * width + i, count, d * silu * inside);
+            store_lanes(grad_gate + i, count, d * u * (s + silu * (1.0f - s)) * open);
+            store_lanes(grad_up + i, count, d * silu * inside);
         };
         if (grad_weight) grad_weight[row] = sum(through_weight);
     }
@@ -99,14 +99,18 @@ void gather(int64_t low, int64_t high, const S* from, const int64_t* token, T* t
         };
 }
 
-// Rows back to tokens: to[t] = sum of from[places[t]], in the order of places.
+// Rows back to tokens: to[t] = sum of from[places[t]], in the order of places, and of more[t], if there is more.
 template <typename S, typename T>
-void combine(int64_t low, int64_t high, const S* from, const int64_t* places, T* to,
-                          int width, int picks) {
+void combine(int64_t low, int64_t high, const S* from, const int64_t* places, const S* more, T* to, int width,
+             int picks) {
     for (int64_t t = low; t < high; t++) FOR_LANES(i, count, width) {
             Floats total = {}, x;
             for (int k = 0; k < picks; k++) {
                 load_lanes(from + places[t * picks + k] * width + i, count, x);
+                total += x;
+            }
+            if (more) {
+                load_lanes(more + t * width + i, count, x);
                 total += x;
             }
             store_lanes(to + t * width + i, count, total);

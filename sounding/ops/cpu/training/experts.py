@@ -37,6 +37,7 @@ def experts(
     *,
     limit: float,
     simulate: bool = False,
+    always: Tensor | None = None,
 ) -> Any:
     """Twin of the reference; NotImplemented for packed weights, which are not trained."""
     if not _plain(w1, w2, w3):
@@ -49,7 +50,9 @@ def experts(
     inner = _swiglu(gathered, w1.values, w3.values, by, places.bounds, limit)
     if simulate:
         inner = simulate_fp8(inner, LINEAR_INPUT_BLOCK)
-    return _ToTokens.apply(product(inner, w2.values, places.bounds), places)
+    if always is not None:
+        always = always.contiguous()
+    return _ToTokens.apply(product(inner, places.bounds, w2.values), places, always)
 
 
 def swiglu(
@@ -72,7 +75,7 @@ def swiglu(
     inner = _swiglu(x.contiguous(), w1.values[None], w3.values[None], by, bounds, limit)
     if simulate:
         inner = simulate_fp8(inner, LINEAR_INPUT_BLOCK)
-    return product(inner, w2.values[None], bounds)
+    return product(inner, bounds, w2.values[None])
 
 
 def _plain(*weights: Weight) -> bool:
@@ -97,29 +100,30 @@ def _sort(chosen: Tensor, num_experts: int) -> _Places:
 def _swiglu(
     x: Tensor, w1: Tensor, w3: Tensor, by: Tensor | None, bounds: list[int], limit: float
 ) -> Tensor:
-    gate, up = product(x, w1, bounds), product(x, w3, bounds)
-    inner: Tensor = _SwiGLU.apply(gate, up, by, limit)
+    inner: Tensor = _SwiGLU.apply(product(x, bounds, w1, w3), by, limit)
     return inner
 
 
 class _SwiGLU(torch.autograd.Function):
+    """Of gates and what they let through, side by side."""
+
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, by: Tensor | None, limit: float) -> Tensor:
-        inner = torch.empty_like(gate)
-        sizes = (rows(len(gate)), gate.shape[1], ctypes.c_float(limit))
-        call("swiglu", gate, *sizes, gate, up, by, inner)
-        ctx.save_for_backward(gate, up, by)
+    def forward(ctx: Any, both: Tensor, by: Tensor | None, limit: float) -> Tensor:
+        inner = both.new_empty(len(both), both.shape[1] // 2)
+        sizes = (rows(len(both)), inner.shape[1], ctypes.c_float(limit))
+        call("swiglu", both, *sizes, both, by, inner)
+        ctx.save_for_backward(both, by)
         ctx.sizes = sizes
         return inner
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        gate, up, by = ctx.saved_tensors
-        grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        both, by = ctx.saved_tensors
+        grad_both = torch.empty_like(both)
         grad_by = None if by is None else torch.empty_like(by)
         grad = gradients[0].contiguous()
-        call("swiglu_backward", gate, *ctx.sizes, gate, up, by, grad, grad_gate, grad_up, grad_by)
-        return grad_gate, grad_up, grad_by, None
+        call("swiglu_backward", both, *ctx.sizes, both, by, grad, grad_both, grad_by)
+        return grad_both, grad_by, None
 
 
 class _ToExperts(torch.autograd.Function):
@@ -133,20 +137,22 @@ class _ToExperts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         grad = gradients[0].contiguous()
-        return _combine(grad, ctx.places, grad.dtype), None
+        return _combine(grad, ctx.places, None, grad.dtype), None
 
 
 class _ToTokens(torch.autograd.Function):
-    """The sum of each token's rows, in float32 and in order of experts."""
+    """The sum of each token's rows, in float32 and in order of experts; what there is `always` is
+    added, and the sum cast to its dtype."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, places: _Places) -> Tensor:
+    def forward(ctx: Any, y: Tensor, places: _Places, always: Tensor | None) -> Tensor:
         ctx.places, ctx.dtype = places, y.dtype
-        return _combine(y, places, torch.float32)
+        return _combine(y, places, always, torch.float32 if always is None else y.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _gather(gradients[0].contiguous(), ctx.places, ctx.dtype), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        grad = gradients[0].contiguous()
+        return _gather(grad, ctx.places, ctx.dtype), None, grad if ctx.needs_input_grad[2] else None
 
 
 def _gather(x: Tensor, places: _Places, dtype: torch.dtype) -> Tensor:
@@ -155,9 +161,9 @@ def _gather(x: Tensor, places: _Places, dtype: torch.dtype) -> Tensor:
     return y
 
 
-def _combine(x: Tensor, places: _Places, dtype: torch.dtype) -> Tensor:
+def _combine(x: Tensor, places: _Places, more: Tensor | None, dtype: torch.dtype) -> Tensor:
     tokens, picks = places.of_token.shape
     y = x.new_empty(tokens, x.shape[1], dtype=dtype)
     sizes = (rows(tokens), x.shape[1], picks, dtype == torch.float32)
-    call("combine", x, *sizes, x, places.of_token, y)
+    call("combine", x, *sizes, x, places.of_token, more, y)
     return y

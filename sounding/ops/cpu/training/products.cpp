@@ -5,7 +5,7 @@
 // which stay in the first-level cache, times columns of the weight that stay in the second.
 
 #include <algorithm>
-#include <vector>
+#include <numeric>
 
 #include "../inference/arena.h"
 #include "../inference/features.h"
@@ -29,11 +29,32 @@ constexpr int64_t NUMBERS = 1 << 18;   // of a weight, in the second-level cache
 constexpr int64_t OUTER_ROWS = 512, SHORT_ROWS = 256, SHORT_SUMS = 1 << 18;
 constexpr int64_t DEPTH = 1024;        // of a product at a time: more rows and columns would not fit
 
-// Both right operands of a weight [outputs, inputs]: of its transpose, by inputs, and of itself.
+// Both right operands of a weight [outputs, inputs]: of its transpose, by inputs, and of itself; or its part of
+// those of several weights one below the other, with `total` outputs, of which its own begin at `begin`.
 template <typename T>
-TILES void pack(const T* weight, int64_t outputs, int64_t inputs, BFloat16* turned, BFloat16* straight) {
-    for (int64_t o = 0; o < outputs; o += 16) pack_both(weight + o * inputs, o, outputs, inputs, turned, straight);
+TILES void pack(const T* weight, int64_t outputs, int64_t inputs, int64_t begin, int64_t total, BFloat16* turned,
+                BFloat16* straight) {
+    for (int64_t o = 0; o < outputs; o += 16)
+        pack_both(weight + o * inputs, begin + o, total, inputs, turned, straight);
 }
+
+// Where gradients of weights go: each group has some for each weight, one below the other.
+struct Gradients {
+    int64_t count, inputs;
+    const int64_t* outputs;
+    float* const* to;
+
+    // Of a group, from an output on; it and the next 31 belong to one weight.
+    float* at(int64_t group, int64_t output) const {
+        int64_t i = 0;
+        while (output >= outputs[i]) output -= outputs[i++];
+        return to[i] + (group * outputs[i] + output) * inputs;
+    }
+    int64_t total() const { return std::accumulate(outputs, outputs + count, int64_t{0}); }
+    bool aligned() const {
+        return std::all_of(to, to + count, [](float* one) { return reinterpret_cast<uintptr_t>(one) % 64 == 0; });
+    }
+};
 
 TILES INLINE void put_row(const float* numbers, BFloat16* to) {
     _mm512_storeu_si512(to, rounded(_mm512_load_ps(numbers), _mm512_load_ps(numbers + 16)));
@@ -187,22 +208,23 @@ TILES void outer_strip(const BFloat16* g, int64_t g_stride, int64_t rows, const 
 }
 
 // Columns [low, high) of g.
-TILES void outer(int64_t low, int64_t high, const Groups& groups, int64_t outputs, int64_t inputs, bool add,
-                 const BFloat16* g, int64_t g_stride, const BFloat16* x, int64_t x_stride, float* out) {
+TILES void outer(int64_t low, int64_t high, const Groups& groups, bool add, const BFloat16* g, int64_t g_stride,
+                 const BFloat16* x, int64_t x_stride, const Gradients& out) {
     thread_local static Arena arena;
     Scope scope(arena);
+    const int64_t inputs = out.inputs;
     BFloat16* right = arena.take<BFloat16>(OUTER_ROWS * inputs);
     BFloat16* room = arena.take<BFloat16>(2 * OUTER_ROWS * SPAN);
     configure_tiles();
-    const bool aligned = reinterpret_cast<uintptr_t>(out) % 64 == 0;
+    const bool aligned = out.aligned();
     const int64_t total = groups.bounds[groups.count];
-    const bool small = outputs * inputs <= SHORT_SUMS;
+    const bool small = out.total() * inputs <= SHORT_SUMS;
     const int64_t turn = small ? SHORT_ROWS : OUTER_ROWS;
     for (int64_t e = 0; e < groups.count; e++) {
         const int64_t begin = groups.bounds[e], end = groups.bounds[e + 1];
         const bool streamed = aligned && !add && end - begin <= turn;
-        float* own = out + e * outputs * inputs;
-        if (begin == end && !add) std::fill(own + low * inputs, own + high * inputs, 0.0f);
+        if (begin == end && !add)
+            for (int64_t o = low; o < high; o += SPAN) std::fill(out.at(e, o), out.at(e, o) + SPAN * inputs, 0.0f);
         for (int64_t row = begin; row < end; row += turn) {
             const int64_t rows = std::min(turn, end - row), after = row + rows;
             const int64_t then = small ? std::min(turn, total - after) : 0, steps = inputs / SPAN * ((rows + 31) / 32);
@@ -213,7 +235,7 @@ TILES void outer(int64_t low, int64_t high, const Groups& groups, int64_t output
                 Next next_g = last ? Next(g + after * g_stride + low, g_stride, then, SPAN, steps)
                                    : Next(g + row * g_stride + o + SPAN, g_stride, small ? rows : 0, SPAN, steps);
                 outer_strip(g + row * g_stride + o, g_stride, rows, right, inputs, add || row > begin, streamed,
-                            own + o * inputs, room, next_g, next_x);
+                            out.at(e, o), room, next_g, next_x);
             }
         }
     }
@@ -254,18 +276,19 @@ int train_tiles_serve([[maybe_unused]] int64_t inputs, [[maybe_unused]] int64_t 
 
 #ifdef WITH_TILES
 
-// Weights of `count` maps to their two right operands, as many numbers each as there are weights.
+// Weights of `count` maps to their two right operands, or to their part of those: of maps with `total` outputs the
+// ones from `begin` on.
 void train_pack(int bfloat16, int threads, int64_t count, int64_t outputs, int64_t inputs, const void* weight,
-                BFloat16* turned, BFloat16* straight) {
-    const int64_t size = outputs * inputs;
+                int64_t begin, int64_t total, BFloat16* turned, BFloat16* straight) {
+    const int64_t size = outputs * inputs, whole = total * inputs;
     parallel_for(count, 1, threads, [&](int64_t low, int64_t high) {
         for (int64_t e = low; e < high; e++) {
             if (bfloat16)
-                pack(static_cast<const BFloat16*>(weight) + e * size, outputs, inputs, turned + e * size,
-                     straight + e * size);
+                pack(static_cast<const BFloat16*>(weight) + e * size, outputs, inputs, begin, total, turned + e * whole,
+                     straight + e * whole);
             else
-                pack(static_cast<const float*>(weight) + e * size, outputs, inputs, turned + e * size,
-                     straight + e * size);
+                pack(static_cast<const float*>(weight) + e * size, outputs, inputs, begin, total, turned + e * whole,
+                     straight + e * whole);
         }
     });
 }
@@ -284,13 +307,17 @@ void train_multiply(int bfloat16, int threads, int64_t count, const int64_t* bou
     });
 }
 
-// out = g^T x, or += that, for each group's rows its own [outputs, inputs] of float32.
-void train_outer(int threads, int64_t count, const int64_t* bounds, int64_t outputs, int64_t inputs, int add,
-                 const BFloat16* g, int64_t g_stride, const BFloat16* x, int64_t x_stride, float* out) {
+// g^T x, or += that, for each group's rows, as float32: of `weights` maps one below the other, with as many
+// `outputs` each, to each one's own [count, outputs, inputs].
+void train_outer(int threads, int64_t count, const int64_t* bounds, int64_t inputs, int add, const BFloat16* g,
+                 int64_t g_stride, const BFloat16* x, int64_t x_stride, int64_t weights, const int64_t* outputs,
+                 float* const* to) {
     const Groups groups{count, bounds};
-    const int64_t share = threads == 1 ? outputs : (outputs / threads + SPAN - 1) / SPAN * SPAN;
-    parallel_for(outputs, std::max(share, SPAN), threads, [&](int64_t low, int64_t high) {
-        outer(low, high, groups, outputs, inputs, add != 0, g, g_stride, x, x_stride, out);
+    const Gradients gradients{weights, inputs, outputs, to};
+    const int64_t total = gradients.total();
+    const int64_t share = threads == 1 ? total : (total / threads + SPAN - 1) / SPAN * SPAN;
+    parallel_for(total, std::max(share, SPAN), threads, [&](int64_t low, int64_t high) {
+        outer(low, high, groups, add != 0, g, g_stride, x, x_stride, gradients);
     });
 }
 

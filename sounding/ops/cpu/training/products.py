@@ -28,18 +28,18 @@ def linear(x: Tensor, weight: Weight, *, simulate: bool = False) -> Any:
     if simulate:
         x = simulate_fp8(x, LINEAR_INPUT_BLOCK)
     flat = x.flatten(0, -2)
-    product: Tensor = _Product.apply(flat, weight.values[None], [0, len(flat)])
+    product: Tensor = _Product.apply(flat, [0, len(flat)], x.dtype, weight.values[None])
     return product.unflatten(0, x.shape[:-1])
 
 
-def wide_linear(x: Float[Tensor, "t i"], weight: Weight) -> Any:
+def wide_linear(x: Float[Tensor, "t i"], *weights: Weight) -> Any:
     """Twin of the reference; NotImplemented for packed weights and where tiles do not serve.
 
     Like every product of bf16 numbers here it is added up in float32, and so are its gradients.
     """
-    if weight.scale is not None or not have_tiles(x, weight.values):
+    if any(w.scale is not None or not have_tiles(x, w.values) for w in weights):
         return NotImplemented
-    return _Product.apply(x, weight.values[None], [0, len(x)], torch.float32)
+    return _Product.apply(x, [0, len(x)], torch.float32, *(w.values[None] for w in weights))
 
 
 def grouped_linear(x: Float[Tensor, "t g i"], weight: Weight, groups: int) -> Any:
@@ -51,10 +51,11 @@ def grouped_linear(x: Float[Tensor, "t g i"], weight: Weight, groups: int) -> An
 
 
 def product(
-    x: Float[Tensor, "t i"], weight: Float[Tensor, "e o i"], bounds: list[int]
-) -> Float[Tensor, "t o"]:
-    """Rows from bounds[e] to bounds[e + 1] of x times the transpose of weight e, in x's dtype."""
-    result: Tensor = _Product.apply(x, weight, bounds)
+    x: Float[Tensor, "t i"], bounds: list[int], *weights: Float[Tensor, "e _ i"]
+) -> Float[Tensor, "t oo"]:
+    """Rows from bounds[e] to bounds[e + 1] of x times the transpose of weight e, in x's dtype; of
+    several weights side by side."""
+    result: Tensor = _Product.apply(x, bounds, x.dtype, *weights)
     return result
 
 
@@ -67,36 +68,45 @@ def have_tiles(x: Tensor, weight: Tensor) -> bool:
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bounds: list[int], dtype: torch.dtype | None = None
+        ctx: Any, x: Tensor, bounds: list[int], dtype: torch.dtype, *weights: Tensor
     ) -> Tensor:
-        y = x.new_empty(len(x), weight.shape[1], dtype=dtype)
-        ctx.bounds, ctx.like, ctx.tiles = bounds, weight, have_tiles(x, weight)
+        ctx.bounds, ctx.weights = bounds, weights
+        ctx.outputs = [weight.shape[1] for weight in weights]
+        ctx.tiles = all(have_tiles(x, weight) for weight in weights)
+        y = x.new_empty(len(x), sum(ctx.outputs), dtype=dtype)
         if ctx.tiles:
             x = _with_rows(x)
-            turned, straight = pack(weight)
+            turned, straight = pack(*weights)
             multiply(x, turned, bounds, y)
-        else:
-            straight = weight.to(x.dtype)
+            ctx.save_for_backward(x, straight)
+            return y
+        straights = [weight.to(x.dtype) for weight in weights]
+        for part, straight in zip(y.split(ctx.outputs, 1), straights, strict=True):
             for e, (low, high) in enumerate(pairwise(bounds)):
-                torch.mm(x[low:high], straight[e].T, out=y[low:high])
-        ctx.save_for_backward(x, straight)
+                torch.mm(x[low:high], straight[e].T, out=part[low:high])
+        ctx.save_for_backward(x, *straights)
         return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, straight = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *straights = ctx.saved_tensors
         grad_x = x.new_empty(x.shape)
         if ctx.tiles:
             grad = _with_rows(gradients[0].to(x.dtype))
-            multiply(grad, straight, ctx.bounds, grad_x)
-            grad_weight = torch.empty_like(ctx.like, dtype=torch.float32)
-            outer(grad, x, ctx.bounds, grad_weight)
+            multiply(grad, straights[0], ctx.bounds, grad_x)
+            grads = [torch.empty_like(weight, dtype=torch.float32) for weight in ctx.weights]
+            outer(grad, x, ctx.bounds, *grads)
         else:
-            grad, grad_weight = gradients[0].contiguous(), torch.empty_like(straight)
+            grads = [torch.empty_like(straight) for straight in straights]
+            parts = gradients[0].contiguous().split(ctx.outputs, 1)
             for e, (low, high) in enumerate(pairwise(ctx.bounds)):
-                torch.mm(grad[low:high], straight[e], out=grad_x[low:high])
-                torch.mm(grad[low:high].T, x[low:high], out=grad_weight[e])
-        return grad_x, grad_weight.to(ctx.like.dtype), None, None
+                for grad, grad_weight in zip(parts, grads, strict=True):
+                    torch.mm(grad[low:high].T, x[low:high], out=grad_weight[e])
+                torch.mm(parts[0][low:high], straights[0][e], out=grad_x[low:high])
+                for grad, straight in zip(parts[1:], straights[1:], strict=True):
+                    grad_x[low:high].addmm_(grad[low:high], straight[e])
+        back = [g.to(weight.dtype) for g, weight in zip(grads, ctx.weights, strict=True)]
+        return grad_x, None, None, *back
 
 
 class _Grouped(torch.autograd.Function):
@@ -127,14 +137,21 @@ def _with_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def pack(weight: Float[Tensor, "e o i"]) -> tuple[Tensor, Tensor]:
-    """The right operands of y = x W^T and of dx = g W: as matrices [i, o] and [o, i], in tiles."""
-    count, outputs, inputs = weight.shape
-    turned = weight.new_empty(count, inputs, outputs, dtype=torch.bfloat16)
-    straight = weight.new_empty(count, outputs, inputs, dtype=torch.bfloat16)
-    sizes = (rows(count), rows(outputs), rows(inputs))
-    bfloat16 = ctypes.c_int(weight.dtype == torch.bfloat16)
-    _call("pack", *sizes, weight.contiguous(), turned, straight, first=(bfloat16,))
+def pack(*weights: Float[Tensor, "e _ i"]) -> tuple[Tensor, Tensor]:
+    """The right operands of y = x W^T and of dx = g W: as matrices [i, o] and [o, i], in tiles.
+
+    Of several weights, W is one below the other.
+    """
+    count, _, inputs = weights[0].shape
+    total, begin = sum(weight.shape[1] for weight in weights), 0
+    turned = weights[0].new_empty(count, inputs, total, dtype=torch.bfloat16)
+    straight = weights[0].new_empty(count, total, inputs, dtype=torch.bfloat16)
+    for weight in weights:
+        sizes = (rows(count), rows(weight.shape[1]), rows(inputs))
+        place = (rows(begin), rows(total), turned, straight)
+        bfloat16 = ctypes.c_int(weight.dtype == torch.bfloat16)
+        _call("pack", *sizes, weight.contiguous(), *place, first=(bfloat16,))
+        begin += weight.shape[1]
     return turned, straight
 
 
@@ -151,16 +168,21 @@ def multiply(
 
 
 def outer(
-    g: Float[Tensor, "t o"],
+    g: Float[Tensor, "t oo"],
     x: Float[Tensor, "t i"],
     bounds: Sequence[int],
-    out: Tensor,
-    *,
+    *out: Float[Tensor, "*e _ i"],
     add: bool = False,
 ) -> None:
-    """out = g^T x in float32, of each group's rows, or that added to it."""
-    sizes = (rows(g.shape[1]), rows(x.shape[1]), ctypes.c_int(add))
-    _call("outer", *_groups(bounds), *sizes, g, rows(g.stride(0)), x, rows(x.stride(0)), out)
+    """out = g^T x in float32, of each group's rows, or that added to it.
+
+    Several are those of columns of g side by side.
+    """
+    outputs = (ctypes.c_int64 * len(out))(*(one.shape[-2] for one in out))
+    to = (ctypes.c_void_p * len(out))(*(one.data_ptr() for one in out))
+    sizes = (rows(x.shape[1]), ctypes.c_int(add))
+    memory = (g, rows(g.stride(0)), x, rows(x.stride(0)), rows(len(out)), outputs, to)
+    _call("outer", *_groups(bounds), *sizes, *memory)
 
 
 def _groups(bounds: Sequence[int]) -> tuple[Any, ...]:

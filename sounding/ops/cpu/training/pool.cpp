@@ -1,0 +1,155 @@
+// Pooling of groups of tokens into compressed entries for training. Formulas are those of ops/pool.py; rows are
+// values and gates side by side, as they were projected, and are read where they lie.
+
+#define KERNELS "training/pool.cpp"
+#ifndef TARGET
+
+#include <cstdint>
+
+constexpr int64_t GRAIN = 16;     // groups per range
+constexpr int64_t CHANNELS = 64;  // per range, of sums over tokens
+
+// struct _Groups of pool.py.
+struct Groups {
+    int64_t count, ratio, width;  // groups, tokens of each, channels of an entry
+    int32_t overlapping, leads;   // leads: no group lies before the first
+
+    int64_t stride() const { return (overlapping ? 4 : 2) * width; }
+    int64_t slots() const { return overlapping ? 2 * ratio : ratio; }
+    int64_t gate() const { return stride() / 2; }  // from a value to its gate
+    int64_t before() const { return overlapping && !leads ? 1 : 0; }
+    int64_t first_slot(int64_t group) const { return overlapping && leads && group == 0 ? ratio : 0; }
+    // Where a slot's values begin: with overlap those of the group before come first.
+    int64_t slot(int64_t group, int64_t index) const {
+        const int64_t row = (group + before()) * ratio + index;
+        if (!overlapping) return row * stride();
+        return (row - ratio) * stride() + (index < ratio ? 0 : width);
+    }
+};
+
+#include "../each_target.h"
+
+extern "C" {
+
+void train_pool(int threads, const Groups* groups, const float* rows, float* entries) {
+    parallel_for(groups->count, GRAIN, threads,
+                 [&](int64_t low, int64_t high) { CALL(pool, low, high, *groups, rows, entries); });
+}
+
+void train_pool_backward(int threads, const Groups* groups, const float* rows, const float* grad, float* grad_rows) {
+    parallel_for(groups->count, GRAIN, threads,
+                 [&](int64_t low, int64_t high) { CALL(pool_backward, low, high, *groups, rows, grad, grad_rows); });
+}
+
+// gates[t] += bias[place[t]], of rows `stride` apart.
+void train_add_places(int threads, int64_t tokens, int64_t width, int64_t stride, const int64_t* place,
+                      const float* bias, float* gates) {
+    parallel_for(tokens, GRAIN, threads, [&](int64_t low, int64_t high) {
+        CALL(add_places, low, high, width, stride, place, bias, gates);
+    });
+}
+
+// grad_bias[place] = the sum of gradients of the gates at that place.
+void train_sum_places(int threads, int64_t tokens, int64_t width, int64_t stride, const int64_t* place,
+                      const float* grad, int64_t places, float* grad_bias) {
+    std::fill(grad_bias, grad_bias + places * width, 0.0f);
+    parallel_for(width, CHANNELS, threads, [&](int64_t low, int64_t high) {
+        CALL(sum_places, low, high, tokens, width, stride, place, grad, grad_bias);
+    });
+}
+}
+
+#else
+
+INLINE void add_row(int64_t width, const float* from, float* to) {
+    FOR_LANES(i, count, width) {
+        Floats x, y;
+        load_lanes(from + i, count, x);
+        load_lanes(to + i, count, y);
+        store_lanes(to + i, count, x + y);
+    };
+}
+
+void add_places(int64_t low, int64_t high, int64_t width, int64_t stride, const int64_t* place, const float* bias,
+                float* gates) {
+    for (int64_t t = low; t < high; t++) add_row(width, bias + place[t] * width, gates + t * stride);
+}
+
+// Of some channels of all tokens.
+void sum_places(int64_t low, int64_t high, int64_t tokens, int64_t width, int64_t stride, const int64_t* place,
+                const float* grad, float* grad_bias) {
+    for (int64_t t = 0; t < tokens; t++)
+        add_row(high - low, grad + t * stride + low, grad_bias + place[t] * width + low);
+}
+
+// What the gates of some channels of a group are measured by: the largest, and the sum of what is above it by exp.
+struct Softmax {
+    Floats top, total;
+};
+
+template <typename Count>
+INLINE Softmax softmax(const Groups& groups, int64_t group, const float* gates, int64_t i, Count count) {
+    Softmax by = {Floats{} - INFINITY, {}};
+    Floats z;
+    for (int64_t s = groups.first_slot(group); s < groups.slots(); s++) {
+        load_lanes(gates + groups.slot(group, s) + i, count, z);
+        raise(by.top, z);
+    }
+    for (int64_t s = groups.first_slot(group); s < groups.slots(); s++) {
+        load_lanes(gates + groups.slot(group, s) + i, count, z);
+        by.total += exp(z - by.top);
+    }
+    return by;
+}
+
+void pool(int64_t low, int64_t high, const Groups& groups, const float* rows, float* entries) {
+    for (int64_t group = low; group < high; group++) FOR_LANES(i, count, groups.width) {
+            const float* gates = rows + groups.gate();
+            const Softmax by = softmax(groups, group, gates, i, count);
+            Floats z, v, entry = {};
+            for (int64_t s = groups.first_slot(group); s < groups.slots(); s++) {
+                load_lanes(gates + groups.slot(group, s) + i, count, z);
+                load_lanes(rows + groups.slot(group, s) + i, count, v);
+                entry += exp(z - by.top) / by.total * v;
+            }
+            store_lanes(entries + group * groups.width + i, count, entry);
+        };
+}
+
+// Halves of rows that no group reads: the later ones of the group before the first, the earlier ones of the last.
+INLINE void clear_half(const Groups& groups, int64_t row, int64_t half, float* grad_rows) {
+    for (int64_t t = row; t < row + groups.ratio; t++)
+        for (int64_t part = 0; part < 2; part++) {
+            float* from = grad_rows + t * groups.stride() + part * groups.gate() + half * groups.width;
+            std::fill(from, from + groups.width, 0.0f);
+        }
+}
+
+// Each half of a row belongs to one group, which writes its gradient.
+void pool_backward(int64_t low, int64_t high, const Groups& groups, const float* rows, const float* grad,
+                   float* grad_rows) {
+    for (int64_t group = low; group < high; group++) FOR_LANES(i, count, groups.width) {
+            const float* gates = rows + groups.gate();
+            const Softmax by = softmax(groups, group, gates, i, count);
+            Floats z, v, g, entry = {};
+            load_lanes(grad + group * groups.width + i, count, g);
+            for (int64_t s = groups.first_slot(group); s < groups.slots(); s++) {
+                load_lanes(gates + groups.slot(group, s) + i, count, z);
+                load_lanes(rows + groups.slot(group, s) + i, count, v);
+                entry += exp(z - by.top) / by.total * v;
+            }
+            for (int64_t s = groups.first_slot(group); s < groups.slots(); s++) {
+                const int64_t at = groups.slot(group, s) + i;
+                load_lanes(gates + at, count, z);
+                load_lanes(rows + at, count, v);
+                const Floats through = exp(z - by.top) / by.total * g;
+                store_lanes(grad_rows + at, count, through);
+                store_lanes(grad_rows + groups.gate() + at, count, through * (v - entry));
+            }
+        };
+    if (!groups.overlapping) return;
+    if (low == 0 && !groups.leads) clear_half(groups, 0, 1, grad_rows);
+    if (high == groups.count) clear_half(groups, (groups.count - 1 + groups.before()) * groups.ratio, 0, grad_rows);
+}
+
+#endif
