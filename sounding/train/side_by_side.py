@@ -35,7 +35,11 @@ def side_by_side(
 
     with ThreadPoolExecutor(workers, thread_name_prefix="batch") as pool:
         try:
-            yield from pool.map(alone, items)
+            torch.set_num_threads(1)  # whoever uses a result while others are at work
+            for left, result in zip(range(len(items))[::-1], pool.map(alone, items), strict=True):
+                if left == 0:
+                    torch.set_num_threads(threads)
+                yield result
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
