@@ -5,9 +5,9 @@
 #include "multiply.h"
 
 // Asks for strips before they are read, as much as is read meanwhile: a core waits for a few lines at a time, and
-// those of too far ahead push each other out of the first-level cache. Weights are read once for a token, so
-// processors of AMD are told that they need not stay in the other caches, which makes them faster; others (of Intel)
-// are three times as slow when told so, since what does not go through their second level is not fetched ahead.
+// those of too far ahead push each other out of the first-level cache. Weights are read once for a token. Processors of
+// AMD are faster when told so; Intel's are slower by up to three times, because what does not pass their second-level
+// cache is not fetched ahead.
 class Ahead {
   public:
     Ahead(const Strip* strips, int64_t count) : strip_(strips), last_(strips + count) {

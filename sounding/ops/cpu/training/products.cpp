@@ -22,12 +22,12 @@ struct Groups {
 
 namespace {
 
-constexpr int64_t ROWS = 256;          // of a thread's turn
-constexpr int64_t NUMBERS = 1 << 18;   // of a weight, in the second-level cache
-// The same where rows are the depth: of both sides they fit the first-level cache, but if sums do not fit the second,
-// which are read and written at every turn, turns are longer.
-constexpr int64_t OUTER_ROWS = 512, SHORT_ROWS = 256, SHORT_SUMS = 1 << 18;
-constexpr int64_t DEPTH = 1024;        // of a product at a time: more rows and columns would not fit
+constexpr int64_t ROWS = 256;         // of a thread's turn
+constexpr int64_t DEPTH = 1024;       // of a product at a time: more of both sides would not fit the first-level cache
+constexpr int64_t NUMBERS = 1 << 18;  // of a weight, which stay in the second-level cache
+// Rows of a turn where they are the depth. Those of both sides fit the first-level cache; turns are longer if there
+// are more sums, which are read and written at every turn, than the second one holds.
+constexpr int64_t OUTER_ROWS = 256, LONG_ROWS = 512, SUMS = 1 << 18;
 
 // Both right operands of a weight [outputs, inputs]: of its transpose, by inputs, and of itself; or its part of
 // those of several weights one below the other, with `total` outputs, of which its own begin at `begin`.
@@ -213,13 +213,13 @@ TILES void outer(int64_t low, int64_t high, const Groups& groups, bool add, cons
     thread_local static Arena arena;
     Scope scope(arena);
     const int64_t inputs = out.inputs;
-    BFloat16* right = arena.take<BFloat16>(OUTER_ROWS * inputs);
-    BFloat16* room = arena.take<BFloat16>(2 * OUTER_ROWS * SPAN);
+    BFloat16* right = arena.take<BFloat16>(LONG_ROWS * inputs);
+    BFloat16* room = arena.take<BFloat16>(2 * LONG_ROWS * SPAN);
     configure_tiles();
     const bool aligned = out.aligned();
     const int64_t total = groups.bounds[groups.count];
-    const bool small = out.total() * inputs <= SHORT_SUMS;
-    const int64_t turn = small ? SHORT_ROWS : OUTER_ROWS;
+    const bool small = out.total() * inputs <= SUMS;
+    const int64_t turn = small ? OUTER_ROWS : LONG_ROWS;
     for (int64_t e = 0; e < groups.count; e++) {
         const int64_t begin = groups.bounds[e], end = groups.bounds[e + 1];
         const bool streamed = aligned && !add && end - begin <= turn;
