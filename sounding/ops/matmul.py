@@ -59,7 +59,13 @@ def linear(
 def wide_linear(x: Float[Tensor, "t i"], *weights: Weight) -> Float[Tensor, "t o"]:
     """x W^T in float32 or wider, whatever the dtype of x, of each weight, side by side: the scores
     of a vocabulary, what is pooled into an entry."""
-    return torch.cat([linear(upcast(x), weight) for weight in weights], -1)
+    wide = upcast(x)
+    return side_by_side([linear(wide, weight) for weight in weights])
+
+
+def side_by_side(products: list[Float[Tensor, "t _"]]) -> Float[Tensor, "t o"]:
+    """Products of one input in one tensor; a single one, such as a vocabulary's, as it is."""
+    return products[0] if len(products) == 1 else torch.cat(products, -1)
 
 
 @op(training="sounding.ops.cpu.training.products:grouped_linear")

@@ -6,7 +6,6 @@ where channels do not fill a vector, instruction sets that disagree.
 """
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 import torch
@@ -58,6 +57,20 @@ def assert_same(op: Callable[..., Tensor], parts: list[Tensor], tolerance: float
         if one.numel():
             error = (one.float() - other.float()).abs().max()
             assert error <= tolerance * one.float().abs().max().clamp_min(1e-6)
+
+
+def assert_threads_do_not_matter(op: Callable[..., Tensor], parts: list[Tensor]) -> None:
+    """The same bits of the result and of every gradient."""
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(run(op, parts, "training"))
+    finally:
+        torch.set_num_threads(threads)
+    for several in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], several, strict=True))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -155,14 +168,7 @@ def test_attend_on_tiles(
 def test_attention_does_not_depend_on_threads() -> None:
     """Nor does the gradient of its keys, a sum over all queries: it has one order."""
     op, parts = attention(500, 15, 4, 20, torch.bfloat16, width=64)
-    threads = torch.get_num_threads()
-    found = []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        found.append(run(op, parts, "training"))
-    torch.set_num_threads(threads)
-    for several in found[1:]:
-        assert all(torch.equal(*pair) for pair in zip(found[0], several, strict=True))
+    assert_threads_do_not_matter(op, parts)
 
 
 @pytest.mark.parametrize("picks", [None, 5])
@@ -338,16 +344,7 @@ def test_what_is_not_finite_passes_through_attention(
 def test_ranges_do_not_depend_on_threads() -> None:
     """Gradients of weights are sums over fixed ranges of rows, whoever computes them."""
     x, weight = random(1000, 48, seed=1), random(48, seed=2)
-    threads = torch.get_num_threads()
-    found = []
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            found.append(run(lambda x, w: norm.rms_norm(x, w, 1e-6), [x, weight], "training"))
-    finally:
-        torch.set_num_threads(threads)
-    for one, other in pairwise(found):
-        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+    assert_threads_do_not_matter(lambda x, w: norm.rms_norm(x, w, 1e-6), [x, weight])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -390,20 +387,14 @@ def test_add_places(tokens: int) -> None:
 
 def test_pooling_does_not_depend_on_threads() -> None:
     parts = [random(400, 4 * 24, seed=1), random(4, 48, seed=2)]
-    places, threads = torch.arange(400) % 4, torch.get_num_threads()
+    places = torch.arange(400) % 4
 
     def op(x: Tensor, bias: Tensor) -> Tensor:
         return pool.pool_groups(
             pool.add_places(x * 1, bias, places), 4, overlapping=True, leads=True
         )
 
-    found = []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        found.append(run(op, parts, "training"))
-    torch.set_num_threads(threads)
-    for several in found[1:]:
-        assert all(torch.equal(*pair) for pair in zip(found[0], several, strict=True))
+    assert_threads_do_not_matter(op, parts)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -461,14 +452,7 @@ def test_weights_side_by_side(dtype: torch.dtype) -> None:
 def test_products_do_not_depend_on_threads() -> None:
     """Nor do their gradients: every number is one thread's, in one order."""
     x, weight = random(700, 64, seed=1, dtype=torch.bfloat16), random(96, 64, seed=2)
-    threads = torch.get_num_threads()
-    found = []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        found.append(run(lambda x, w: matmul.linear(x, Weight(w)), [x, weight], "training"))
-    torch.set_num_threads(threads)
-    for several in found[1:]:
-        assert all(torch.equal(*pair) for pair in zip(found[0], several, strict=True))
+    assert_threads_do_not_matter(lambda x, w: matmul.linear(x, Weight(w)), [x, weight])
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 // What this processor can do beyond the instruction sets that kernels are compiled for.
 //
-// No level of x86-64 contains these: SOUNDING_INSTRUCTION_SET turns both off below 5, and tiles below 6.
+// No level of x86-64 contains these: SOUNDING_INSTRUCTION_SET turns pairs and tiles off below 5, and tiles below 6.
 #pragma once
 
 // Inner products of bfloat16, pair by pair, and AVX-512 to permute bytes with: Zen 4 and Sapphire Rapids

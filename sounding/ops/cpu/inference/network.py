@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sounding.ops.cpu import address, library
-from sounding.ops.matmul import Weight
+from sounding.ops.matmul import Weight, side_by_side
 from sounding.ops.quant import FP4_BLOCK, WEIGHT_TILE
 
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float8_e4m3fn: 2, torch.int8: 3}
@@ -206,11 +206,13 @@ def wide_linear(x: Tensor, *weights: Weight) -> Any:
     served = all(x.dtype == weight.values.dtype == torch.bfloat16 for weight in weights)
     if torch.is_grad_enabled() or not served or x.ndim != 2:
         return NotImplemented
-    described = [describe_weight(weight) for weight in weights]
-    if None in described:
-        return NotImplemented
-    products = [linear(x, weight) for weight in described if weight is not None]
-    return products[0] if len(products) == 1 else torch.cat(products, -1)
+    products = []
+    for weight in weights:
+        described = describe_weight(weight)
+        if described is None:
+            return NotImplemented
+        products.append(linear(x, described))
+    return side_by_side(products)
 
 
 def packed_linear(x: Tensor, weight: Weight, *, simulate: bool = False) -> Any:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from sounding.ops.attention import index_scores, num_visible
-from sounding.ops.cpu import address, library
-from sounding.ops.cpu.threads import num_threads
-from sounding.ops.cpu.training.call import call, tiles_serve
+from sounding.ops.cpu import address
+from sounding.ops.cpu.training.call import call, launch, tiles_serve
 from sounding.ops.index_loss import divergence
 
 _QUERIES = 128  # of a tile
@@ -284,10 +283,6 @@ def _attention(
     return ctypes.byref(_Attention(*sizes, *where, *memory))
 
 
-def _on_tiles(name: str, *arguments: Any) -> None:
-    getattr(library(), f"train_{name}")(ctypes.c_int(num_threads()), *arguments)
-
-
 class _AttendOnTiles(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -306,7 +301,7 @@ class _AttendOnTiles(torch.autograd.Function):
         ctx.save_for_backward(q, window, entries, selected, sink, output, log_sums)
         ctx.where = where
         given = _attention(q, window, entries, selected, sink, where)
-        _on_tiles("attend", given, address(output), address(log_sums))
+        launch("attend", given, address(output), address(log_sums))
         return output
 
     @staticmethod
@@ -316,7 +311,7 @@ class _AttendOnTiles(torch.autograd.Function):
         grad = gradients[0].contiguous()
         memory = [address(part) for part in (output, grad, log_sums, *results)]
         given = _attention(q, window, entries, selected, sink, ctx.where)
-        _on_tiles("attend_backward", given, ctypes.byref(_Gradient(*memory)))
+        launch("attend_backward", given, ctypes.byref(_Gradient(*memory)))
         delta, grad_q, grad_window, grad_entries = results
         grad_sink = -((sink - log_sums).exp() * delta).sum(0)
         return grad_q, grad_window, grad_entries, None, grad_sink, None

@@ -189,7 +189,7 @@ public:
     }
 
     // += two rows of tiles (16 rows of `stride` numbers each, or tiles one behind the other where `step`
-    // is TILE and `stride` 32) times two columns of tiles. between(k) is done with the product of tiles k.
+    // is TILE and `stride` 32) times two columns of tiles. `between` is done with each tile of columns.
     template <typename Between>
     TILES INLINE void accumulate(const BFloat16* left, const BFloat16* left2, int64_t stride, int64_t step,
                                  const BFloat16* right, const BFloat16* right2, int64_t count,
@@ -199,7 +199,7 @@ public:
                 accumulate_rows(row, left + row * stride, stride, step, right, right2, count);
                 accumulate_rows(16 + row, left2 + row * stride, stride, step, right, right2, count);
             }
-            for (int64_t k = 0; k < count; k++) between(k);
+            for (int64_t k = 0; k < count; k++) between();
             return;
         }
         for (int64_t k = 0; k < count; k++, left += step, left2 += step, right += TILE, right2 += TILE) {
@@ -211,12 +211,12 @@ public:
             _tile_loadd(5, left2, 2 * stride);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
-            between(k);
+            between();
         }
     }
     TILES INLINE void accumulate(const BFloat16* left, const BFloat16* left2, int64_t stride, int64_t step,
                                  const BFloat16* right, const BFloat16* right2, int64_t count) {
-        accumulate(left, left2, stride, step, right, right2, count, [](int64_t) TILES {});
+        accumulate(left, left2, stride, step, right, right2, count, []() TILES {});
     }
 
 private:

@@ -15,14 +15,17 @@ def call(name: str, like: Tensor, *arguments: Any) -> None:
 
     Tensors are passed by address, None as no address, other values as they are.
     """
-    kernels = library()
-    assert kernels is not None, "chosen only where the library was built"
     passed = [
         address(argument) if isinstance(argument, Tensor) else argument for argument in arguments
     ]
-    function = getattr(kernels, f"train_{name}")
-    bfloat16 = ctypes.c_int(like.dtype == torch.bfloat16)
-    function(bfloat16, ctypes.c_int(num_threads()), *passed)
+    launch(name, *passed, first=(ctypes.c_int(like.dtype == torch.bfloat16),))
+
+
+def launch(name: str, *arguments: Any, first: tuple[Any, ...] = ()) -> None:
+    """Run `train_<name>`: its threads come behind what is `first`, the arguments behind them."""
+    kernels = library()
+    assert kernels is not None, "chosen only where the library was built"
+    getattr(kernels, f"train_{name}")(*first, ctypes.c_int(num_threads()), *arguments)
 
 
 def rows(count: int) -> ctypes.c_int64:

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sounding.ops.cpu import address, library
-from sounding.ops.cpu.threads import num_threads
-from sounding.ops.cpu.training.call import rows, tiles_serve
+from sounding.ops.cpu import address
+from sounding.ops.cpu.training.call import launch, rows, tiles_serve
 from sounding.ops.muon import NEWTON_SCHULZ
 
 _COEFFICIENTS = [number for step in NEWTON_SCHULZ for number in step]
@@ -25,11 +24,9 @@ def update(
     dtype: torch.dtype,
 ) -> Any:
     """Twin of the reference; NotImplemented where tiles do not serve."""
-    kernels = library()
     tensors = [*weights, *gradients, *momenta]
     if dtype != torch.bfloat16 or any(t.dtype != torch.float32 for t in tensors):
         return NotImplemented
-    assert kernels is not None, "chosen only where the library was built"
     n, m = weights[0].shape[-2:]
     if not tiles_serve(n, m):
         return NotImplemented
@@ -37,11 +34,7 @@ def update(
     factors = [ctypes.c_float(factor) for factor in (mu, shrink, length)]
     for weight, gradient, momentum in zip(weights, gradients, momenta, strict=True):
         sizes = (rows(weight.numel() // (n * m)), rows(n), rows(m))
-        kernels.train_muon(
-            ctypes.c_int(num_threads()),
-            *sizes,
-            *(address(weight), address(gradient.contiguous()), address(momentum)),
-            *factors,
-            *(steps, ctypes.c_int(len(NEWTON_SCHULZ))),
-        )
+        held = (weight, gradient.contiguous(), momentum)  # until the kernel has run
+        rounds = (steps, ctypes.c_int(len(NEWTON_SCHULZ)))
+        launch("muon", *sizes, *map(address, held), *factors, *rounds)
     return None

@@ -9,8 +9,8 @@
 constexpr int64_t GRAIN = 16;     // groups per range
 constexpr int64_t CHANNELS = 64;  // per range, of sums over tokens
 
-// struct _Groups of pool.py.
-struct Groups {
+// struct _Pooling of pool.py.
+struct Pooling {
     int64_t count, ratio, width;  // groups, tokens of each, channels of an entry
     int32_t overlapping, leads;   // leads: no group lies before the first
 
@@ -31,12 +31,12 @@ struct Groups {
 
 extern "C" {
 
-void train_pool(int threads, const Groups* groups, const float* rows, float* entries) {
+void train_pool(int threads, const Pooling* groups, const float* rows, float* entries) {
     parallel_for(groups->count, GRAIN, threads,
                  [&](int64_t low, int64_t high) { CALL(pool, low, high, *groups, rows, entries); });
 }
 
-void train_pool_backward(int threads, const Groups* groups, const float* rows, const float* grad, float* grad_rows) {
+void train_pool_backward(int threads, const Pooling* groups, const float* rows, const float* grad, float* grad_rows) {
     parallel_for(groups->count, GRAIN, threads,
                  [&](int64_t low, int64_t high) { CALL(pool_backward, low, high, *groups, rows, grad, grad_rows); });
 }
@@ -82,42 +82,44 @@ void sum_places(int64_t low, int64_t high, int64_t tokens, int64_t width, int64_
         add_row(high - low, grad + t * stride + low, grad_bias + place[t] * width + low);
 }
 
-// What the gates of some channels of a group are measured by: the largest, and the sum of what is above it by exp.
-struct Softmax {
-    Floats top, total;
+// Some channels of an entry, and what their gates are measured by: the largest, and the sum of exp of what they lie
+// below it.
+struct Blend {
+    Floats top, total, entry;
+
+    INLINE Floats share(const Floats& gate) const { return exp(gate - top) / total; }
 };
 
 template <typename Count>
-INLINE Softmax softmax(const Groups& groups, int64_t group, const float* gates, int64_t i, Count count) {
-    Softmax by = {Floats{} - INFINITY, {}};
-    Floats z;
-    for (int64_t s = groups.first_slot(group); s < groups.slots(); s++) {
-        load_lanes(gates + groups.slot(group, s) + i, count, z);
+INLINE Blend blend(const Pooling& groups, int64_t group, const float* rows, int64_t i, Count count) {
+    Blend by = {Floats{} - INFINITY, {}, {}};
+    const float *values = rows + i, *gates = values + groups.gate();
+    const int64_t first = groups.first_slot(group), slots = groups.slots();
+    Floats z, v;
+    for (int64_t s = first; s < slots; s++) {
+        load_lanes(gates + groups.slot(group, s), count, z);
         raise(by.top, z);
     }
-    for (int64_t s = groups.first_slot(group); s < groups.slots(); s++) {
-        load_lanes(gates + groups.slot(group, s) + i, count, z);
+    for (int64_t s = first; s < slots; s++) {
+        load_lanes(gates + groups.slot(group, s), count, z);
         by.total += exp(z - by.top);
+    }
+    for (int64_t s = first; s < slots; s++) {
+        load_lanes(gates + groups.slot(group, s), count, z);
+        load_lanes(values + groups.slot(group, s), count, v);
+        by.entry += by.share(z) * v;
     }
     return by;
 }
 
-void pool(int64_t low, int64_t high, const Groups& groups, const float* rows, float* entries) {
+void pool(int64_t low, int64_t high, const Pooling& groups, const float* rows, float* entries) {
     for (int64_t group = low; group < high; group++) FOR_LANES(i, count, groups.width) {
-            const float* gates = rows + groups.gate();
-            const Softmax by = softmax(groups, group, gates, i, count);
-            Floats z, v, entry = {};
-            for (int64_t s = groups.first_slot(group); s < groups.slots(); s++) {
-                load_lanes(gates + groups.slot(group, s) + i, count, z);
-                load_lanes(rows + groups.slot(group, s) + i, count, v);
-                entry += exp(z - by.top) / by.total * v;
-            }
-            store_lanes(entries + group * groups.width + i, count, entry);
+            store_lanes(entries + group * groups.width + i, count, blend(groups, group, rows, i, count).entry);
         };
 }
 
 // Halves of rows that no group reads: the later ones of the group before the first, the earlier ones of the last.
-INLINE void clear_half(const Groups& groups, int64_t row, int64_t half, float* grad_rows) {
+INLINE void clear_half(const Pooling& groups, int64_t row, int64_t half, float* grad_rows) {
     for (int64_t t = row; t < row + groups.ratio; t++)
         for (int64_t part = 0; part < 2; part++) {
             float* from = grad_rows + t * groups.stride() + part * groups.gate() + half * groups.width;
@@ -126,25 +128,19 @@ INLINE void clear_half(const Groups& groups, int64_t row, int64_t half, float* g
 }
 
 // Each half of a row belongs to one group, which writes its gradient.
-void pool_backward(int64_t low, int64_t high, const Groups& groups, const float* rows, const float* grad,
+void pool_backward(int64_t low, int64_t high, const Pooling& groups, const float* rows, const float* grad,
                    float* grad_rows) {
     for (int64_t group = low; group < high; group++) FOR_LANES(i, count, groups.width) {
-            const float* gates = rows + groups.gate();
-            const Softmax by = softmax(groups, group, gates, i, count);
-            Floats z, v, g, entry = {};
+            const Blend by = blend(groups, group, rows, i, count);
+            Floats z, v, g;
             load_lanes(grad + group * groups.width + i, count, g);
             for (int64_t s = groups.first_slot(group); s < groups.slots(); s++) {
-                load_lanes(gates + groups.slot(group, s) + i, count, z);
-                load_lanes(rows + groups.slot(group, s) + i, count, v);
-                entry += exp(z - by.top) / by.total * v;
-            }
-            for (int64_t s = groups.first_slot(group); s < groups.slots(); s++) {
                 const int64_t at = groups.slot(group, s) + i;
-                load_lanes(gates + at, count, z);
+                load_lanes(rows + groups.gate() + at, count, z);
                 load_lanes(rows + at, count, v);
-                const Floats through = exp(z - by.top) / by.total * g;
+                const Floats through = by.share(z) * g;
                 store_lanes(grad_rows + at, count, through);
-                store_lanes(grad_rows + groups.gate() + at, count, through * (v - entry));
+                store_lanes(grad_rows + groups.gate() + at, count, through * (v - by.entry));
             }
         };
     if (!groups.overlapping) return;

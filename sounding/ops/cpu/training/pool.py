@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sounding.ops.cpu import address, library
-from sounding.ops.cpu.threads import num_threads
-from sounding.ops.cpu.training.call import rows
+from sounding.ops.cpu import address
+from sounding.ops.cpu.training.call import launch, rows
 
 
-class _Groups(ctypes.Structure):
-    """struct Groups of pool.cpp."""
+class _Pooling(ctypes.Structure):
+    """struct Pooling of pool.cpp."""
 
     _fields_ = (
         ("count", ctypes.c_int64),
@@ -29,7 +28,7 @@ def pool_groups(projections: Tensor, ratio: int, *, overlapping: bool, leads: bo
     if projections.dtype != torch.float32 or count < 1:
         return NotImplemented
     width = projections.shape[1] // (4 if overlapping else 2)
-    groups = _Groups(count, ratio, width, overlapping, leads)
+    groups = _Pooling(count, ratio, width, overlapping, leads)
     return _Pool.apply(projections.contiguous(), groups)
 
 
@@ -42,9 +41,9 @@ def add_places(projections: Tensor, bias: Tensor, places: Tensor) -> Any:
 
 class _Pool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, projections: Tensor, groups: _Groups) -> Tensor:
+    def forward(ctx: Any, projections: Tensor, groups: _Pooling) -> Tensor:
         entries = projections.new_empty(groups.count, groups.width)
-        _call("pool", ctypes.byref(groups), address(projections), address(entries))
+        launch("pool", ctypes.byref(groups), address(projections), address(entries))
         ctx.save_for_backward(projections)
         ctx.groups = groups
         return entries
@@ -54,7 +53,7 @@ class _Pool(torch.autograd.Function):
         (projections,), grad_entries = ctx.saved_tensors, gradients[0].contiguous()
         grad = torch.empty_like(projections)
         memory = map(address, (projections, grad_entries, grad))
-        _call("pool_backward", ctypes.byref(ctx.groups), *memory)
+        launch("pool_backward", ctypes.byref(ctx.groups), *memory)
         return grad, None
 
 
@@ -65,7 +64,7 @@ class _AddPlaces(torch.autograd.Function):
         ctx.save_for_backward(places)
         ctx.bias = bias
         sizes, gates = _gates(projections, bias)
-        _call("add_places", *sizes, address(places), address(bias), gates)
+        launch("add_places", *sizes, address(places), address(bias), gates)
         return projections
 
     @staticmethod
@@ -74,7 +73,7 @@ class _AddPlaces(torch.autograd.Function):
         grad_bias = torch.empty_like(ctx.bias)
         sizes, gates = _gates(grad, grad_bias)
         sums = (rows(len(grad_bias)), address(grad_bias))
-        _call("sum_places", *sizes, address(places), gates, *sums)
+        launch("sum_places", *sizes, address(places), gates, *sums)
         return grad, grad_bias, None
 
 
@@ -83,7 +82,3 @@ def _gates(projections: Tensor, bias: Tensor) -> tuple[tuple[ctypes.c_int64, ...
     width = bias.shape[1]
     sizes = (rows(len(projections)), rows(width), rows(projections.shape[1]))
     return sizes, ctypes.c_void_p(projections[:, width:].data_ptr())
-
-
-def _call(name: str, *arguments: Any) -> None:
-    getattr(library(), f"train_{name}")(ctypes.c_int(num_threads()), *arguments)

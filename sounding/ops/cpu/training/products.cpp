@@ -100,60 +100,6 @@ private:
     alignas(64) float squares[SPAN * SPAN];
 };
 
-// y[rows, columns] = x[rows, depth] times a packed right operand; rows lie `x_stride`, `y_stride` apart.
-template <typename Y>
-TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16* x, int64_t x_stride,
-                    const BFloat16* right, Y* y, int64_t y_stride, Arena& arena) {
-    Squares squares;
-    Written<Y> written(y_stride);
-    float* sums = depth > DEPTH ? arena.take<float>(ROWS * columns) : nullptr;
-    BFloat16* padded = arena.take<BFloat16>(SPAN * depth);
-    const int64_t whole = rows / SPAN * SPAN;
-    if (whole < rows) {
-        for (int64_t row = whole; row < rows; row++)
-            std::copy(x + row * x_stride, x + row * x_stride + depth, padded + (row - whole) * depth);
-        std::fill(padded + (rows - whole) * depth, padded + SPAN * depth, BFloat16{0});
-    }
-    for (int64_t k = 0; k < depth; k += DEPTH) {
-        const int64_t steps = std::min(DEPTH, depth - k) / 32;
-        const bool first = k == 0, last = k + DEPTH >= depth;
-        const int64_t wide = std::max(SPAN, NUMBERS / (32 * steps) / SPAN * SPAN);
-        for (int64_t begin = 0; begin < columns; begin += wide) {
-            const int64_t end = std::min(columns, begin + wide);
-            // While rows are multiplied the next ones are asked for, some with each square.
-            const int64_t asked = (SPAN * SPAN + end - begin - 1) / (end - begin);
-            for (int64_t row = 0; row < rows; row += SPAN) {
-                const bool inside = row < whole;
-                const BFloat16* a = inside ? x + row * x_stride + k : padded + k;
-                const int64_t stride = inside ? x_stride : depth;
-                int64_t next = row + SPAN;
-                for (int64_t column = begin; column < end; column += SPAN) {
-                    const BFloat16* b = right + column * depth + k / 32 * TILE;
-                    float* sum = sums == nullptr ? nullptr : sums + row * columns + column;
-                    Y* to = y + row * y_stride + column;
-                    if (first)
-                        squares.clear();
-                    else
-                        squares.load(sum, columns);
-                    if (last) written.ask(rows - row, to);
-                    const int64_t until = begin > 0 ? next : std::min({next + asked, row + 2 * SPAN, rows});
-                    squares.accumulate(a, a + 16 * stride, stride, 32, b, b + 16 * depth, steps, [&](int64_t step) TILES {
-                        for (int64_t i = next; i < until; i++)
-                            _mm_prefetch(x + i * x_stride + k + 32 * step, _MM_HINT_T1);
-                        written.some(4);
-                    });
-                    next = std::max(next, until);
-                    if (last)
-                        written.take(squares, rows - row, to);
-                    else
-                        squares.store(sum, columns);
-                }
-            }
-        }
-    }
-    written.some(SPAN);
-}
-
 // Rows of a matrix that are read next, asked for a few lines at a time while others are multiplied.
 class Next {
 public:
@@ -177,6 +123,56 @@ private:
     int64_t row = 0, column = 0;
 };
 
+// y[rows, columns] = x[rows, depth] times a packed right operand; rows lie `x_stride`, `y_stride` apart.
+template <typename Y>
+TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16* x, int64_t x_stride,
+                    const BFloat16* right, Y* y, int64_t y_stride, Arena& arena) {
+    Squares squares;
+    Written<Y> written(y_stride);
+    float* sums = depth > DEPTH ? arena.take<float>(ROWS * columns) : nullptr;
+    BFloat16* padded = arena.take<BFloat16>(SPAN * depth);
+    const int64_t whole = rows / SPAN * SPAN;
+    if (whole < rows) {
+        for (int64_t row = whole; row < rows; row++)
+            std::copy(x + row * x_stride, x + row * x_stride + depth, padded + (row - whole) * depth);
+        std::fill(padded + (rows - whole) * depth, padded + SPAN * depth, BFloat16{0});
+    }
+    for (int64_t k = 0; k < depth; k += DEPTH) {
+        const int64_t steps = std::min(DEPTH, depth - k) / 32;
+        const bool first = k == 0, last = k + DEPTH >= depth;
+        const int64_t wide = std::max(SPAN, NUMBERS / (32 * steps) / SPAN * SPAN);
+        for (int64_t begin = 0; begin < columns; begin += wide) {
+            const int64_t end = std::min(columns, begin + wide);
+            for (int64_t row = 0; row < rows; row += SPAN) {
+                const bool inside = row < whole;
+                const BFloat16* a = inside ? x + row * x_stride + k : padded + k;
+                const int64_t stride = inside ? x_stride : depth;
+                const int64_t after = begin == 0 ? std::clamp<int64_t>(rows - row - SPAN, 0, SPAN) : 0;
+                Next next(x + (row + SPAN) * x_stride + k, x_stride, after, 32 * steps, (end - begin) / SPAN * steps);
+                for (int64_t column = begin; column < end; column += SPAN) {
+                    const BFloat16* b = right + column * depth + k / 32 * TILE;
+                    float* sum = sums == nullptr ? nullptr : sums + row * columns + column;
+                    Y* to = y + row * y_stride + column;
+                    if (first)
+                        squares.clear();
+                    else
+                        squares.load(sum, columns);
+                    if (last) written.ask(rows - row, to);
+                    squares.accumulate(a, a + 16 * stride, stride, 32, b, b + 16 * depth, steps, [&]() TILES {
+                        next.some();
+                        written.some(4);
+                    });
+                    if (last)
+                        written.take(squares, rows - row, to);
+                    else
+                        squares.store(sum, columns);
+                }
+            }
+        }
+    }
+    written.some(SPAN);
+}
+
 // out[columns of g, columns of x] = g^T x, or += that, over some rows, of 32 columns of g. `room` is for these.
 // Streamed sums go past the caches: nobody reads a gradient before all others are made too.
 TILES void outer_strip(const BFloat16* g, int64_t g_stride, int64_t rows, const BFloat16* right, int64_t columns,
@@ -192,7 +188,7 @@ TILES void outer_strip(const BFloat16* g, int64_t g_stride, int64_t rows, const 
             squares.load(out + column, columns);
         else
             squares.clear();
-        squares.accumulate(turned, turned + 16 * depth, 32, TILE, b, b + 16 * depth, depth / 32, [&](int64_t) TILES {
+        squares.accumulate(turned, turned + 16 * depth, 32, TILE, b, b + 16 * depth, depth / 32, [&]() TILES {
             next_g.some();
             next_x.some();
         });

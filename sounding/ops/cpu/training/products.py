@@ -14,9 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sounding.ops.cpu import library
-from sounding.ops.cpu.threads import num_threads
-from sounding.ops.cpu.training.call import rows, tiles_serve
+from sounding.ops.cpu.training.call import launch, rows, tiles_serve
 from sounding.ops.matmul import Weight
 from sounding.ops.quant import LINEAR_INPUT_BLOCK, simulate_fp8
 
@@ -194,5 +192,4 @@ def _call(name: str, *arguments: Any, first: tuple[Any, ...] = ()) -> None:
         ctypes.c_void_p(argument.data_ptr()) if isinstance(argument, Tensor) else argument
         for argument in arguments
     ]
-    threads = ctypes.c_int(num_threads())
-    getattr(library(), f"train_{name}")(*first, threads, *passed)
+    launch(name, *passed, first=first)
