@@ -7,6 +7,8 @@ nothing or another phase than asked for, options without effect. No clock is ass
 
 import importlib.util
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,12 +139,19 @@ def test_the_report_on_training(mtp: bool) -> None:
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert (report["phase"], report["sequences"], report["sequence_tokens"]) == ("dense", 2, 12)
-    assert report["threads"] == report["steps"] == 1
+    assert report["threads"] == report["steps"] == 1  # so a ratio is that of single figures
     for key, ratio in (("tokens_per_second", "ratio"), ("peak_bytes", "memory_ratio")):
         assert report[key] > 0 and report[f"peer_{key}"] > 0
         assert report[ratio] == pytest.approx(report[key] / report[f"peer_{key}"], abs=6e-3)
     assert report["mtp"] is mtp
     assert ("1 MTP block besides" if mtp else "no MTP block either") in report["differences"]
+
+
+def test_a_process_that_ends_early_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    result = CliRunner().invoke(cli, ["bench", "tiny", "--train", "--tokens", "2x12"])
+    assert result.exit_code
+    assert "training with 'ours' ended with exit code 1" in f"{result.output}{result.exception}"
 
 
 @pytest.mark.parametrize(

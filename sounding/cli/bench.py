@@ -119,7 +119,8 @@ def bench(
     Keys of the JSON with --train:
       model, threads, phase, mtp, sequences, sequence_tokens, steps    what was asked for
       tokens_per_second, peak_bytes    median over the steps; of the process that trains
-      peer_tokens_per_second, peer_peak_bytes, ratio, memory_ratio, differences
+      peer_tokens_per_second, peer_peak_bytes, differences    likewise, and how the sides differ
+      ratio, memory_ratio              of steps taken in turn, the median; of the peaks
     """
     import psutil
 

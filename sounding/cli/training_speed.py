@@ -1,28 +1,36 @@
 """`bench --train`: each side trains in a process of its own, so that each has its own peak memory.
 
-Run as a module, this is such a process: a workload as JSON on stdin, what was measured on stdout.
+They take their steps in turn, because machines change their pace. Run as a module, this is such a
+process: a workload as a line of JSON on stdin, and for every line behind it a step; what was
+measured, as lines of JSON on stdout.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 from rich import box
 from rich.console import Console
+from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
 from sounding.cli.models import unknown_model
+from sounding.cli.progress import progress_bar
 from sounding.config import ModelConfig, parse_config
 from sounding.presets import PRESETS
 
 if TYPE_CHECKING:
-    from sounding.train.throughput import Measurement, Workload
+    from sounding.train.throughput import Workload
 
 Side = Literal["ours", "transformers"]
 
@@ -31,6 +39,13 @@ _DIFFERENCES = (
     "matrices with Muon and trains {mtp}; transformers keeps everything in bfloat16, updates "
     "with torch's AdamW, has no MTP block, and always lets CSA layers choose entries{choosing}"
 )
+
+
+class Taken(NamedTuple):
+    """What a process says of a step: how long it took, and its largest resident memory so far."""
+
+    seconds: float
+    peak_bytes: int
 
 
 def compare_training(
@@ -45,8 +60,7 @@ def compare_training(
 ) -> dict[str, Any]:
     """Train the config of a preset or folder from random weights; returns the report.
 
-    With a peer, ours is measured before and after it, because a machine changes its pace. Raises
-    ValueError for a model that is neither, and where the peer is not installed.
+    Raises ValueError for a model that is neither, and where the peer is not installed.
     """
     from sounding.train.throughput import Workload, run_of
 
@@ -59,7 +73,8 @@ def compare_training(
         config = dataclasses.replace(config, num_nextn_predict_layers=0)
     workload = Workload(config, *tokens, sparse=sparse, steps=steps)
     run_of(workload)  # what is wrong with it is said here, once
-    measured = [_measure_apart("ours", workload, threads)]
+    sides: list[Side] = ["ours", "transformers"] if against else ["ours"]
+    ours, *peer = _take_turns(sides, workload, threads)
     report: dict[str, Any] = {
         "model": model,
         "threads": threads,
@@ -68,18 +83,17 @@ def compare_training(
         "sequences": tokens[0],
         "sequence_tokens": tokens[1],
         "steps": steps,
+        **_figures(ours, tokens),
     }
-    if against is None:
-        return report | _figures(measured, tokens)
-    peer = _figures([_measure_apart("transformers", workload, threads)], tokens)
-    measured.append(_measure_apart("ours", workload, threads))
-    report |= _figures(measured, tokens)
-    speed, memory = (report[key] / peer[key] for key in ("tokens_per_second", "peak_bytes"))
+    if not peer:
+        return report
+    (theirs,) = peer
+    ratios = [their.seconds / our.seconds for our, their in zip(ours, theirs, strict=True)]
     return {
         **report,
-        **{f"peer_{key}": value for key, value in peer.items()},
-        "ratio": round(speed, 2),
-        "memory_ratio": round(memory, 3),
+        **{f"peer_{key}": value for key, value in _figures(theirs, tokens).items()},
+        "ratio": round(statistics.median(ratios), 2),
+        "memory_ratio": round(ours[-1].peak_bytes / theirs[-1].peak_bytes, 3),
         "differences": _differences(config, sparse),
     }
 
@@ -123,49 +137,80 @@ def _differences(config: ModelConfig, sparse: bool) -> str:
     return _DIFFERENCES.format(mtp=mtp, choosing=choosing)
 
 
-def _figures(measured: "list[Measurement]", tokens: tuple[int, int]) -> dict[str, Any]:
-    seconds = [each for one in measured for each in one.seconds]
+def _figures(steps: Sequence[Taken], tokens: tuple[int, int]) -> dict[str, Any]:
+    seconds = statistics.median(step.seconds for step in steps)
     return {
-        "tokens_per_second": round(tokens[0] * tokens[1] / statistics.median(seconds), 1),
-        "peak_bytes": max(one.peak_bytes for one in measured),
+        "tokens_per_second": round(tokens[0] * tokens[1] / seconds, 1),
+        "peak_bytes": steps[-1].peak_bytes,
     }
+
+
+def _take_turns(sides: Sequence[Side], workload: "Workload", threads: int) -> list[list[Taken]]:
+    """The steps of each side, after one to warm up: a step of each, then the next of each."""
+    with contextlib.ExitStack() as stack, progress_bar(MofNCompleteColumn()) as bar:
+        steps = [stack.enter_context(_started(side, workload, threads)) for side in sides]
+        turns = range(workload.steps + 1)
+        taken = [[step() for step in steps] for _ in bar.track(turns, description="steps")]
+    return [list(side) for side in zip(*taken[1:], strict=True)]
 
 
 # --------------------------------------------------------------------------------------------------
 # The process of one side
 
 
-def _measure_apart(side: Side, workload: "Workload", threads: int) -> "Measurement":
-    """Raises ValueError when the process fails; its own words are on stderr by then."""
-    from sounding.train.throughput import Measurement
+@contextmanager
+def _started(side: Side, workload: "Workload", threads: int) -> Iterator[Callable[[], Taken]]:
+    """A process that trains, as a function that lets it take a step; it ends with the context.
 
+    The function raises ValueError when the process has failed; its own words are on stderr then.
+    """
     asked = {**dataclasses.asdict(workload), "config": workload.config.to_dict()}
-    done = subprocess.run(
-        [sys.executable, "-m", __name__],
-        input=json.dumps({"side": side, "threads": threads, "workload": asked}),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise ValueError(
-            f"training with {side!r} ended with exit code {done.returncode}; a smaller --tokens "
-            "takes less memory"
-        )
-    return Measurement(**json.loads(done.stdout))
+    command, pipe = [sys.executable, "-m", __name__], subprocess.PIPE
+    # In a session of its own, so that Ctrl-C reaches this process alone, which then ends the other.
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        orders, answers = process.stdin, process.stdout
+
+        def say(line: str) -> None:
+            with contextlib.suppress(BrokenPipeError):  # it has ended, which its answer shows
+                orders.write(f"{line}\n".encode())
+
+        def step() -> Taken:
+            say("step")
+            answer = answers.readline()
+            if not answer:
+                raise ValueError(
+                    f"training with {side!r} ended with exit code {process.wait()}; a smaller "
+                    "--tokens takes less memory"
+                )
+            return Taken(**json.loads(answer))
+
+        try:
+            say(json.dumps({"side": side, "threads": threads, "workload": asked}))
+            yield step
+        finally:
+            process.kill()
 
 
-def _run_side(asked: dict[str, Any]) -> dict[str, Any]:
+def _steps(asked: dict[str, Any], orders: Iterator[str]) -> Iterator[Taken]:
     import torch
 
+    from sounding.resident import peak_resident_bytes
     from sounding.train import throughput
 
     torch.set_num_threads(asked["threads"])
     raw = asked["workload"]
     workload = throughput.Workload(**{**raw, "config": parse_config(raw["config"])})
     sides = {"ours": throughput.ours, "transformers": throughput.transformers}
-    return dataclasses.asdict(throughput.measure(workload, sides[asked["side"]]))
+    with sides[asked["side"]](workload) as step:
+        for _ in orders:
+            start = time.perf_counter()
+            step()
+            yield Taken(time.perf_counter() - start, peak_resident_bytes())
 
 
 if __name__ == "__main__":
-    click.echo(json.dumps(_run_side(json.load(sys.stdin))))
+    for taken in _steps(json.loads(sys.stdin.readline()), iter(sys.stdin)):
+        print(json.dumps(taken._asdict()), flush=True)

@@ -1,4 +1,4 @@
-"""Steps of training on random tokens, timed: ours, and those of the V4 of `transformers`.
+"""Steps of training on random tokens, to be timed: ours, and those of the V4 of `transformers`.
 
 A step is everything from a batch to changed weights. Ours is the trainer's own, so whatever a run
 does in a step is measured here too.
@@ -8,9 +8,8 @@ import dataclasses
 import itertools
 import math
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import torch
 
 from sounding.config import ModelConfig
 from sounding.ops.loss import IGNORED
-from sounding.resident import peak_resident_bytes
 from sounding.train.memory import keep_freed_memory
 from sounding.train.numerics import repeatable
 from sounding.train.run_config import DataConfig, RunConfig, SparsityConfig, TrainConfig
@@ -40,28 +38,6 @@ class Workload:
     sequence_tokens: int
     sparse: bool  # whether CSA layers choose entries, and the indexer learns to
     steps: int
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Seconds of each step after one to warm up, and the largest resident memory until then."""
-
-    seconds: list[float]
-    peak_bytes: int
-
-
-def measure(
-    workload: Workload, opened: Callable[[Workload], AbstractContextManager[Step]]
-) -> Measurement:
-    """Take the steps of `ours` or `transformers`; the peak is that of the whole process so far."""
-    seconds = []
-    with opened(workload) as step:
-        step()
-        for _ in range(workload.steps):
-            start = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - start)
-    return Measurement(seconds, peak_resident_bytes())
 
 
 @contextmanager
