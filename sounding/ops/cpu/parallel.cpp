@@ -29,33 +29,31 @@ void pause() {
 
 struct Job {
     RangeWork work;
-    int64_t count, grain;
-    std::atomic<int64_t> next{0};  // first index that nobody has taken
+    int64_t count, grain, ranges;
 
-    void run() {
-        for (int64_t low; (low = next.fetch_add(grain)) < count;)
-            work(low, std::min(low + grain, count));
-    }
+    void run(int64_t range) const { work(range * grain, std::min((range + 1) * grain, count)); }
 };
 
+// A core takes a tenth of a microsecond to see what another one has written, line by line of its cache, and a
+// decoded token is a hundred jobs of a few microseconds. So workers watch one line, and all else is in a second one.
 class Pool {
   public:
-    void run(Job& job, int helpers) {
+    void run(const Job& job, int helpers) {
         while (int(workers_.size()) < helpers) {
             const int index = int(workers_.size());
             workers_.emplace_back([this, index] { serve(index); });
         }
-        wanted_ = helpers;
-        job_ = &job;
-        round_++;
+        job_ = job;
+        left_.store(uint64_t(job.ranges) << 32 | (uint64_t(job.ranges) + SPARE), std::memory_order_release);
+        wanted_.store(helpers, std::memory_order_relaxed);
+        round_.store(round_.load(std::memory_order_relaxed) + 1);
         if (sleeping_ > 0) {
             std::lock_guard<std::mutex> lock(mutex_);  // whoever is about to sleep gets the call
             wake_.notify_all();
         }
-        job.run();
-        // From here on nobody can join; only those inside are waited for, never a sleeper.
-        job_ = nullptr;
-        for (int waited = 0; inside_ > 0; waited++) {
+        work();
+        // Ranges that others have taken are waited for, never a sleeper.
+        for (int waited = 0; left_.load(std::memory_order_acquire) >> 32 > 0; waited++) {
             if (waited < 1000)
                 pause();
             else
@@ -64,21 +62,31 @@ class Pool {
     }
 
   private:
+    void work() {
+        for (int64_t range = take(0); range >= 0; range = take(1)) job_.run(range);
+    }
+
+    // The next range of the job, having finished so many; -1 if there is none. A job stays until the last range that
+    // was taken is finished, so whoever has one may read it: after that it is the next job that gives ranges.
+    int64_t take(uint64_t finished) {
+        const uint64_t before = left_.fetch_sub(finished << 32 | 1, std::memory_order_acq_rel);
+        const int64_t untaken = int64_t(before & 0xffffffff) - SPARE;
+        return untaken > 0 ? job_.ranges - untaken : -1;
+    }
+
     void serve(int index) {
         uint64_t seen = 0;
         for (;;) {
             seen = await(seen);
-            if (index >= wanted_) continue;
-            inside_++;  // before looking at the job, which stays until nobody is inside
-            if (Job* job = job_) job->run();
-            inside_--;
+            if (index < wanted_.load(std::memory_order_relaxed)) work();
         }
     }
 
     uint64_t await(uint64_t seen) {
         const auto until = Clock::now() + AWAKE;
         for (int tries = 0; stays_awake(); tries++) {
-            if (round_ != seen) return round_;
+            const uint64_t round = round_;
+            if (round != seen) return round;
             pause();
             if (tries % 64 == 63 && Clock::now() > until) break;
         }
@@ -89,12 +97,17 @@ class Pool {
         return round_;
     }
 
+    // Below what is untaken: room for everyone who asks in vain.
+    static constexpr int64_t SPARE = 1 << 16;
+
+    alignas(64) std::atomic<uint64_t> round_{0};  // of jobs
+    std::atomic<int> wanted_{0};                  // workers that may join
+    alignas(64) std::atomic<uint64_t> left_{0};   // ranges: unfinished ones in the upper half, untaken ones below
+    Job job_{};
+    alignas(64) std::atomic<int> sleeping_{0};
     std::mutex mutex_;
     std::condition_variable wake_;
     std::vector<std::thread> workers_;
-    std::atomic<Job*> job_{nullptr};
-    std::atomic<int> wanted_{0}, inside_{0}, sleeping_{0};
-    std::atomic<uint64_t> round_{0};
 };
 
 // Whoever has taken it may use the pool. A fork has no workers, whatever was at work before: it begins anew.
@@ -113,11 +126,13 @@ Pool& taken_pool() {
 }  // namespace
 
 void run_ranges(int64_t count, int64_t grain, int threads, RangeWork work) {
-    Job job{work, count, grain};
-    const int64_t ranges = (count + grain - 1) / grain;
-    const int helpers = int(std::min<int64_t>(threads, ranges)) - 1;
-    // A second caller at the same time runs its work alone instead of waiting.
-    if (helpers <= 0 || taken.exchange(true, std::memory_order_acquire)) return job.run();
+    const Job job{work, count, grain, (count + grain - 1) / grain};
+    const int helpers = int(std::min<int64_t>(threads, job.ranges)) - 1;
+    // A second caller at the same time does its work alone instead of waiting.
+    if (helpers <= 0 || taken.exchange(true, std::memory_order_acquire)) {
+        for (int64_t range = 0; range < job.ranges; range++) job.run(range);
+        return;
+    }
     taken_pool().run(job, helpers);
     taken.store(false, std::memory_order_release);
 }

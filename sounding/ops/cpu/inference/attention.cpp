@@ -77,14 +77,15 @@ Shared share(const Work& work, const Span& span, const BFloat16* kv) {
 }
 
 // The entries that a query of a CSA layer chose, gathered.
-Keys gather(const Network& net, const Rows& entries, const int32_t* chosen, int64_t count,
+Keys gather(const Network& net, const Rows& entries, const int32_t* chosen, int64_t count, int threads,
             Arena& arena) {
     const int64_t d = net.head_dim, total = padded(count, KEYS);
     BFloat16* rows = arena.take<BFloat16>(total * d);
-    for (int64_t i = 0; i < count; i++)
-        load_row(net, entries, entries.at(chosen[i]), rows + i * d);
+    parallel_for(count, 64, threads, [&](int64_t low, int64_t high) {
+        for (int64_t i = low; i < high; i++) load_row(net, entries, entries.at(chosen[i]), rows + i * d);
+    });
     std::fill(rows + count * d, rows + total * d, BFloat16{0});
-    Keys keys = keys_of(rows, total, d, 1, arena);
+    Keys keys = keys_of(rows, total, d, threads, arena);
     keys.high = count;
     return keys;
 }
@@ -116,7 +117,7 @@ void read(const Work& work, const Shared* shared, const BFloat16* q, const float
             keys[0].high = position + 1 - own.base;
             if (choices.chosen != nullptr)
                 keys[1] = gather(net, *span.lists[ENTRIES], choices.chosen + t * net.index_limit,
-                                 choices.counts[t], arena);
+                                 choices.counts[t], threads, arena);
             else if (work.layer.ratio != 0)
                 keys[1].high = (position + 1) / work.layer.ratio;
             const Angles back{cos + t * pairs, sin + t * pairs};

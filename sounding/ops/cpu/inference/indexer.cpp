@@ -40,17 +40,18 @@ class Best {
         : found_(arena.take<Candidate>(3 * limit + KEYS)), limit_(limit), bound_(&bound) {}
 
     void show(const float* scores, int64_t count, int64_t first) {
-        const float bound = *bound_;
-        if (!CALL(exceed, scores, count, least_, bound)) return;
-        for (int64_t i = 0; i < count; i++)
-            if (scores[i] > least_ && scores[i] >= bound)
-                found_[count_++] = {scores[i], int32_t(first + i)};
+        int32_t places[KEYS];
+        const int64_t better = CALL(find_better, scores, count, least_, bound_->load(), places);
+        for (int64_t i = 0; i < better; i++)
+            found_[count_++] = {scores[places[i]], int32_t(first + places[i])};
         if (count_ >= 2 * limit_) narrow();
     }
+    // All have been shown what they were to see, so most of the other's are known to be too low.
     void add(const Best& other) {
         narrow();  // the other has at most twice the limit
-        std::copy_n(other.found_, other.count_, found_ + count_);
-        count_ += other.count_;
+        const float bound = *bound_;
+        for (int64_t i = 0; i < other.count_; i++)
+            if (other.found_[i].score >= bound) found_[count_++] = other.found_[i];
     }
     int64_t finish(int32_t* chosen) {
         narrow();
@@ -212,19 +213,24 @@ void combine(const float* products, const float* weights, int64_t heads, float* 
     }
 }
 
-// Whether any score is better than `least`, and not worse than `bound`.
-bool exceed(const float* scores, int64_t count, float least, float bound) {
-    Integers found = {};
+// Where among at most KEYS scores those are that are better than `least` and not worse than `bound`; returns how many.
+int64_t find_better(const float* scores, int64_t count, float least, float bound, int32_t* places) {
+    int64_t found = 0;
     FOR_LANES(i, some, count) {
         Floats score;
         load_lanes(scores + i, some, score);
         score = first_lanes(score, some, -INFINITY);
-        found |= (score > all(least)) & (score >= all(bound));
+        const Integers better = (score > all(least)) & (score >= all(bound));
+        int32_t lanes[LANES], any = 0;
+        std::memcpy(lanes, &better, sizeof lanes);
+        for (const int32_t lane : lanes) any |= lane;
+        if (any == 0) return;
+        for (int lane = 0; lane < some; lane++) {
+            places[found] = i + lane;
+            found -= lanes[lane];  // true is -1
+        }
     };
-    int32_t lanes[LANES], any = 0;
-    std::memcpy(lanes, &found, sizeof lanes);
-    for (const int32_t lane : lanes) any |= lane;
-    return any != 0;
+    return found;
 }
 
 }  // namespace
