@@ -21,58 +21,64 @@ constexpr int64_t STRETCH = 2048;    // keys per piece of work where there are f
 
 namespace {
 
-struct Candidate {
-    float score;
-    int32_t entry;
-
-    bool operator<(const Candidate& other) const {  // better ones first
-        return score != other.score ? score > other.score : entry < other.entry;
-    }
-};
-
 // A score that so many keys of a query reach, whoever saw them, that no lower one can be chosen.
 using Bound = std::atomic<float>;
 
-// The best `limit` of what it is shown, entries in ascending order.
+// The best `limit` of the keys it is shown, which come in ascending order; of equal scores the first.
 class Best {
   public:
     Best(Arena& arena, int64_t limit, Bound& bound)
-        : found_(arena.take<Candidate>(3 * limit + KEYS)), limit_(limit), bound_(&bound) {}
+        : scores_(arena.take<float>(3 * limit + KEYS)), entries_(arena.take<int32_t>(3 * limit + KEYS)),
+          limit_(limit), bound_(&bound) {}
 
     void show(const float* scores, int64_t count, int64_t first) {
         int32_t places[KEYS];
         const int64_t better = CALL(find_better, scores, count, least_, bound_->load(), places);
-        for (int64_t i = 0; i < better; i++)
-            found_[count_++] = {scores[places[i]], int32_t(first + places[i])};
+        for (int64_t i = 0; i < better; i++) push(scores[places[i]], int32_t(first + places[i]));
         if (count_ >= 2 * limit_) narrow();
     }
-    // All have been shown what they were to see, so most of the other's are known to be too low.
+    // What was shown to another one. All have seen what they were to see, so most of it is known to be too low.
     void add(const Best& other) {
         narrow();  // the other has at most twice the limit
         const float bound = *bound_;
         for (int64_t i = 0; i < other.count_; i++)
-            if (other.found_[i].score >= bound) found_[count_++] = other.found_[i];
+            if (other.scores_[i] >= bound) push(other.scores_[i], other.entries_[i]);
     }
     int64_t finish(int32_t* chosen) {
         narrow();
-        for (int64_t i = 0; i < count_; i++) chosen[i] = found_[i].entry;
-        std::sort(chosen, chosen + count_);
+        std::copy_n(entries_, count_, chosen);
         return count_;
     }
 
   private:
+    void push(float score, int32_t entry) {
+        scores_[count_] = score;
+        entries_[count_++] = entry;
+    }
+
     void narrow() {
         if (count_ <= limit_) return;
-        std::nth_element(found_, found_ + (limit_ - 1), found_ + count_);
-        count_ = limit_;
-        least_ = found_[limit_ - 1].score;  // an equal score further on loses to those already here
+        thread_local static Arena arena;
+        Scope scope(arena);
+        least_ = CALL(find_nth, scores_, count_, limit_, arena.take<int32_t>(count_));
+        int64_t equal = limit_ - std::count_if(scores_, scores_ + count_, [&](float s) { return s > least_; });
+        int64_t kept = 0;
+        for (int64_t i = 0; i < count_; i++) {
+            const bool same = scores_[i] == least_, keep = scores_[i] > least_ || (same && equal > 0);
+            equal -= same;
+            scores_[kept] = scores_[i];
+            entries_[kept] = entries_[i];
+            kept += keep;
+        }
+        count_ = kept;
         for (float bound = *bound_; bound < least_ && !bound_->compare_exchange_weak(bound, least_);) {
         }
     }
 
-    Candidate* found_;
+    float* scores_;
+    int32_t* entries_;
     int64_t count_ = 0, limit_;
-    float least_ = -INFINITY;
+    float least_ = -INFINITY;  // an equal score further on loses to those already here
     Bound* bound_;
 };
 
@@ -231,6 +237,38 @@ int64_t find_better(const float* scores, int64_t count, float least, float bound
         }
     };
     return found;
+}
+
+// The n-th largest of scores, none of which is NaN. `room` is for as many numbers.
+float find_nth(const float* scores, int64_t count, int64_t n, int32_t* room) {
+    const int64_t whole = (count + LANES - 1) / LANES * LANES;
+    // As integers in the same order. Bit by bit, the largest of which so many scores are no smaller.
+    FOR_LANES(i, some, count) {
+        Floats score;
+        load_lanes(scores + i, some, score);
+        const Integers bits = to_bits(score), order = bits ^ (bits >> 31 & INT32_MAX);
+        std::memcpy(room + i, &order, sizeof order);
+    };
+    std::fill(room + count, room + whole, INT32_MIN);
+    int32_t nth = INT32_MIN;
+    for (int bit = 31; bit >= 0; bit--) {
+        const int32_t wanted = int32_t(uint32_t(nth) + (1u << bit));
+        Integers enough = {};
+        for (int64_t i = 0; i < whole; i += LANES) {
+            Integers order;
+            std::memcpy(&order, room + i, sizeof order);
+            enough += order >= wanted;  // true is -1
+        }
+        int32_t lanes[LANES];
+        std::memcpy(lanes, &enough, sizeof lanes);
+        int64_t found = 0;
+        for (const int32_t lane : lanes) found -= lane;
+        if (found >= n) nth = wanted;
+    }
+    const int32_t bits = nth ^ (nth >> 31 & INT32_MAX);
+    float score;
+    std::memcpy(&score, &bits, sizeof score);
+    return score;
 }
 
 }  // namespace
