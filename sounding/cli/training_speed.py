@@ -195,6 +195,7 @@ def _started(side: Side, workload: "Workload", threads: int) -> Iterator[Callabl
 
 
 def _steps(asked: dict[str, Any], orders: Iterator[str]) -> Iterator[Taken]:
+    """A step of what was asked for with every order."""
     import torch
 
     from sounding.resident import peak_resident_bytes
@@ -213,4 +214,4 @@ def _steps(asked: dict[str, Any], orders: Iterator[str]) -> Iterator[Taken]:
 
 if __name__ == "__main__":
     for taken in _steps(json.loads(sys.stdin.readline()), iter(sys.stdin)):
-        print(json.dumps(taken._asdict()), flush=True)
+        click.echo(json.dumps(taken._asdict()))

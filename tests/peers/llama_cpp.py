@@ -18,7 +18,10 @@ from typing import Any
 import psutil
 from rich import box
 from rich.console import Console
+from rich.progress import MofNCompleteColumn
 from rich.table import Table
+
+from sounding.cli.progress import progress_bar
 
 PREFILL, DECODE, RUNS = (512, 2048), 64, 3
 Speeds = dict[str, float]  # tokens per second, by what is measured
@@ -81,10 +84,11 @@ def main() -> None:
         converted = Path(folder) / "model.gguf"
         convert(asked.model, asked.folder / "vendor" / "llama.cpp", converted)
         program = asked.folder / "built" / "bin" / "llama-bench"
-        turns = [
-            (ours(asked.model, threads), theirs(program, converted, threads))
-            for _ in range(asked.turns)
-        ]
+        with progress_bar(MofNCompleteColumn()) as bar:
+            turns = [
+                (ours(asked.model, threads), theirs(program, converted, threads))
+                for _ in bar.track(range(asked.turns), description="turns")
+            ]
     for what in turns[0][0]:
         mine, other = ([pair[side][what] for pair in turns] for side in (0, 1))
         ratios = sorted(one / two for one, two in zip(mine, other, strict=True))
