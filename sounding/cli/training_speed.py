@@ -5,7 +5,6 @@ process: a workload as a line of JSON on stdin, and for every line behind it a s
 measured, as lines of JSON on stdout.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -147,7 +146,7 @@ def _figures(steps: Sequence[Taken], tokens: tuple[int, int]) -> dict[str, Any]:
 
 def _take_turns(sides: Sequence[Side], workload: "Workload", threads: int) -> list[list[Taken]]:
     """The steps of each side, after one to warm up: a step of each, then the next of each."""
-    with contextlib.ExitStack() as stack, progress_bar(MofNCompleteColumn()) as bar:
+    with ExitStack() as stack, progress_bar(MofNCompleteColumn()) as bar:
         steps = [stack.enter_context(_started(side, workload, threads)) for side in sides]
         turns = range(workload.steps + 1)
         taken = [[step() for step in steps] for _ in bar.track(turns, description="steps")]
@@ -174,7 +173,7 @@ def _started(side: Side, workload: "Workload", threads: int) -> Iterator[Callabl
         orders, answers = process.stdin, process.stdout
 
         def say(line: str) -> None:
-            with contextlib.suppress(BrokenPipeError):  # it has ended, which its answer shows
+            with suppress(BrokenPipeError):  # it has ended, which its answer shows
                 orders.write(f"{line}\n".encode())
 
         def step() -> Taken:

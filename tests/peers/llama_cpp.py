@@ -23,7 +23,7 @@ from rich.table import Table
 
 from sounding.cli.progress import progress_bar
 
-PREFILL, DECODE, RUNS = (512, 2048), 64, 3
+PREFILL, DECODE, RUNS = "512,2048", 64, 3
 Speeds = dict[str, float]  # tokens per second, by what is measured
 
 
@@ -43,22 +43,23 @@ def convert(model: Path, source: Path, out: Path) -> None:
 
 def ours(model: Path, threads: int) -> Speeds:
     """What `sounding bench` measures."""
-    lengths = ",".join(map(str, PREFILL))
-    how = ["--prefill", lengths, "--decode", DECODE, "--runs", RUNS, "--threads", threads]
+    how = ["--prefill", PREFILL, "--decode", DECODE, "--runs", RUNS, "--threads", threads]
     rows = _output([sys.executable, "-m", "sounding", "bench", model, *how, "--json"])["rows"]
-    return {f"{row['kind']} {row['tokens']:,}": row["tokens_per_second"] for row in rows}
+    return {_title(row["kind"], row["tokens"]): row["tokens_per_second"] for row in rows}
 
 
 def theirs(program: Path, model: Path, threads: int) -> Speeds:
     """What `llama-bench` measures."""
-    lengths = ",".join(map(str, PREFILL))
-    how = ["-p", lengths, "-n", DECODE, "-r", RUNS, "-t", threads, "-o", "json"]
-    return {
-        f"prefill {row['n_prompt']:,}" if row["n_prompt"] else f"decode {row['n_gen']:,}": row[
-            "avg_ts"
-        ]
-        for row in _output([program, "-m", model, *how])
-    }
+    how = ["-p", PREFILL, "-n", DECODE, "-r", RUNS, "-t", threads, "-o", "json"]
+    speeds = {}
+    for row in _output([program, "-m", model, *how]):
+        kind = "prefill" if row["n_prompt"] else "decode"
+        speeds[_title(kind, row["n_prompt"] or row["n_gen"])] = row["avg_ts"]
+    return speeds
+
+
+def _title(kind: str, tokens: int) -> str:
+    return f"{kind} {tokens:,}"
 
 
 def _output(command: list[object]) -> Any:

@@ -1,8 +1,8 @@
 """Entries that native code chooses for the tokens of a CSA layer, in a network that has no other.
 
-Catches: another choice where keys are shared out, where few heads take a way of their own, or where
-a query comes alone; ties that do not go to the first; a bound that drops an entry still wanted.
-How tokens come must not change one bit.
+Catches: another choice where keys are shared out, where heads do not fill what is multiplied at
+once, or where a query comes alone; ties that do not go to the first; a bound that drops an entry
+still wanted. How tokens come must not change one bit.
 """
 
 import dataclasses

@@ -225,7 +225,6 @@ int64_t find_better(const float* scores, int64_t count, float least, float bound
     FOR_LANES(i, some, count) {
         Floats score;
         load_lanes(scores + i, some, score);
-        score = first_lanes(score, some, -INFINITY);
         const Integers better = (score > all(least)) & (score >= all(bound));
         int32_t lanes[LANES], any = 0;
         std::memcpy(lanes, &better, sizeof lanes);

@@ -29,35 +29,23 @@ AVX512 INLINE void turn_stored(const uint8_t* const (&rows)[16], int64_t part, _
 
 // Columns 128 * part ... of sixteen rows of FP4: a word of 32 bits has eight codes, of which the first and
 // the fifth, the second and the sixth, and so on become pairs.
-struct Packed {
-    Sixteen words;
-    __m512i scales;  // of four blocks of columns each
-
-    AVX512 INLINE void load(const uint8_t* const (&rows)[16], int64_t width, int64_t part) {
-        int32_t four[16];
-        for (int i = 0; i < 16; i++) {
-            words[i] = _mm512_loadu_ps(rows[i] + 64 * part);
-            std::memcpy(&four[i], rows[i] + width / 2 + 4 * part, 4);
-        }
-        transpose16(words);
-        scales = _mm512_loadu_si512(four);
-    }
-    // What the exponents of a block lack, see Fp4Table.
-    AVX512 INLINE __m512i lacking(int block, const Fp4Table& table) const {
-        const __m512i scale = _mm512_and_si512(_mm512_srli_epi32(scales, unsigned(8 * block)), _mm512_set1_epi32(255));
-        const __m512i both = _mm512_or_si512(scale, _mm512_slli_epi32(scale, 16));
-        return _mm512_sub_epi16(table.most, _mm512_slli_epi16(both, 7));
-    }
-};
 AVX512 INLINE void turn_packed(const uint8_t* const (&rows)[16], int64_t width, int64_t part, const Fp4Table& table,
                                __m512i* pairs) {
-    Packed keys;
-    keys.load(rows, width, part);
+    Sixteen keys;
+    int32_t four[16];
+    for (int i = 0; i < 16; i++) {
+        keys[i] = _mm512_loadu_ps(rows[i] + 64 * part);
+        std::memcpy(&four[i], rows[i] + width / 2 + 4 * part, 4);
+    }
+    transpose16(keys);
+    const __m512i scales = _mm512_loadu_si512(four);
     for (int block = 0; block < 4; block++) {
-        const __m512i lack = keys.lacking(block, table);
+        const __m512i scale = _mm512_and_si512(_mm512_srli_epi32(scales, unsigned(8 * block)), _mm512_set1_epi32(255));
+        const __m512i both = _mm512_or_si512(scale, _mm512_slli_epi32(scale, 16));
+        const __m512i lack = _mm512_sub_epi16(table.most, _mm512_slli_epi16(both, 7));
         for (int word = 4 * block; word < 4 * block + 4; word++)
             for (int code = 0; code < 4; code++)
-                *pairs++ = table.numbers(_mm512_castps_si512(keys.words[word]), code, lack);
+                *pairs++ = table.numbers(_mm512_castps_si512(keys[word]), code, lack);
     }
 }
 
@@ -92,49 +80,6 @@ AVX512 INLINE void add_rows(const __m512i* keys, int64_t pairs, const int32_t* r
         }
 }
 
-// The same of FEW rows, which are one query, and twice sixteen packed keys, whose numbers are multiplied as they are
-// made: to write them down and read them again takes longer than so few products.
-constexpr int FEW = 4, TWICE = 2;
-AVX512 INLINE void score_few(const uint8_t* const (&keys)[TWICE][16], int64_t width, const int32_t* rows,
-                             const float* weights, const Fp4Table& table, float* totals) {
-    __m512 sums[FEW][TWICE];
-    clear(sums);
-    const int32_t* pair = rows;
-    for (int64_t part = 0; part < width / COLUMNS; part++) {
-        Packed packed[TWICE];
-        for (int g = 0; g < TWICE; g++) packed[g].load(keys[g], width, part);
-        for (int block = 0; block < 4; block++) {
-            __m512i lack[TWICE];
-            for (int g = 0; g < TWICE; g++) lack[g] = packed[g].lacking(block, table);
-            for (int word = 4 * block; word < 4 * block + 4; word++)
-                for (int code = 0; code < 4; code++, pair++) {
-                    __m512bh key[TWICE];
-                    for (int g = 0; g < TWICE; g++)
-                        key[g] = __m512bh(table.numbers(_mm512_castps_si512(packed[g].words[word]), code, lack[g]));
-                    for (int r = 0; r < FEW; r++) {
-                        const __m512bh query = __m512bh(_mm512_set1_epi32(pair[r * width / 2]));
-                        for (int g = 0; g < TWICE; g++) sums[r][g] = _mm512_dpbf16_ps(sums[r][g], query, key[g]);
-                    }
-                }
-        }
-    }
-    for (int g = 0; g < TWICE; g++) {
-        __m512 total = _mm512_setzero_ps();
-        for (int r = 0; r < FEW; r++) {
-            const __m512 open = _mm512_max_ps(_mm512_setzero_ps(), sums[r][g]);
-            total = _mm512_fmadd_ps(open, _mm512_set1_ps(weights[r]), total);
-        }
-        _mm512_storeu_ps(totals + 16 * g, total);
-    }
-}
-
-// Sixteen keys from one on, the last of them again behind it; those that follow soon are asked for.
-AVX512 INLINE void find_keys(const Weight& keys, int64_t key, int64_t high, const uint8_t* (&each)[16]) {
-    for (int64_t i = 0; i < 16; i++) each[i] = keys.values + std::min(key + i, high - 1) * keys.row_bytes;
-    const uint8_t* next = keys.values + (key + KEYS) * keys.row_bytes;
-    for (int64_t i = 0; i < 16 * keys.row_bytes; i += 64) _mm_prefetch(next + i, _MM_HINT_NTA);
-}
-
 }  // namespace
 
 bool index_pairs_serve(int64_t width) { return has_pairs() && !has_tiles() && width % COLUMNS == 0; }
@@ -152,22 +97,16 @@ AVX512 void index_scores(const Weight& keys, int64_t low, int64_t high, const in
     Scope scope(arena);
     const Fp4Table table;
     const int64_t width = keys.columns, pairs = width / 2, count = queries * heads;
-    float* totals = arena.take<float>(queries * KEYS);
-    if (queries == 1 && heads == FEW && keys.format == FP4) {
-        for (int64_t key = low; key < high; key += 16 * TWICE) {
-            const uint8_t* each[TWICE][16];
-            for (int g = 0; g < TWICE; g++) find_keys(keys, key + 16 * g, high, each[g]);
-            score_few(each, width, rows, weights, table, totals);
-            std::copy_n(totals, std::min<int64_t>(16 * TWICE, high - key), scores + key - low);
-        }
-        return;
-    }
     __m512i* turned = arena.take<__m512i>(GROUPS * pairs);
+    float* totals = arena.take<float>(queries * KEYS);
     for (int64_t key = low; key < high; key += KEYS) {
         for (int64_t g = 0; g < GROUPS; g++) {
             const uint8_t* each[16];
-            find_keys(keys, key + 16 * g, high, each);
+            for (int64_t i = 0; i < 16; i++)
+                each[i] = keys.values + std::min(key + 16 * g + i, high - 1) * keys.row_bytes;
             turn(each, keys, table, turned + g * pairs);
+            const uint8_t* next = keys.values + (key + KEYS + 16 * g) * keys.row_bytes;
+            for (int64_t i = 0; i < 16 * keys.row_bytes; i += 64) _mm_prefetch(next + i, _MM_HINT_NTA);
         }
         std::fill(totals, totals + queries * KEYS, 0.0f);
         int64_t row = 0;
