@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sounding.config import CSA, ModelConfig
 from sounding.model.chunk import Chunk, Span
 from sounding.model.layers import Linear, RMSNorm, Simulation
-from sounding.model.state import CompressorState
+from sounding.model.state import TensorCompressorState
 from sounding.ops.attention import select_entries
 from sounding.ops.matmul import wide_linear
 from sounding.ops.pool import add_places, pool_groups
@@ -62,7 +62,7 @@ class Compressor(nn.Module):
         self,
         x: Float[Tensor, "t c"],
         chunk: Chunk,
-        states: list[CompressorState],
+        states: list[TensorCompressorState],
         frequencies: Float[Tensor, " pairs"],
     ) -> list[Float[Tensor, "_ d"]]:
         """Take in the chunk's tokens; return all entries of each sequence so far."""
@@ -141,7 +141,7 @@ class Indexer(nn.Module):
         x: Float[Tensor, "t c"],
         qr: Float[Tensor, "t ql"],
         chunk: Chunk,
-        states: list[CompressorState],
+        states: list[TensorCompressorState],
         by: Rotation,
         frequencies: Float[Tensor, " pairs"],
     ) -> list[Index]:

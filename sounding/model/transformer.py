@@ -18,9 +18,8 @@ from sounding.model.attention import SPARSE, Attention, Selection
 from sounding.model.chunk import Chunk, make_chunk
 from sounding.model.layers import EXACT, Embedding, Linear, RMSNorm, Simulation
 from sounding.model.moe import MoE, Routing
-from sounding.model.state import LayerState, SequenceState, growing_state
+from sounding.model.state import TensorLayerState, TensorState, growing_state
 from sounding.ops import hyper_connection, matmul
-from sounding.ops.dispatch import op
 
 
 class Output(NamedTuple):
@@ -63,7 +62,7 @@ class Block(nn.Module):
         self,
         streams: Float[Tensor, "t m c"],
         chunk: Chunk,
-        states: list[LayerState],
+        states: list[TensorLayerState],
         selection: Selection = SPARSE,
     ) -> tuple[Float[Tensor, "t m c"], Routing]:
         x, post, mix, streams = self._connect("attn", streams)
@@ -86,12 +85,11 @@ class Block(nn.Module):
         )
 
 
-@op(cpu="sounding.model.native:run_blocks")
-def run_blocks(
+def _run_blocks(
     streams: Float[Tensor, "t m c"],
     blocks: Sequence[Block],
     chunk: Chunk,
-    states: Sequence[Sequence[LayerState]],
+    states: Sequence[Sequence[TensorLayerState]],
     selection: Selection,
 ) -> tuple[Float[Tensor, "t m c"], Sequence[Routing]]:
     """Take a chunk through blocks, one after the other; states[i] are those of sequence i, one
@@ -174,7 +172,7 @@ class Transformer(nn.Module):
         self,
         tokens: Int[Tensor, " t"],
         lengths: Sequence[int] | None = None,
-        states: Sequence[SequenceState] | None = None,
+        states: Sequence[TensorState] | None = None,
         selection: Selection = SPARSE,
     ) -> Output:
         """Append a chunk: lengths[i] tokens to the sequence that states[i] remembers.
@@ -186,28 +184,26 @@ class Transformer(nn.Module):
         embedded = self.embed(tokens, self.dtype)
         streams = embedded[:, None].expand(-1, self.config.hc_mult, -1)
         layers = [state.layers for state in states]
-        return Output(*run_blocks(streams, self.blocks, chunk, layers, selection))
+        return Output(*_run_blocks(streams, self.blocks, chunk, layers, selection))
 
     def predict(
         self,
         tokens: Int[Tensor, " t"],
         rows: Sequence[int],
         lengths: Sequence[int] | None = None,
-        states: Sequence[SequenceState] | None = None,
+        states: Sequence[TensorState] | None = None,
     ) -> Prediction:
-        """`forward`, and the logits of some rows of the chunk.
-
-        Natively a single call: what stands between calls would take a fifth of a token's time.
-        """
-        lengths, states = self._sequences(tokens, lengths, states)
-        return predict(self.embed.weight, self, tokens, rows, lengths, states)
+        """`forward`, and the logits of some rows of the chunk."""
+        output = self(tokens, lengths, states)
+        wanted = output.streams[torch.tensor(rows, dtype=torch.long, device=output.streams.device)]
+        return Prediction(output.streams, output.routing, self.logits(self.hidden(wanted)))
 
     def draft(
         self,
         streams: Float[Tensor, "t m c"],
         next_tokens: Int[Tensor, " t"],
         lengths: Sequence[int] | None = None,
-        states: Sequence[SequenceState] | None = None,
+        states: Sequence[TensorState] | None = None,
         *,
         depth: int = 0,
     ) -> Output:
@@ -224,14 +220,14 @@ class Transformer(nn.Module):
         embedded = block.e_proj(block.enorm(self.embed(next_tokens, self.dtype)))
         combined = embedded[:, None] + block.h_proj(block.hnorm(streams))
         layers = [[draft] for draft in drafts]
-        return Output(*run_blocks(combined, [block], chunk, layers, SPARSE))
+        return Output(*_run_blocks(combined, [block], chunk, layers, SPARSE))
 
     def _sequences(
         self,
         tokens: Int[Tensor, " t"],
         lengths: Sequence[int] | None,
-        states: Sequence[SequenceState] | None,
-    ) -> tuple[Sequence[int], Sequence[SequenceState]]:
+        states: Sequence[TensorState] | None,
+    ) -> tuple[Sequence[int], Sequence[TensorState]]:
         """One sequence where no lengths are given; all begin here where no states are."""
         lengths = [len(tokens)] if lengths is None else lengths
         if states is None:
@@ -245,18 +241,3 @@ class Transformer(nn.Module):
     def logits(self, hidden: Float[Tensor, "t c"]) -> Float[Tensor, "t v"]:
         """Scores of every next token, in float32."""
         return matmul.wide_linear(hidden, self.head.stored)
-
-
-@op(cpu="sounding.model.native:predict")
-def predict(
-    embedding: Float[Tensor, "v c"],
-    network: Transformer,
-    tokens: Int[Tensor, " t"],
-    rows: Sequence[int],
-    lengths: Sequence[int],
-    states: Sequence[SequenceState],
-) -> Prediction:
-    """See `Transformer.predict`; `embedding` is the network's."""
-    output = network(tokens, lengths, states)
-    wanted = output.streams[torch.tensor(rows, dtype=torch.long, device=output.streams.device)]
-    return Prediction(output.streams, output.routing, network.logits(network.hidden(wanted)))
