@@ -1,0 +1,115 @@
+"""Every `Source:` in the code names something a reader can open, as does every page it mentions.
+
+A source is a numbered section of a page in docs/, or a work outside: a paper with its year, a
+report with its section, an RFC, a file of the Linux documentation. `scripts/check` runs this.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("sounding", "tests", "examples")
+SUFFIXES = (".py", ".cpp", ".h")
+
+NUMBER = r"\d+(?:\.\d+)*"
+# The words after it, to the end of the paragraph or of the docstring; not a class or a return type.
+SOURCE = re.compile(r'(?<!class )(?<!-> )\bSource:\s+(.+?)(?=\n\n|"""|\Z)', re.DOTALL)
+PAGE = re.compile(
+    rf"(?<![\w./-])([a-z][\w-]*/[\w/-]+\.md)((?:\s+{NUMBER})(?:(?:,|,? and| to)\s+{NUMBER})*)?"
+)
+OUTSIDE = re.compile(r"\b(?:19|20)\d\d\b|\breport \d|\bRFC \d|\bDocumentation/\w")
+HEADING = re.compile(rf"^##+ ({NUMBER})\.? ", re.MULTILINE)
+
+
+def faults(text: str, name: str) -> Iterator[str]:
+    """What leads nowhere in a file of this text and name, as `name:line: reason`."""
+    # Citations may be broken over lines, also those of a comment.
+    text = re.sub(r"(?m)^[ \t]*(?:#|//)?[ \t]*", "", text)
+
+    def place(match: re.Match[str]) -> str:
+        return f"{name}:{text.count(chr(10), 0, match.start()) + 1}"
+
+    for match in PAGE.finditer(text):
+        for reason in missing(match[1], match[2] or ""):
+            yield f"{place(match)}: {reason}"
+    for match in SOURCE.finditer(text):
+        pages = PAGE.findall(match[1])
+        if not any(numbers for _, numbers in pages) and not OUTSIDE.search(match[1]):
+            cited = " ".join(match[1].split())
+            yield f"{place(match)}: {cited!r} is neither a page with a section nor a dated work"
+
+
+def missing(page: str, numbers: str) -> Iterator[str]:
+    """Why a page with these section numbers, such as " 2 to 4 and 7.1", cannot be opened."""
+    if not (ROOT / page).is_file():
+        yield f"there is no {page}"
+        return
+    wanted = re.findall(NUMBER, numbers)
+    for first, last in re.findall(r"(\d+) to (\d+)", " ".join(numbers.split())):
+        wanted += map(str, range(int(first), int(last) + 1))
+    for number in dict.fromkeys(wanted):
+        if number not in sections(page):
+            yield f"{page} has no section {number}"
+
+
+@cache
+def sections(page: str) -> tuple[str, ...]:
+    """The numbers of a page's headings."""
+    return tuple(HEADING.findall((ROOT / page).read_text(encoding="utf-8")))
+
+
+def test_every_source_leads_somewhere() -> None:
+    found = []
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in SUFFIXES and path != Path(__file__):
+                name = str(path.relative_to(ROOT))
+                found += faults(path.read_text(encoding="utf-8"), name)
+    assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_a_section_number_stands_once(page: Path) -> None:
+    numbers = sections(f"docs/{page.name}")
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Source: docs/architecture.md 5.4.",
+        "    # Source: docs/architecture.md 2, 3\n    # and 11; docs/training.md 2 to 4.",
+        "// Source:\n// docs/architecture.md 9.1",
+        'Source: Wilson, "Probable inference", 1927.',
+        "Source: DeepSeek-V4 report 2.3.",
+        '"""Rounded. Source: docs/architecture.md 9."""\nx = 1',
+        "class Source:\n    pass",
+        "def read() -> Source:\n    return SOURCE",
+        "as docs/prompt.md says",
+    ],
+)
+def test_a_source_that_leads_somewhere_passes(text: str) -> None:
+    assert list(faults(text, "a.py")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("\n\nSource: spec/architecture.md 6.", "a.py:3: there is no spec/architecture.md"),
+        ("Source: docs/architecture.md 99.", "a.py:1: docs/architecture.md has no section 99"),
+        ("docs/architecture.md 5.4 and 5.99", "a.py:1: docs/architecture.md has no section 5.99"),
+        ("docs/training.md 6 to 8", "a.py:1: docs/training.md has no section 8"),
+        ("# docs/training.md\n# 41", "a.py:1: docs/training.md has no section 41"),
+        ("x\nSource: docs/architecture.md.", "a.py:2: 'docs/architecture.md.' is neither"),
+        ("Source: the report.\n\nIn 2026.", "a.py:1: 'the report.' is neither"),
+        ('"""Source: common knowledge."""', "a.py:1: 'common knowledge.' is neither"),
+    ],
+)
+def test_a_source_that_leads_nowhere_is_named_with_its_line(text: str, fault: str) -> None:
+    found = list(faults(text, "a.py"))
+    assert len(found) >= 1
+    assert found[0].startswith(fault)
