@@ -63,7 +63,7 @@ def sections(page: str) -> tuple[str, ...]:
 
 
 def test_every_source_leads_somewhere() -> None:
-    found = []
+    found: list[str] = []
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in SUFFIXES and path != Path(__file__):
