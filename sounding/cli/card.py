@@ -63,9 +63,9 @@ def card(
     RUN is the folder of the run, RESULTS are files with what `eval ... --json` printed, one object
     after the other; results of another model are refused.
     """
-    from sounding.cli.measuring import fingerprint
     from sounding.data.corpus import read_stats
     from sounding.data.dataset import read_info
+    from sounding.evaluation.measuring import fingerprint
     from sounding.files import write_file
     from sounding.train.metrics import read_metrics
     from sounding.train.runs import parse_run

@@ -13,9 +13,9 @@ from sounding.cli.generation import load_network
 from sounding.cli.models import model_folder
 
 if TYPE_CHECKING:
+    from sounding.completion.completer import Completion
+    from sounding.completion.endings import Gap, Kind
     from sounding.engine.batch import Batch
-    from sounding.engine.complete import Completion
-    from sounding.engine.endings import Gap, Kind
     from sounding.engine.engine import Engine
     from sounding.model.transformer import Transformer
     from sounding.text.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ def start_engine(
     """An engine that is closed when the command ends; the store takes its own limit by default."""
     from sounding.engine.engine import Engine
     from sounding.engine.exact import splits_are_exact
-    from sounding.engine.prefix_store import PrefixStore, state_identity
+    from sounding.engine.prefix.store import PrefixStore, state_identity
     from sounding.engine.settings import EngineSettings
 
     how = EngineSettings(exact_splits=splits_are_exact(network), **settings)
@@ -131,8 +131,8 @@ def write(
       sounding write 'def parse_duration(text):'
       sounding write --until end - < begun.py
     """
-    from sounding.engine.complete import Completer
-    from sounding.engine.gap_prompt import Settings
+    from sounding.completion.completer import Completer
+    from sounding.completion.prompt import Settings
     from sounding.engine.sampling import SamplingParams
 
     if text == "-":
@@ -205,8 +205,8 @@ def complete(
       file, line, column, kind    the place; "line" or "block"
       alternatives                [{text, tokens, valid}]; valid: the file with it is correct Python
     """
-    from sounding.engine.complete import Completer
-    from sounding.engine.gap_prompt import Settings
+    from sounding.completion.completer import Completer
+    from sounding.completion.prompt import Settings
     from sounding.engine.sampling import SamplingParams
 
     place = _read_place(where)
@@ -247,7 +247,7 @@ class _Place(NamedTuple):
 
 
 def _read_place(where: str) -> _Place:
-    from sounding.engine.endings import Gap
+    from sounding.completion.endings import Gap
 
     match = re.fullmatch(r"(?s)(.+?):(\d+)(?::(\d+))?", where)
     if match is None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from sounding.cli import measures
 from sounding.cli.completion import open_model
 from sounding.cli.growth import run
-from sounding.cli.measuring import (
+from sounding.evaluation import measures
+from sounding.evaluation.measuring import (
     collect,
     common_options,
     limited,

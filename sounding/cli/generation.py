@@ -16,7 +16,7 @@ from sounding.cli.progress import progress_bar
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sounding.engine.messages import Event
+    from sounding.engine.requests import Event
     from sounding.model.transformer import Transformer
 
 # Large tensors in huge pages (Linux): all weights are read for every token, and finding a small
@@ -45,8 +45,8 @@ def _load_network(model: str, *, simulate: bool, exact: bool) -> "Transformer":
 
     from sounding.model.layers import DEPLOYED, EXACT
     from sounding.model.native import serves
+    from sounding.weights.build import bring_into_memory, load_model
     from sounding.weights.layout import count_parameters
-    from sounding.weights.network import bring_into_memory, load_model
 
     checkpoint = open_checkpoint(model)
     simulation = DEPLOYED if simulate else EXACT
@@ -210,7 +210,7 @@ def generate(
       sounding generate MODEL --tokens 0,17,4 --max-tokens 8
     """
     from sounding.cli.completion import start_engine
-    from sounding.engine.messages import Finished, GenerationRequest
+    from sounding.engine.requests import Finished, GenerationRequest
     from sounding.engine.sampling import SamplingParams
 
     if (prompt is None) == (tokens is None):
@@ -257,7 +257,7 @@ class _Tokens:
         self._begun = False
 
     def render(self, event: "Event") -> str:
-        from sounding.engine.messages import Finished
+        from sounding.engine.requests import Finished
 
         if isinstance(event, Finished):
             return ""

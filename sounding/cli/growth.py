@@ -8,9 +8,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from sounding.cli import measures
 from sounding.cli.completion import Model, open_model
-from sounding.cli.measuring import (
+from sounding.evaluation import measures
+from sounding.evaluation.measuring import (
     PLAIN_BOX,
     Measured,
     limited,
@@ -20,9 +20,9 @@ from sounding.cli.measuring import (
 )
 
 if TYPE_CHECKING:
-    from sounding.evaluation.growth import Point
     from sounding.evaluation.lines import Item
     from sounding.evaluation.statistics import Estimate
+    from sounding.evaluation.training_curve import Point
 
 _COPYISTS = ("copy", "best_copy")
 _PER_FILE = 5
@@ -167,8 +167,8 @@ def run(
     copyists of `eval lines`. Measured models are not measured again: as training goes on, the same
     command adds the new ones. The table is drawn as growth.png, too.
     """
-    from sounding.evaluation import growth
-    from sounding.train.checkpoint import saved_models
+    from sounding.evaluation import training_curve
+    from sounding.train.run_checkpoint import saved_models
 
     found = saved_models(folder)
     if not found:
@@ -191,8 +191,8 @@ def run(
         copying = {name: metrics[f"{name}_exact"] for name in _COPYISTS}
         points.append({"step": step, "tokens": tokens, **_chosen(metrics)})
     if points:
-        growth.draw(points, copying, results / "growth.png")
-    rows = growth.rows_of(points, copying)
+        training_curve.draw(points, copying, results / "growth.png")
+    rows = training_curve.rows_of(points, copying)
     if as_json:
         answer = {"evaluation": "run", "settings": work.settings(), "rows": rows}
         click.echo(json.dumps(answer, indent=2))
@@ -212,7 +212,7 @@ def _chosen(metrics: "dict[str, Estimate]") -> "dict[str, Estimate]":
 
 
 def _show(rows: list[dict[str, Any]], settings: dict[str, Any]) -> None:
-    from sounding.evaluation.growth import MEASURES
+    from sounding.evaluation.training_curve import MEASURES
 
     click.echo("  ".join(f"{name}={value}" for name, value in settings.items()))
     table = Table("", "tokens", *MEASURES.values(), box=PLAIN_BOX)

@@ -10,8 +10,8 @@ from sounding.cli.completion import Model, open_model
 from sounding.cli.models import model_folder
 
 if TYPE_CHECKING:
+    from sounding.server.options import Settings
     from sounding.server.service import ModelCard
-    from sounding.server.settings import Settings
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -177,11 +177,11 @@ def serve(
     Ctrl-C or SIGTERM lets running answers end within the grace; a second one does not wait. What
     each protocol honours and refuses is in docs/server.md, and /openapi.json has it for programs.
     """
-    from sounding.server.keys import Keys
-    from sounding.server.run import is_loopback, listen
-    from sounding.server.run import serve as serve_forever
+    from sounding.server.http.keys import Keys
+    from sounding.server.http.serve import is_loopback, listen
+    from sounding.server.http.serve import serve as serve_forever
+    from sounding.server.options import Settings
     from sounding.server.service import Service
-    from sounding.server.settings import Settings
 
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s")
     if api_keys is None and not without_keys and not is_loopback(host):

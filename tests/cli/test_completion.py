@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from sounding.cli import cli, completion, models
 from sounding.presets import tiny
-from sounding.weights.network import save_model
+from sounding.weights.build import save_model
 from tests.conftest import make_network
 from tests.engine.scripted import Author, small_tokenizer
 

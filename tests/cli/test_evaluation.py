@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from sounding.cli import cli, completion
 from sounding.engine.batch import Request
-from sounding.tasks.sandbox import NoIsolation, require_isolation
+from sounding.sandbox.run import NoIsolation, require_isolation
 from sounding.text.markup import FIM_BEGIN, FIM_HOLE
 from tests.cli.test_completion import model
 from tests.engine.scripted import small_tokenizer
@@ -236,7 +236,7 @@ def test_without_isolation_nothing_runs(
     def refuse() -> None:
         raise NoIsolation("cannot be isolated")
 
-    monkeypatch.setattr("sounding.tasks.sandbox.require_isolation", refuse)
+    monkeypatch.setattr("sounding.sandbox.run.require_isolation", refuse)
     path = rows_in(tmp_path / "f", FUNCTION)
     refused = run("eval", "functions", path, "--model", model)
     assert isinstance(refused.exception, NoIsolation)
@@ -246,7 +246,7 @@ def test_without_isolation_nothing_runs(
 
 
 def test_a_corpus_is_measured_on_what_was_held_out(model: Path, tmp_path: Path) -> None:
-    from sounding.data.shards import Document, ShardWriter
+    from sounding.data.documents import Document, ShardWriter
 
     writer = ShardWriter(tmp_path, "heldout", 10**6)
     document = Document(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sounding.cli import completion
-from sounding.train.checkpoint import MILESTONES_NAME, save_milestone
+from sounding.train.run_checkpoint import MILESTONES_NAME, save_milestone
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.state_dict import read_state
 from tests.cli.test_completion import model

@@ -82,7 +82,7 @@ import torch
 from sounding.ops.loss import cross_entropy
 from sounding.resident import peak_resident_bytes
 from sounding.weights.checkpoint import Checkpoint
-from sounding.weights.network import load_model
+from sounding.weights.build import load_model
 model = load_model(Checkpoint(Path({str(VECTORS)!r})), dequantize=torch.float32)
 """
 REPORT = """
