@@ -1,4 +1,4 @@
-"""Every `Source:` in the code names something a reader can open, as does every page it mentions.
+"""Every `Source:` in the code names something a reader can open, and the docs name what is there.
 
 A source is a numbered section of a page in docs/, or a work outside: a paper with its year, a
 report with its section, an RFC, a file of the Linux documentation. `scripts/check` runs this.
@@ -23,6 +23,14 @@ PAGE = re.compile(
 )
 OUTSIDE = re.compile(r"\b(?:19|20)\d\d\b|\breport \d|\bRFC \d|\bDocumentation/\w")
 HEADING = re.compile(rf"^##+ ({NUMBER})\.? ", re.MULTILINE)
+# How a name is defined.
+DEFINED = {
+    ".py": r"^\s*(?:async )?(?:def|class) {}\b",
+    ".cpp": r"^[\w:*& ]+ [*&]?{}\(",
+    ".h": r"^[\w:*& ]+ [*&]?{}[( ]",
+}
+# In a page: a file or folder, perhaps with a name in it, as `engine/engine.py:Engine.submit`.
+NAMED = re.compile(r"`((?:[\w.-]+/)*(?:[\w-]+\.(?:py|cpp|h|toml)|(?<=/)))(?::([A-Za-z_][\w.]*))?`")
 
 
 def faults(text: str, name: str) -> Iterator[str]:
@@ -72,9 +80,50 @@ def test_every_source_leads_somewhere() -> None:
     assert not found, "\n" + "\n".join(found)
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def absent(text: str) -> Iterator[str]:
+    """Files, folders, and names in them that a page mentions and the repository lacks.
+
+    A path begins at the root, in sounding/ or in docs/; a file without a folder may lie anywhere.
+    """
+    for path, name in NAMED.findall(text):
+        places = [base / path for base in (ROOT, ROOT / "sounding", ROOT / "docs")]
+        if "/" not in path:
+            places += [place for folder in FOLDERS for place in (ROOT / folder).rglob(path)]
+        found = next((place for place in places if place.exists()), None)
+        if found is None:
+            yield path
+        elif name:
+            code = found.read_text(encoding="utf-8")
+            for part in name.split("."):
+                if not re.search(DEFINED[found.suffix].format(part), code, re.MULTILINE):
+                    yield f"{path}:{name}"
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_and_names_in_the_docs_are_there(page: Path) -> None:
+    assert list(absent(page.read_text(encoding="utf-8"))) == []
+
+
+def test_what_is_not_there_is_found() -> None:
+    text = "`ops/norm.py`, `ops/norm.py:rms_norm`, `ops/`, `setup.py`, `pip install x`"
+    assert list(absent(text)) == []
+    assert list(absent("`ops/nothing.py`")) == ["ops/nothing.py"]
+    assert list(absent("`ops/norm.py:nothing`")) == ["ops/norm.py:nothing"]
+    assert list(absent("`nowhere/`")) == ["nowhere/"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_in_the_docs_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_section_number_stands_once(page: Path) -> None:
-    numbers = sections(f"docs/{page.name}")
+    numbers = sections(str(page.relative_to(ROOT)))
     assert len(set(numbers)) == len(numbers)
 
 
