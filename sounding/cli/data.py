@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.progress import MofNCompleteColumn
 
-from sounding.cli.progress import progress_bar
+from sounding.progress import progress_bar
 
 _COLUMNS = ("documents", "MB", "skipped", "copies")
 _FOLDER = click.Path(file_okay=False, path_type=Path)
