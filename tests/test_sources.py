@@ -5,6 +5,7 @@ report with its section, an RFC, a file of the Linux documentation. `scripts/che
 """
 
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -113,6 +114,14 @@ def test_what_is_not_there_is_found() -> None:
     assert list(absent("`ops/nothing.py`")) == ["ops/nothing.py"]
     assert list(absent("`ops/norm.py:nothing`")) == ["ops/norm.py:nothing"]
     assert list(absent("`nowhere/`")) == ["nowhere/"]
+
+
+def test_the_rooms_are_drawn_as_the_contract_has_them() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = project["tool"]["importlinter"]["contracts"]
+    page = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")
+    drawn = [re.split(r"\s{2,}", line)[0] for line in page.split("```")[1].strip().splitlines()]
+    assert drawn == [layer for layer in contract["layers"] if layer != "__main__"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
