@@ -1,7 +1,7 @@
 """The reference's storage of rows: PyTorch tensors.
 
 `GrowingRows` are plain tensors that gradients flow through; `PackedRows` are preallocated bytes in
-the deployed format. Source: spec/architecture.md 8.1.
+the deployed format. Source: docs/architecture.md 8.1.
 """
 
 from collections.abc import Callable
@@ -187,7 +187,7 @@ class PackedRows:
 
 def kv_codec(head_dim: int, rotary: int) -> Codec:
     """FP8 channels in blocks of 64, then the bf16 rotary channels, then a scale byte per block
-    padded to 8: 584 bytes for the published 512 channels. Source: spec/architecture.md 8.1."""
+    padded to 8: 584 bytes for the published 512 channels. Source: docs/architecture.md 8.1."""
     plain = head_dim - rotary
     blocks = -(-plain // KV_BLOCK)
     scale_bytes = -(-blocks // 8) * 8

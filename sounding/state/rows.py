@@ -1,6 +1,6 @@
 """Lists of rows, which all states are made of: appended to, of bounded memory, storable.
 
-Of some lists only the last rows are kept. Source: spec/architecture.md 8.1.
+Of some lists only the last rows are kept. Source: docs/architecture.md 8.1.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 Everything remembered is appended to and never changed: window entries and raw projections by token,
 compressed and index entries by group. That keeps the three operations of a server simple: `fork`
 shares or copies, `rewind` shortens, `serialize` writes the rows out.
-Source: spec/architecture.md 8.
+Source: docs/architecture.md 8.
 """
 
 import json
