@@ -112,7 +112,7 @@ def _load_network(name: str | Path | None, *, simulate: bool, exact: bool) -> "T
     import psutil
     import torch
 
-    from sounding.model.layers import DEPLOYED, EXACT
+    from sounding.simulation import DEPLOYED, EXACT
     from sounding.model.native import serves
     from sounding.weights.build import bring_into_memory, load_model
     from sounding.weights.layout import count_parameters

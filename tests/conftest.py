@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from sounding.config import ModelConfig
-from sounding.model.layers import EXACT, Simulation
+from sounding.simulation import EXACT, Simulation
 from sounding.model.transformer import Transformer
 
 # Machines are shared and the first call of an op is slow: time says nothing about a result.

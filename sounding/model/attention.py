@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from sounding.config import CSA, ModelConfig
 from sounding.model.chunk import Chunk
 from sounding.model.compressor import Compressor, Index, Indexer, simulate_kv
-from sounding.model.layers import Linear, RMSNorm, Simulation
+from sounding.model.layers import Linear, RMSNorm
+from sounding.simulation import Simulation
 from sounding.model.state import TensorCompressorState, TensorLayerState
 from sounding.ops.attention import attend
 from sounding.ops.index_loss import index_loss

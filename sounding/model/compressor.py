@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sounding.config import CSA, ModelConfig
 from sounding.model.chunk import Chunk, Span
-from sounding.model.layers import Linear, RMSNorm, Simulation
+from sounding.model.layers import Linear, RMSNorm
+from sounding.simulation import Simulation
 from sounding.model.state import TensorCompressorState
 from sounding.ops.attention import select_entries
 from sounding.ops.matmul import wide_linear

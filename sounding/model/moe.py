@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sounding.config import ModelConfig
-from sounding.model.layers import Format, Linear, Simulation
+from sounding.model.layers import Format, Linear
+from sounding.simulation import Simulation
 from sounding.ops import experts as ops
 from sounding.ops.attention import top_k
 

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from sounding.config import ModelConfig
 from sounding.model.attention import SPARSE, Attention, Selection
 from sounding.model.chunk import Chunk, make_chunk
-from sounding.model.layers import EXACT, Embedding, Linear, RMSNorm, Simulation
+from sounding.model.layers import Embedding, Linear, RMSNorm
+from sounding.simulation import EXACT, Simulation
 from sounding.model.moe import MoE, Routing
 from sounding.model.state import TensorLayerState, TensorState, growing_state
 from sounding.ops import hyper_connection, matmul
+from sounding.ops.vector_math import settle_vector_math
 
 
 class Output(NamedTuple):
@@ -152,6 +154,7 @@ class Transformer(nn.Module):
     ) -> None:
         """Uninitialised weights; `dtype` is what the network computes in, whatever they are."""
         super().__init__()
+        settle_vector_math()
         self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Block(config, ratio, simulation, hashed=layer < config.num_hash_layers)

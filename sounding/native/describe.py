@@ -1,279 +1,249 @@
-"""Networks and states as native code is told of them: structs of pointers into tensors."""
+"""A network as the structs that the C++ kernels read, pointing to its weights where they lie."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
-from sounding.config import CSA
-from sounding.model.attention import Attention
-from sounding.model.compressor import Compressor
-from sounding.model.layers import Linear, RMSNorm
-from sounding.model.moe import MoE
-from sounding.model.state import LayerState
-from sounding.model.transformer import Transformer
-from sounding.ops.cpu.inference import network as native
-from sounding.ops.matmul import Weight
-from sounding.ops.rope import rope_frequencies
+from sounding.config import CSA, ModelConfig
+from sounding.native.structs import (
+    NativeDraftEnds,
+    NativeEnds,
+    NativeHyperConnection,
+    NativeLayer,
+    NativeNetwork,
+    NativePooling,
+    NativeVector,
+    NativeWeight,
+)
+from sounding.rotary import rope_frequencies
+from sounding.simulation import Simulation
+from sounding.weights.raw import RawTensor
 
-_LISTS = 5  # of rows per layer: RowsOf in network.h
+FP4_BLOCK, FP8_TILE = 32, 128  # weights that share a scale: of a row, and in each direction
+_FORMATS = {"F32": 0, "BF16": 1, "F8_E4M3": 2, "I8": 3}
+_PLAIN = ("F32", "BF16")
+# Scales outside leave no room for the value's own exponent in a bfloat16.
+_LEAST_SCALE, _LARGEST_SCALE = 10, 240
 
 
-class Described:
-    """Blocks as structs, with the tensors that those point into."""
+class NotServed(ValueError):
+    """The kernels cannot run this network; the message says why. The reference can."""
 
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        self._blocks = [id(block) for block in blocks]
-        # A module's dict of parameters stays, whatever becomes of them.
-        self._watched = [_parts(block)[0].wq_a._parameters for block in (blocks[0], blocks[-1])]
-        self._addresses = self._watched_addresses()
-        self._kept: list[Any] = []
-        layers = [self._layer(block) for block in blocks]
-        self._layers = layers
-        self._pointers = (ctypes.c_void_p * len(layers))(*map(ctypes.addressof, layers))
-        self.network = self._network(blocks[0])
-        self._ends: native.NativeEnds | None = None
-        self._ends_at = (0, 0)
 
-    def is_of(self, blocks: Sequence[nn.Module]) -> bool:
-        """Whether these are the blocks, and still where they were."""
-        return (
-            self._blocks == [id(block) for block in blocks]
-            and self._addresses == self._watched_addresses()
+class Description:
+    """The structs of a network, and what they point to."""
+
+    def __init__(
+        self, config: ModelConfig, tensors: Mapping[str, RawTensor], simulation: Simulation
+    ) -> None:
+        """`tensors` by their published names. Raises NotServed."""
+        if simulation.weights:
+            raise NotServed("weights that are rounded while they are used")
+        self._tensors, self._simulation = tensors, simulation
+        self._kept: list[Any] = [tensors]
+        self.config = config
+        self.network = _network(config, simulation)
+        self.layers = [
+            self._layer(f"layers.{index}", ratio, index < config.num_hash_layers)
+            for index, ratio in enumerate(config.ratios)
+        ]
+        self.ends = self._ends("")
+        self.drafts = [self._draft(f"mtp.{index}.") for index in range(config.num_mtp_layers)]
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _draft(self, prefix: str) -> tuple[NativeLayer, NativeDraftEnds, NativeEnds]:
+        """An MTP block: its layer, what it begins with, and what the shared head reads of it."""
+        begins = NativeDraftEnds(
+            embedding=self._weight("embed.weight"),
+            e_proj=self._linear(f"{prefix}e_proj"),
+            h_proj=self._linear(f"{prefix}h_proj"),
+            enorm=self._vector(f"{prefix}enorm.weight"),
+            hnorm=self._vector(f"{prefix}hnorm.weight"),
+        )
+        return self._layer(prefix.rstrip("."), 0, False), begins, self._ends(prefix)
+
+    def _ends(self, prefix: str) -> NativeEnds:
+        return NativeEnds(
+            embedding=self._weight("embed.weight"),
+            head=self._exact("head.weight"),
+            hc=self._hyper_connection(f"{prefix}hc_head"),
+            norm=self._vector(f"{prefix}norm.weight"),
         )
 
-    def _watched_addresses(self) -> list[int]:
-        weights = [parameters["weight"] for parameters in self._watched]
-        return [0 if weight is None else weight.data_ptr() for weight in weights]
-
-    def run(
-        self,
-        streams: Tensor,
-        tokens: Tensor,
-        lengths: list[int],
-        states: Sequence[Sequence[LayerState]],
-        chosen: Tensor,
-        scores: Tensor,
-        reading: native.Reading | None = None,
-    ) -> bool:
-        """Run one piece of a chunk; lists without room for it are given some.
-
-        False if it goes from tokens to logits and one of them is no token; nothing is done then.
-        """
-        lists = _addresses(states)
-        given = (streams, tokens, lengths, lists, chosen, scores, reading)
-        while (crowded := native.run(self.network, self._pointers, *given)) >= 0:
-            sequence, rest = divmod(crowded, len(self._layers) * _LISTS)
-            layer, number = divmod(rest, _LISTS)
-            rows = states[sequence][layer].rows()[number]
-            assert rows is not None
-            rows.make_room(lengths[sequence], torch.float32 if number in (1, 3) else torch.bfloat16)
-        return crowded == native.DONE
-
-    def ends(self, network: Transformer) -> native.NativeEnds | None:
-        """What stands around the blocks; None where the reference has to serve it."""
-        at = network.embed.weight.data_ptr(), network.head.weight.data_ptr()
-        if at != self._ends_at:
-            self._ends_at = at
-            try:
-                self._ends = self._describe_ends(network)
-            except _NotServed:
-                self._ends = None
-        return self._ends
-
-    def _describe_ends(self, network: Transformer) -> native.NativeEnds:
-        embedding = native.describe_weight(Weight(network.embed.weight))
-        norm = network.norm
-        if embedding is None or not isinstance(norm, RMSNorm):
-            raise _NotServed
-        return native.NativeEnds(
-            embedding=embedding,
-            head=self._exact(network.head.weight),
-            hc=self._hyper_connection(network, "head"),
-            norm=self._vector(norm.weight),
-        )
-
-    def _network(self, block: nn.Module) -> native.NativeNetwork:
-        attention, moe, config = _parts(block)
-        return native.NativeNetwork(
-            channels=config.hidden_size,
-            streams=config.hc_mult,
-            heads=config.num_attention_heads,
-            head_dim=config.head_dim,
-            rotary=config.qk_rope_head_dim,
-            q_rank=config.q_lora_rank,
-            groups=config.o_groups,
-            o_rank=config.o_lora_rank,
-            window=config.sliding_window,
-            index_heads=config.index_n_heads,
-            index_width=config.index_head_dim,
-            index_limit=config.index_topk,
-            experts=config.n_routed_experts,
-            choices=config.num_experts_per_tok,
-            inner=config.moe_intermediate_size,
-            vocabulary=config.vocab_size,
-            iterations=config.hc_sinkhorn_iters,
-            simulate_kv=attention.simulation.kv,
-            simulate_index=attention.simulation.indexer,
-            norm_eps=config.rms_norm_eps,
-            hc_eps=config.hc_eps,
-            swiglu_limit=moe.limit,
-            routed_scale=config.routed_scaling_factor,
-        )
-
-    def _layer(self, block: nn.Module) -> native.NativeLayer:
-        attention, moe, config = _parts(block)
-        yarn = config.rope_scaling if attention.ratio else None
-        theta = config.compress_rope_theta if attention.ratio else config.rope_theta
-        frequencies = rope_frequencies(
-            config.qk_rope_head_dim, theta, yarn, attention.wq_a.weight.device
-        )
+    def _layer(self, name: str, ratio: int, hashed: bool) -> NativeLayer:
+        config = self.config
+        yarn = config.rope_scaling if ratio else None
+        theta = config.compress_rope_theta if ratio else config.rope_theta
+        frequencies = np.ascontiguousarray(rope_frequencies(config.qk_rope_head_dim, theta, yarn))
         self._kept.append(frequencies)
-        layer = native.NativeLayer(
-            ratio=attention.ratio,
-            frequencies=frequencies.data_ptr(),
-            attn_norm=self._vector(block.get_parameter("attn_norm.weight")),
-            ffn_norm=self._vector(block.get_parameter("ffn_norm.weight")),
-            q_norm=self._vector(attention.q_norm.weight),
-            kv_norm=self._vector(attention.kv_norm.weight),
-            sink=self._vector(attention.attn_sink),
-            attn_hc=self._hyper_connection(block, "attn"),
-            ffn_hc=self._hyper_connection(block, "ffn"),
-            gate=self._exact(moe.gate.weight),
-            w1=self._weight(moe.experts.w1),
-            w2=self._weight(moe.experts.w2),
-            w3=self._weight(moe.experts.w3),
-            shared_w1=self._weight(moe.shared_experts.w1),
-            shared_w2=self._weight(moe.shared_experts.w2),
-            shared_w3=self._weight(moe.shared_experts.w3),
+        layer = NativeLayer(
+            ratio=ratio,
+            frequencies=frequencies.ctypes.data,
+            attn_norm=self._vector(f"{name}.attn_norm.weight"),
+            ffn_norm=self._vector(f"{name}.ffn_norm.weight"),
+            q_norm=self._vector(f"{name}.attn.q_norm.weight"),
+            kv_norm=self._vector(f"{name}.attn.kv_norm.weight"),
+            sink=self._vector(f"{name}.attn.attn_sink"),
+            attn_hc=self._hyper_connection(f"{name}.hc_attn"),
+            ffn_hc=self._hyper_connection(f"{name}.hc_ffn"),
+            gate=self._exact(f"{name}.ffn.gate.weight"),
         )
-        for name in ("wq_a", "wq_b", "wkv", "wo_b"):
-            setattr(layer, name, self._weight(attention.get_submodule(name)))
-        layer.wo_a = self._weight(attention.wo_a, simulate=False)  # docs/architecture.md 5.6
-        if attention.compressor is not None:
-            layer.compressor = self._pooling(attention.compressor)
-        if attention.indexer is not None:
-            layer.index_compressor = self._pooling(attention.indexer.compressor)
-            layer.index_wq_b = self._weight(attention.indexer.wq_b)
-            layer.index_weights = self._weight(attention.indexer.weights_proj)
-        if moe.gate.tid2eid is not None:
-            if moe.gate.tid2eid.dtype != torch.int64:
-                raise _NotServed
-            self._kept.append(moe.gate.tid2eid)
-            layer.table = moe.gate.tid2eid.data_ptr()
+        for part in ("wq_a", "wq_b", "wkv", "wo_b"):
+            setattr(layer, part, self._linear(f"{name}.attn.{part}"))
+        # The grouped output projection takes its inputs as they are. docs/architecture.md 5.6
+        layer.wo_a = self._linear(f"{name}.attn.wo_a", simulate=False)
+        for part in ("w1", "w2", "w3"):
+            setattr(layer, f"shared_{part}", self._linear(f"{name}.ffn.shared_experts.{part}"))
+            setattr(layer, part, self._experts(f"{name}.ffn.experts", part))
+        if ratio:
+            layer.compressor = self._pooling(f"{name}.attn.compressor", config.head_dim)
+        if ratio == CSA:
+            indexer = f"{name}.attn.indexer"
+            layer.index_compressor = self._pooling(f"{indexer}.compressor", config.index_head_dim)
+            layer.index_wq_b = self._linear(f"{indexer}.wq_b")
+            layer.index_weights = self._weight(f"{indexer}.weights_proj.weight")
+        if hashed:
+            layer.table = self._table(f"{name}.ffn.gate.tid2eid")
         else:
-            layer.bias = self._vector(moe.gate.bias)
+            layer.bias = self._vector(f"{name}.ffn.gate.bias")
         return layer
 
-    def _pooling(self, compressor: Compressor) -> native.NativePooling:
-        return native.NativePooling(
-            self._exact(compressor.wkv.weight),
-            self._exact(compressor.wgate.weight),
-            self._vector(compressor.ape),
-            self._vector(compressor.norm.weight),
-            compressor.norm.weight.shape[0],
+    def _experts(self, name: str, part: str) -> Any:
+        """One weight per expert, wherever each lies."""
+        count = self.config.n_routed_experts
+        weights = (NativeWeight * count)(
+            *(self._linear(f"{name}.{expert}.{part}") for expert in range(count))
+        )
+        self._kept.append(weights)
+        return ctypes.cast(weights, ctypes.c_void_p)
+
+    def _pooling(self, name: str, width: int) -> NativePooling:
+        return NativePooling(
+            self._exact(f"{name}.wkv.weight"),
+            self._exact(f"{name}.wgate.weight"),
+            self._vector(f"{name}.ape"),
+            self._vector(f"{name}.norm.weight"),
+            width,
         )
 
-    def _hyper_connection(self, block: nn.Module, name: str) -> native.NativeHyperConnection:
-        parts = [block.get_parameter(f"hc_{name}_{leaf}") for leaf in ("fn", "base", "scale")]
-        if any(part.dtype != torch.float32 or not part.is_contiguous() for part in parts):
-            raise _NotServed
-        self._kept += parts
-        return native.NativeHyperConnection(*(part.data_ptr() for part in parts))
+    def _hyper_connection(self, name: str) -> NativeHyperConnection:
+        parts = [self._tensors[f"{name}_{leaf}"] for leaf in ("fn", "base", "scale")]
+        if any(part.dtype != "F32" for part in parts):
+            raise NotServed(f"{name}_* are {parts[0].dtype}; the kernels read float32")
+        return NativeHyperConnection(*(part.address for part in parts))
 
-    def _weight(self, linear: nn.Module, *, simulate: bool | None = None) -> native.NativeWeight:
-        assert isinstance(linear, Linear)
-        if linear.simulate_weight and linear.scale is None:
-            raise _NotServed
-        simulate = linear.simulate if simulate is None else simulate
-        described = native.describe_weight(linear.stored, simulate=simulate)
-        if described is None:
-            raise _NotServed
-        self._kept.append(linear.stored)
-        return described
+    def _linear(self, name: str, *, simulate: bool = True) -> NativeWeight:
+        """A linear map of those that are deployed in FP8 or FP4; `simulate` False where its inputs
+        are taken as they are even then."""
+        experts = ".ffn.experts." in name
+        deployed = self.config.expert_format if experts else self.config.linear_format
+        rounded = simulate and deployed is not None and self._simulation.linear_inputs
+        return self._weight(f"{name}.weight", simulate=rounded)
 
-    def _exact(self, weight: Tensor) -> native.NativeWeight:
+    def _weight(self, name: str, *, simulate: bool = False) -> NativeWeight:
+        scale = self._tensors.get(name.removesuffix("weight") + "scale")
+        return describe_weight(name, self._tensors[name], scale, simulate=simulate)
+
+    def _exact(self, name: str) -> NativeWeight:
         """A weight that the reference uses in float32, so bfloat16 or nothing."""
-        described = native.describe_weight(Weight(weight))
-        if described is None or weight.dtype != torch.bfloat16:
-            raise _NotServed
-        self._kept.append(weight)
-        return described
+        if self._tensors[name].dtype != "BF16":
+            raise NotServed(f"{name} is {self._tensors[name].dtype}; the kernels read bfloat16")
+        return self._weight(name)
 
-    def _vector(self, values: Tensor) -> native.NativeVector:
-        described = native.describe_vector(values)
-        if described is None:
-            raise _NotServed
-        self._kept.append(values)
-        return described
+    def _vector(self, name: str) -> NativeVector:
+        values = self._tensors[name]
+        if values.dtype not in _PLAIN:
+            raise NotServed(f"{name} is {values.dtype}; the kernels read float32 and bfloat16")
+        return NativeVector(values.address, values.dtype == "BF16")
 
-
-class _NotServed(Exception):
-    """A network that the kernels cannot run."""
+    def _table(self, name: str) -> int:
+        table = np.ascontiguousarray(self._tensors[name].array, dtype=np.int64)
+        self._kept.append(table)
+        return table.ctypes.data
 
 
-_known: WeakKeyDictionary[nn.Module, Described | None] = WeakKeyDictionary()
-
-
-def describe(blocks: Sequence[nn.Module] | nn.ModuleList) -> Described | None:
-    """The description of these blocks, made once; None where the reference has to run them."""
-    blocks = list(blocks)  # what a ModuleList does for an index takes longer
-    first = blocks[0]
-    if first in _known:
-        known = _known[first]
-        if known is None or known.is_of(blocks):
-            return known
-    try:
-        made = Described(blocks) if all(map(_fits, blocks)) else None
-    except _NotServed:
-        made = None
-    _known[first] = made
-    return made
-
-
-def _parts(block: nn.Module) -> tuple[Attention, MoE, Any]:
-    attention, moe = block.attn, block.ffn
-    assert isinstance(attention, Attention) and isinstance(moe, MoE)
-    return attention, moe, attention.config
-
-
-def _fits(block: nn.Module) -> bool:
-    """Whether the shapes are ones the kernels are written for."""
-    attention, _, config = _parts(block)
-    width = config.index_head_dim
-    return (
-        config.hidden_size % 32 == 0
-        and config.head_dim % 32 == 0
-        and config.moe_intermediate_size % 32 == 0
-        and width % 32 == 0
-        and width & (width - 1) == 0
-        and width <= 1024
-        and config.qk_rope_head_dim <= 1024
-        and config.hc_mult <= 8
-        and (attention.ratio in (0, CSA) or CSA < attention.ratio <= 256)
+def describe_weight(
+    name: str, values: RawTensor, scale: RawTensor | None, *, simulate: bool = False
+) -> NativeWeight:
+    """A matrix [o, i] for the kernels, FP4 codes as [o, i / 2]. Raises NotServed."""
+    packed = values.dtype in ("F8_E4M3", "I8")
+    if values.dtype not in _FORMATS or packed != (scale is not None):
+        raise NotServed(f"{name} is {values.dtype}; the kernels do not read that")
+    rows, columns = values.shape
+    scale_row = 0
+    if scale is not None:
+        low, high = int(scale.array.min()), int(scale.array.max())
+        if scale.dtype != "F8_E8M0" or low < _LEAST_SCALE or high > _LARGEST_SCALE:
+            raise NotServed(
+                f"the scales of {name} are {scale.dtype} from code {low} to {high}; the kernels "
+                f"read F8_E8M0 from {_LEAST_SCALE} to {_LARGEST_SCALE}"
+            )
+        columns *= 2 if values.dtype == "I8" else 1
+        scale_row = -(-columns // (FP4_BLOCK if values.dtype == "I8" else FP8_TILE))
+    return NativeWeight(
+        values.address,
+        None if scale is None else scale.address,
+        rows,
+        columns,
+        values.array.strides[0],
+        scale_row,
+        _FORMATS[values.dtype],
+        simulate,
+        0,
     )
 
 
-def _addresses(states: Sequence[Sequence[LayerState]]) -> "ctypes.Array[Any]":
-    """Headers of every list of rows, sequence by sequence and layer by layer."""
-    if len(states) == 1:
-        return _headers(states[0])
-    joined = b"".join(bytes(_headers(layers)) for layers in states)
-    count = len(joined) // ctypes.sizeof(ctypes.c_void_p)
-    return (ctypes.c_void_p * count).from_buffer_copy(joined)
+def pointers(layers: Sequence[NativeLayer]) -> "ctypes.Array[ctypes.c_void_p]":
+    """The addresses of structs, as the kernels take a list of layers."""
+    return (ctypes.c_void_p * len(layers))(*map(ctypes.addressof, layers))
 
 
-def _headers(layers: Sequence[LayerState]) -> "ctypes.Array[Any]":
-    """Headers stay where they are as long as their rows live, so they are looked up once."""
-    first = layers[0]
-    if first.headers is None or len(first.headers) != len(layers) * _LISTS:
-        found = [
-            None if rows is None else ctypes.addressof(rows.header)
-            for layer in layers
-            for rows in layer.rows()
-        ]
-        first.headers = (ctypes.c_void_p * len(found))(*found)
-    return first.headers
+def _network(config: ModelConfig, simulation: Simulation) -> NativeNetwork:
+    _require_shapes(config)
+    return NativeNetwork(
+        channels=config.hidden_size,
+        streams=config.hc_mult,
+        heads=config.num_attention_heads,
+        head_dim=config.head_dim,
+        rotary=config.qk_rope_head_dim,
+        q_rank=config.q_lora_rank,
+        groups=config.o_groups,
+        o_rank=config.o_lora_rank,
+        window=config.sliding_window,
+        index_heads=config.index_n_heads,
+        index_width=config.index_head_dim,
+        index_limit=config.index_topk,
+        experts=config.n_routed_experts,
+        choices=config.num_experts_per_tok,
+        inner=config.moe_intermediate_size,
+        vocabulary=config.vocab_size,
+        iterations=config.hc_sinkhorn_iters,
+        simulate_kv=simulation.kv,
+        simulate_index=simulation.indexer,
+        norm_eps=config.rms_norm_eps,
+        hc_eps=config.hc_eps,
+        swiglu_limit=config.swiglu_limit,
+        routed_scale=config.routed_scaling_factor,
+    )
+
+
+def _require_shapes(config: ModelConfig) -> None:
+    """Raise NotServed for shapes that the kernels are not written for."""
+    width = config.index_head_dim
+    rules = {
+        "hidden_size": config.hidden_size % 32 == 0,
+        "head_dim": config.head_dim % 32 == 0,
+        "moe_intermediate_size": config.moe_intermediate_size % 32 == 0,
+        "index_head_dim": width % 32 == 0 and width & (width - 1) == 0 and width <= 1024,
+        "qk_rope_head_dim": config.qk_rope_head_dim <= 1024,
+        "hc_mult": config.hc_mult <= 8,
+        "compress_ratios": all(
+            ratio in (0, CSA) or CSA < ratio <= 256 for ratio in config.ratios
+        ),
+    }
+    for name, holds in rules.items():
+        if not holds:
+            raise NotServed(f"{name} = {getattr(config, name)} is no size the kernels know")

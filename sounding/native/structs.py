@@ -66,7 +66,7 @@ class NativeLayer(ctypes.Structure):
         *((name, NativeWeight) for name in ("index_wq_b", "index_weights", "gate")),
         ("bias", NativeVector),
         ("table", _POINTER),
-        *((name, NativeWeight) for name in ("w1", "w2", "w3")),
+        *((name, _POINTER) for name in ("w1", "w2", "w3")),
         *((name, NativeWeight) for name in ("shared_w1", "shared_w2", "shared_w3")),
     )
 

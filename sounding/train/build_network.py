@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from sounding.model.layers import EXACT, QUANTIZATION_AWARE, Linear
+from sounding.model.layers import Linear
+from sounding.simulation import EXACT, QUANTIZATION_AWARE
 from sounding.model.transformer import Transformer
 from sounding.train.initialise import initialise
 from sounding.train.run_config import RunConfig

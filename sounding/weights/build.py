@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sounding.config import ModelConfig
-from sounding.model.layers import EXACT, Simulation
+from sounding.simulation import EXACT, Simulation
 from sounding.model.transformer import Transformer
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.state_dict import read_state, write_state

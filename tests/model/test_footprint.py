@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from sounding.model.layers import Simulation
+from sounding.simulation import Simulation
 from sounding.model.state import packed_state
 from sounding.model.transformer import Transformer
 from sounding.presets import nano, tiny

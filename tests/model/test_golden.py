@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sounding.model.chunk import make_chunk
-from sounding.model.layers import DEPLOYED, EXACT, Simulation
+from sounding.simulation import DEPLOYED, EXACT, Simulation
 from sounding.model.state import growing_state
 from sounding.model.transformer import MTPBlock, Transformer
 from sounding.ops import attention

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sounding.config import ModelConfig
 from sounding.model.compressor import simulate_index, simulate_kv
-from sounding.model.layers import Simulation
+from sounding.simulation import Simulation
 from sounding.model.rows import (
     GrowingRows,
     PackedRows,

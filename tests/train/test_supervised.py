@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from sounding.config import ModelConfig
 from sounding.model.attention import Selection
-from sounding.model.layers import QUANTIZATION_AWARE, Linear
+from sounding.model.layers import Linear
+from sounding.simulation import QUANTIZATION_AWARE
 from sounding.model.moe import Routing
 from sounding.model.transformer import MTPBlock, Transformer
 from sounding.ops import cpu

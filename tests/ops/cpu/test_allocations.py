@@ -23,7 +23,7 @@ PROGRAM = """
 import ctypes, sys
 import torch
 from pathlib import Path
-from sounding.model.layers import DEPLOYED
+from sounding.simulation import DEPLOYED
 from sounding.model.state import packed_state
 from sounding.ops import cpu
 from sounding.ops.cpu.inference import network as native

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sounding.config import CSA
-from sounding.model.layers import DEPLOYED, EXACT, Simulation
+from sounding.simulation import DEPLOYED, EXACT, Simulation
 from sounding.model.native import serves
 from sounding.model.state import growing_state, packed_state
 from sounding.model.transformer import Transformer

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sounding.model.attention import SPARSE
 from sounding.model.chunk import make_chunk
-from sounding.model.layers import DEPLOYED, EXACT, Simulation
+from sounding.simulation import DEPLOYED, EXACT, Simulation
 from sounding.model.state import SequenceState, growing_state, packed_state
 from sounding.model.transformer import Transformer, run_blocks
 from sounding.ops import cpu
