@@ -5,6 +5,7 @@ with `NotServed`, and the reference in PyTorch takes its place. It imports no Py
 """
 
 import ctypes
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ class KernelNetwork:
 
     dtype_name = "bfloat16"
     number_bytes = 2  # of a number of the state
-    exact_splits = True  # a token has the same bits however its sequence is split
+    tries_exact_splits = True
 
     def __init__(
         self,
@@ -65,6 +66,23 @@ class KernelNetwork:
     def num_drafters(self) -> int:
         """How many MTP blocks there are."""
         return len(self._description.drafts)
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in its weights, two of FP4 in a byte, scales left out."""
+        return sum(
+            tensor.array.size * (2 if tensor.dtype == "I8" else 1)
+            for name, tensor in self.tensors.items()
+            if not name.endswith(".scale")
+        )
+
+    def fingerprint(self) -> str:
+        """A digest of all bytes of the weights."""
+        digest = hashlib.sha256()
+        for name, tensor in self.tensors.items():
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(np.ascontiguousarray(tensor.array).reshape(-1).view(np.uint8))
+        return digest.hexdigest()
 
     def new_state(self, *, rewind_tokens: int = 0) -> KernelState:
         """The state of a sequence that has no tokens yet."""
