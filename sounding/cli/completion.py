@@ -29,12 +29,18 @@ class Model(NamedTuple):
     folder: Path
     network: "Transformer"
     tokenizer: "Tokenizer"
+    files: str = ""
+    """Facts of the files of its weights, from before they were read."""
 
     def engine(
         self, prefix_store: Path | None = None, store_bytes: int | None = None, **settings: Any
     ) -> "Engine":
         """An engine that runs it until the command ends; `settings` are `EngineSettings`."""
-        return start_engine(self.network, self.tokenizer, prefix_store, store_bytes, **settings)
+        return start_engine(
+            *(self.network, self.tokenizer, prefix_store, store_bytes),
+            files=self.files,
+            **settings,
+        )
 
     def batch(self, width: int) -> "Batch":
         """What continues prompts with it, `width` at a time."""
@@ -48,6 +54,8 @@ def start_engine(
     tokenizer: "Tokenizer | None",
     prefix_store: Path | None = None,
     store_bytes: int | None = None,
+    *,
+    files: str = "",
     **settings: Any,
 ) -> "Engine":
     """An engine that is closed when the command ends; the store takes its own limit by default."""
@@ -55,12 +63,14 @@ def start_engine(
     from sounding.engine.exact import splits_are_exact
     from sounding.engine.prefix_store import PrefixStore, state_identity
     from sounding.engine.settings import EngineSettings
+    from sounding.engine.weights_digest import weights_digest
 
     how = EngineSettings(exact_splits=splits_are_exact(network), **settings)
     store = None
     if prefix_store is not None:
         limit = {} if store_bytes is None else {"limit_bytes": store_bytes}
-        store = PrefixStore(prefix_store, state_identity(network, how), **limit)
+        weights = weights_digest(network, files, prefix_store)
+        store = PrefixStore(prefix_store, state_identity(network, how, weights), **limit)
     engine = Engine(network, tokenizer, how, store=store)
     context = click.get_current_context(silent=True)
     # A thread of a command has no context.
@@ -71,11 +81,13 @@ def start_engine(
 
 def open_model(folder: str | None) -> Model:
     """The model in a folder, or the shipped one. Raises ValueError saying what is missing."""
+    from sounding.engine.weights_digest import file_facts
     from sounding.text.tokenizer import Tokenizer
 
     path = Path(model_folder(folder))
     if path.is_dir() and not (path / "tokenizer.json").is_file():
         raise ValueError(f"{path} has no tokenizer.json, without which no text can be read")
+    files = file_facts(path.glob("*.safetensors"))
     network = load_network(str(path))
     tokenizer = Tokenizer.from_file(path)
     if tokenizer.num_tokens > network.config.vocab_size:
@@ -83,7 +95,7 @@ def open_model(folder: str | None) -> Model:
             f"the tokenizer in {path} has {tokenizer.num_tokens} tokens, the model only "
             f"{network.config.vocab_size}: they do not belong together"
         )
-    return Model(path, network, tokenizer)
+    return Model(path, network, tokenizer, files)
 
 
 model_option = click.option(

@@ -40,6 +40,7 @@ from sounding.engine.prefix_files import (
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
 from sounding.engine.snapshot import Entries, Tail, tensor_bytes
 from sounding.engine.store_folder import MARK_NAME, StoreFolder, open_root
+from sounding.engine.weights_digest import weights_digest
 from sounding.model.transformer import Transformer
 from sounding.ops.cpu import library
 
@@ -47,7 +48,6 @@ _LIMIT_BYTES = 8 << 30
 _IDENTITY = "[0-9a-f]{16}"
 _PENDING_BYTES = 256 << 20  # that may wait to be written; what comes beyond is not kept
 _PAUSE_SECONDS = 60.0  # after writing has failed
-_SAMPLE_BYTES = 1024  # of every weight
 
 _log = logging.getLogger(__name__)
 _Loaded = TypeVar("_Loaded")
@@ -328,11 +328,10 @@ def _name_of(blocks: str, rest: Sequence[int]) -> str:
     return extend(blocks, rest) if rest else blocks
 
 
-@torch.inference_mode()
-def state_identity(model: Transformer, settings: EngineSettings) -> str:
+def state_identity(model: Transformer, settings: EngineSettings, weights: str | None = None) -> str:
     """A name for all that states depend on besides tokens: the network and how it is run.
 
-    Of each weight only the beginning is read, which training changes as it does the rest.
+    `weights` is the digest of all its weights, which is made here where it is not at hand.
     """
     whole = hashlib.sha256(repr((model.config, model.dtype, torch.__version__)).encode())
     how = (settings.exact_splits, settings.piece_tokens, settings.guessed_tokens)
@@ -343,8 +342,5 @@ def state_identity(model: Transformer, settings: EngineSettings) -> str:
     for name, module in model.named_modules():
         for switch in ("simulate", "simulate_weight", "simulate_kv", "simulate_index"):
             whole.update(f"{name} {switch} {getattr(module, switch, None)}".encode())
-    for name, weight in model.state_dict().items():
-        first = weight.flatten()[: _SAMPLE_BYTES // weight.element_size()]
-        whole.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        whole.update(first.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    whole.update((weights or weights_digest(model)).encode())
     return whole.hexdigest()[:16]

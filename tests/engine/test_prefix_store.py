@@ -17,12 +17,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sounding.engine import weights_digest as digests
 from sounding.engine.engine import Engine
 from sounding.engine.messages import Event, Finished, Priority
 from sounding.engine.prefix_store import PrefixStore, state_identity
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
 from sounding.engine.snapshot import Entries, Tail, entries_between, put_together, take_tail
 from sounding.engine.store_folder import MARK_NAME, StoreFolder
+from sounding.engine.weights_digest import file_facts, weights_digest
 from sounding.model.state import growing_state
 from tests.conftest import make_network
 from tests.engine.running import CONFIG, prompt, request
@@ -285,3 +287,44 @@ def test_identities_differ_where_states_do() -> None:
     ]
     assert len(set(names)) == len(names)
     assert names[0] == state_identity(make_network(CONFIG), plain)
+
+
+def test_every_byte_of_the_weights_is_in_the_identity() -> None:
+    """Rows edited far behind the beginning of a weight, or one bit of any of them."""
+    network, plain = make_network(CONFIG), EngineSettings()
+    digest, name = weights_digest(network), state_identity(network, plain)
+    for parameter in network.parameters():
+        flat = parameter.data.view(-1).view(torch.uint8)
+        for at in (flat.numel() // 2, flat.numel() - 1):
+            flat[at] ^= 1
+            assert weights_digest(network) != digest
+            flat[at] ^= 1
+    assert state_identity(network, plain) == name
+    network.embed.weight.data[5:].neg_()
+    assert state_identity(network, plain) != name
+
+
+def test_the_digest_of_a_large_network_is_kept_with_the_facts_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, store = tmp_path / "a.safetensors", tmp_path / "store"
+    shard.write_bytes(b"one")
+    network = make_network(CONFIG)
+    fresh = weights_digest(network)
+    monkeypatch.setattr(digests, "_LARGE_BYTES", 1)
+    facts = file_facts([shard])
+    assert weights_digest(network, facts, store) == fresh
+    network.embed.weight.data.neg_()
+    assert weights_digest(network, facts, store) == fresh  # was not read again
+    before = shard.stat()
+    shard.write_bytes(b"two")
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert weights_digest(network, file_facts([shard]), store) == weights_digest(network) != fresh
+    for kept in store.glob("*.digest"):
+        kept.write_text("damaged")
+    assert weights_digest(network, facts, store) == weights_digest(network)
+    PrefixStore(store, MODEL).close()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "file").write_text("")
+    with pytest.raises(ValueError, match="new or empty"):
+        weights_digest(network, facts, tmp_path / "theirs")
