@@ -1,9 +1,11 @@
-"""Writing files that are whole or not there, and that stay."""
+"""Writing files that are whole or not there, and that stay; reading JSON that may be damaged."""
 
 import contextlib
+import json
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 _SUFFIX_BYTES = 4
 
@@ -37,3 +39,26 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def parse_json(text: bytes, where: str) -> dict[str, Any]:
+    """A JSON object from untrusted bytes; raises ValueError for anything else or repeated keys."""
+    repeated: list[str] = []
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                repeated.append(key)
+            found[key] = value
+        return found
+
+    try:
+        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=no_duplicates)
+    except (ValueError, RecursionError) as error:  # also a number of too many digits
+        raise ValueError(f"{where} is not readable JSON ({error}); download it again") from error
+    if repeated:
+        raise ValueError(f"{where} names {repeated[0]!r:.80} twice; the file is damaged")
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{where} must be a JSON object, not {type(parsed).__name__}")
+    return parsed
