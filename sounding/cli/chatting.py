@@ -14,6 +14,7 @@ import click
 
 from sounding.cli.completion import Model, open_model
 from sounding.cli.conversation import EFFORTS, Conversation, Effort, Write
+from sounding.engine.faults import EngineFault
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -117,7 +118,7 @@ def writer(opened: Model, params: "SamplingParams", max_tokens: int) -> Write:
             for event in stream:
                 yield event.text
                 if isinstance(event, Finished) and event.error is not None:
-                    raise ValueError(f"the model could not go on: {event.error}")
+                    raise EngineFault(f"the model could not go on: {event.error}")
                 if isinstance(event, Finished) and event.reason == "stop":
                     yield EOS
         finally:
@@ -182,7 +183,7 @@ def talk(conversation: Conversation, history: Path) -> None:
         except KeyboardInterrupt:
             click.echo()
             _note("stopped; Ctrl-D leaves")
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EngineFault) as error:
             click.secho(f"{error}", err=True, fg="red")
 
 

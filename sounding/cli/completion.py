@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from sounding.cli.generation import load_network
+from sounding.cli.generation import load_network, open_tokenizer
 from sounding.cli.models import model_folder
 
 if TYPE_CHECKING:
@@ -82,19 +82,13 @@ def start_engine(
 def open_model(folder: str | None) -> Model:
     """The model in a folder, or the shipped one. Raises ValueError saying what is missing."""
     from sounding.engine.weights_digest import file_facts
-    from sounding.text.tokenizer import Tokenizer
 
     path = Path(model_folder(folder))
     if path.is_dir() and not (path / "tokenizer.json").is_file():
         raise ValueError(f"{path} has no tokenizer.json, without which no text can be read")
     files = file_facts(path.glob("*.safetensors"))
     network = load_network(str(path))
-    tokenizer = Tokenizer.from_file(path)
-    if tokenizer.num_tokens > network.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer in {path} has {tokenizer.num_tokens} tokens, the model only "
-            f"{network.config.vocab_size}: they do not belong together"
-        )
+    tokenizer = open_tokenizer(path, network.config)
     return Model(path, network, tokenizer, files)
 
 

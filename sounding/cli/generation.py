@@ -16,8 +16,10 @@ from sounding.cli.progress import progress_bar
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sounding.config import ModelConfig
     from sounding.engine.messages import Event
     from sounding.model.transformer import Transformer
+    from sounding.text.tokenizer import Tokenizer
 
 # Large tensors in huge pages (Linux): all weights are read for every token, and finding a small
 # page takes as long as reading a part of it. PyTorch asks once, before its first tensor, so this
@@ -60,6 +62,23 @@ def _load_network(model: str, *, simulate: bool, exact: bool) -> "Transformer":
     counts = count_parameters(checkpoint.config)
     fits = 4 * (counts.main + counts.mtp) < available / 2
     return load_model(checkpoint, simulation=simulation, dequantize=torch.float32 if fits else None)
+
+
+def open_tokenizer(folder: Path, config: "ModelConfig") -> "Tokenizer":
+    """The tokenizer beside a model's weights. Raises ValueError for one of another model."""
+    from sounding.text.markup import EOS
+    from sounding.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_file(folder, config.vocab_size)
+    if config.eos_token_id is not None and tokenizer.named.get(EOS) not in (
+        None,
+        config.eos_token_id,
+    ):
+        raise ValueError(
+            f"the tokenizer in {folder} ends texts with token {tokenizer.eos_id}, the model with "
+            f"{config.eos_token_id}: they do not belong together"
+        )
+    return tokenizer
 
 
 # --------------------------------------------------------------------------------------------------
@@ -210,7 +229,7 @@ def generate(
       sounding generate MODEL --tokens 0,17,4 --max-tokens 8
     """
     from sounding.cli.completion import start_engine
-    from sounding.engine.messages import Finished, GenerationRequest
+    from sounding.engine.messages import EngineFault, Finished, GenerationRequest
     from sounding.engine.sampling import SamplingParams
 
     if (prompt is None) == (tokens is None):
@@ -221,10 +240,13 @@ def generate(
     folder = model_folder(model)
     if tokens is not None:
         dialect: _Tokens | _Text = _Tokens(tokens)
+        network = load_network(folder)
     else:
         text = sys.stdin.read() if prompt == "-" else prompt or ""
-        dialect = _Text(Path(folder), text)
-    stream = start_engine(load_network(folder), dialect.tokenizer).submit(
+        _require_tokenizer(Path(folder))
+        network = load_network(folder)
+        dialect = _Text(open_tokenizer(Path(folder), network.config), text)
+    stream = start_engine(network, dialect.tokenizer).submit(
         GenerationRequest(
             prompt=dialect.prompt,
             params=params,
@@ -240,8 +262,13 @@ def generate(
     for event in stream:
         click.echo(dialect.render(event), nl=False)
         if isinstance(event, Finished) and event.reason == "error":
-            raise RuntimeError(event.error)
+            raise EngineFault(event.error)
     click.echo()
+
+
+def _require_tokenizer(folder: Path) -> None:
+    if folder.is_dir() and not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} has no tokenizer.json; give token ids with --tokens")
 
 
 class _Tokens:
@@ -268,13 +295,9 @@ class _Tokens:
 class _Text:
     """A prompt and an answer as text, through the tokenizer beside the weights."""
 
-    def __init__(self, folder: Path, text: str) -> None:
-        from sounding.text.tokenizer import Tokenizer
-
-        if not (folder / "tokenizer.json").is_file():
-            raise ValueError(f"{folder} has no tokenizer.json; give token ids with --tokens")
-        self.tokenizer = Tokenizer.from_file(folder)
-        self.prompt = self.tokenizer.encode(text)
+    def __init__(self, tokenizer: "Tokenizer", text: str) -> None:
+        self.tokenizer = tokenizer
+        self.prompt = tokenizer.encode(text)
 
     def render(self, event: "Event") -> str:
         return event.text
