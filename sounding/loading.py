@@ -6,19 +6,28 @@ Everything that needs a running model starts here: the commands, evaluation, ben
 
 import atexit
 import difflib
+import importlib.util
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sounding.ops.cpu import library
 from sounding.presets import PRESETS
 from sounding.runtime import keep_what_is_loaded, prepare_process
+from sounding.simulation import DEPLOYED, EXACT, Simulation
 
-if TYPE_CHECKING:  # PyTorch takes a second to import, and many errors are found without it
+if TYPE_CHECKING:  # imported when called, since many errors are found without them
+    from sounding.config import ModelConfig
     from sounding.engine.batch import Batch
     from sounding.engine.engine import Engine
+    from sounding.engine.network import Network
+    from sounding.model.reference_network import ReferenceNetwork
     from sounding.model.transformer import Transformer
     from sounding.text.tokenizer import Tokenizer
     from sounding.weights.checkpoint import Checkpoint
+
+_log = logging.getLogger(__name__)
 
 SHIPPED_NAME = "nano"
 SHIPPED = Path(__file__).parent / "assets" / SHIPPED_NAME
@@ -95,50 +104,87 @@ def open_checkpoint(name: str | Path | None = None) -> "Checkpoint":
 
 def load_network(
     name: str | Path | None = None, *, simulate: bool = False, exact: bool = False
-) -> "Transformer":
-    """The network of a model: on the native kernels in bfloat16, as the models are published.
+) -> "Network":
+    """The network of a model: by the C++ kernels in bfloat16, as the models are published.
 
-    Where they do not serve it, and with `exact`, it computes in float32. There a quantized weight
-    is unpacked at every use; where memory allows, once and for all here. `simulate` rounds
-    activations to FP8 and FP4 as the deployed network.
+    Where they do not serve it, and with `exact`, the PyTorch reference computes it in float32.
+    There a quantized weight is unpacked at every use; where memory allows, once and for all here.
+    `simulate` rounds activations to FP8 and FP4 as the deployed network. Raises ValueError, saying
+    what to install, where PyTorch is needed and missing.
     """
     prepare_process()
-    network = _load_network(name, simulate=simulate, exact=exact)
+    checkpoint = open_checkpoint(name)
+    simulation = DEPLOYED if simulate else EXACT
+    network: Network | None = None if exact else _load_kernels(checkpoint, simulation)
+    if network is None:
+        network = _load_reference(checkpoint, simulation, exact=exact)
     keep_what_is_loaded()
     return network
 
 
-def _load_network(name: str | Path | None, *, simulate: bool, exact: bool) -> "Transformer":
+def _load_kernels(checkpoint: "Checkpoint", simulation: Simulation) -> "Network | None":
+    """The network on the C++ kernels; None where they were not built or do not serve it."""
+    if library() is None:
+        return None
+    import psutil
+
+    from sounding.native.describe import NotServed
+    from sounding.native.memory import bring_into_memory
+    from sounding.native.network import KernelNetwork
+
+    tensors = checkpoint.read_all()
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    if size < psutil.virtual_memory().available / _RESIDENT_SHARE:
+        tensors = bring_into_memory(tensors)
+    try:
+        return KernelNetwork(checkpoint.config, tensors, simulation)
+    except NotServed as reason:
+        _log.info("the kernels do not serve this network: %s", reason)
+        return None
+
+
+def load_reference(name: str | Path | None = None) -> "Transformer":
+    """The PyTorch network of a model in float32, without gradients."""
+    prepare_process()
+    network = _load_reference(open_checkpoint(name), EXACT, exact=True)
+    return network.model
+
+
+def _load_reference(
+    checkpoint: "Checkpoint", simulation: Simulation, *, exact: bool
+) -> "ReferenceNetwork":
+    require_torch("float32" if exact else "running this model without the C++ kernels")
     import psutil
     import torch
 
-    from sounding.simulation import DEPLOYED, EXACT
-    from sounding.model.native import serves
-    from sounding.weights.build import bring_into_memory, load_model
+    from sounding.model.from_checkpoint import load_model
+    from sounding.model.reference_network import ReferenceNetwork
     from sounding.weights.layout import count_parameters
 
-    checkpoint = open_checkpoint(name)
-    simulation = DEPLOYED if simulate else EXACT
-    available = psutil.virtual_memory().available
-    if not exact:
-        network = load_model(checkpoint, simulation=simulation, dtype=torch.bfloat16)
-        if serves(network):
-            size = sum(parameter.nbytes for parameter in network.parameters())
-            if size < available / _RESIDENT_SHARE:
-                bring_into_memory(network)
-            return network
     counts = count_parameters(checkpoint.config)
-    fits = 4 * (counts.main + counts.mtp) < available / 2
-    return load_model(checkpoint, simulation=simulation, dequantize=torch.float32 if fits else None)
+    fits = 4 * (counts.main + counts.mtp) < psutil.virtual_memory().available / 2
+    dequantize = torch.float32 if fits else None
+    return ReferenceNetwork(load_model(checkpoint, simulation=simulation, dequantize=dequantize))
 
 
-def load_tokenizer(folder: Path) -> "Tokenizer":
-    """The tokenizer beside a model's weights. Raises ValueError where there is none."""
+def require_torch(purpose: str) -> None:
+    """Raise ValueError, saying how to install it, where PyTorch is missing."""
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError(
+            f"{purpose} needs PyTorch, which is not installed: pip install 'sounding[train]'"
+        )
+
+
+def load_tokenizer(folder: Path, vocab_size: int | None = None) -> "Tokenizer":
+    """The tokenizer beside a model's weights.
+
+    Raises ValueError where there is none, or one with more tokens than `vocab_size`.
+    """
     from sounding.text.tokenizer import Tokenizer
 
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder} has no tokenizer.json, without which no text can be read")
-    return Tokenizer.from_file(folder)
+    return Tokenizer.from_file(folder, vocab_size)
 
 
 @dataclass
@@ -146,15 +192,21 @@ class LoadedModel:
     """A network with the tokenizer that lies beside its weights, and the engines that run it."""
 
     folder: Path
-    network: "Transformer"
+    network: "Network"
     tokenizer: "Tokenizer"
+    files: str = ""
+    """Facts of the files of its weights, from before they were read (`file_facts`)."""
     _engines: "list[Engine]" = field(default_factory=list)
 
     def engine(
         self, prefix_store: Path | None = None, store_bytes: int | None = None, **settings: Any
     ) -> "Engine":
         """An engine that runs it until `close`; `settings` are those of `EngineSettings`."""
-        engine = start_engine(self.network, self.tokenizer, prefix_store, store_bytes, **settings)
+        engine = start_engine(
+            *(self.network, self.tokenizer, prefix_store, store_bytes),
+            files=self.files,
+            **settings,
+        )
         self._engines.append(engine)
         return engine
 
@@ -174,15 +226,29 @@ class LoadedModel:
 
 def open_model(name: str | Path | None = None) -> LoadedModel:
     """Load network and tokenizer of a model. Raises ValueError saying what is missing or wrong."""
+    from sounding.engine.prefix.weights_digest import file_facts
+    from sounding.weights.checkpoint import read_config
+
     folder = find_model(name)
-    tokenizer = load_tokenizer(folder)  # first: it is quick, and its errors need no weights
-    network = load_network(folder)
-    if tokenizer.num_tokens > network.config.vocab_size:
+    config = read_config(folder)[1]
+    tokenizer = load_tokenizer(folder, config.vocab_size)  # quick, and its errors need no weights
+    require_together(tokenizer, config, folder)
+    files = file_facts(folder.glob("*.safetensors"))
+    return LoadedModel(folder, load_network(folder), tokenizer, files)
+
+
+def require_together(tokenizer: "Tokenizer", config: "ModelConfig", folder: Path) -> None:
+    """Raise ValueError for the tokenizer of another model."""
+    from sounding.text.markup import EOS
+
+    if config.eos_token_id is not None and tokenizer.named.get(EOS) not in (
+        None,
+        config.eos_token_id,
+    ):
         raise ValueError(
-            f"the tokenizer in {folder} has {tokenizer.num_tokens} tokens, the model only "
-            f"{network.config.vocab_size}: they do not belong together"
+            f"the tokenizer in {folder} ends texts with token {tokenizer.eos_id}, the model with "
+            f"{config.eos_token_id}: they do not belong together"
         )
-    return LoadedModel(folder, network, tokenizer)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -190,10 +256,12 @@ def open_model(name: str | Path | None = None) -> LoadedModel:
 
 
 def start_engine(
-    network: "Transformer",
+    network: "Network",
     tokenizer: "Tokenizer | None",
     prefix_store: Path | None = None,
     store_bytes: int | None = None,
+    *,
+    files: str = "",
     **settings: Any,
 ) -> "Engine":
     """An engine for a network, closed at the latest when the process ends.
@@ -203,13 +271,15 @@ def start_engine(
     from sounding.engine.engine import Engine
     from sounding.engine.exact import splits_are_exact
     from sounding.engine.prefix.store import PrefixStore, state_identity
+    from sounding.engine.prefix.weights_digest import weights_digest
     from sounding.engine.settings import EngineSettings
 
     options = EngineSettings(exact_splits=splits_are_exact(network), **settings)
     store = None
     if prefix_store is not None:
         limit = {} if store_bytes is None else {"limit_bytes": store_bytes}
-        store = PrefixStore(prefix_store, state_identity(network, options), **limit)
+        weights = weights_digest(network, files, prefix_store)
+        store = PrefixStore(prefix_store, state_identity(network, options, weights), **limit)
     engine = Engine(network, tokenizer, options, store=store)
     # A thread that still runs native code while the interpreter ends would abort the process.
     atexit.register(engine.close)

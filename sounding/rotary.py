@@ -14,9 +14,7 @@ from sounding.config import RopeScaling
 
 
 @lru_cache
-def rope_frequencies(
-    width: int, theta: float, scaling: RopeScaling | None
-) -> NDArray[np.float32]:
+def rope_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> NDArray[np.float32]:
     """Angle per position of each of the width / 2 channel pairs, float32 [pairs].
 
     Plain: theta^(-2i / width). YaRN blends that with itself / factor, by how many turns a pair

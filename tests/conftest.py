@@ -12,8 +12,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from sounding.config import ModelConfig
-from sounding.simulation import EXACT, Simulation
 from sounding.model.transformer import Transformer
+from sounding.simulation import EXACT, Simulation
 
 # Machines are shared and the first call of an op is slow: time says nothing about a result.
 settings.register_profile(

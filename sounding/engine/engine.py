@@ -10,11 +10,9 @@ from collections import deque
 from collections.abc import Collection
 from typing import Literal, NamedTuple
 
-import torch
-
 from sounding.engine.constrain import Constraints
-from sounding.engine.generate import checked_prompt
 from sounding.engine.memory_budget import StatePool, state_bytes
+from sounding.engine.network import Network
 from sounding.engine.prefix.store import PrefixStore
 from sounding.engine.requests import EngineStats, FinishReason, GenerationRequest, Overloaded
 from sounding.engine.runner import Runner
@@ -22,8 +20,9 @@ from sounding.engine.scheduler import Scheduler
 from sounding.engine.sequence import Generation
 from sounding.engine.settings import EngineSettings
 from sounding.engine.stream import EventStream
-from sounding.model.transformer import Transformer
+from sounding.engine.token_checks import check_prompt
 from sounding.runtime import give_back_free_memory
+from sounding.text.markup import EOS
 from sounding.text.tokenizer import Tokenizer
 
 _TIDY_SECONDS = 2.0  # without anything to do, before memory is tidied up
@@ -42,7 +41,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Network,
         tokenizer: Tokenizer | None = None,
         settings: EngineSettings | None = None,
         *,
@@ -51,12 +50,14 @@ class Engine:
     ) -> None:
         """Starts the thread; `close` ends it, and closes the store.
 
-        Without a tokenizer there is no text: stop strings and grammars are refused. Stop tokens are
-        by default the end of sentence of the config.
+        Without a tokenizer there is no text: stop strings and grammars are refused, and any token
+        may be chosen. Stop tokens are by default the end of sentence of the config.
         """
         self._model, self._tokenizer = model, tokenizer
         self._settings = settings = settings or EngineSettings()
         eos = model.config.eos_token_id
+        if tokenizer is not None and eos is None:
+            eos = tokenizer.named.get(EOS)
         default = () if eos is None else (eos,)
         self._stop_tokens = frozenset(default if stop_tokens is None else stop_tokens)
         self._constraints = None
@@ -97,11 +98,11 @@ class Engine:
             )
         if self._tokenizer is None and (request.stop or request.grammar):
             raise ValueError("stop strings and grammars need a tokenizer, and there is none")
-        checked_prompt(request.prompt, request.max_tokens, config, self.context_tokens)
+        check_prompt(request.prompt, request.max_tokens, config, self.context_tokens)
         num_bytes = state_bytes(
             config,
             len(request.prompt) + request.max_tokens,
-            number_bytes=self._model.dtype.itemsize,
+            number_bytes=self._model.number_bytes,
             rewind_tokens=settings.guessed_tokens,
         )
         if num_bytes > settings.state_limit_bytes:
@@ -133,6 +134,7 @@ class Engine:
                 tokenizer=self._tokenizer,
                 constraint=constraint,
                 stop_tokens=self._stop_tokens,
+                barred_tokens=self._barred_tokens(request),
                 repetition_tokens=self._settings.repetition_tokens,
             )
             self._submitted = serial
@@ -176,6 +178,11 @@ class Engine:
         if self._runner.store is not None:
             self._runner.store.close()
 
+    def _barred_tokens(self, request: GenerationRequest) -> Collection[int]:
+        if self._tokenizer is None:
+            return ()
+        return self._tokenizer.structural if request.markup else self._tokenizer.named.values()
+
     def _send(self, message: _Message) -> None:
         with self._changed:
             self._messages.append(message)
@@ -184,7 +191,6 @@ class Engine:
     # ----------------------------------------------------------------------------------------------
     # The engine's own thread
 
-    @torch.inference_mode()  # once: entering it takes a thirtieth of a small network's step
     def _run(self) -> None:
         try:
             while self._receive():

@@ -4,15 +4,15 @@ Arrays are NumPy's. Streams are opaque to the engine: it keeps rows of them, lay
 and gives them back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from numpy.typing import NDArray
 
 from sounding.config import ModelConfig
 from sounding.state.sequence_state import SequenceState
-
-import numpy as np
+from sounding.weights.raw import ParameterSize
 
 Streams = NDArray[Any]
 """Residual streams of tokens, [t, m, c]."""
@@ -55,11 +55,23 @@ class Network(Protocol):
     def num_parameters(self) -> int:
         """Numbers in its weights."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights."""
+
+    @property
+    def identity(self) -> str:
+        """What besides weights and config decides how it rounds: program, numbers, processor."""
+
     def fingerprint(self) -> str:
         """A digest of all bytes of its weights."""
 
-    def new_state(self, *, rewind_tokens: int = 0) -> State:
-        """The state of a sequence that has no tokens yet."""
+    def parameter_sizes(self) -> Mapping[str, ParameterSize]:
+        """Every stored tensor by name."""
+
+    def new_state(self, *, rewind_tokens: int = 0, packed_tokens: int | None = None) -> State:
+        """The state of a sequence that has no tokens yet. With `packed_tokens` it has room for so
+        many tokens in the deployed formats, and no more."""
 
     def predict(
         self,

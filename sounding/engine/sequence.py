@@ -5,16 +5,17 @@ goes on. The scheduler decides when it moves, the engine moves it.
 """
 
 import logging
+import math
 import time
 from collections.abc import Collection
 from dataclasses import replace
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
 
 from sounding.engine.constrain import Constraint
 from sounding.engine.drafting.cost_model import Speculation
+from sounding.engine.faults import DamagedModel, EngineFault
+from sounding.engine.network import State, Streams
 from sounding.engine.repetition import RepetitionGuard
 from sounding.engine.requests import (
     Finished,
@@ -23,10 +24,9 @@ from sounding.engine.requests import (
     TokenEvent,
     Usage,
 )
-from sounding.engine.sampling import logprob_of, sample
+from sounding.engine.sampling import Logits, logprob_of, logsumexp, sample
 from sounding.engine.stop import StopStrings
 from sounding.engine.stream import EventStream
-from sounding.model.state import SequenceState
 from sounding.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class Generation:
         tokenizer: Tokenizer | None,
         constraint: Constraint | None,
         stop_tokens: Collection[int],
+        barred_tokens: Collection[int],
         repetition_tokens: int,
     ) -> None:
         self.request, self.stream = request, stream
@@ -53,9 +54,9 @@ class Generation:
         self.state_bytes = state_bytes
         self.tokens = list(request.prompt)
         """The prompt and what was chosen so far."""
-        self.state: SequenceState | None = None
+        self.state: State | None = None
         """What the network remembers of it; None while it waits."""
-        self.streams = torch.empty(0)
+        self.streams: Streams = np.empty(0)
         """Of the last token that was fed."""
         self.drafts: list[int] = []
         """Guesses of what follows the last token."""
@@ -72,7 +73,8 @@ class Generation:
         self.error: str | None = None
         self._constraint = constraint
         self._stop_tokens = frozenset(stop_tokens)
-        self._generator = torch.Generator().manual_seed(request.params.seed)
+        self._barred_tokens = frozenset(barred_tokens) - self._stop_tokens
+        self._generator = np.random.default_rng(request.params.seed)
         self._text = None if tokenizer is None else tokenizer.stream()
         self._stops = StopStrings(request.stop)
         self._repetition = RepetitionGuard(repetition_tokens)
@@ -128,7 +130,7 @@ class Generation:
         """The whole prompt is read."""
         self._decoded = time.monotonic()
 
-    def choose(self, logits: Float[Tensor, " v"]) -> int | None:
+    def choose(self, logits: Logits) -> int | None:
         """Choose the next token and tell the reader; None if instead the text is over.
 
         Sets `finished` where it is the last one. Where a rule over tokens fails, only this request
@@ -136,6 +138,10 @@ class Generation:
         """
         try:
             return self._choose(logits)
+        except EngineFault as fault:
+            _log.error("request %s failed: %s", self.stream.request_id, fault)
+            self.finished, self.error = "error", str(fault)
+            return None
         except Exception as error:
             _log.exception("request %s failed", self.stream.request_id)
             self.finished, self.error = "error", str(error)
@@ -188,9 +194,11 @@ class Generation:
 
     # ----------------------------------------------------------------------------------------------
 
-    def _choose(self, logits: Float[Tensor, " v"]) -> int | None:
-        token = sample(self._allowed(logits), self.request.params, self._generator)
-        if token in self._stop_tokens:
+    def _choose(self, logits: Logits) -> int | None:
+        if not math.isfinite(float(logits.sum())) and not np.isfinite(logits).all():
+            raise DamagedModel(f"behind token {len(self.tokens)}")
+        token = self._sample(self._allowed(logits))
+        if token is None or token in self._stop_tokens:
             self.finished = "stop"
             return None
         self.tokens.append(token)
@@ -198,20 +206,35 @@ class Generation:
         self._decide(token, logits)
         return token
 
-    def _allowed(self, logits: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
+    def _sample(self, logits: Logits) -> int | None:
+        """A token that may be part of an answer; None if there is none.
+
+        Another is drawn in place of one that may not, which comes to the same as taking those out
+        before and costs nothing as long as a network behaves.
+        """
+        token = sample(logits, self.request.params, self._generator)
+        if token not in self._barred_tokens:
+            return token
+        logits = logits.copy()
+        logits[[other for other in self._barred_tokens if other < len(logits)]] = -np.inf
+        if not np.isfinite(logits).any():
+            return None
+        return sample(logits, self.request.params, self._generator)
+
+    def _allowed(self, logits: Logits) -> Logits:
         """The logits, everything but the allowed tokens at -inf."""
         answer = self.request.answer
         allowed = answer.allowed() if answer is not None else None
         if allowed is not None:
             kept = [token for token in allowed if token < len(logits)]
-            masked = torch.full_like(logits, float("-inf"))
+            masked = np.full_like(logits, -np.inf)
             masked[kept] = logits[kept]
             logits = masked
         if self._constraint is not None:
             logits = self._constraint.mask(logits)
         return logits
 
-    def _tell(self, token: int, logits: Float[Tensor, " v"]) -> None:
+    def _tell(self, token: int, logits: Logits) -> None:
         top = self.request.top_logprobs
         logprob, best = (None, []) if top is None else logprob_of(logits, token, top)
         text = ""
@@ -219,10 +242,10 @@ class Generation:
             text = self._stops.feed(self._text.push(token))
         self.stream.put(TokenEvent(token, text, logprob, best))
 
-    def _decide(self, token: int, logits: Float[Tensor, " v"]) -> None:
+    def _decide(self, token: int, logits: Logits) -> None:
         """Whether this was the last token, and why."""
         answer = self.request.answer
-        more = answer is None or answer.push(token, float(logits[token] - logits.logsumexp(-1)))
+        more = answer is None or answer.push(token, float(logits[token]) - logsumexp(logits))
         if self._constraint is not None:
             more = self._constraint.push(token) and more
         if not more or self._stops.found is not None:

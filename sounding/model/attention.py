@@ -12,7 +12,6 @@ from sounding.config import CSA, ModelConfig
 from sounding.model.chunk import Chunk
 from sounding.model.compressor import Compressor, Index, Indexer, simulate_kv
 from sounding.model.layers import Linear, RMSNorm
-from sounding.simulation import Simulation
 from sounding.model.state import TensorCompressorState, TensorLayerState
 from sounding.ops.attention import attend
 from sounding.ops.index_loss import index_loss
@@ -20,6 +19,7 @@ from sounding.ops.index_recall import index_recall
 from sounding.ops.matmul import grouped_linear
 from sounding.ops.norm import rms_norm
 from sounding.ops.rope import rope_frequencies, rotate, rotation
+from sounding.simulation import Simulation
 
 
 @dataclass(frozen=True, kw_only=True)

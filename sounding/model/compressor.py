@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from sounding.config import CSA, ModelConfig
 from sounding.model.chunk import Chunk, Span
 from sounding.model.layers import Linear, RMSNorm
-from sounding.simulation import Simulation
 from sounding.model.state import TensorCompressorState
 from sounding.ops.attention import select_entries
 from sounding.ops.matmul import wide_linear
 from sounding.ops.pool import add_places, pool_groups
 from sounding.ops.quant import KV_BLOCK, hadamard, simulate_fp4, simulate_fp8
 from sounding.ops.rope import Rotation, rotate, rotation
+from sounding.simulation import Simulation
 
 
 def simulate_kv(x: Float[Tensor, "*t d"], rotary: int) -> Float[Tensor, "*t d"]:

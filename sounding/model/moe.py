@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sounding.config import ModelConfig
 from sounding.model.layers import Format, Linear
-from sounding.simulation import Simulation
 from sounding.ops import experts as ops
 from sounding.ops.attention import top_k
+from sounding.simulation import Simulation
 
 
 class Routing(NamedTuple):

@@ -4,7 +4,6 @@ For what the C++ kernels do not serve: other numbers, shapes and devices, and ma
 compiler. Slower, not different.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sounding.model.state import TensorState, growing_state
+from sounding.model.state import TensorState, growing_state, packed_state
 from sounding.model.transformer import MTPBlock, Transformer
+from sounding.weights.digest import weights_digest
+from sounding.weights.raw import ParameterSize, parameter_size
+from sounding.weights.tensors import from_torch
 
 Streams = NDArray[Any]
 
@@ -49,17 +51,39 @@ class ReferenceNetwork:
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    @property
+    def nbytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.model.parameters())
+
+    @property
+    def identity(self) -> str:
+        """What besides weights and config decides how it rounds."""
+        switches = ("simulate", "simulate_weight", "simulation")
+        found = [
+            f"{name} {switch} {getattr(module, switch)}"
+            for name, module in self.model.named_modules()
+            for switch in switches
+            if hasattr(module, switch)
+        ]
+        capability = torch.backends.cpu.get_cpu_capability()
+        return f"torch {torch.__version__} {capability} {self.dtype_name} {found}"
+
     def fingerprint(self) -> str:
         """A digest of all bytes of the weights."""
-        digest = hashlib.sha256()
-        for name, parameter in self.model.named_parameters():
-            data = parameter.detach().cpu().contiguous()
-            digest.update(f"{name} {data.dtype} {list(data.shape)}\n".encode())
-            digest.update(data.flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return weights_digest(
+            {name: from_torch(parameter) for name, parameter in self.model.named_parameters()}
+        )
 
-    def new_state(self, *, rewind_tokens: int = 0) -> TensorState:
-        return growing_state(self.config, rewind_tokens=rewind_tokens)
+    def parameter_sizes(self) -> dict[str, ParameterSize]:
+        return {
+            name: parameter_size(name, from_torch(parameter))
+            for name, parameter in self.model.named_parameters()
+        }
+
+    def new_state(self, *, rewind_tokens: int = 0, packed_tokens: int | None = None) -> TensorState:
+        if packed_tokens is None:
+            return growing_state(self.config, rewind_tokens=rewind_tokens)
+        return packed_state(self.config, max_tokens=packed_tokens, rewind_tokens=rewind_tokens)
 
     @torch.inference_mode()
     def predict(

@@ -17,11 +17,11 @@ from sounding.config import ModelConfig
 from sounding.model.attention import SPARSE, Attention, Selection
 from sounding.model.chunk import Chunk, make_chunk
 from sounding.model.layers import Embedding, Linear, RMSNorm
-from sounding.simulation import EXACT, Simulation
 from sounding.model.moe import MoE, Routing
 from sounding.model.state import TensorLayerState, TensorState, growing_state
 from sounding.ops import hyper_connection, matmul
 from sounding.ops.vector_math import settle_vector_math
+from sounding.simulation import EXACT, Simulation
 
 
 class Output(NamedTuple):

@@ -240,9 +240,7 @@ def _require_shapes(config: ModelConfig) -> None:
         "index_head_dim": width % 32 == 0 and width & (width - 1) == 0 and width <= 1024,
         "qk_rope_head_dim": config.qk_rope_head_dim <= 1024,
         "hc_mult": config.hc_mult <= 8,
-        "compress_ratios": all(
-            ratio in (0, CSA) or CSA < ratio <= 256 for ratio in config.ratios
-        ),
+        "compress_ratios": all(ratio in (0, CSA) or CSA < ratio <= 256 for ratio in config.ratios),
     }
     for name, holds in rules.items():
         if not holds:

@@ -5,8 +5,10 @@ import functools
 import os
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from sounding.native.structs import NativeWeight
 from sounding.ops.cpu import library
 
 INT = ctypes.c_int64
@@ -52,6 +54,15 @@ def address(array: NDArray[Any]) -> ctypes.c_void_p:
     """A C-contiguous array's memory."""
     assert array.flags.c_contiguous
     return ctypes.c_void_p(array.ctypes.data)
+
+
+def multiply(rows: NDArray[np.uint16], weight: NativeWeight) -> NDArray[np.float32]:
+    """x W^T in float32, for rows x of bfloat16 (as bits) and any described weight."""
+    made = np.empty((len(rows), weight.rows), dtype=np.float32)
+    kernels().network_linear(
+        ctypes.byref(weight), address(rows), INT(len(rows)), address(made), threads_argument()
+    )
+    return made
 
 
 def threads_argument() -> ctypes.c_int:

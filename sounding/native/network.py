@@ -7,6 +7,7 @@ with `NotServed`, and the reference in PyTorch takes its place. It imports no Py
 import ctypes
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 from sounding.config import ModelConfig
 from sounding.native.describe import Description, pointers
 from sounding.native.kernels import INT, address, kernels, threads_argument
-from sounding.native.state import KernelLayer, KernelState, growing_state, lists_of
+from sounding.native.state import KernelLayer, KernelState, growing_state, lists_of, packed_state
 from sounding.native.structs import NativeEnds
 from sounding.simulation import EXACT, Simulation
-from sounding.weights.raw import RawTensor
+from sounding.weights.digest import weights_digest
+from sounding.weights.raw import ParameterSize, RawTensor, parameter_size
 
 _PIECE_TOKENS = 1024  # of a long chunk at once: what lies between the ops then fits the caches
 _DONE = -1  # anything else that network_run returns is the number of a list without room
@@ -69,24 +71,29 @@ class KernelNetwork:
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in its weights, two of FP4 in a byte, scales left out."""
-        return sum(
-            tensor.array.size * (2 if tensor.dtype == "I8" else 1)
-            for name, tensor in self.tensors.items()
-            if not name.endswith(".scale")
-        )
+        """Numbers in its weights, scales left out."""
+        sizes = self.parameter_sizes().items()
+        return sum(size.numbers for name, size in sizes if not name.endswith(".scale"))
+
+    @property
+    def identity(self) -> str:
+        """What besides weights and config decides how it rounds."""
+        library = hashlib.sha256(Path(kernels()._name).read_bytes()).hexdigest()
+        return f"kernels {library} {kernels().instructions_in_use()} {self.simulation}"
 
     def fingerprint(self) -> str:
         """A digest of all bytes of the weights."""
-        digest = hashlib.sha256()
-        for name, tensor in self.tensors.items():
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(np.ascontiguousarray(tensor.array).reshape(-1).view(np.uint8))
-        return digest.hexdigest()
+        return weights_digest(self.tensors)
 
-    def new_state(self, *, rewind_tokens: int = 0) -> KernelState:
-        """The state of a sequence that has no tokens yet."""
-        return growing_state(self.config, rewind_tokens=rewind_tokens)
+    def parameter_sizes(self) -> dict[str, ParameterSize]:
+        """Every stored tensor by name."""
+        return {name: parameter_size(name, tensor) for name, tensor in self.tensors.items()}
+
+    def new_state(self, *, rewind_tokens: int = 0, packed_tokens: int | None = None) -> KernelState:
+        """The state of a sequence that has no tokens yet; see `Network`."""
+        if packed_tokens is None:
+            return growing_state(self.config, rewind_tokens=rewind_tokens)
+        return packed_state(self.config, max_tokens=packed_tokens, rewind_tokens=rewind_tokens)
 
     def predict(
         self,
@@ -114,7 +121,9 @@ class KernelNetwork:
         )
         layer_states = [state.layers for state in states]
         if count <= _PIECE_TOKENS:
-            self._run(self._layers, self._description.ends, given, rows, lengths, layer_states, made)
+            self._run(
+                self._layers, self._description.ends, given, rows, lengths, layer_states, made
+            )
         else:
             self._predict_in_pieces(given, rows, lengths, layer_states, made)
         return made

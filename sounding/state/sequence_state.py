@@ -54,9 +54,7 @@ class LayerState(Generic[_R]):
                 return None
             return CompressorState(_fork(part.projections), _fork(part.entries))
 
-        return LayerState(
-            self.ratio, _fork(self.window), twin(self.compressor), twin(self.indexer)
-        )
+        return LayerState(self.ratio, _fork(self.window), twin(self.compressor), twin(self.indexer))
 
     def lists(self) -> list[_R | None]:
         """Every list in the order of the C++ kernels (RowsOf); None for those a layer lacks."""
@@ -127,6 +125,10 @@ class SequenceState(Generic[_R]):
         return SequenceState(
             [layer.fork() for layer in self.layers], [draft.fork() for draft in self.drafts]
         )
+
+    def fork_drafts(self) -> "SequenceState[_R]":
+        """A continuation of the MTP blocks alone, for what they read on their own output."""
+        return SequenceState([], [draft.fork() for draft in self.drafts])
 
     @property
     def nbytes(self) -> int:

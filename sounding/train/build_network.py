@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from sounding.model.layers import Linear
-from sounding.simulation import EXACT, QUANTIZATION_AWARE
 from sounding.model.transformer import Transformer
+from sounding.simulation import EXACT, QUANTIZATION_AWARE
 from sounding.train.initialise import initialise
 from sounding.train.run_config import RunConfig
 

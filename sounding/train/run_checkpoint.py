@@ -21,8 +21,8 @@ from sounding.config import ModelConfig
 from sounding.files import sync
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.layout import BF16, parameters
-from sounding.weights.tensors import TORCH_DTYPES
 from sounding.weights.state_dict import read_state, stacks, write_state
+from sounding.weights.tensors import TORCH_DTYPES
 from sounding.weights.writing import recover, replacing
 
 CHECKPOINTS_NAME, MILESTONES_NAME = "checkpoints", "milestones"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sounding.config import ModelConfig, QuantizationConfig, parse_config
+from sounding.files import parse_json
 from sounding.weights.layout import (
     FLOATS,
     Kind,
@@ -27,7 +28,7 @@ from sounding.weights.layout import (
 )
 from sounding.weights.names import expert_parts, fused_experts, is_transformers, published_name
 from sounding.weights.raw import RawTensor, to_float32
-from sounding.weights.shards import Shard, parse_json, read_folder
+from sounding.weights.shards import Shard, read_folder
 
 if TYPE_CHECKING:  # reading a checkpoint needs no PyTorch
     from torch import Tensor

@@ -1,7 +1,7 @@
-"""Tensors of a checkpoint as plain memory: NumPy arrays beside the names of their number formats."""
+"""Tensors of a checkpoint as plain memory: NumPy arrays and the names of their formats."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,22 @@ class RawTensor:
 
     def __getitem__(self, index: Any) -> "RawTensor":
         return RawTensor(self.array[index], self.dtype)
+
+
+class ParameterSize(NamedTuple):
+    """How much of a network a stored tensor is."""
+
+    nbytes: int
+    numbers: int
+    is_matrix: bool
+    """Whether it is multiplied by: neither a vector, nor scales, nor places in a group."""
+
+
+def parameter_size(name: str, tensor: RawTensor) -> ParameterSize:
+    """Two numbers of FP4 lie in a byte."""
+    packed = 2 if tensor.dtype == "I8" else 1
+    matrix = len(tensor.shape) > 1 and not name.endswith((".scale", ".ape"))
+    return ParameterSize(tensor.nbytes, tensor.array.size * packed, matrix)
 
 
 def stack(tensors: list[RawTensor]) -> RawTensor:

@@ -18,8 +18,8 @@ from click.testing import CliRunner
 from sounding.bench import throughput
 from sounding.bench.inference import Row, between, token_cost
 from sounding.cli import cli
+from sounding.model.from_checkpoint import load_model
 from sounding.presets import tiny
-from sounding.weights.build import load_model
 from sounding.weights.checkpoint import Checkpoint
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "tiny"

@@ -15,9 +15,9 @@ from sounding.engine.exact import splits_are_exact
 from sounding.engine.requests import Event, Finished, GenerationRequest
 from sounding.engine.sampling import SamplingParams
 from sounding.engine.settings import EngineSettings
+from sounding.model.from_checkpoint import load_model
 from sounding.model.transformer import Transformer
 from sounding.ops import cpu
-from sounding.weights.build import load_model
 from sounding.weights.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no native kernels were built")

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from sounding.engine.generate import checked_prompt, require_tokens, split_logits
+
 from sounding.model.transformer import Transformer
 from sounding.presets import tiny
 from tests.conftest import make_network

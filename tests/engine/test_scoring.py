@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from sounding.engine.generate import split_logits
+
 from sounding.engine.scoring import token_logprobs
 from tests.conftest import NetworkMaker
 from tests.engine.running import CONFIG, prompt

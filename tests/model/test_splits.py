@@ -26,11 +26,11 @@ from torch import Tensor
 
 from sounding.config import CSA
 from sounding.model.chunk import make_chunk
-from sounding.simulation import EXACT, Simulation
 from sounding.model.state import SequenceState, growing_state, packed_state
 from sounding.model.transformer import Block, Transformer
 from sounding.ops import attention
 from sounding.presets import tiny
+from sounding.simulation import EXACT, Simulation
 from tests.conftest import make_network
 
 CONFIG = tiny()

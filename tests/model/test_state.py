@@ -21,7 +21,6 @@ from torch import Tensor
 
 from sounding.config import ModelConfig
 from sounding.model.compressor import simulate_index, simulate_kv
-from sounding.simulation import Simulation
 from sounding.model.rows import (
     GrowingRows,
     PackedRows,
@@ -34,6 +33,7 @@ from sounding.model.rows import (
 from sounding.model.state import SequenceState, growing_state, packed_state
 from sounding.model.transformer import Transformer
 from sounding.presets import flash, nano, pro, tiny
+from sounding.simulation import Simulation
 from tests.conftest import make_network
 from tests.oracles import quant as oracle
 from tests.oracles.compare import array

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sounding.model.from_checkpoint import load_model, save_model
 from sounding.text.tokenizer import Tokenizer, train
 from sounding.train.build_network import build_network
 from sounding.train.metrics import Row
@@ -14,7 +15,6 @@ from sounding.train.run_checkpoint import CHECKPOINTS_NAME
 from sounding.train.source import open_source
 from sounding.train.start import start_from
 from sounding.train.trainer import Trainer
-from sounding.weights.build import load_model, save_model
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.quantize import Target, convert
 from tests.conftest import make_network

@@ -12,13 +12,13 @@ from torch.nn import functional
 from sounding.config import ModelConfig
 from sounding.model.attention import Selection
 from sounding.model.layers import Linear
-from sounding.simulation import QUANTIZATION_AWARE
 from sounding.model.moe import Routing
 from sounding.model.transformer import MTPBlock, Transformer
 from sounding.ops import cpu
 from sounding.ops.dispatch import Backend, use_backend
 from sounding.ops.loss import IGNORED
 from sounding.ops.quant import quantize_fp4, quantize_fp8
+from sounding.simulation import QUANTIZATION_AWARE
 from sounding.train import supervised
 from sounding.train.initialise import hash_table, initialise
 from sounding.train.run_config import SparsityConfig

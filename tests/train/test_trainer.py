@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 
 from sounding.model.attention import Selection
+from sounding.model.from_checkpoint import load_model
 from sounding.ops.loss import IGNORED
 from sounding.train import run_checkpoint, supervised
 from sounding.train.build_network import build_network
@@ -30,7 +31,6 @@ from sounding.train.runs import change, copying
 from sounding.train.source import Batch, HeldOut, Source, State, Tokens, open_source
 from sounding.train.supervised import Counts, Phase
 from sounding.train.trainer import METRICS_NAME, Trainer
-from sounding.weights.build import load_model
 from sounding.weights.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")

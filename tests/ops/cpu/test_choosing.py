@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from sounding.model.native import serves
 
 from sounding.config import CSA
-from sounding.simulation import DEPLOYED, EXACT, Simulation
-from sounding.model.native import serves
 from sounding.model.state import growing_state, packed_state
 from sounding.model.transformer import Transformer
 from sounding.ops import cpu
 from sounding.ops.dispatch import use_backend
 from sounding.presets import tiny
+from sounding.simulation import DEPLOYED, EXACT, Simulation
 from tests.conftest import make_network
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no native kernels were built")

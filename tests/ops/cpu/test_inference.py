@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sounding.model.attention import SPARSE
 from sounding.model.chunk import make_chunk
-from sounding.simulation import DEPLOYED, EXACT, Simulation
+from sounding.model.from_checkpoint import load_model
 from sounding.model.state import SequenceState, growing_state, packed_state
 from sounding.model.transformer import Transformer, run_blocks
 from sounding.ops import cpu
@@ -27,7 +27,7 @@ from sounding.ops.cpu.inference import network as native
 from sounding.ops.dispatch import Backend, use_backend
 from sounding.ops.matmul import Weight
 from sounding.ops.quant import LINEAR_INPUT_BLOCK, quantize_fp4, quantize_fp8, simulate_fp8
-from sounding.weights.build import load_model
+from sounding.simulation import DEPLOYED, EXACT, Simulation
 from sounding.weights.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no native kernels were built")

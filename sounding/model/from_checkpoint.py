@@ -7,12 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from sounding.config import ModelConfig
-from sounding.simulation import EXACT, Simulation
 from sounding.model.transformer import Transformer
+from sounding.simulation import EXACT, Simulation
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.state_dict import read_state, write_state
-
-_LINE_BYTES = 64  # of a cache, where a tensor begins
 
 
 def load_model(
@@ -53,20 +51,6 @@ def build_model(
         parameter = nn.Parameter(tensor, requires_grad=learns)
         model.get_submodule(owner).register_parameter(leaf, parameter)
     return model
-
-
-def bring_into_memory(model: Transformer) -> None:
-    """Copy all parameters into one piece of memory; the files are not read again.
-
-    One piece, because a large one can lie in huge pages, and what a token reads then is found with
-    fewer look-ups. A layer's stacked experts are in memory already, but may fill no such page.
-    """
-    parameters = list(model.parameters())
-    sizes = [-(-parameter.nbytes // _LINE_BYTES) * _LINE_BYTES for parameter in parameters]
-    room = torch.empty(sum(sizes), dtype=torch.uint8)
-    for parameter, part in zip(parameters, room.split(sizes), strict=True):
-        copy = part[: parameter.nbytes].view(parameter.dtype).view(parameter.shape)
-        parameter.data = copy.copy_(parameter.data)
 
 
 def save_model(model: Transformer, folder: Path, *, overwrite: bool = False) -> None:

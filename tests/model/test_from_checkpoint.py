@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from sounding.model.from_checkpoint import bring_into_memory, build_model, load_model, save_model
 from sounding.presets import tiny
-from sounding.weights.build import bring_into_memory, build_model, load_model, save_model
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.quantize import convert
 from sounding.weights.state_dict import read_state
