@@ -164,6 +164,7 @@ class Transformer(nn.Module):
         self.head = Linear(config.hidden_size, config.vocab_size)
         self.mtp = nn.ModuleList(MTPBlock(config, simulation) for _ in range(config.num_mtp_layers))
         self.config = config
+        self.simulation = simulation
         self.dtype = dtype
 
     @property

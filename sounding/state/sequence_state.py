@@ -9,7 +9,7 @@ Source: docs/architecture.md 8.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import safetensors
@@ -192,6 +192,7 @@ class SequenceState(Generic[_R]):
                     yield f"{group}.{index}.{name}", rows
 
 
+@runtime_checkable  # for the shape checks of the tests
 class MakeRows(Protocol[_R_co]):
     """Makes an empty list of rows."""
 

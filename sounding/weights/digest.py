@@ -22,4 +22,4 @@ def weights_digest(tensors: Mapping[str, RawTensor]) -> str:
 
 def _bytes_digest(tensor: RawTensor) -> bytes:
     flat = np.ascontiguousarray(tensor.array).reshape(-1)
-    return hashlib.sha256(memoryview(flat.view(np.uint8))).digest()
+    return hashlib.sha256(flat.view(np.uint8).data).digest()

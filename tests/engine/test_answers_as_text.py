@@ -20,6 +20,7 @@ from tests.engine.running import (
     tokens_of,
 )
 from tests.engine.scripted import small_tokenizer
+from tests.networks import as_network
 
 TOKENIZER = small_tokenizer()
 NETWORK = make_network(small_vocabulary_config(TOKENIZER.num_tokens))
@@ -40,7 +41,7 @@ class Script:
 
 
 def told(text: str, *stop: str, max_tokens: int = 99) -> tuple[list[str], Finished]:
-    engine = Engine(NETWORK, TOKENIZER)
+    engine = Engine(as_network(NETWORK), TOKENIZER)
     asked = GenerationRequest(
         prompt=[5], answer=Script(text), stop=stop, max_tokens=max_tokens, guard_repetition=False
     )
@@ -76,7 +77,7 @@ def test_a_character_cut_short_is_said_to_be() -> None:
 def test_logprobs_are_those_of_the_network(network_maker: NetworkMaker) -> None:
     """Before temperature and limits."""
     network = network_maker(CONFIG, dtype=torch.float64)
-    engine = Engine(network, stop_tokens=())
+    engine = Engine(as_network(network), stop_tokens=())
     asked = GenerationRequest(
         prompt=prompt(9),
         params=SamplingParams(temperature=2.0, top_k=3, seed=1),
@@ -99,7 +100,7 @@ def test_logprobs_are_those_of_the_network(network_maker: NetworkMaker) -> None:
 
 def test_a_session_is_a_timeline(network_maker: NetworkMaker) -> None:
     network = network_maker(CONFIG, dtype=torch.float64)
-    engine = Engine(network, settings=EngineSettings(exact_splits=True), stop_tokens=())
+    engine = Engine(as_network(network), settings=EngineSettings(exact_splits=True), stop_tokens=())
     session = Session(engine)
     assert session.sync(prompt(200)) == 0
     assert session.read().hit_tokens == 0

@@ -19,6 +19,7 @@ from sounding.text.markup import ASSISTANT, END_THINK, EOS, THINK
 from tests.conftest import make_network
 from tests.engine.running import small_vocabulary_config
 from tests.engine.scripted import small_tokenizer
+from tests.networks import as_network
 
 TOKENIZER = small_tokenizer()
 NETWORK = make_network(small_vocabulary_config(TOKENIZER.num_tokens), dtype=torch.float64)
@@ -28,7 +29,7 @@ CONSTRAINTS = Constraints(TOKENIZER, [TOKENIZER.eos_id])
 def write(prompt: str, grammar: Grammar, **how: Any) -> tuple[str, Finished]:
     """What the engine writes; sampled, so that every way the grammar leaves is taken."""
     engine = Engine(
-        NETWORK,
+        as_network(NETWORK),
         TOKENIZER,
         EngineSettings(exact_splits=True),
         stop_tokens=[TOKENIZER.eos_id],

@@ -15,8 +15,7 @@ from sounding.engine.exact import splits_are_exact
 from sounding.engine.requests import Event, Finished, GenerationRequest
 from sounding.engine.sampling import SamplingParams
 from sounding.engine.settings import EngineSettings
-from sounding.model.from_checkpoint import load_model
-from sounding.model.transformer import Transformer
+from sounding.native.network import KernelNetwork
 from sounding.ops import cpu
 from sounding.weights.checkpoint import Checkpoint
 
@@ -26,8 +25,9 @@ VECTORS = Path(__file__).parent.parent / "vectors" / "tiny"
 
 
 @cache
-def network() -> Transformer:
-    return load_model(Checkpoint(VECTORS), dtype=torch.bfloat16)
+def network() -> KernelNetwork:
+    checkpoint = Checkpoint(VECTORS)
+    return KernelNetwork(checkpoint.config, checkpoint.read_all())
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
@@ -53,7 +53,9 @@ def told(events: Iterator[Event]) -> tuple[list[Event], Finished]:
 
 def alone(asked: list[GenerationRequest]) -> list[list[Event]]:
     """Each by itself, without a cache and without guessing."""
-    engine = Engine(network(), settings=EngineSettings(prefix_limit_bytes=0, draft_tokens=0))
+    engine = Engine(
+        network(), settings=EngineSettings(prefix_limit_bytes=0, draft_tokens=0)
+    )
     answers = [told(iter(engine.submit(each)))[0] for each in asked]
     engine.close()
     return answers
@@ -90,7 +92,9 @@ def test_everything_at_once_is_each_alone(seed: int) -> None:
 
 
 def test_a_state_behind_an_answer_is_as_good_as_a_prompts() -> None:
-    engine = Engine(network(), settings=EngineSettings(exact_splits=True), stop_tokens=())
+    engine = Engine(
+        network(), settings=EngineSettings(exact_splits=True), stop_tokens=()
+    )
     tokens, asked, answers = prompt(150), [], []
     for turn in range(4):
         asked.append(request(tokens, turn))

@@ -18,6 +18,7 @@ from sounding.model.state import growing_state
 from sounding.model.transformer import Transformer
 from tests.conftest import NetworkMaker
 from tests.engine.running import CONFIG, Gate, collect, prompt, request
+from tests.networks import as_network
 
 EXACT = EngineSettings(exact_splits=True)
 
@@ -28,7 +29,7 @@ def network(network_maker: NetworkMaker) -> Transformer:
 
 
 def plain(network: Transformer, asked: Sequence[GenerationRequest]) -> list[list[int]]:
-    engine = Engine(network, settings=EngineSettings(draft_tokens=0))
+    engine = Engine(as_network(network), settings=EngineSettings(draft_tokens=0))
     answers = [collect(engine.submit(each))[0] for each in asked]
     engine.close()
     return answers
@@ -55,7 +56,7 @@ def test_the_same_tokens_as_without(
 
     monkeypatch.setattr(Drafter, "draft", draft)
     gate = Gate(network, monkeypatch)
-    engine = Engine(network, settings=EXACT)
+    engine = Engine(as_network(network), settings=EXACT)
     streams = [engine.submit(each) for each in asked]
     gate.release()
     answers = [collect(stream) for stream in streams]
@@ -73,7 +74,7 @@ def test_real_guesses(network: Transformer, temperature: float) -> None:
         request(given, temperature=temperature, seed=9, max_tokens=30, guard_repetition=False)
         for given in (7, 60, repeated)
     ]
-    engine = Engine(network, settings=EXACT)
+    engine = Engine(as_network(network), settings=EXACT)
     streams = [engine.submit(each) for each in asked]
     answers = [collect(stream) for stream in streams]
     assert [tokens for tokens, _ in answers] == plain(network, asked)
@@ -112,7 +113,7 @@ def test_the_block_reads_along(network: Transformer, monkeypatch: pytest.MonkeyP
         made.extend((list(g.tokens), list(g.drafts)) for g in generations)
 
     monkeypatch.setattr(Drafter, "draft", recorded)
-    engine = Engine(network, settings=EXACT, stop_tokens=())
+    engine = Engine(as_network(network), settings=EXACT, stop_tokens=())
     tokens = prompt(150)
     for _ in range(2):
         streams = [engine.submit(request(given, max_tokens=7)) for given in (tokens, prompt(9))]
@@ -127,7 +128,7 @@ def test_the_block_reads_along(network: Transformer, monkeypatch: pytest.MonkeyP
 
 
 def test_off_where_asked(network: Transformer) -> None:
-    engine = Engine(network, settings=EXACT)
+    engine = Engine(as_network(network), settings=EXACT)
     _, end = collect(engine.submit(request(20, max_tokens=20, speculate=False)))
     engine.close()
     assert end.usage.drafted_tokens == 0

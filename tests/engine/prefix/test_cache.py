@@ -20,6 +20,7 @@ from sounding.model.state import growing_state
 from sounding.model.transformer import Transformer
 from tests.conftest import NetworkMaker, make_network
 from tests.engine.running import CONFIG, Gate, collect, prompt, request
+from tests.networks import as_network
 
 NETWORK = make_network(CONFIG)
 
@@ -51,8 +52,8 @@ def test_a_hit_is_as_good_as_a_miss_bit_for_bit(
     """Prompts that branch off from others anywhere, in any order, also back and again, where little
     is kept and where all is."""
     # Closed in the end: the thread must be still while the next example is drawn.
-    warm = Engine(NETWORK, settings=EngineSettings(prefix_limit_bytes=limit))
-    cold = Engine(NETWORK, settings=EngineSettings(prefix_limit_bytes=0))
+    warm = Engine(as_network(NETWORK), settings=EngineSettings(prefix_limit_bytes=limit))
+    cold = Engine(as_network(NETWORK), settings=EngineSettings(prefix_limit_bytes=0))
     known = [prompt(300)]
     for at, more, seed in branches:
         base = known[at % len(known)]
@@ -71,7 +72,9 @@ def test_an_agents_growing_history(network: Transformer, monkeypatch: pytest.Mon
     for exact in (False, True):
         gate = Gate(network, monkeypatch)
         gate.release()
-        engine = Engine(network, settings=EngineSettings(exact_splits=exact), stop_tokens=())
+        engine = Engine(
+            as_network(network), settings=EngineSettings(exact_splits=exact), stop_tokens=()
+        )
         tokens, known = prompt(400), 0
         for turn in range(4):
             gate.lengths.clear()
@@ -91,7 +94,7 @@ def test_the_end_of_a_prompt_may_change(network: Transformer) -> None:
     """A thought that a client leaves out replaces the last token of the prompt before."""
     for exact in (False, True):
         for length in (384, 385, 420):
-            engine = Engine(network, settings=EngineSettings(exact_splits=exact))
+            engine = Engine(as_network(network), settings=EngineSettings(exact_splits=exact))
             tokens = prompt(length)
             collect(engine.submit(request(tokens, max_tokens=2)))
             changed = [*tokens[:-1], 3, *prompt(40)]
@@ -103,7 +106,7 @@ def test_the_end_of_a_prompt_may_change(network: Transformer) -> None:
 
 def test_where_prompts_part_is_learned(network: Transformer) -> None:
     """The third that shares a beginning finds it, though no prompt ended there."""
-    engine = Engine(network)
+    engine = Engine(as_network(network))
     shared, hits = prompt(450), []
     for seed in range(3):
         _, end = collect(engine.submit(request([*shared, *prompt(200, seed)], max_tokens=1)))
@@ -120,7 +123,7 @@ def test_prompts_in_flight_are_read_once(
     network: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(network, monkeypatch)
-    engine = Engine(network, stop_tokens=())
+    engine = Engine(as_network(network), stop_tokens=())
     shared = prompt(300)
     asked = [request([*shared, *prompt(20, seed)], max_tokens=2) for seed in range(3)]
     asked += [request([*shared, *prompt(20, 2)], seed=5, temperature=1.0, max_tokens=2)]
@@ -136,7 +139,7 @@ def test_a_leader_that_is_cancelled_is_not_waited_for(
     network: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(network, monkeypatch)
-    engine = Engine(network)
+    engine = Engine(as_network(network))
     first, second = (engine.submit(request(600, max_tokens=1)) for _ in range(2))
     gate.let(1)
     first.cancel()
@@ -235,7 +238,7 @@ def test_common_prefix(one: list[int], other: list[int]) -> None:
 
 def test_reading_only(network: Transformer) -> None:
     """A request for no tokens leaves its prompt in the cache."""
-    engine = Engine(network)
+    engine = Engine(as_network(network))
     collect(engine.submit(request(200, max_tokens=0)))
     _, end = collect(engine.submit(request(200, max_tokens=2)))
     engine.close()

@@ -28,6 +28,7 @@ from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
 from sounding.model.state import growing_state
 from tests.conftest import make_network
 from tests.engine.running import CONFIG, prompt, request
+from tests.networks import as_network
 
 NETWORK = make_network(CONFIG)
 MODEL, OTHER = "a" * 16, "b" * 16
@@ -254,12 +255,12 @@ def answer(engine: Engine, tokens: list[int], **how: Any) -> tuple[list[Event], 
 
 def test_an_engine_goes_on_where_another_ended(tmp_path: Path) -> None:
     """To the same bits as one that computes everything."""
-    cold = Engine(NETWORK, settings=EngineSettings(prefix_limit_bytes=0))
+    cold = Engine(as_network(NETWORK), settings=EngineSettings(prefix_limit_bytes=0))
     tokens = prompt(700)
     identity = state_identity(NETWORK, EngineSettings())
     hits = []
     for more in (0, 60, 200):
-        engine = Engine(NETWORK, store=PrefixStore(tmp_path, identity, 10**9))
+        engine = Engine(as_network(NETWORK), store=PrefixStore(tmp_path, identity, 10**9))
         given = tokens + prompt(more)
         (events, end), (expected_events, _) = answer(engine, given), answer(cold, given)
         assert events == expected_events
