@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -121,7 +122,7 @@ def feed(constraint: Constraint, text: str) -> bool:
     """Whether the tokens of a text are all allowed, one after the other, and then it is over."""
     more = True
     for token in TOKENIZER.encode(text):
-        allowed = constraint.mask(torch.zeros(TOKENIZER.num_tokens)) == 0
+        allowed = constraint.mask(np.zeros(TOKENIZER.num_tokens, dtype=np.float32)) == 0
         assert constraint.count_valid([token]) == int(allowed[token])
         if not more or not allowed[token]:
             return False
@@ -132,7 +133,7 @@ def feed(constraint: Constraint, text: str) -> bool:
 def test_when_it_begins() -> None:
     prompt = TOKENIZER.encode(f"{ASSISTANT}{THINK}")
     constraint = CONSTRAINTS.start(Grammar(kind="json_schema", text='{"const": 7}'), prompt)
-    masked = constraint.mask(torch.zeros(TOKENIZER.num_tokens))
+    masked = constraint.mask(np.zeros(TOKENIZER.num_tokens, dtype=np.float32))
     assert masked.isinf().nonzero().flatten().tolist() == [TOKENIZER.eos_id]
     end, seven, eight = (TOKENIZER.encode(text)[0] for text in (END_THINK, "7", "8"))
     assert constraint.count_valid([eight, end, eight]) == 2

@@ -250,7 +250,7 @@ def test_a_state_that_cannot_be_made_ends_its_request(
         raise MemoryError("none left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sounding.engine.runner.growing_state", failing)
+        patch.setattr(engine._runner._model, "new_state", failing)
         _, end = collect(engine.submit(request(5)))
     assert (end.reason, end.error) == ("error", "none left")
     assert collect(engine.submit(request(5, max_tokens=2)))[1].reason == "length"

@@ -53,9 +53,7 @@ def told(events: Iterator[Event]) -> tuple[list[Event], Finished]:
 
 def alone(asked: list[GenerationRequest]) -> list[list[Event]]:
     """Each by itself, without a cache and without guessing."""
-    engine = Engine(
-        network(), settings=EngineSettings(prefix_limit_bytes=0, draft_tokens=0)
-    )
+    engine = Engine(network(), settings=EngineSettings(prefix_limit_bytes=0, draft_tokens=0))
     answers = [told(iter(engine.submit(each)))[0] for each in asked]
     engine.close()
     return answers
@@ -92,9 +90,7 @@ def test_everything_at_once_is_each_alone(seed: int) -> None:
 
 
 def test_a_state_behind_an_answer_is_as_good_as_a_prompts() -> None:
-    engine = Engine(
-        network(), settings=EngineSettings(exact_splits=True), stop_tokens=()
-    )
+    engine = Engine(network(), settings=EngineSettings(exact_splits=True), stop_tokens=())
     tokens, asked, answers = prompt(150), [], []
     for turn in range(4):
         asked.append(request(tokens, turn))

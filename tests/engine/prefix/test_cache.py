@@ -6,6 +6,7 @@ The network is in float32, where another split into chunks would already show.
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,13 +17,14 @@ from sounding.engine.prefix.cache import PrefixCache, common_prefix
 from sounding.engine.prefix.snapshot import put_together
 from sounding.engine.requests import Event, Finished
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
+from sounding.model.reference_network import ReferenceNetwork
 from sounding.model.state import growing_state
 from sounding.model.transformer import Transformer
 from tests.conftest import NetworkMaker, make_network
 from tests.engine.running import CONFIG, Gate, collect, prompt, request
 from tests.networks import as_network
 
-NETWORK = make_network(CONFIG)
+NETWORK = ReferenceNetwork(make_network(CONFIG))
 
 
 @pytest.fixture
@@ -52,8 +54,8 @@ def test_a_hit_is_as_good_as_a_miss_bit_for_bit(
     """Prompts that branch off from others anywhere, in any order, also back and again, where little
     is kept and where all is."""
     # Closed in the end: the thread must be still while the next example is drawn.
-    warm = Engine(as_network(NETWORK), settings=EngineSettings(prefix_limit_bytes=limit))
-    cold = Engine(as_network(NETWORK), settings=EngineSettings(prefix_limit_bytes=0))
+    warm = Engine(NETWORK, settings=EngineSettings(prefix_limit_bytes=limit))
+    cold = Engine(NETWORK, settings=EngineSettings(prefix_limit_bytes=0))
     known = [prompt(300)]
     for at, more, seed in branches:
         base = known[at % len(known)]
@@ -159,10 +161,9 @@ class Book:
     def run(self, tokens: list[int]) -> Any:
         """The state after tokens, always in chunks that end at blocks."""
         state = growing_state(CONFIG)
-        with torch.inference_mode():
-            for start in range(0, len(tokens), BLOCK_TOKENS):
-                chunk = torch.tensor(tokens[start : start + BLOCK_TOKENS])
-                streams = NETWORK(chunk, states=[state]).streams[-1:]
+        for start in range(0, len(tokens), BLOCK_TOKENS):
+            chunk = tokens[start : start + BLOCK_TOKENS]
+            streams = NETWORK.predict(chunk, (), [len(chunk)], [state]).streams[-1:]
         return state, streams
 
     def keep(self, tokens: list[int]) -> None:
@@ -207,7 +208,7 @@ def test_the_tree_is_what_a_list_of_states_would_be(seed: int, limit: int) -> No
         put_together(state, found.blocks, found.tail)
         expected, streams = book.states[tuple(tokens[: found.length])]
         assert state.serialize() == expected.serialize()
-        assert torch.equal(found.tail.streams, streams)
+        assert np.array_equal(found.tail.streams, streams)
     book.cache.clear()
     book.check()
     assert book.cache.nbytes == 0
