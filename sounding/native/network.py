@@ -111,6 +111,8 @@ class KernelNetwork:
         if sum(lengths) != len(given) or min(lengths, default=0) < 0:
             raise ValueError(f"lengths {list(lengths)} must add up to {len(given)} tokens")
         self._require_tokens(given)
+        if len(rows) and not 0 <= min(rows) <= max(rows) < len(given):
+            raise ValueError(f"rows {list(rows)} must be among the {len(given)} of the chunk")
         config = self.config
         count, layers = len(given), len(self._description.layers)
         made = Prediction(
