@@ -62,7 +62,11 @@ def make_network(
                 parameter.copy_(normal(parameter))
             else:
                 parameter.copy_(normal(parameter) * parameter.shape[-1] ** -0.5)
-    return network.to(dtype).requires_grad_(False)
+    network.to(dtype)
+    for name, parameter in network.named_parameters():
+        if dtype == torch.bfloat16 and ("hc_" in name or name.endswith("gate.bias")):
+            parameter.data = parameter.float()  # as checkpoints have it
+    return network.requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

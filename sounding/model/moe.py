@@ -3,8 +3,7 @@
 Source: docs/architecture.md 10.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -26,27 +25,6 @@ class Routing(NamedTuple):
     """Of the same layer's indexer, summed over tokens, where the selection asks for it."""
     index_recall: Float[Tensor, "n fields"] | None = None
     """The same of its recall; fields as in `ops/index_recall.py`."""
-
-
-class StackedRouting(Sequence[Routing]):
-    """The routing of several layers as one tensor each, taken apart where somebody looks."""
-
-    def __init__(
-        self, chosen: Int[Tensor, "layers t k"], scores: Float[Tensor, "layers t e"]
-    ) -> None:
-        self.chosen, self._scores = chosen, scores
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    @overload
-    def __getitem__(self, layer: int) -> Routing: ...
-    @overload
-    def __getitem__(self, layer: slice) -> Sequence[Routing]: ...
-    def __getitem__(self, layer: int | slice) -> Routing | Sequence[Routing]:
-        if isinstance(layer, slice):
-            return StackedRouting(self.chosen[layer], self._scores[layer])
-        return Routing(self.chosen[layer], self._scores[layer])
 
 
 class Gate(nn.Module):

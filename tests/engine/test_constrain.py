@@ -134,7 +134,7 @@ def test_when_it_begins() -> None:
     prompt = TOKENIZER.encode(f"{ASSISTANT}{THINK}")
     constraint = CONSTRAINTS.start(Grammar(kind="json_schema", text='{"const": 7}'), prompt)
     masked = constraint.mask(np.zeros(TOKENIZER.num_tokens, dtype=np.float32))
-    assert masked.isinf().nonzero().flatten().tolist() == [TOKENIZER.eos_id]
+    assert np.flatnonzero(np.isinf(masked)).tolist() == [TOKENIZER.eos_id]
     end, seven, eight = (TOKENIZER.encode(text)[0] for text in (END_THINK, "7", "8"))
     assert constraint.count_valid([eight, end, eight]) == 2
     assert constraint.forced() == []

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from sounding.server.filling import Filling
-from torch import Tensor
 
 from sounding.completion.completer import Completer
 from sounding.completion.endings import Gap
@@ -18,7 +16,8 @@ from sounding.engine.batch import Batch
 from sounding.engine.engine import Engine
 from sounding.engine.requests import GenerationRequest, Grammar
 from sounding.engine.runner import Runner
-from sounding.engine.sampling import SamplingParams
+from sounding.engine.sampling import Logits, SamplingParams
+from sounding.server.protocols.filling import Filling
 from sounding.text.markup import (
     ASSISTANT,
     BOS,
@@ -55,8 +54,8 @@ class Prefer:
         self.names: Sequence[str] = ()
         known = Runner._known
 
-        def loving(runner: Runner, logits: Tensor) -> Tensor:
-            changed = known(runner, logits).clone()
+        def loving(runner: Runner, logits: Logits) -> Logits:
+            changed = known(runner, logits).copy()
             changed[:, [TOKENIZER.id_of(name) for name in self.names]] += LIKELY
             return changed
 
