@@ -28,7 +28,7 @@ class Whatever:
 
 def damaged(value: float = float("nan")) -> Transformer:
     network = make_network(CONFIG)
-    network.norm.weight.data.fill_(value)
+    network.get_parameter("norm.weight").data.fill_(value)
     return network
 
 
@@ -51,7 +51,7 @@ def test_a_request_ends_with_an_error(
 def test_one_weight_of_the_head_is_enough() -> None:
     """Its token may not even be the one that would be chosen."""
     network = make_network(CONFIG)
-    network.head.weight.data[7, 3] = float("nan")
+    network.get_parameter("head.weight").data[7, 3] = float("nan")
     engine = Engine(as_network(network))
     assert collect(engine.submit(request(20, max_tokens=3)))[1].reason == "error"
     engine.close()

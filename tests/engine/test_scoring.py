@@ -33,7 +33,9 @@ def test_logprobs_are_those_of_the_logits(network_maker: NetworkMaker) -> None:
     for sequence, logprobs in zip(given, found, strict=True):
         logits = torch.from_numpy(split_logits(network, [sequence], [[len(sequence)]])[0])
         expected = logits.double().log_softmax(-1)
-        wanted = expected[torch.arange(len(sequence) - 1), torch.tensor(sequence[1:], dtype=torch.long)]
+        wanted = expected[
+            torch.arange(len(sequence) - 1), torch.tensor(sequence[1:], dtype=torch.long)
+        ]
         torch.testing.assert_close(
             torch.tensor(logprobs, dtype=torch.double), wanted, atol=1e-5, rtol=1e-5
         )

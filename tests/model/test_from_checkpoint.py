@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from sounding.model.from_checkpoint import bring_into_memory, build_model, load_model, save_model
+from sounding.model.from_checkpoint import build_model, load_model, save_model
 from sounding.presets import tiny
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.quantize import convert
 from sounding.weights.state_dict import read_state
-from tests.weights.folders import TINY, tensor_bytes
+from tests.weights.folders import TINY
 
 TOKENS = torch.arange(300) * 7 % 512
 
@@ -54,16 +54,6 @@ def test_a_plain_network_learns_and_a_packed_one_does_not() -> None:
     assert plain.get_parameter("layers.0.ffn.experts.w1.weight").requires_grad
     for model in (packed, plain):  # never by gradient
         assert not model.get_parameter("layers.1.ffn.gate.bias").requires_grad
-
-
-def test_what_is_brought_into_memory_is_the_same_and_needs_no_file() -> None:
-    model = load_model(Checkpoint(TINY))
-    before = {name: tensor_bytes(p) for name, p in model.named_parameters()}
-    bring_into_memory(model)
-    assert {name: tensor_bytes(p) for name, p in model.named_parameters()} == before
-    mapped = [p for name, p in model.named_parameters() if ".ffn.experts." not in name]
-    assert len({p.untyped_storage().data_ptr() for p in mapped}) == 1
-    assert all(p.data_ptr() % 64 == 0 and p.is_contiguous() for p in mapped)
 
 
 def test_an_incomplete_state_is_refused() -> None:
