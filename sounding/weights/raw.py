@@ -58,11 +58,6 @@ def parameter_size(name: str, tensor: RawTensor) -> ParameterSize:
     return ParameterSize(tensor.nbytes, tensor.array.size * packed, matrix)
 
 
-def stack(tensors: list[RawTensor]) -> RawTensor:
-    """Tensors of one shape and format in one, in a new first dimension."""
-    return RawTensor(np.stack([tensor.array for tensor in tensors]), tensors[0].dtype)
-
-
 def to_float32(tensor: RawTensor) -> NDArray[np.float32]:
     """The numbers of an F32 or BF16 tensor."""
     if tensor.dtype == "BF16":
