@@ -32,6 +32,9 @@ _log = logging.getLogger(__name__)
 SHIPPED_NAME = "nano"
 SHIPPED = Path(__file__).parent / "assets" / SHIPPED_NAME
 
+# What only training, conversion and the reference need: modules and their names.
+_TRAINING = {"torch": "PyTorch", "jaxtyping": "jaxtyping", "matplotlib": "Matplotlib"}
+
 _RESIDENT_SHARE = 4  # weights smaller than a quarter of free memory are read into it at once
 _CHECKPOINTS, _MODEL = "checkpoints", "model"  # where `train` leaves the models of a run
 
@@ -170,9 +173,14 @@ def _load_reference(
 def require_torch(purpose: str) -> None:
     """Raise ValueError, saying how to install it, where PyTorch is missing."""
     if importlib.util.find_spec("torch") is None:
-        raise ValueError(
-            f"{purpose} needs PyTorch, which is not installed: pip install 'sounding[train]'"
-        )
+        raise ValueError(f"{purpose} needs {how_to_install('torch')}")
+
+
+def how_to_install(module: str | None) -> str | None:
+    """For a module that is missing: its name and how to install it; None for one that is no part
+    of the training extra."""
+    name = _TRAINING.get((module or "").partition(".")[0])
+    return name and f"{name}, which is not installed: pip install 'sounding[train]'"
 
 
 def load_tokenizer(folder: Path, vocab_size: int | None = None) -> "Tokenizer":

@@ -76,6 +76,13 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    except ModuleNotFoundError as error:
+        from sounding.loading import how_to_install
+
+        if (hint := how_to_install(error.name)) is None:
+            raise
+        click.echo(f"sounding: this command needs {hint}", err=True)
+        sys.exit(1)
     except (ValueError, OSError, EngineFault) as error:
         click.echo(f"sounding: {error}", err=True)
         sys.exit(1)
