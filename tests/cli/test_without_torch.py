@@ -12,9 +12,12 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from sounding.ops import cpu
+from sounding.text.markup import EOS
 from tests.editor.scripted_editor import Editor
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no native kernels were built")
@@ -31,11 +34,15 @@ def run(*command: str, given: str = "") -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sources") / "area.py"
-    path.write_text(SOURCE + "\n\ndef other(value):\n    return value + 1\n" * 3)
-    return path
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """What arguments name in braces."""
+    source, ids, folder = tmp_path / "area.py", tmp_path / "ids.safetensors", tmp_path / "folder"
+    source.write_text(SOURCE + "\n\ndef other(value):\n    return value + 1\n" * 3)
+    save_file({"input_ids": np.array([[0, 5, 6]])}, ids)
+    folder.mkdir()
+    nano = ROOT / "sounding" / "assets" / "nano"
+    return {"source": source, "ids": ids, "folder": folder, "nano": nano, "out": tmp_path / "out"}
 
 
 def test_these_are_hidden() -> None:
@@ -49,28 +56,29 @@ def test_these_are_hidden() -> None:
         ("complete", "{source}:2:12", "--max-tokens", "4"),
         ("write", "def area(", "--max-tokens", "4"),
         ("generate", "--prompt", "import ", "--max-tokens", "4"),
-        ("logits", "--bfloat16", "--tokens", "0,5,6"),
+        ("logits", "nano", "--bfloat16", "--tokens", "{ids}", "--out", "{out}"),
         ("inspect", "nano"),
         ("inspect", "preset:flash"),
         ("plan", "nano"),
-        ("tokenizer", "inspect", "nano"),
+        ("tokenizer", "inspect", "{nano}/tokenizer.json"),
         ("eval", "lines", "{source}", "--per-file", "1"),
         ("bench", "nano", "--runs", "1", "--prefill", "32", "--decode", "4", "--context", "16"),
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
-def test_a_command_works(arguments: tuple[str, ...], source: Path) -> None:
-    done = run("-m", "sounding", *(each.format(source=source) for each in arguments))
+def test_a_command_works(arguments: tuple[str, ...], files: dict[str, Path]) -> None:
+    done = run("-m", "sounding", *(each.format(**files) for each in arguments))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    assert done.stdout.strip() or files["out"].is_file()
 
 
 def test_prompts_go_both_ways() -> None:
-    row = {"messages": [{"role": "user", "content": "hi"}]}
+    how = {"thinking_mode": "chat"}
+    row = {"messages": [{"role": "user", "content": "hi"}], "kwargs": how}
     done = run("-m", "sounding", "encode", given=json.dumps(row) + "\n")
     assert done.returncode == 0 and "hi" in json.loads(done.stdout)["prompt"]
-    done = run("-m", "sounding", "parse", given=json.dumps({"completion": "hello"}) + "\n")
-    assert done.stdout.strip(), done.stderr
+    done = run("-m", "sounding", "parse", given=json.dumps({"text": f"hello{EOS}", **how}) + "\n")
+    assert json.loads(done.stdout)["message"]["content"] == "hello"
 
 
 def test_the_library_completes() -> None:
@@ -112,20 +120,18 @@ def test_the_language_server_completes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("logits", "--tokens", "0,5,6"),
+        ("logits", "nano", "--tokens", "{ids}", "--out", "{out}"),
         ("train", "copying"),
-        ("eval", "mechanisms", "{source}"),
-        ("convert", "{nano}", "{out}"),
-        ("plot", "{out}"),
+        ("eval", "mechanisms", "{source}", "--at-least", "8"),
+        ("convert", "{nano}", "{out}", "--to", "bf16"),
+        ("plot", "{folder}"),
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
 def test_what_needs_it_says_so_in_a_line(
-    arguments: tuple[str, ...], source: Path, tmp_path: Path
+    arguments: tuple[str, ...], files: dict[str, Path]
 ) -> None:
-    nano = ROOT / "sounding" / "assets" / "nano"
-    filled = (each.format(source=source, nano=nano, out=tmp_path / "x") for each in arguments)
-    done = run("-m", "sounding", *filled)
+    done = run("-m", "sounding", *(each.format(**files) for each in arguments))
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert re.match(r"sounding: .* needs .*: pip install 'sounding\[train\]'$", line)

@@ -1,4 +1,4 @@
-"""Python as it is where `sounding[train]` is not installed, for processes with this on their path."""
+"""Python as it is without `sounding[train]`, for processes that have this on their path."""
 
 import sys
 from typing import Any
