@@ -47,7 +47,8 @@ SUFFIX_FIRST = "fim_suffix_first"  # ours, in that file
 SMALLEST_VOCABULARY = len(FIRST_TOKENS) + 256 + len(NAMED_TOKENS)
 
 
-_MOST_PADDING = 1024  # ids of a model without a token: vocabularies are rounded up to less
+# Ids of a model without a token are fewer: more is no rounding up, but another vocabulary.
+MOST_PADDING = 1024
 
 
 class Tokenizer:
@@ -84,7 +85,7 @@ class Tokenizer:
         vocabulary that leaves more ids of the model unused than a table is padded by."""
         core = read_core(text, vocab_size)
         made = cls(core)
-        if vocab_size is not None and vocab_size - made.num_tokens >= _MOST_PADDING:
+        if vocab_size is not None and vocab_size - made.num_tokens >= MOST_PADDING:
             raise ValueError(
                 f"it has {made.num_tokens:,} tokens and the model {vocab_size:,}: they do not "
                 "belong together; put the model's own tokenizer.json beside its weights"
