@@ -50,7 +50,8 @@ def model_folder(model: str | None) -> str:
         raise ValueError(
             f"no model was named, and none is shipped in {SHIPPED}: give the folder of a "
             "checkpoint (--model); or make one with `data build`, `data vocabulary`, `data "
-            "tokenize` and `train nano`, and put it there with `scripts/ship runs/nano`"
+            "tokenize` and `train nano`, and put it there with `scripts/ship runs/nano "
+            f"{SHIPPED}`"
         )
     return str(SHIPPED)
 
