@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_facts(paths: Iterable[Path]) -> str:
+    """What tells whether files are still the same: size, times of change, inode.
+
+    To be asked before they are read: what changes afterwards then has other facts. The time of the
+    last change of the inode is among them because no program can set it.
+    """
+    found = []
+    for path in sorted(paths):
+        facts = path.stat()
+        times = (facts.st_mtime_ns, facts.st_ctime_ns)
+        found.append((path.name, facts.st_size, times, facts.st_ino, facts.st_dev))
+    return repr(found)
 
 
 def parse_json(text: bytes, where: str) -> dict[str, Any]:

@@ -14,16 +14,16 @@ import torch
 
 from sounding.engine.constrain import Constraints
 from sounding.engine.generate import checked_prompt
-from sounding.engine.generation import Generation
-from sounding.engine.messages import EngineStats, FinishReason, GenerationRequest, Overloaded
-from sounding.engine.pool import StatePool, state_bytes
-from sounding.engine.prefix_store import PrefixStore
+from sounding.engine.memory_budget import StatePool, state_bytes
+from sounding.engine.prefix.store import PrefixStore
+from sounding.engine.requests import EngineStats, FinishReason, GenerationRequest, Overloaded
 from sounding.engine.runner import Runner
 from sounding.engine.scheduler import Scheduler
+from sounding.engine.sequence import Generation
 from sounding.engine.settings import EngineSettings
 from sounding.engine.stream import EventStream
 from sounding.model.transformer import Transformer
-from sounding.resident import give_back_free_memory
+from sounding.runtime import give_back_free_memory
 from sounding.text.markup import EOS
 from sounding.text.tokenizer import Tokenizer
 
@@ -57,9 +57,10 @@ class Engine:
         """
         self._model, self._tokenizer = model, tokenizer
         self._settings = settings = settings or EngineSettings()
-        default = {model.config.eos_token_id} - {None}
-        if tokenizer is not None and not default:
-            default = {tokenizer.named.get(EOS)} - {None}
+        eos = model.config.eos_token_id
+        if eos is None and tokenizer is not None:
+            eos = tokenizer.named.get(EOS)
+        default = () if eos is None else (eos,)
         self._stop_tokens = frozenset(default if stop_tokens is None else stop_tokens)
         self._constraints = None
         if tokenizer is not None:

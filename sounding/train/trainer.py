@@ -16,15 +16,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sounding.train import checkpoint, supervised
-from sounding.train.checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME
+from sounding.train import run_checkpoint, supervised
+from sounding.train.build_network import build_network
 from sounding.train.guard import Guard
 from sounding.train.interrupt import Interrupt
 from sounding.train.metrics import Metrics, Row
-from sounding.train.network import build_network
 from sounding.train.numerics import for_throughput, repeatable
 from sounding.train.optim import Optimizers, decay_progress, learning_rate
 from sounding.train.parallel import ALONE, Group, clip, part_like, whole
+from sounding.train.run_checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME
 from sounding.train.run_config import RunConfig
 from sounding.train.runs import differences, parse_run
 from sounding.train.side_by_side import side_by_side
@@ -63,7 +63,7 @@ class Trainer:
         self.group = group
         self.step, self.tokens = 0, 0
         self.model = build_network(run, device)
-        if run.train.initial_weights and not checkpoint.steps(folder / CHECKPOINTS_NAME):
+        if run.train.initial_weights and not run_checkpoint.steps(folder / CHECKPOINTS_NAME):
             start_from(self.model, Path(run.train.initial_weights), beside)
         group.shard(self.model)
         self.optimizers = Optimizers(self.model, run.optimizer)
@@ -313,7 +313,7 @@ class Trainer:
                 "guard": self.guard.to_dict(),
                 "metrics_bytes": self.metrics.sync(),
             }
-            checkpoint.save(
+            run_checkpoint.save(
                 self.folder / CHECKPOINTS_NAME,
                 self.step,
                 model=weights,
@@ -328,7 +328,7 @@ class Trainer:
     def _save_milestone(self) -> None:
         weights = self._whole_weights()
         if self.group.is_main:
-            checkpoint.save_milestone(
+            run_checkpoint.save_milestone(
                 self.folder / MILESTONES_NAME,
                 self.step,
                 self.tokens,
@@ -345,7 +345,7 @@ class Trainer:
         """Make the folder this run's, or check that it is, and tidy up what was killed in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (CHECKPOINTS_NAME, MILESTONES_NAME):
-            checkpoint.clean(self.folder / name)
+            run_checkpoint.clean(self.folder / name)
         path = self.folder / RUN_NAME
         if path.exists():
             old = parse_run(json.loads(path.read_text(encoding="utf-8")))
@@ -361,7 +361,7 @@ class Trainer:
 
     def _resume(self) -> None:
         known_bytes = 0
-        if checkpoint.steps(self.folder / CHECKPOINTS_NAME):
+        if run_checkpoint.steps(self.folder / CHECKPOINTS_NAME):
             state = self._take_over_last()
             self._data_state, known_bytes = state["data"], int(state["metrics_bytes"])
             logger.info("resumed at step %d", self.step)
@@ -374,18 +374,18 @@ class Trainer:
         weights = sum(param.nbytes for param in self.model.parameters())
         saves = math.ceil(left / log.checkpoint_every)
         # A new one is written before an old one goes.
-        room = log.keep_checkpoints + 1 - len(checkpoint.steps(self.folder / CHECKPOINTS_NAME))
+        room = log.keep_checkpoints + 1 - len(run_checkpoint.steps(self.folder / CHECKPOINTS_NAME))
         needed = min(saves, max(1, room)) * (weights + self.optimizers.state_bytes)
         if log.milestone_every:
             ends = (self.step, self.run_config.train.steps)
             before, after = (step // log.milestone_every for step in ends)
             needed += (after - before) * weights // 2  # in bf16
         advice = "lower log.keep_checkpoints, or save fewer milestones with log.milestone_every"
-        checkpoint.require_room(self.folder, needed, advice)
+        run_checkpoint.require_room(self.folder, needed, advice)
 
     def _roll_back(self) -> None:
         """Back to the last checkpoint's weights, on with later data."""
-        saved_steps = checkpoint.steps(self.folder / CHECKPOINTS_NAME)
+        saved_steps = run_checkpoint.steps(self.folder / CHECKPOINTS_NAME)
         rollbacks = self.guard.rollbacks + 1
         reason = f"{self.guard.skipped_in_a_row} steps in a row were skipped"
         if not saved_steps or rollbacks > self.run_config.guard.rollbacks:
@@ -409,7 +409,7 @@ class Trainer:
         """
         root = self.folder / CHECKPOINTS_NAME
         damaged: list[int] = []
-        for step in reversed(checkpoint.steps(root)):
+        for step in reversed(run_checkpoint.steps(root)):
             state, reason = self._try_to_take_over(root, step)
             if not self.group.any(state is None):
                 break
@@ -423,7 +423,7 @@ class Trainer:
         assert state is not None
         if self.group.is_main:
             for gone in damaged:
-                place = checkpoint.set_aside(root, gone)
+                place = run_checkpoint.set_aside(root, gone)
                 logger.warning("it is kept as %s; the run goes on from step %d", place, step)
         self.group.wait()
         return state
@@ -431,7 +431,7 @@ class Trainer:
     def _try_to_take_over(self, root: Path, step: int) -> tuple[State | None, str]:
         """The state of a saved step, or None and why it cannot be used."""
         try:
-            saved = checkpoint.load(root, step)
+            saved = run_checkpoint.load(root, step)
             missing = {"tokens", "data", "guard", "metrics_bytes"} - saved.state.keys()
             if missing:
                 return None, f"its state lacks {min(missing)!r}"
@@ -442,7 +442,7 @@ class Trainer:
         except (KeyError, TypeError, RuntimeError) as error:  # of another form than ours
             return None, f"{type(error).__name__}: {error}"
 
-    def _take_over(self, saved: checkpoint.Saved) -> State:
+    def _take_over(self, saved: run_checkpoint.Saved) -> State:
         """Copy weights and moments of a checkpoint into this run's own tensors.
 
         Copies, because sums depend on how memory is aligned, and a file's pages are not as a

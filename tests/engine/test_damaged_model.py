@@ -11,7 +11,7 @@ import torch
 from sounding.engine.batch import Batch, Request
 from sounding.engine.engine import Engine
 from sounding.engine.generate import split_logits
-from sounding.engine.messages import DamagedModel, EngineFault
+from sounding.engine.requests import DamagedModel, EngineFault
 from sounding.engine.sampling import SamplingParams
 from sounding.engine.scoring import token_logprobs
 from sounding.model.transformer import Transformer
@@ -29,7 +29,7 @@ class Whatever:
 
 def damaged(value: float = float("nan")) -> Transformer:
     network = make_network(CONFIG)
-    network.norm.weight.data.fill_(value)
+    network.get_parameter("norm.weight").data.fill_(value)
     return network
 
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from sounding.completion.completer import Completer
+from sounding.completion.endings import Gap
+from sounding.completion.prompt import Settings
 from sounding.engine.batch import Batch
-from sounding.engine.complete import Completer
-from sounding.engine.endings import Gap
 from sounding.engine.engine import Engine
-from sounding.engine.gap_prompt import Settings
-from sounding.engine.messages import GenerationRequest, Grammar
+from sounding.engine.requests import GenerationRequest, Grammar
 from sounding.engine.runner import Runner
 from sounding.engine.sampling import SamplingParams
-from sounding.server.filling import Filling
+from sounding.server.protocols.filling import Filling
 from sounding.text.markup import (
     ASSISTANT,
     BOS,

@@ -22,19 +22,19 @@ import torch
 
 from sounding.model.attention import Selection
 from sounding.ops.loss import IGNORED
-from sounding.train import checkpoint, supervised
-from sounding.train.checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME, saved_models
+from sounding.train import run_checkpoint, supervised
+from sounding.train.build_network import build_network
 from sounding.train.guard import Guard
 from sounding.train.metrics import Row, read_metrics
-from sounding.train.network import build_network
 from sounding.train.plots import draw
+from sounding.train.run_checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME, saved_models
 from sounding.train.run_config import GuardConfig, RunConfig
 from sounding.train.runs import change, copying
 from sounding.train.source import Batch, HeldOut, Source, State, Tokens, open_source
 from sounding.train.supervised import Counts, Phase
 from sounding.train.trainer import METRICS_NAME, Trainer
+from sounding.weights.build import load_model
 from sounding.weights.checkpoint import Checkpoint
-from sounding.weights.network import load_model
 
 CPU = torch.device("cpu")
 
@@ -73,7 +73,7 @@ def measured(folder: Path) -> list[Row]:
 
 def last_weights(folder: Path) -> dict[str, torch.Tensor]:
     root = folder / CHECKPOINTS_NAME
-    return checkpoint.load(root, checkpoint.steps(root)[-1]).model
+    return run_checkpoint.load(root, run_checkpoint.steps(root)[-1]).model
 
 
 def assert_same_bits(one: Path, two: Path) -> None:
@@ -375,7 +375,7 @@ def test_validation_is_bits_per_byte(tmp_path: Path) -> None:
 def test_checkpoints_are_tensors_and_json_and_only_the_last_stay(tmp_path: Path) -> None:
     trainer(small("log.checkpoint_every=1", "train.steps=4"), tmp_path).train()
     root = tmp_path / CHECKPOINTS_NAME
-    assert checkpoint.steps(root) == [3, 4]
+    assert run_checkpoint.steps(root) == [3, 4]
     names = {path.suffix for path in root.rglob("*") if path.is_file()}
     assert names == {".safetensors", ".json"}
     loaded = load_model(Checkpoint(root / "step-00000004" / "model"))
@@ -410,7 +410,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of eight steps, of which the sixth and the last are saved."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     trainer(small(), folder).train()
-    assert checkpoint.steps(folder / CHECKPOINTS_NAME) == [6, 8]
+    assert run_checkpoint.steps(folder / CHECKPOINTS_NAME) == [6, 8]
     return folder
 
 
@@ -430,7 +430,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     again = trainer(small(), folder)
     assert again.step == 6
     assert "the checkpoint of step 8 cannot be used" in caplog.text
-    assert (root / "damaged-1-step-00000008").is_dir() and checkpoint.steps(root) == [6]
+    assert (root / "damaged-1-step-00000008").is_dir() and run_checkpoint.steps(root) == [6]
     assert again.train()
     assert_same_bits(finished, folder)
     assert [step for step, *_ in saved_models(folder)] == [6, 8]
@@ -444,7 +444,7 @@ def test_nothing_is_begun_anew_in_silence(finished: Path, tmp_path: Path) -> Non
     for _ in range(2):
         with pytest.raises(ValueError, match=r"no checkpoint in .* can be used \(.*damaged"):
             trainer(small(), folder)
-    assert checkpoint.steps(folder / CHECKPOINTS_NAME) == [6, 8]
+    assert run_checkpoint.steps(folder / CHECKPOINTS_NAME) == [6, 8]
 
 
 def having(free: float) -> Callable[[Path], Any]:
@@ -456,7 +456,7 @@ def test_room_for_what_will_be_saved_is_asked_for_at_the_start(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of checkpoints as many as there are at once, and all milestones."""
-    saved = checkpoint.load(finished / CHECKPOINTS_NAME, 8)
+    saved = run_checkpoint.load(finished / CHECKPOINTS_NAME, 8)
     size = sum(x.nbytes for x in (*saved.model.values(), *saved.optimizer.values()))
     for settings, sizes in (
         ((), 3),
