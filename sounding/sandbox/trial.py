@@ -2,8 +2,8 @@
 
 The answer's process gets its program and, call by call, arguments; it sends values. The tests'
 process has the tests and what they expect; what comes from the answer is plain data there, made of
-exact builtin types (`typed_json.py`). Each has namespaces of its own and they share one socket, so an
-answer can neither read nor change, signal or replace what judges it, and the verdict goes to us
+exact builtin types (`typed_json.py`). Each has namespaces of its own and they share one socket, so
+an answer can neither read nor change, signal or replace what judges it, and the verdict goes to us
 over a pipe that it never had. What is left to an answer is to return values.
 """
 
