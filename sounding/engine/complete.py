@@ -18,13 +18,14 @@ from sounding.engine.endings import (
     parses,
     trim,
 )
-from sounding.engine.gap_prompt import Prompts, Settings
+from sounding.engine.gap_prompt import BYTES_PER_TOKEN, Prompts, Settings
 from sounding.engine.middle import Middle
 from sounding.engine.opening import Opening, opens_block
 from sounding.engine.sampling import SamplingParams
 from sounding.text.healing import Healing
 from sounding.text.tokenizer import Tokenizer
 
+_NEAR_CHARACTERS = 1 << 17  # on each side of the cursor
 _RETRIES = 3  # samples drawn when the likeliest answer cannot be correct
 _RETRY = SamplingParams(temperature=0.6, top_p=0.95)
 
@@ -93,6 +94,7 @@ class Completer:
         `complete` does except for other files and cutting lines off: this is what is measured.
         """
         wrong: dict[int, list[Candidate]] = {}
+        gaps = [_near(gap, settings) for gap in gaps]
         for index, ranked in self._answers(gaps, kind, settings, params, python=python):
             likely, rest = _up_to_own(ranked)
             right = (c.text for c in likely if not python or _valid(c.text, gaps[index]))
@@ -156,6 +158,7 @@ class Completer:
         keep it correct come first. Where none of those asked for can be correct, a few more are
         tried.
         """
+        gap = _near(gap, settings)
         context = self._prompts.context(gap, files, settings)
         ids, healing = self._prompts.make(gap, settings, context)
         how = [params, *_sampled(params, alternatives - 1)]
@@ -181,7 +184,7 @@ class Completer:
 
         White space is held back until something follows it in the same block.
         """
-        gap = Gap(text)
+        gap = _near(Gap(text), settings)
         ids, healing = self._prompts.make(gap, settings)
         middle = self._middle(healing, until, gap, settings)
         limit = settings.max_tokens
@@ -199,6 +202,10 @@ class Completer:
         self, gap: Gap, kind: Kind | None, settings: Settings, *, files: Sequence[File] = ()
     ) -> Fill:
         """A gap's prompt and what is to be fed; `kind` None goes on to the end of the text."""
+        num_bytes = len(gap.prefix.encode())
+        if gap.suffix.strip():
+            num_bytes += len(gap.suffix.encode())
+        gap = _near(gap, settings)
         context = self._prompts.context(gap, files, settings)
         ids, healing = self._prompts.make(gap, settings, context)
         rest = healing.rest if healing is not None else b""
@@ -207,14 +214,16 @@ class Completer:
             self._middle(healing and self._again(healing), kind, gap, settings, copies=copies)
             for _ in range(2)
         )
-        around = gap.suffix if gap.suffix.strip() else ""
-        whole = len((context + gap.prefix + around).encode()) - len(rest)
+        whole = len(context.encode()) + num_bytes - len(rest)
         shown = self._prompts.count_text_bytes(ids)
         return Fill(ids, answer, reader, rest.decode(), shown < whole)
 
-    def count(self, gap: Gap) -> int:
-        """Tokens of a prompt with all the text around the cursor."""
-        return self._prompts.count(gap)
+    def count(self, gap: Gap, most_tokens: int | None = None) -> int:
+        """Tokens of a prompt with all the text around the cursor.
+
+        Raises TooManyTokens as soon as there are certainly more than `most_tokens`.
+        """
+        return self._prompts.count(gap, most_tokens)
 
     def _again(self, healing: Healing) -> Healing:
         """A healing remembers how far it is: each attempt has its own."""
@@ -275,6 +284,11 @@ class Completer:
                 ]
             )
         return found
+
+
+def _near(gap: Gap, settings: Settings) -> Gap:
+    """What of a text is looked at: more than the prompt can show, and no more than is quick."""
+    return gap.near(max(_NEAR_CHARACTERS, settings.prompt_tokens * BYTES_PER_TOKEN))
 
 
 def _trimmed(middle: Middle, gap: Gap, *, cut_short: bool) -> list[Candidate]:
