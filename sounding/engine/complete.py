@@ -25,7 +25,7 @@ from sounding.engine.sampling import SamplingParams
 from sounding.text.healing import Healing
 from sounding.text.tokenizer import Tokenizer
 
-_NEAR_CHARACTERS = 1 << 17  # on each side of the cursor
+_NEAR_CHARACTERS = 1 << 16  # on each side of the cursor
 _RETRIES = 3  # samples drawn when the likeliest answer cannot be correct
 _RETRY = SamplingParams(temperature=0.6, top_p=0.95)
 
@@ -60,6 +60,8 @@ class Fill(NamedTuple):
     """The same, to be fed with the tokens that come back, and to be read."""
     healed: str
     """The end of the prefix, which the answer writes again before it goes on."""
+    gap: Gap
+    """What of the text around the cursor was looked at."""
     truncated: bool
     """Whether the prompt leaves out some of the text around the cursor."""
 
@@ -216,7 +218,7 @@ class Completer:
         )
         whole = len(context.encode()) + num_bytes - len(rest)
         shown = self._prompts.count_text_bytes(ids)
-        return Fill(ids, answer, reader, rest.decode(), shown < whole)
+        return Fill(ids, answer, reader, rest.decode(), gap, shown < whole)
 
     def count(self, gap: Gap, most_tokens: int | None = None) -> int:
         """Tokens of a prompt with all the text around the cursor.

@@ -4,8 +4,10 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
 
+from sounding.engine.messages import GenerationRequest
 from sounding.server.conversation import Conversation, Sampling, render, request_for
 from sounding.server.exchange import Exchange
+from sounding.server.memory import Rendered
 from sounding.server.reply import Answered, Piece, Reply
 from sounding.server.service import Service
 
@@ -49,12 +51,16 @@ async def answer(
     The ids of calls begin with `call_prefix`, by which some clients tell protocols apart.
     """
     settings, tokenizer = service.settings, service.tokenizer
-    prompt = await asyncio.to_thread(render, service.memory, owner, chat, settings)
     context = service.engine.context_tokens
-    requests = [
-        request_for(prompt, chat, one, tokenizer, context, settings)
-        for one in several(sampling, count)
-    ]
+
+    def prepare() -> tuple[Rendered, list[GenerationRequest]]:
+        prompt = render(service.memory, owner, chat, settings, context)
+        return prompt, [
+            request_for(prompt, chat, one, tokenizer, context, settings)
+            for one in several(sampling, count)
+        ]
+
+    prompt, requests = await asyncio.to_thread(prepare)
     exchange = await service.begin(route, requests)
     replies = [
         Reply(

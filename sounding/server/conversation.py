@@ -16,7 +16,7 @@ from sounding.server.memory import Memory, Rendered
 from sounding.server.settings import Settings
 from sounding.text.grammar import turn_grammar
 from sounding.text.markup import EFFORT_TEXTS, END_THINK
-from sounding.text.tokenizer import Tokenizer
+from sounding.text.tokenizer import Tokenizer, TooManyTokens
 
 Message = dict[str, Any]
 Choice = Literal["auto", "none", "required"]
@@ -82,8 +82,10 @@ class Sampling:
     top_logprobs: int | None = None
 
 
-def render(memory: Memory, owner: str, chat: Conversation, settings: Settings) -> Rendered:
-    """The prompt. Raises Refusal for a conversation the format cannot carry."""
+def render(
+    memory: Memory, owner: str, chat: Conversation, settings: Settings, context_tokens: int
+) -> Rendered:
+    """The prompt. Raises Refusal for a conversation that the format or the context cannot carry."""
     messages = _with_instructions(chat)
     if chat.prefix:
         messages[-1] = {**messages[-1], "wo_eos": True}
@@ -93,10 +95,13 @@ def render(memory: Memory, owner: str, chat: Conversation, settings: Settings) -
         return memory.render(
             owner,
             messages,
+            most_tokens=context_tokens,
             thinking_mode=chat.thinking_mode,
             reasoning_effort=effort,
             effort_scheme=settings.effort_scheme,
         )
+    except TooManyTokens as error:
+        raise context_overflow(error.num_tokens, context_tokens, exact=error.exact) from None
     except ValueError as error:
         raise Refusal(400, f"{error}", param="messages", code="invalid_value") from None
 

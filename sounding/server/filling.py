@@ -9,13 +9,14 @@ from sounding.engine.gap_prompt import Settings
 from sounding.engine.messages import Event, GenerationRequest, Priority, TokenEvent
 from sounding.server.conversation import Sampling
 from sounding.server.errors import Refusal, context_overflow
+from sounding.text.tokenizer import TooManyTokens
 
 
 class Filling:
     """One completion at a cursor in the making."""
 
-    def __init__(self, gap: Gap, kind: Kind | None, fill: Fill) -> None:
-        self._gap, self._kind, self.fill = gap, kind, fill
+    def __init__(self, kind: Kind | None, fill: Fill) -> None:
+        self._kind, self.fill = kind, fill
         self._text = ""  # as the engine tells it: without stop strings, with what was healed
         self._shown = 0
 
@@ -35,7 +36,7 @@ class Filling:
             certain = written if event.stop is not None else self.fill.answer.finish()[0].text
             if self._kind is not None:
                 short = reader.cut_short or event.reason in ("length", "time")
-                certain = trim(certain, self._gap, cut_short=short)
+                certain = trim(certain, self.fill.gap, cut_short=short)
         more = certain[self._shown :]
         self._shown = max(self._shown, len(certain))
         return more
@@ -89,10 +90,16 @@ async def fill_in(
     except ValueError as error:
         raise Refusal(400, f"{error}", param="max_tokens", code="context_length_exceeded") from None
     try:
+        if whole:
+            await asyncio.to_thread(completer.count, gap, context_tokens)
         fill = await asyncio.to_thread(completer.begin, gap, kind, settings, files=files)
+    except TooManyTokens as error:
+        raise context_overflow(
+            error.num_tokens, context_tokens, param="prompt", exact=error.exact
+        ) from None
     except ValueError as error:
         raise Refusal(400, f"{error}", code="invalid_value") from None
     if whole and fill.truncated:
         num_tokens = await asyncio.to_thread(completer.count, gap)
         raise context_overflow(num_tokens, context_tokens, param="prompt")
-    return Filling(gap, kind, fill)
+    return Filling(kind, fill)

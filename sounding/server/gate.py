@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 _OPEN = ("/", "/health", "/ui", "/openapi.json")
 
 
+_LARGE_BYTES = 1 << 20  # a body after which memory is tidied up
+
+
 class Gate:
     """Wraps the routes of a service."""
 
@@ -207,6 +210,8 @@ class _Visit:
     def leave(self) -> None:
         if self._counted:
             self._service.in_flight -= 1
+        if self._body_bytes > _LARGE_BYTES:
+            self._service.give_back_memory()
         route = self._scope.get("sounding.route", "other")
         self._service.metrics.answers.labels(route, str(self._status or "none")).inc()
 

@@ -49,10 +49,12 @@ class Memory:
         self._most_characters = most_characters
         self._lock = threading.Lock()
 
-    def render(self, owner: str, messages: Sequence[Message], **how: Any) -> Rendered:
+    def render(
+        self, owner: str, messages: Sequence[Message], *, most_tokens: int, **how: Any
+    ) -> Rendered:
         """Encode a conversation, with what its client has lost put back.
 
-        Raises ValueError as `encode` does.
+        Raises ValueError as `encode` does, and TooManyTokens.
         """
         with self._lock:
             text = encode(self._restored(owner, messages), replay=self._replay, **how)
@@ -61,7 +63,8 @@ class Memory:
             if begun:
                 self._transcripts.move_to_end(begun)
         # A transcript ends with a named token, and no token reaches over one.
-        return Rendered(text, ids + self._tokenizer.encode(text[len(begun) :]))
+        left = max(0, most_tokens - len(ids))
+        return Rendered(text, ids + self._tokenizer.encode(text[len(begun) :], most_tokens=left))
 
     def keep_turn(
         self,

@@ -26,6 +26,7 @@ from sounding.server.conversation import (
 )
 from sounding.server.fields import ONLY_TEXT, Effort, check_choice, stop_strings
 from sounding.server.frames import Answer, Frames, sse, whole
+from sounding.server.memory import Rendered
 from sounding.server.message_writer import MessageWriter
 from sounding.server.opaque import unwrap
 from sounding.server.service import Service, owner_of
@@ -283,10 +284,13 @@ class CountTokens:
     async def __call__(self, request: Request) -> Response:
         asked = await self._service.read(request, CountTokensRequest)
         self._service.require_model(asked.model)
-        chat = conversation_of(asked)
-        prompt = await asyncio.to_thread(
-            render, self._service.memory, owner_of(request), chat, self._service.settings
-        )
+        service, owner = self._service, owner_of(request)
+
+        def count() -> Rendered:
+            context = service.engine.context_tokens
+            return render(service.memory, owner, conversation_of(asked), service.settings, context)
+
+        prompt = await asyncio.to_thread(count)
         return Answer({"input_tokens": len(prompt.ids)})
 
 

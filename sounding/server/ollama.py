@@ -4,6 +4,7 @@ A prompt is a question to be answered, unless it is `raw` or has a `suffix`: the
 on with. Answers stream as lines of JSON.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -195,7 +196,7 @@ class Generate:
             request = source.request(sampling, limit)
         else:
             source = Plain(service.tokenizer.eos_id)
-            ids = service.raw_prompt(asked.prompt)
+            ids = await asyncio.to_thread(service.raw_prompt, asked.prompt)
             request = GenerationRequest(
                 prompt=ids,
                 params=sampling.params,

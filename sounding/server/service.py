@@ -1,5 +1,7 @@
 """What all routes share: the engine, its tokenizer, and what the server knows beside them."""
 
+import asyncio
+import gc
 import logging
 import time
 from collections import deque
@@ -14,17 +16,19 @@ from sounding.engine.complete import Completer
 from sounding.engine.endings import Gap
 from sounding.engine.gap_prompt import Settings as CompletionSettings
 from sounding.engine.messages import EngineLike, GenerationRequest, Usage
-from sounding.server.errors import Refusal
+from sounding.resident import give_back_free_memory
+from sounding.server.errors import Refusal, context_overflow
 from sounding.server.exchange import Exchange, Ledger, Run, begin
 from sounding.server.memory import Memory
 from sounding.server.metrics import Metrics
 from sounding.server.settings import Settings
 from sounding.server.trace import Trace
 from sounding.server.wire import Json, Model, read_json, read_model
-from sounding.text.tokenizer import Tokenizer
+from sounding.text.tokenizer import Tokenizer, TooManyTokens
 
 log = logging.getLogger(__name__)
 
+_TIDY_SECONDS = 1.0  # after a large request
 _RATE_SECONDS = 10  # over which tokens per second are measured
 
 
@@ -60,6 +64,7 @@ class Service:
         self.began = time.time()
         self.in_flight = 0
         self.draining = False
+        self._tidying: asyncio.TimerHandle | None = None
         self._generated: deque[float] = deque(maxlen=100_000)
         self.ledger.on_token.append(lambda run: self._generated.append(run.token_times[-1]))
 
@@ -106,9 +111,32 @@ class Service:
         )
 
     def raw_prompt(self, text: str) -> list[int]:
-        """The tokens of a prompt that is taken as it is, after a BOS."""
-        ids, bos = self.tokenizer.encode(text), self.tokenizer.bos_id
+        """The tokens of a prompt that is taken as it is, after a BOS.
+
+        Raises Refusal for more than the context holds.
+        """
+        context, bos = self.engine.context_tokens, self.tokenizer.bos_id
+        try:
+            ids = self.tokenizer.encode(text, most_tokens=context)
+        except TooManyTokens as error:
+            raise context_overflow(error.num_tokens, context, "prompt", exact=error.exact) from None
+        except ValueError as error:
+            raise Refusal(400, f"prompt: {error}", param="prompt", code="invalid_value") from None
         return ids if ids[:1] == [bos] else [bos, *ids]
+
+    def give_back_memory(self) -> None:
+        """Return soon what a large request has left with the allocator; in the loop's thread.
+
+        The engine does so when it has nothing to do, but a request that is refused never reaches
+        it, and one of 32 MB may leave a gigabyte behind.
+        """
+        if self._tidying is None:
+            loop = asyncio.get_running_loop()
+            self._tidying = loop.call_later(_TIDY_SECONDS, self._tidy, loop)
+
+    def _tidy(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._tidying = None
+        loop.run_in_executor(None, _give_back_memory)
 
     async def read(self, request: Request, model: type[Model]) -> Model:
         """The request's body as a model. Raises Refusal."""
@@ -151,6 +179,11 @@ class Service:
     def close(self) -> None:
         if self.trace is not None:
             self.trace.close()
+
+
+def _give_back_memory() -> None:
+    gc.collect()  # an error that has crossed threads is in a cycle with the frames that hold a text
+    give_back_free_memory()
 
 
 def _no_generation(requests: Sequence[object]) -> Iterator[tuple[int, bool]]:
