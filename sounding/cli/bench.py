@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
-from sounding.cli.models import open_checkpoint
-from sounding.cli.progress import progress_bar
-from sounding.cli.training_speed import compare_training, print_training
-from sounding.resident import peak_resident_bytes
+from sounding.bench.training import compare_training, print_training
+from sounding.loading import open_checkpoint
+from sounding.progress import progress_bar
+from sounding.runtime import peak_resident_bytes
 
 if TYPE_CHECKING:
-    from sounding.bench import Peer, Row
+    from sounding.bench.inference import Peer, Row
 
 
 def _counts(ctx: click.Context, parameter: click.Parameter, value: str) -> list[int]:
@@ -154,10 +154,10 @@ def _infer(
     import psutil
     import torch
 
-    from sounding.bench import Native, between, measure, measure_ceilings, token_cost
+    from sounding.bench.inference import Native, between, measure, measure_ceilings, token_cost
 
     # Here, because training is measured without what it asks of PyTorch.
-    from sounding.cli.generation import load_network
+    from sounding.loading import load_network
     from sounding.model.native import serves
     from sounding.weights.description import StateSize
 
@@ -203,7 +203,7 @@ def _infer(
 
 
 def _peer(model: str, folder: Path) -> "Peer":
-    from sounding.bench import Peer
+    from sounding.bench.inference import Peer
     from sounding.weights.quantize import convert
 
     convert(open_checkpoint(model), folder / "peer", "transformers", plain="bfloat16")

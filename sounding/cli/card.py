@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from sounding.cli.models import describe, model_folder
+from sounding.cli.models import describe
+from sounding.loading import find_model
 
 if TYPE_CHECKING:
     from sounding.train.metrics import Row
@@ -63,9 +64,9 @@ def card(
     RUN is the folder of the run, RESULTS are files with what `eval ... --json` printed, one object
     after the other; results of another model are refused.
     """
-    from sounding.cli.measuring import fingerprint
     from sounding.data.corpus import read_stats
     from sounding.data.dataset import read_info
+    from sounding.evaluation.measuring import fingerprint
     from sounding.files import write_file
     from sounding.train.metrics import read_metrics
     from sounding.train.runs import parse_run
@@ -73,7 +74,7 @@ def card(
 
     if not (folder / RUN_NAME).is_file():
         raise ValueError(f"{folder} has no {RUN_NAME}; give the folder of a run")
-    path = Path(model_folder(model))
+    path = find_model(model)
     run = parse_run(json.loads((folder / RUN_NAME).read_text(encoding="utf-8")))
     step, tokens = _moment(path)
     mark = fingerprint(path)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.progress import MofNCompleteColumn
 
-from sounding.cli.progress import progress_bar
+from sounding.progress import progress_bar
 
 _COLUMNS = ("documents", "MB", "skipped", "copies")
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -151,7 +151,7 @@ def vocabulary(corpus: Path, vocab_size: int, out: Path, megabytes: float) -> No
     Where there is more text than asked for, documents are taken evenly from all of it.
     """
     from sounding.data.corpus import read_stats
-    from sounding.data.shards import read_documents
+    from sounding.data.documents import read_documents
     from sounding.text.tokenizer import train
 
     total = read_stats(corpus)["splits"]["train"]["bytes"]
@@ -176,7 +176,7 @@ def tokenize(corpus: Path, tokenizer: Path, out: Path, split: str, as_json: bool
     """Turn one split of the folder CORPUS into a dataset: a flat file of token ids."""
     from sounding.data.corpus import read_stats
     from sounding.data.dataset import tokenize as write_dataset
-    from sounding.data.shards import read_documents
+    from sounding.data.documents import read_documents
     from sounding.text.tokenizer import Tokenizer
 
     stats = read_stats(corpus)
@@ -208,7 +208,7 @@ def show(corpus: Path, split: str | None, package: str | None, as_json: bool) ->
     from dataclasses import asdict
 
     from sounding.data.corpus import read_stats
-    from sounding.data.shards import read_documents
+    from sounding.data.documents import read_documents
 
     stats = read_stats(corpus)
     if package and not split:

@@ -12,7 +12,7 @@ from sounding.cli.clients import api_key_file_option, read_api_key
 from sounding.cli.completion import open_model
 
 if TYPE_CHECKING:
-    from sounding.server.suggest import Suggest
+    from sounding.editor.suggest import Suggest
 
 
 @click.command("language-server")
@@ -55,9 +55,9 @@ def language_server(
     taken. An editor starts this command: docs/editors.md has the lines for Neovim, VS Code, Emacs
     and Zed. The model is loaded when the editor has connected, and what goes wrong is shown there.
     """
-    from sounding.engine.gap_prompt import Settings
-    from sounding.server.language_server import CodeServer
-    from sounding.server.suggest import FromModel, FromServer, through
+    from sounding.completion.prompt import Settings
+    from sounding.editor.language_server import CodeServer
+    from sounding.editor.suggest import FromModel, FromServer, through
 
     if model is not None and server is not None:
         raise click.UsageError("give either MODEL or --server: a server has loaded its own")

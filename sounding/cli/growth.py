@@ -8,21 +8,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from sounding.cli import measures
-from sounding.cli.completion import Model, open_model
-from sounding.cli.measuring import (
-    PLAIN_BOX,
-    Measured,
-    limited,
-    read_texts,
-    sandbox,
-    sandbox_options,
-)
+from sounding.cli.completion import open_model
+from sounding.cli.evaluation_options import PLAIN_BOX, sandbox_options, warn
+from sounding.evaluation import measures
+from sounding.evaluation.measuring import Measured, limited, read_texts, sandbox
+from sounding.loading import LoadedModel
 
 if TYPE_CHECKING:
-    from sounding.evaluation.growth import Point
     from sounding.evaluation.lines import Item
     from sounding.evaluation.statistics import Estimate
+    from sounding.evaluation.training_curve import Point
 
 _COPYISTS = ("copy", "best_copy")
 _PER_FILE = 5
@@ -52,7 +47,7 @@ class _Work:
         from sounding.tasks.code import CodeTask, read_problems
 
         num_documents, num_lines, num_problems = counts
-        texts = read_texts(path, (".py",))
+        texts = read_texts(path, (".py",), warn)
         lines = choose_lines(texts, per_file=_PER_FILE, cursor="indent", seed=seed)
         self.documents = limited(texts, num_documents, seed)
         self.lines: list[Item] = limited(lines, num_lines, seed)
@@ -78,7 +73,7 @@ class _Work:
             **_HOW,
         }
 
-    def measure(self, model: Model, out: Path, name: str) -> list[Measured]:
+    def measure(self, model: LoadedModel, out: Path, name: str) -> list[Measured]:
         """Everything about one model; an interrupted measurement is the last one."""
         done = [
             measures.measure_bits(
@@ -167,8 +162,8 @@ def run(
     copyists of `eval lines`. Measured models are not measured again: as training goes on, the same
     command adds the new ones. The table is drawn as growth.png, too.
     """
-    from sounding.evaluation import growth
-    from sounding.train.checkpoint import saved_models
+    from sounding.evaluation import training_curve
+    from sounding.train.run_checkpoint import saved_models
 
     found = saved_models(folder)
     if not found:
@@ -191,8 +186,8 @@ def run(
         copying = {name: metrics[f"{name}_exact"] for name in _COPYISTS}
         points.append({"step": step, "tokens": tokens, **_chosen(metrics)})
     if points:
-        growth.draw(points, copying, results / "growth.png")
-    rows = growth.rows_of(points, copying)
+        training_curve.draw(points, copying, results / "growth.png")
+    rows = training_curve.rows_of(points, copying)
     if as_json:
         answer = {"evaluation": "run", "settings": work.settings(), "rows": rows}
         click.echo(json.dumps(answer, indent=2))
@@ -212,7 +207,7 @@ def _chosen(metrics: "dict[str, Estimate]") -> "dict[str, Estimate]":
 
 
 def _show(rows: list[dict[str, Any]], settings: dict[str, Any]) -> None:
-    from sounding.evaluation.growth import MEASURES
+    from sounding.evaluation.training_curve import MEASURES
 
     click.echo("  ".join(f"{name}={value}" for name, value in settings.items()))
     table = Table("", "tokens", *MEASURES.values(), box=PLAIN_BOX)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sounding.cli.completion import Model, open_model
-from sounding.cli.models import model_folder
+from sounding.cli.completion import open_model
+from sounding.loading import LoadedModel, find_model
 
 if TYPE_CHECKING:
+    from sounding.server.options import Settings
     from sounding.server.service import ModelCard
-    from sounding.server.settings import Settings
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -177,11 +177,11 @@ def serve(
     Ctrl-C or SIGTERM lets running answers end within the grace; a second one does not wait. What
     each protocol honours and refuses is in docs/server.md, and /openapi.json has it for programs.
     """
-    from sounding.server.keys import Keys
-    from sounding.server.run import is_loopback, listen
-    from sounding.server.run import serve as serve_forever
+    from sounding.server.http.keys import Keys
+    from sounding.server.http.serve import is_loopback, listen
+    from sounding.server.http.serve import serve as serve_forever
+    from sounding.server.options import Settings
     from sounding.server.service import Service
-    from sounding.server.settings import Settings
 
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s")
     if api_keys is None and not without_keys and not is_loopback(host):
@@ -189,7 +189,7 @@ def serve(
             f"others can reach {host}: give --api-keys FILE, or --without-keys if everybody may "
             "use this server"
         )
-    folder = model_folder(model)
+    folder = find_model(model)
     keys = None if api_keys is None else Keys.from_file(api_keys)
     guarded = keys is None and is_loopback(host)
     settings = Settings(
@@ -231,7 +231,7 @@ def _announce(settings: "Settings", address: str) -> None:
         click.echo("there are no keys: everybody who reaches it may use it", err=True)
 
 
-def _card(opened: Model) -> "ModelCard":
+def _card(opened: LoadedModel) -> "ModelCard":
     """What clients are told of the model."""
     from sounding.server.service import ModelCard
     from sounding.weights.layout import count_parameters

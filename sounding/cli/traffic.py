@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from sounding.cli.clients import api_key_file_option, read_api_key
-from sounding.cli.progress import progress_bar
+from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sounding.traffic.crowd import Crowd, Tally
+    from sounding.bench.traffic.crowd import Crowd, Tally
 
 _PROCESS = (
     "process_resident_memory_bytes",
@@ -76,8 +76,8 @@ def typing(
     Keys of the JSON: protocol, keys, p50_ms, p95_ms, largest_ms, and shares of keys after which
     something was "shown", and was "right": the file goes on so.
     """
-    from sounding.traffic.http import Client
-    from sounding.traffic.typist import trace_of, type_in_an_editor, type_over_http
+    from sounding.bench.traffic.http import Client
+    from sounding.bench.traffic.typist import trace_of, type_in_an_editor, type_over_http
 
     trace = trace_of(_text(file), line=line, keys=keys)
     if protocol == "lsp":
@@ -133,7 +133,7 @@ def crowd(
     (answers that are others alone), compared, kinds {requests, p50_ms, p95_ms, largest_ms,
     first_p95_ms}, fewest and most (answers of one client), before and after (from /metrics).
     """
-    from sounding.traffic.crowd import Crowd
+    from sounding.bench.traffic.crowd import Crowd
 
     key = read_api_key(api_key_file)
     text = _text(file)
@@ -183,7 +183,7 @@ def leaving(
     \b
     Keys of the JSON: reading and writing, each with times, p50_ms, p95_ms, largest_ms.
     """
-    from sounding.traffic.leaving import measure_leaving
+    from sounding.bench.traffic.leaving import measure_leaving
 
     key = read_api_key(api_key_file)
     text = _text(file)
@@ -225,7 +225,7 @@ def _crowd_report(made: "Crowd", tally: "Tally", clients: int, repeat: int) -> d
 
 def _metrics(url: str, api_key: str | None) -> dict[str, float]:
     """What the server says of itself, once it has nothing to do; {} where it says nothing."""
-    from sounding.traffic.http import Client
+    from sounding.bench.traffic.http import Client
 
     with Client(url, api_key) as client:
         for _ in range(100):

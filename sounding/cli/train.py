@@ -59,7 +59,7 @@ def train(
         return
     import torch
 
-    from sounding.train.memory import keep_freed_memory
+    from sounding.train.allocator import keep_freed_memory
     from sounding.train.numerics import warn_of_slow_products
     from sounding.train.parallel import processes
     from sounding.train.source import files_beside, open_held_out, open_source

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from sounding.data.documents import Document, ShardWriter, replacing
 from sounding.data.duplicates import THRESHOLD, Duplicates, signature
 from sounding.data.filters import content_reason, decode, path_reason
 from sounding.data.manifest import SPLITS, require_split
 from sounding.data.overlap import Overlap
-from sounding.data.shards import Document, ShardWriter, replacing
 from sounding.data.sources import RawFile, Source
 from sounding.files import write_file
 

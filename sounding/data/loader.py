@@ -23,9 +23,9 @@ from torch import Tensor
 
 from sounding.data.dataset import Dataset
 from sounding.data.fim import FimSettings, middle_span, piece_limit
-from sounding.data.joints import Joints, Segment
 from sounding.data.line_ends import LineEnds
 from sounding.data.packing import best_fit, cut
+from sounding.data.token_cuts import Joints, Segment
 from sounding.text.markup import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
 
 IGNORED = -100  # a target without loss

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from sounding.engine.engine import Engine
-from sounding.engine.messages import (
+from sounding.engine.requests import (
     Answer,
     Finished,
     GenerationRequest,

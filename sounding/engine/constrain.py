@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sounding.engine.messages import Grammar
+from sounding.engine.requests import Grammar
 from sounding.text.grammar import constraint_tokenizer, matcher
 from sounding.text.markup import END_THINK, THINK
 from sounding.text.tokenizer import Tokenizer

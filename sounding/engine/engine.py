@@ -14,16 +14,16 @@ import torch
 
 from sounding.engine.constrain import Constraints
 from sounding.engine.generate import checked_prompt
-from sounding.engine.generation import Generation
-from sounding.engine.messages import EngineStats, FinishReason, GenerationRequest, Overloaded
-from sounding.engine.pool import StatePool, state_bytes
-from sounding.engine.prefix_store import PrefixStore
+from sounding.engine.memory_budget import StatePool, state_bytes
+from sounding.engine.prefix.store import PrefixStore
+from sounding.engine.requests import EngineStats, FinishReason, GenerationRequest, Overloaded
 from sounding.engine.runner import Runner
 from sounding.engine.scheduler import Scheduler
+from sounding.engine.sequence import Generation
 from sounding.engine.settings import EngineSettings
 from sounding.engine.stream import EventStream
 from sounding.model.transformer import Transformer
-from sounding.resident import give_back_free_memory
+from sounding.runtime import give_back_free_memory
 from sounding.text.tokenizer import Tokenizer
 
 _TIDY_SECONDS = 2.0  # without anything to do, before memory is tidied up

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sounding.engine.generation import Generation
-from sounding.engine.guessing import Noted
-from sounding.engine.messages import Priority
-from sounding.engine.prefix_store import PrefixStore
-from sounding.engine.prefixes import Found, PrefixCache
+from sounding.engine.drafting.cost_model import Noted
+from sounding.engine.drafting.drafter import Drafter
+from sounding.engine.prefix.cache import Found, PrefixCache
+from sounding.engine.prefix.snapshot import put_together
+from sounding.engine.prefix.store import PrefixStore
+from sounding.engine.requests import Priority
 from sounding.engine.scheduler import Move
+from sounding.engine.sequence import Generation
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
-from sounding.engine.snapshot import put_together
-from sounding.engine.speculative import Drafter
 from sounding.model.moe import Routing, StackedRouting
 from sounding.model.state import growing_state
 from sounding.model.transformer import Transformer

@@ -8,10 +8,10 @@ for ever.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sounding.engine.generation import Generation
-from sounding.engine.messages import Priority
-from sounding.engine.pool import StatePool
-from sounding.engine.prefixes import common_prefix
+from sounding.engine.memory_budget import StatePool
+from sounding.engine.prefix.cache import common_prefix
+from sounding.engine.requests import Priority
+from sounding.engine.sequence import Generation
 from sounding.engine.settings import EngineSettings
 
 _TYPING_SHARE = 8  # of memory, one part in so many

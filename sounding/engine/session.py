@@ -7,7 +7,8 @@ giving a longer text only what is new is computed; the session itself is a list 
 from collections.abc import Iterator, Sequence
 
 from sounding.engine.engine import Engine
-from sounding.engine.messages import (
+from sounding.engine.prefix.cache import common_prefix
+from sounding.engine.requests import (
     Event,
     Finished,
     GenerationRequest,
@@ -15,7 +16,6 @@ from sounding.engine.messages import (
     TokenEvent,
     Usage,
 )
-from sounding.engine.prefixes import common_prefix
 from sounding.engine.sampling import SamplingParams
 
 

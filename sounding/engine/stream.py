@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from sounding.engine.messages import Event, Finished
+from sounding.engine.requests import Event, Finished
 
 
 class EventStream:

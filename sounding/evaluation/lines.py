@@ -11,9 +11,9 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+from sounding.completion.similar import Around
 from sounding.evaluation.model import Fill
 from sounding.evaluation.statistics import Estimate, bootstrap, edit_similarity
-from sounding.text.similar import Around
 
 Document = tuple[str, str]  # name, text
 Cursor = Literal["indent", "inside"]

@@ -8,20 +8,19 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sounding.server import (
+from sounding.server.http import page, status
+from sounding.server.http.errors import Refusal, anthropic_error, llama_error, ollama_error
+from sounding.server.http.middleware import Gate
+from sounding.server.http.openapi import Operation, document
+from sounding.server.http.streaming import Answer, Endpoint
+from sounding.server.protocols import (
     chat_completions,
     completions,
     infill,
     messages,
     ollama,
-    page,
     responses,
-    status,
 )
-from sounding.server.errors import Refusal, anthropic_error, llama_error, ollama_error
-from sounding.server.frames import Answer, Endpoint
-from sounding.server.gate import Gate
-from sounding.server.openapi import Operation, document
 from sounding.server.service import Service
 
 OPERATIONS = [

@@ -9,11 +9,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sounding.engine.messages import Answer, GenerationRequest, Grammar, Priority
+from sounding.engine.requests import Answer, GenerationRequest, Grammar, Priority
 from sounding.engine.sampling import SamplingParams
-from sounding.server.errors import Refusal, context_overflow
-from sounding.server.memory import Memory, Rendered
-from sounding.server.settings import Settings
+from sounding.server.http.errors import Refusal, context_overflow
+from sounding.server.options import Settings
+from sounding.server.turn_memory import Memory, Rendered
 from sounding.text.grammar import turn_grammar
 from sounding.text.markup import EFFORT_TEXTS, END_THINK
 from sounding.text.tokenizer import Tokenizer, TooManyTokens

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sounding.engine.messages import (
+from sounding.engine.requests import (
     EngineLike,
     Event,
     Finished,
@@ -20,7 +20,7 @@ from sounding.engine.messages import (
     Stream,
     TokenEvent,
 )
-from sounding.server.errors import Refusal
+from sounding.server.http.errors import Refusal
 
 
 @dataclass(eq=False)

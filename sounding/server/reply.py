@@ -7,11 +7,11 @@ import secrets
 from dataclasses import dataclass
 from typing import Literal
 
-from sounding.engine.messages import Event, Finished, TokenEvent, Usage
+from sounding.engine.requests import Event, Finished, TokenEvent, Usage
 from sounding.server.conversation import Conversation
-from sounding.server.errors import Refusal
 from sounding.server.exchange import failure
-from sounding.server.memory import Memory, Rendered
+from sounding.server.http.errors import Refusal
+from sounding.server.turn_memory import Memory, Rendered
 from sounding.text import (
     CallBegun,
     Completion,

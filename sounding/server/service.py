@@ -12,18 +12,18 @@ from typing import Any
 
 from starlette.requests import Request
 
-from sounding.engine.complete import Completer
-from sounding.engine.endings import Gap
-from sounding.engine.gap_prompt import Settings as CompletionSettings
-from sounding.engine.messages import EngineLike, GenerationRequest, Usage
-from sounding.resident import give_back_free_memory
-from sounding.server.errors import Refusal, context_overflow
+from sounding.completion.completer import Completer
+from sounding.completion.endings import Gap
+from sounding.completion.prompt import Settings as CompletionSettings
+from sounding.engine.requests import EngineLike, GenerationRequest, Usage
+from sounding.runtime import give_back_free_memory
 from sounding.server.exchange import Exchange, Ledger, Run, begin
-from sounding.server.memory import Memory
-from sounding.server.metrics import Metrics
-from sounding.server.settings import Settings
+from sounding.server.http.errors import Refusal, context_overflow
+from sounding.server.http.wire import Json, Model, read_json, read_model
+from sounding.server.options import Settings
+from sounding.server.prometheus import Metrics
 from sounding.server.trace import Trace
-from sounding.server.wire import Json, Model, read_json, read_model
+from sounding.server.turn_memory import Memory
 from sounding.text.tokenizer import Tokenizer, TooManyTokens
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sounding.engine.messages import Usage
+from sounding.engine.requests import Usage
 from sounding.files import write_file
 from sounding.server.exchange import Run
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sounding.tasks.sandbox import Outcome
+from sounding.sandbox.run import Outcome
 from sounding.tasks.task import Grade
 
 Run = Callable[[str], Outcome]  # a program in a sandbox

@@ -3,7 +3,8 @@
 Needs neither torch nor a server, so that others can import it alone.
 """
 
-from sounding.text.chat import encode, encode_completion
+from sounding.text.dsml.parse import Malformed, Parser, parse, parser
+from sounding.text.encoding import encode, encode_completion
 from sounding.text.events import (
     ArgumentsDelta,
     Call,
@@ -18,7 +19,6 @@ from sounding.text.events import (
     coalesce,
     collect,
 )
-from sounding.text.parse import Malformed, Parser, parse, parser
 from sounding.text.replay import Replay
 
 __all__ = [

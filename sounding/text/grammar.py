@@ -12,7 +12,8 @@ from typing import Any
 
 import llguidance
 
-from sounding.text.calls import check_name, parameter_head
+from sounding.text.dsml.calls import check_name, parameter_head
+from sounding.text.dsml.values import STRING, Schemas
 from sounding.text.markup import (
     BOS,
     CALLS_CLOSE,
@@ -27,7 +28,6 @@ from sounding.text.markup import (
     to_json,
 )
 from sounding.text.tokenizer import Tokenizer
-from sounding.text.values import STRING, Schemas
 
 # A line end belongs to what stands before it: the lexer takes the longest literal, and two that
 # begin alike, one with the line end and the next tag, could not be told apart.

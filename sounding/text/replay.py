@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sounding.text.calls import call_fields, render_block, render_call
+from sounding.text.dsml.calls import call_fields, render_block, render_call
 from sounding.text.events import Completion, split_sampled
 
 

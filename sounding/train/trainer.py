@@ -16,15 +16,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sounding.train import checkpoint, supervised
-from sounding.train.checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME
+from sounding.train import run_checkpoint, supervised
+from sounding.train.build_network import build_network
 from sounding.train.guard import Guard
 from sounding.train.interrupt import Interrupt
 from sounding.train.metrics import Metrics, Row
-from sounding.train.network import build_network
 from sounding.train.numerics import for_throughput, repeatable
 from sounding.train.optim import Optimizers, decay_progress, learning_rate
 from sounding.train.parallel import ALONE, Group, clip, part_like, whole
+from sounding.train.run_checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME
 from sounding.train.run_config import RunConfig
 from sounding.train.runs import differences, parse_run
 from sounding.train.side_by_side import side_by_side
@@ -63,7 +63,7 @@ class Trainer:
         self.group = group
         self.step, self.tokens = 0, 0
         self.model = build_network(run, device)
-        if run.train.initial_weights and not checkpoint.steps(folder / CHECKPOINTS_NAME):
+        if run.train.initial_weights and not run_checkpoint.steps(folder / CHECKPOINTS_NAME):
             start_from(self.model, Path(run.train.initial_weights), beside)
         group.shard(self.model)
         self.optimizers = Optimizers(self.model, run.optimizer)
@@ -311,7 +311,7 @@ class Trainer:
                 "guard": self.guard.to_dict(),
                 "metrics_bytes": self.metrics.sync(),
             }
-            checkpoint.save(
+            run_checkpoint.save(
                 self.folder / CHECKPOINTS_NAME,
                 self.step,
                 model=weights,
@@ -326,7 +326,7 @@ class Trainer:
     def _save_milestone(self) -> None:
         weights = self._whole_weights()
         if self.group.is_main:
-            checkpoint.save_milestone(
+            run_checkpoint.save_milestone(
                 self.folder / MILESTONES_NAME,
                 self.step,
                 self.tokens,
@@ -343,7 +343,7 @@ class Trainer:
         """Make the folder this run's, or check that it is, and tidy up what was killed in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (CHECKPOINTS_NAME, MILESTONES_NAME):
-            checkpoint.clean(self.folder / name)
+            run_checkpoint.clean(self.folder / name)
         path = self.folder / RUN_NAME
         if path.exists():
             old = parse_run(json.loads(path.read_text(encoding="utf-8")))
@@ -359,10 +359,10 @@ class Trainer:
 
     def _resume(self) -> None:
         root = self.folder / CHECKPOINTS_NAME
-        saved_steps = checkpoint.steps(root)
+        saved_steps = run_checkpoint.steps(root)
         known_bytes = 0
         if saved_steps:
-            state = self._take_over(checkpoint.load(root, saved_steps[-1]))
+            state = self._take_over(run_checkpoint.load(root, saved_steps[-1]))
             self._data_state, known_bytes = state["data"], int(state["metrics_bytes"])
             self.guard.restore(state["guard"])
             logger.info("resumed at step %d", self.step)
@@ -372,7 +372,7 @@ class Trainer:
     def _roll_back(self) -> None:
         """Back to the last checkpoint's weights, on with later data."""
         root = self.folder / CHECKPOINTS_NAME
-        saved_steps = checkpoint.steps(root)
+        saved_steps = run_checkpoint.steps(root)
         rollbacks = self.guard.rollbacks + 1
         reason = f"{self.guard.skipped_in_a_row} steps in a row were skipped"
         if not saved_steps or rollbacks > self.run_config.guard.rollbacks:
@@ -382,14 +382,14 @@ class Trainer:
                 "lower train.lr, or raise guard.rollbacks"
             )
         gone = self.step
-        state = self._take_over(checkpoint.load(root, saved_steps[-1]))
+        state = self._take_over(run_checkpoint.load(root, saved_steps[-1]))
         self.guard.restore({**state["guard"], "rollbacks": rollbacks})
         reason = f"at step {gone}: {reason}"
         logger.warning("back to step %d: %s", self.step, reason)
         event = {"event": "rolled back", "reason": reason}
         self._record({"step": self.step, "tokens": self.tokens, **event})
 
-    def _take_over(self, saved: checkpoint.Saved) -> State:
+    def _take_over(self, saved: run_checkpoint.Saved) -> State:
         """Copy weights and moments of a checkpoint into this run's own tensors.
 
         Copies, because sums depend on how memory is aligned, and a file's pages are not as a

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from sounding.cli.chatting import talk
-from sounding.cli.conversation import Conversation
+from sounding.cli.chat import talk
+from sounding.cli.transcript import Conversation
 from sounding.text.markup import ASSISTANT, END_THINK, EOS, USER
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from sounding.cli import cli, completion
+from sounding import loading
+from sounding.cli import cli
 from sounding.engine.batch import Request
-from sounding.tasks.sandbox import NoIsolation, require_isolation
+from sounding.sandbox.run import NoIsolation, require_isolation
 from sounding.text.markup import FIM_BEGIN, FIM_HOLE
 from tests.cli.test_completion import model
 from tests.engine.scripted import small_tokenizer
@@ -80,7 +81,7 @@ class Scholar:
 @pytest.fixture
 def scholar(monkeypatch: pytest.MonkeyPatch) -> Scholar:
     scholar = Scholar({})
-    monkeypatch.setattr(completion.Model, "batch", lambda *_: scholar)
+    monkeypatch.setattr(loading.LoadedModel, "batch", lambda *_: scholar)
     return scholar
 
 
@@ -236,7 +237,7 @@ def test_without_isolation_nothing_runs(
     def refuse() -> None:
         raise NoIsolation("cannot be isolated")
 
-    monkeypatch.setattr("sounding.tasks.sandbox.require_isolation", refuse)
+    monkeypatch.setattr("sounding.sandbox.run.require_isolation", refuse)
     path = rows_in(tmp_path / "f", FUNCTION)
     refused = run("eval", "functions", path, "--model", model)
     assert isinstance(refused.exception, NoIsolation)
@@ -246,7 +247,7 @@ def test_without_isolation_nothing_runs(
 
 
 def test_a_corpus_is_measured_on_what_was_held_out(model: Path, tmp_path: Path) -> None:
-    from sounding.data.shards import Document, ShardWriter
+    from sounding.data.documents import Document, ShardWriter
 
     writer = ShardWriter(tmp_path, "heldout", 10**6)
     document = Document(

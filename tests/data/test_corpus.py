@@ -12,9 +12,9 @@ import pytest
 
 from sounding.data import corpus
 from sounding.data.corpus import Settings, build, read_stats
+from sounding.data.documents import read_documents
 from sounding.data.filters import REASONS
 from sounding.data.overlap import Overlap
-from sounding.data.shards import read_documents
 from sounding.data.sources import RawFile, Source, folder_source, wheel_source
 from tests.data.conftest import FolderMaker, code, make_wheel
 

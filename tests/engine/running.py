@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sounding.config import ModelConfig
-from sounding.engine.messages import Event, Finished, GenerationRequest, Stream, TokenEvent
+from sounding.engine.requests import Event, Finished, GenerationRequest, Stream, TokenEvent
 from sounding.engine.sampling import SamplingParams, sample
 from sounding.model.transformer import Transformer
 from sounding.train.runs import copying

@@ -14,7 +14,7 @@ from sounding.text.tokenizer import Tokenizer, train
 def small_tokenizer() -> Tokenizer:
     """A vocabulary of 800 for Python."""
     folder = Path(sounding.__file__).parent / "text"
-    return train([path.read_text() for path in sorted(folder.glob("*.py"))], 800)
+    return train([path.read_text() for path in sorted(folder.rglob("*.py"))], 800)
 
 
 class Author:

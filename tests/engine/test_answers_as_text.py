@@ -5,7 +5,7 @@ import torch
 
 from sounding.engine.engine import Engine
 from sounding.engine.exact import splits_are_exact
-from sounding.engine.messages import Finished, GenerationRequest, TokenEvent
+from sounding.engine.requests import Finished, GenerationRequest, TokenEvent
 from sounding.engine.sampling import SamplingParams
 from sounding.engine.session import Session
 from sounding.engine.settings import EngineSettings

@@ -8,7 +8,7 @@ import torch
 
 from sounding.engine.batch import Batch, Request
 from sounding.engine.engine import Engine
-from sounding.engine.messages import GenerationRequest
+from sounding.engine.requests import GenerationRequest
 from sounding.engine.sampling import SamplingParams
 from sounding.engine.settings import EngineSettings
 from sounding.model.transformer import Transformer

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sounding.engine.constrain import Constraint, Constraints
 from sounding.engine.engine import Engine
-from sounding.engine.messages import Finished, GenerationRequest, Grammar, TokenEvent
+from sounding.engine.requests import Finished, GenerationRequest, Grammar, TokenEvent
 from sounding.engine.sampling import SamplingParams
 from sounding.engine.settings import EngineSettings
 from sounding.text import encode_completion

@@ -11,16 +11,16 @@ import torch
 
 from sounding.engine import engine as engine_module
 from sounding.engine.engine import Engine
-from sounding.engine.generation import Generation
-from sounding.engine.messages import (
+from sounding.engine.memory_budget import state_bytes
+from sounding.engine.requests import (
     Event,
     Finished,
     GenerationRequest,
     Overloaded,
     Priority,
 )
-from sounding.engine.pool import state_bytes
 from sounding.engine.scheduler import Scheduler
+from sounding.engine.sequence import Generation
 from sounding.engine.settings import EngineSettings
 from sounding.model.transformer import Transformer
 from tests.conftest import NetworkMaker

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from sounding.engine.engine import Engine
 from sounding.engine.exact import splits_are_exact
-from sounding.engine.messages import Event, Finished, GenerationRequest
+from sounding.engine.requests import Event, Finished, GenerationRequest
 from sounding.engine.sampling import SamplingParams
 from sounding.engine.settings import EngineSettings
 from sounding.model.transformer import Transformer
 from sounding.ops import cpu
+from sounding.weights.build import load_model
 from sounding.weights.checkpoint import Checkpoint
-from sounding.weights.network import load_model
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no native kernels were built")
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from sounding.engine.engine import Engine
-from sounding.engine.messages import GenerationRequest, Priority
-from sounding.engine.prefix_store import PrefixStore
+from sounding.engine.prefix.store import PrefixStore
+from sounding.engine.requests import GenerationRequest, Priority
 from sounding.engine.settings import EngineSettings
 from tests.conftest import NetworkMaker
 from tests.engine.running import CONFIG, collect, naive, prompt, request

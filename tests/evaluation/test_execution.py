@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from sounding.evaluation.execution import evaluate_task, summarise_attempts
+from sounding.sandbox.run import Outcome
 from sounding.tasks.code import CodeTask, Problem
-from sounding.tasks.sandbox import Outcome
 
 
 def run(program: str) -> Outcome:

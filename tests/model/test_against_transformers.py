@@ -31,9 +31,9 @@ from sounding.ops.dispatch import use_backend
 from sounding.ops.loss import cross_entropy
 from sounding.ops.matmul import Weight, linear
 from sounding.presets import tiny
+from sounding.weights.build import load_model
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.names import fused_experts, published_name
-from sounding.weights.network import load_model
 
 BASE = dataclasses.replace(
     tiny(), num_nextn_predict_layers=0, quantization_config=None, expert_dtype=None

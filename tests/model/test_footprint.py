@@ -15,7 +15,7 @@ from sounding.model.layers import Simulation
 from sounding.model.state import packed_state
 from sounding.model.transformer import Transformer
 from sounding.presets import nano, tiny
-from sounding.resident import give_back_free_memory, peak_resident_bytes
+from sounding.runtime import give_back_free_memory, peak_resident_bytes
 from sounding.weights.description import StateSize
 from tests.conftest import make_network
 
@@ -33,7 +33,7 @@ def test_packed_state_is_as_large_as_the_formula_says(max_tokens: int) -> None:
 
 def test_a_process_is_not_as_large_as_what_started_it() -> None:
     held = torch.ones(64 << 20)  # 256 MiB
-    program = "from sounding.resident import peak_resident_bytes; print(peak_resident_bytes())"
+    program = "from sounding.runtime import peak_resident_bytes; print(peak_resident_bytes())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert 4 << 20 < int(done.stdout) < 128 << 20
     assert peak_resident_bytes() > held.nbytes
@@ -80,9 +80,9 @@ SETUP = f"""
 from pathlib import Path
 import torch
 from sounding.ops.loss import cross_entropy
-from sounding.resident import peak_resident_bytes
+from sounding.runtime import peak_resident_bytes
 from sounding.weights.checkpoint import Checkpoint
-from sounding.weights.network import load_model
+from sounding.weights.build import load_model
 model = load_model(Checkpoint(Path({str(VECTORS)!r})), dequantize=torch.float32)
 """
 REPORT = """

@@ -17,8 +17,8 @@ from sounding.model.layers import DEPLOYED, EXACT, Simulation
 from sounding.model.state import growing_state
 from sounding.model.transformer import MTPBlock, Transformer
 from sounding.ops import attention
+from sounding.weights.build import load_model
 from sounding.weights.checkpoint import Checkpoint
-from sounding.weights.network import load_model
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "tiny"
 TOLERANCE = 1e-4  # a second port of the published code differs by 6e-6

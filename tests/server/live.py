@@ -8,10 +8,10 @@ from typing import Any
 
 import httpx
 
-from sounding.engine.messages import EngineLike
-from sounding.server.run import Server, listen
+from sounding.engine.requests import EngineLike
+from sounding.server.http.serve import Server, listen
+from sounding.server.options import Settings
 from sounding.server.service import Service
-from sounding.server.settings import Settings
 from sounding.text.tokenizer import Tokenizer
 from tests.server.scripted import ScriptedEngine
 

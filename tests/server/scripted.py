@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 
-from sounding.engine.messages import (
+from sounding.engine.requests import (
     EngineStats,
     Event,
     Finished,

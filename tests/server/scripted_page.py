@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sounding.server import page
+from sounding.server.http import page
 
 REASONING = "They want the mean. An empty list has none, so that case needs a word."
 ANSWER = """The **mean** is the sum over the count; `statistics.fmean` does the same:

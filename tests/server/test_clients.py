@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sounding.server.settings import Settings
+from sounding.server.options import Settings
 from tests.server.live import Live, live, post
 from tests.server.scripted import ScriptedEngine
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sounding.server.app import OPERATIONS
-from sounding.server.wire import Refused, Wire
+from sounding.server.http.wire import Refused, Wire
 
 PAGE = Path(__file__).parents[2] / "docs" / "server.md"
 BEGIN, END = "<!-- tables -->\n", "<!-- end of tables -->"

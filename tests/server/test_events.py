@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from sounding.server.settings import Settings
+from sounding.server.options import Settings
+from tests.server.http.test_middleware import until
 from tests.server.live import Live, get, live, post
 from tests.server.scripted import ScriptedEngine
-from tests.server.test_gate import until
 
 SHORT_CALL = (
     "A.</think>B.\n\n<｜DSML｜tool_calls>\n"

@@ -19,12 +19,12 @@ from openai import OpenAI
 from sounding.engine.engine import Engine
 from sounding.engine.settings import EngineSettings
 from sounding.presets import tiny
-from sounding.server.settings import Settings
+from sounding.server.options import Settings
 from tests.conftest import make_network
 from tests.engine.scripted import small_tokenizer
+from tests.server.http.test_middleware import until
 from tests.server.live import HANG_SECONDS, Live, get, live, post
 from tests.server.test_events import samples
-from tests.server.test_gate import until
 
 HI: list[Any] = [{"role": "user", "content": "Say something about the compressor. " * 20}]
 TOOLS: list[Any] = [

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from sounding.sandbox.run import Limits, Outcome, run_python
 from sounding.tasks.code import CodeTask, Problem, grade, read_problems
-from sounding.tasks.sandbox import Limits, Outcome, run_python
 from sounding.tasks.task import Task
 
 ADD = Problem(

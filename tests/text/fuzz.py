@@ -16,10 +16,10 @@ from collections import Counter
 from typing import Any
 
 from sounding.text import Completion, Malformed, collect, parse
+from tests.text.dsml.test_parse import GOLDEN, PIECES, run, split
+from tests.text.dsml.test_tolerant import MARKUP
 from tests.text.published import Refused, definition
-from tests.text.test_parse import GOLDEN, PIECES, run, split
 from tests.text.test_shapes import TOOLS
-from tests.text.test_tolerant import MARKUP
 
 LONGEST_SECONDS = 10  # for one text of some hundred characters: more is a hang
 

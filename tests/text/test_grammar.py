@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sounding.text import encode_completion, parse
 from sounding.text.grammar import constraint_tokenizer, matcher, turn_grammar
 from sounding.text.tokenizer import Tokenizer, train
-from tests.text.test_parse import EOS, PIECES
+from tests.text.dsml.test_parse import EOS, PIECES
 from tests.text.vectors import published_tokenizer
 
 

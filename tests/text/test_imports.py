@@ -17,5 +17,5 @@ def test_the_prompt_needs_only_the_standard_library() -> None:
 
 
 def test_tokens_and_grammar_need_no_torch() -> None:
-    statement = "import sounding.text.tokenizer, sounding.text.healing, sounding.text.grammar"
+    statement = "import sounding.text.tokenizer, sounding.completion.healing, sounding.text.grammar"
     assert not loaded(statement) & {"torch", "numpy", "click", "transformers", "starlette"}

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from sounding.text.tokenizer import Tokenizer, train
-from sounding.train.checkpoint import CHECKPOINTS_NAME
+from sounding.train.build_network import build_network
 from sounding.train.metrics import Row
-from sounding.train.network import build_network
+from sounding.train.run_checkpoint import CHECKPOINTS_NAME
 from sounding.train.source import open_source
 from sounding.train.start import start_from
 from sounding.train.trainer import Trainer
+from sounding.weights.build import load_model, save_model
 from sounding.weights.checkpoint import Checkpoint
-from sounding.weights.network import load_model, save_model
 from sounding.weights.quantize import Target, convert
 from tests.conftest import make_network
 from tests.train.test_trainer import CPU, assert_same_bits, small, trainer

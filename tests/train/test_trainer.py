@@ -19,19 +19,19 @@ import torch
 
 from sounding.model.attention import Selection
 from sounding.ops.loss import IGNORED
-from sounding.train import checkpoint, supervised
-from sounding.train.checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME, saved_models
+from sounding.train import run_checkpoint, supervised
+from sounding.train.build_network import build_network
 from sounding.train.guard import Guard
 from sounding.train.metrics import Row, read_metrics
-from sounding.train.network import build_network
 from sounding.train.plots import draw
+from sounding.train.run_checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME, saved_models
 from sounding.train.run_config import GuardConfig, RunConfig
 from sounding.train.runs import change, copying
 from sounding.train.source import Batch, HeldOut, Source, State, Tokens, open_source
 from sounding.train.supervised import Counts, Phase
 from sounding.train.trainer import METRICS_NAME, Trainer
+from sounding.weights.build import load_model
 from sounding.weights.checkpoint import Checkpoint
-from sounding.weights.network import load_model
 
 CPU = torch.device("cpu")
 
@@ -70,7 +70,7 @@ def measured(folder: Path) -> list[Row]:
 
 def last_weights(folder: Path) -> dict[str, torch.Tensor]:
     root = folder / CHECKPOINTS_NAME
-    return checkpoint.load(root, checkpoint.steps(root)[-1]).model
+    return run_checkpoint.load(root, run_checkpoint.steps(root)[-1]).model
 
 
 def assert_same_bits(one: Path, two: Path) -> None:
@@ -372,7 +372,7 @@ def test_validation_is_bits_per_byte(tmp_path: Path) -> None:
 def test_checkpoints_are_tensors_and_json_and_only_the_last_stay(tmp_path: Path) -> None:
     trainer(small("log.checkpoint_every=1", "train.steps=4"), tmp_path).train()
     root = tmp_path / CHECKPOINTS_NAME
-    assert checkpoint.steps(root) == [3, 4]
+    assert run_checkpoint.steps(root) == [3, 4]
     names = {path.suffix for path in root.rglob("*") if path.is_file()}
     assert names == {".safetensors", ".json"}
     loaded = load_model(Checkpoint(root / "step-00000004" / "model"))

@@ -28,7 +28,7 @@ from sounding.model.state import packed_state
 from sounding.ops import cpu
 from sounding.ops.cpu.inference import network as native
 from sounding.weights.checkpoint import Checkpoint
-from sounding.weights.network import load_model
+from sounding.weights.build import load_model
 
 torch.set_num_threads(2)
 counter = ctypes.CDLL(sys.argv[1])

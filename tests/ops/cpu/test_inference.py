@@ -27,8 +27,8 @@ from sounding.ops.cpu.inference import network as native
 from sounding.ops.dispatch import Backend, use_backend
 from sounding.ops.matmul import Weight
 from sounding.ops.quant import LINEAR_INPUT_BLOCK, quantize_fp4, quantize_fp8, simulate_fp8
+from sounding.weights.build import load_model
 from sounding.weights.checkpoint import Checkpoint
-from sounding.weights.network import load_model
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no native kernels were built")
 

@@ -1,0 +1,1 @@
+"""Speed, measured beside this machine's limits and beside other implementations."""

@@ -1,0 +1,128 @@
+"""Steps of training on random tokens, to be timed: ours, and those of the V4 of `transformers`.
+
+A step is everything from a batch to changed weights. Ours is the trainer's own, so whatever a run
+does in a step is measured here too.
+"""
+
+import dataclasses
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sounding.config import ModelConfig
+from sounding.ops.loss import IGNORED
+from sounding.train.allocator import keep_freed_memory
+from sounding.train.numerics import repeatable
+from sounding.train.run_config import DataConfig, RunConfig, SparsityConfig, TrainConfig
+from sounding.train.source import Source, State, Tokens
+from sounding.train.trainer import Trainer
+
+Step = Callable[[], Any]
+
+_BATCH_TOKENS = 4096  # at most, unless a sequence has more: so much is in memory at once
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What both sides train on: each step the same random sequences of equal length."""
+
+    config: ModelConfig
+    sequences: int
+    sequence_tokens: int
+    sparse: bool  # whether CSA layers choose entries, and the indexer learns to
+    steps: int
+
+
+@contextmanager
+def ours(workload: Workload) -> Iterator[Step]:
+    """The trainer's step, as `sounding train` runs it, without data, checkpoints and validation."""
+    run = run_of(workload)
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder, repeatable(run.train.deterministic):
+        device = torch.device("cpu")
+        yield Trainer(run, Path(folder), _same_batches(workload), device=device).take_step
+
+
+@contextmanager
+def transformers(workload: Workload) -> Iterator[Step]:
+    """Forward, cross-entropy, backward and AdamW, everything in bfloat16, with its defaults."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.deepseek_v4 import DeepseekV4Config
+
+    plain = dataclasses.replace(
+        workload.config, num_nextn_predict_layers=0, quantization_config=None, expert_dtype=None
+    )
+    torch.manual_seed(0)
+    config = DeepseekV4Config(**plain.to_transformers_dict())
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train()
+    for name, buffer in model.named_buffers():
+        if name.endswith("tid2eid"):  # made as zeros, which would send every token to one expert
+            order = torch.rand(len(buffer), plain.n_routed_experts).argsort(-1)
+            buffer.copy_(order[:, : buffer.shape[1]])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    batches = random_tokens(workload).chunk(_num_batches(workload, 1))
+
+    def step() -> None:
+        for tokens in batches:
+            loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+            (loss / len(batches)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    yield step
+
+
+def run_of(workload: Workload) -> RunConfig:
+    """A run whose steps read all sequences, in batches that keep every thread at work, if they go
+    evenly. Raises ValueError for sequences of one token."""
+    batches = _num_batches(workload, torch.get_num_threads())
+    tokens = workload.sequences * workload.sequence_tokens // batches
+    steps = workload.steps + 1
+    return RunConfig(
+        name="throughput",
+        model=workload.config,
+        data=DataConfig(sequence_tokens=workload.sequence_tokens, batch_tokens=tokens),
+        train=TrainConfig(steps=steps, decay_steps=0, accumulation=batches),
+        sparsity=SparsityConfig(dense_steps=0 if workload.sparse else steps),
+    )
+
+
+def random_tokens(workload: Workload) -> torch.Tensor:
+    """The sequences as rows."""
+    shape = (workload.sequences, workload.sequence_tokens)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(workload.config.vocab_size, shape, generator=generator)
+
+
+def _num_batches(workload: Workload, at_once: int) -> int:
+    """Of equal size, none of too many tokens; a multiple of `at_once` where sequences allow it."""
+    most = max(1, _BATCH_TOKENS // workload.sequence_tokens)
+    step = math.gcd(workload.sequences, at_once)
+    return next(
+        count
+        for count in range(step, workload.sequences + 1, step)
+        if workload.sequences % count == 0 and workload.sequences // count <= most
+    )
+
+
+def _same_batches(workload: Workload) -> Source:
+    rows = random_tokens(workload)
+    following = rows.roll(-1, 1)
+    following[:, -1] = IGNORED
+    num_batches = _num_batches(workload, torch.get_num_threads())
+    lengths = [workload.sequence_tokens] * (workload.sequences // num_batches)
+    pairs = zip(rows.chunk(num_batches), following.chunk(num_batches), strict=True)
+    batches = [Tokens(said.flatten(), targets.flatten(), lengths) for said, targets in pairs]
+
+    def open_stream(state: State | None) -> Iterator[tuple[Tokens, State]]:
+        for batch in itertools.cycle(batches):
+            yield batch, {}
+
+    return open_stream

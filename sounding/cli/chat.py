@@ -1,0 +1,345 @@
+"""`chat`: talk with a model in the terminal, or answer what is piped in."""
+
+import contextlib
+import difflib
+import os
+import random
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sounding.cli.completion import open_model
+from sounding.cli.transcript import EFFORTS, Conversation, Effort, Write
+from sounding.loading import LoadedModel
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+    from prompt_toolkit.document import Document
+    from prompt_toolkit.history import History
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    from sounding.engine.sampling import SamplingParams
+
+_COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?\Z", re.DOTALL)  # "/usr/bin is ..." is a message
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--system", default="", help="How the model is to behave.")
+@click.option("--think", type=click.Choice(EFFORTS), default="off", show_default=True)
+@click.option("--max-tokens", default=2048, show_default=True, type=click.IntRange(min=1))
+@click.option("--temperature", default=1.0, show_default=True, help="0 takes the likeliest.")
+@click.option("--top-p", default=0.95, show_default=True)
+@click.option("--seed", type=int, help="The same seed gives the same answers.  [default: random]")
+@click.option(
+    "--history",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where lines typed are kept.  [default: chat-history in the settings folder]",
+)
+def chat(
+    model: str | None,
+    system: str,
+    think: Effort,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int | None,
+    history: Path | None,
+) -> None:
+    """Talk with a model in the terminal.
+
+    MODEL is the folder of a checkpoint with a tokenizer.json; without one, the shipped model is
+    taken. Enter sends; Alt-Enter, or Enter after a backslash, begins a new line. Ctrl-C ends an
+    answer, Ctrl-D the conversation, and /help tells the rest. What is piped in is one question:
+    its answer goes to stdout and everything else to stderr.
+
+    \b
+    Examples:
+      sounding chat
+      git diff | sounding chat --system 'Review this change.'
+    """
+    from sounding.engine.sampling import SamplingParams
+
+    seed = random.getrandbits(32) if seed is None else seed
+    params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
+    question = None if sys.stdin.isatty() else sys.stdin.read().strip()
+    if question == "":
+        raise ValueError("stdin is empty; pipe a question in, or run in a terminal to talk")
+    opened = open_model(model)
+    if _is_base(opened.folder):
+        click.echo(
+            "this is a base model: it continues text and has not learned to answer", err=True
+        )
+    conversation = Conversation(writer(opened, params, max_tokens), system=system, effort=think)
+    if question is not None:
+        answer(conversation, question)
+    else:
+        talk(conversation, history or Path(click.get_app_dir("sounding")) / "chat-history")
+
+
+def _is_base(folder: Path) -> bool:
+    """Whether its name, or the title of its model card, says that it is a base model."""
+    names = [folder.resolve().name]
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        names += [line for line in card.splitlines() if line.startswith("# ")][:1]
+    return any(re.search(r"\bbase\b", name, re.IGNORECASE) for name in names)
+
+
+def writer(opened: LoadedModel, params: "SamplingParams", max_tokens: int) -> Write:
+    """What continues prompts; each answer is sampled with a seed of its own."""
+    import dataclasses
+
+    from sounding.engine.requests import Finished, GenerationRequest
+    from sounding.text.markup import EOS
+
+    engine = opened.engine(width=1)
+    answers = 0
+
+    def write(prompt: str) -> Iterator[str]:
+        nonlocal answers
+        ids = opened.tokenizer.encode(prompt)
+        budget = min(max_tokens, engine.context_tokens - len(ids))
+        if budget < 1:
+            raise ValueError(
+                f"the conversation has {len(ids)} tokens, and no more fit into the model's "
+                f"{engine.context_tokens}; /clear begins anew"
+            )
+        how = dataclasses.replace(params, seed=(params.seed + answers) % 2**63)
+        answers += 1
+        stream = engine.submit(GenerationRequest(prompt=ids, params=how, max_tokens=budget))
+        try:
+            for event in stream:
+                yield event.text
+                if isinstance(event, Finished) and event.error is not None:
+                    raise ValueError(f"the model could not go on: {event.error}")
+                if isinstance(event, Finished) and event.reason == "stop":
+                    yield EOS
+        finally:
+            stream.cancel()  # whoever asked may have stopped reading
+
+    return write
+
+
+# --------------------------------------------------------------------------------------------------
+# Answers
+
+
+def answer(conversation: Conversation, question: str) -> None:
+    """Show one answer as it comes: the reasoning dimmed, or on stderr where stdout is piped."""
+    from sounding.text import CallBegun, ContentDelta, ReasoningDelta
+
+    terminal = sys.stdout.isatty()
+    thinking = False
+    with contextlib.closing(conversation.ask(question)) as events:
+        for event in events:
+            match event:
+                case ReasoningDelta(text):
+                    _show(text, terminal, dim=True)
+                    thinking = True
+                case ContentDelta(text):
+                    if thinking:
+                        click.echo("\n", err=not terminal)
+                    _show(text, terminal)
+                    thinking = False
+                case CallBegun(_, name):
+                    _note(f"the model calls the tool {name!r}; there are none in this chat")
+    click.echo()
+    if conversation.cut_off:
+        _note("the answer was cut off: it has --max-tokens, or fills the context")
+
+
+def _show(text: str, terminal: bool, *, dim: bool = False) -> None:
+    if terminal:  # which must not take orders from a model
+        text = _UNPRINTABLE.sub("�", text)
+    click.echo(click.style(text, dim=True) if dim else text, nl=False, err=dim and not terminal)
+    (sys.stderr if dim and not terminal else sys.stdout).flush()
+
+
+def _note(text: str) -> None:
+    click.secho(f"({text})", err=True, dim=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# The conversation
+
+
+def talk(conversation: Conversation, history: Path) -> None:
+    """Read lines and answer them, until the input ends."""
+    lines = _session(conversation, _history(history))
+    _note("/help tells what can be done; Ctrl-D leaves")
+    going = True
+    while going:
+        try:
+            going = _turn(conversation, lines.prompt("> ").strip())
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            click.echo()
+            _note("stopped; Ctrl-D leaves")
+        except (ValueError, OSError) as error:
+            click.secho(f"{error}", err=True, fg="red")
+
+
+def _turn(conversation: Conversation, text: str) -> bool:
+    """Answer a message or obey a command; whether the conversation goes on."""
+    command = _COMMAND.match(text)
+    if command is not None and command[1] in ("exit", "quit"):
+        return False
+    if command is not None:
+        _obey(conversation, command[1], (command[2] or "").strip())
+    elif text:
+        answer(conversation, text)
+    return True
+
+
+def _help(conversation: Conversation, text: str) -> None:
+    """tell these"""
+    for name, command in _COMMANDS.items():
+        click.echo(f"  /{name:<8} {command.__doc__}", err=True)
+    click.echo(f"  {'/exit':<9} leave, as Ctrl-D does", err=True)
+    click.echo(
+        "Enter sends. Alt-Enter, or Enter after a backslash, begins a new line. Ctrl-C ends an "
+        "answer.",
+        err=True,
+    )
+
+
+def _think(conversation: Conversation, text: str) -> None:
+    """[off|high|max]  let the model think before it answers"""
+    if text:
+        if text not in EFFORTS:
+            raise ValueError(f"/think {text}: it is one of {', '.join(EFFORTS)}")
+        conversation.effort = next(effort for effort in EFFORTS if effort == text)
+    _note(f"thinking is {conversation.effort}")
+
+
+def _read(conversation: Conversation, text: str) -> None:
+    """FILE  show the model a file with the next message"""
+    if not text:
+        raise ValueError("/read needs the name of a file")
+    path = Path(text).expanduser()
+    read = conversation.read(path)
+    _note(f"{path}: {len(read.splitlines())} lines go with the next message")
+
+
+def _system(conversation: Conversation, text: str) -> None:
+    """[TEXT]  say how the model is to behave; "none" takes it back"""
+    if text:
+        conversation.system = "" if text == "none" else text
+    _note(f"system: {conversation.system or 'none'}")
+
+
+def _clear(conversation: Conversation, text: str) -> None:
+    """begin anew"""
+    conversation.clear()
+    _note("cleared")
+
+
+def _save(conversation: Conversation, text: str) -> None:
+    """FILE  write the conversation as a row for `sounding encode`"""
+    if not text:
+        raise ValueError("/save needs the name of a file")
+    path = Path(text).expanduser()
+    conversation.save(path)
+    _note(f"saved to {path}")
+
+
+_COMMANDS: dict[str, Callable[[Conversation, str], None]] = {
+    "help": _help,
+    "think": _think,
+    "read": _read,
+    "system": _system,
+    "clear": _clear,
+    "save": _save,
+}
+
+
+def _obey(conversation: Conversation, name: str, text: str) -> None:
+    if name not in _COMMANDS:
+        near = difflib.get_close_matches(name, [*_COMMANDS, "exit"], 1)
+        raise ValueError(f"/{name} is no command; " + (f"/{near[0]}?" if near else "see /help"))
+    _COMMANDS[name](conversation, text)
+
+
+# --------------------------------------------------------------------------------------------------
+# Line editing
+
+
+def _session(conversation: Conversation, history: "History") -> "PromptSession[str]":
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.output import create_output
+
+    return PromptSession(
+        multiline=True,
+        history=history,
+        key_bindings=_keys(),
+        completer=_completer(),
+        complete_while_typing=False,
+        prompt_continuation="  ",
+        bottom_toolbar=lambda: f" thinking {conversation.effort} · /help",
+        output=create_output(always_prefer_tty=True),  # stdout may be a file
+    )
+
+
+def _keys() -> "KeyBindings":
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _(event: "KeyPressEvent") -> None:
+        buffer = event.current_buffer
+        if buffer.document.char_before_cursor == "\\" and buffer.document.is_cursor_at_the_end:
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _(event: "KeyPressEvent") -> None:
+        event.current_buffer.insert_text("\n")
+
+    return keys
+
+
+def _completer() -> "Completer":
+    """Tab completes commands, and the paths they take."""
+    from prompt_toolkit.completion import Completer, Completion, PathCompleter
+    from prompt_toolkit.document import Document
+
+    class Commands(Completer):
+        def get_completions(
+            self, document: "Document", event: "CompleteEvent"
+        ) -> "Iterable[Completion]":
+            text = document.text_before_cursor
+            name, space, rest = text.partition(" ")
+            if not space and text.startswith("/"):
+                names = (f"/{command}" for command in (*_COMMANDS, "exit"))
+                yield from (Completion(n, -len(text)) for n in names if n.startswith(text))
+            elif space and name in ("/read", "/save"):
+                paths = PathCompleter(expanduser=True)
+                yield from paths.get_completions(Document(rest), event)
+            elif space and name == "/think":
+                yield from (Completion(e, -len(rest)) for e in EFFORTS if e.startswith(rest))
+
+    return Commands()
+
+
+def _history(path: Path) -> "History":
+    """Lines typed earlier, for their owner's eyes alone; a folder that forbids it costs a note."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
+    except OSError as error:
+        _note(f"lines typed are not kept: {error}")
+        return InMemoryHistory()
+    return FileHistory(path)

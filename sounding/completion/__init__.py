@@ -1,0 +1,1 @@
+"""Code at a cursor: prompt, stopping, trimming and choosing what to offer."""

@@ -1,0 +1,86 @@
+"""What is written into a gap, while it is being written."""
+
+import codecs
+import math
+from collections.abc import Collection
+
+from sounding.completion.copying import Candidate, Copies, written
+from sounding.completion.endings import BlockEnding, LineEnding
+from sounding.completion.healing import Healing
+from sounding.completion.opening import Opening
+from sounding.text.tokenizer import Tokenizer
+
+
+class Middle:
+    """One answer in the making: decodes tokens, and stops where its ending says."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        healing: Healing | None,
+        ending: LineEnding | BlockEnding | None,
+        max_tokens: int,
+        *,
+        copies: Copies | None = None,
+        opening: Opening | None = None,
+    ) -> None:
+        self.text = ""
+        self.certain = ""
+        """The beginning of the text that will not be taken back; another thread may read it."""
+        self.count = 0
+        self.logprob = 0.0
+        """Of all tokens, in the network's opinion."""
+        self._max_tokens, self._copies, self._opening = max_tokens, copies, opening
+        self._tokenizer, self._healing, self._ending = tokenizer, healing, ending
+        self._skip = len(healing.rest) if healing is not None else 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._end: int | None = None
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether it would have gone on, but for the number of tokens."""
+        return self._end is None and self.count >= self._max_tokens
+
+    def allowed(self) -> Collection[int] | None:
+        """The only tokens that may come next, while a word is healed or the line has to begin in
+        a certain way."""
+        healing = self._healing
+        if self._opening is not None:
+            rest = healing.rest if healing is not None else b""
+            allowed = self._opening.allowed(rest, self.text)
+            if allowed is not None:
+                return allowed
+        return healing.allowed() if healing is not None else None
+
+    def push(self, token: int, logprob: float = 0.0) -> bool:
+        """Take a token; whether another is wanted."""
+        self.count += 1
+        self.logprob += logprob
+        if self._healing is not None and self._healing.rest:
+            self._healing.advance(token)
+        data = self._tokenizer.bytes_of(token)
+        skipped = min(self._skip, len(data))
+        self._skip -= skipped
+        self.text += self._decoder.decode(data[skipped:])
+        if self._ending is not None:
+            self._end = self._ending.find(self.text)
+        if self._copies is not None:
+            return self._end is None  # nothing is certain: a copy may take its place
+        if self._end is not None:
+            self.certain = self.text[: self._end]
+        elif isinstance(self._ending, BlockEnding) and self._ending.undecided:
+            self.certain = self.text[: self._ending.at].rstrip()
+        else:
+            self.certain = self.text.rstrip()
+        return self._end is None
+
+    def finish(self) -> list[Candidate]:
+        """When no more tokens come: the text up to its end, among the copies if there are any, the
+        likeliest first."""
+        if self._end is not None:
+            text = self.text[: self._end]
+        else:
+            text = self.text + self._decoder.decode(b"", final=True)
+        # A line without an end is none.
+        own = written(text, -math.inf if self.cut_short else self.logprob)
+        return [own] if self._copies is None else self._copies.rank(own)

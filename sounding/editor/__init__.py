@@ -1,0 +1,1 @@
+"""Code completion inside an editor, over the language server protocol."""

@@ -1,0 +1,274 @@
+"""States of prompts that may come again, in memory: found by their tokens, bounded in bytes.
+
+A tree of blocks of tokens. Each block holds its compressed entries, once for all prompts that
+begin alike; at some lengths a tail makes a state whole, and there a prompt can be taken up. A state
+cannot be cut back (what its window has lost is gone), so a prompt is read again from the last tail
+before the place where it becomes new.
+
+Invariants: `nbytes` is the sum over blocks and tails; every block has a tail somewhere below it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from sounding.engine.prefix.snapshot import Entries, Tail, entries_between, take_tail, tensor_bytes
+from sounding.engine.settings import BLOCK_TOKENS
+from sounding.model.state import SequenceState
+
+_Tokens = tuple[int, ...]
+
+
+@dataclass(eq=False)
+class _Block:
+    """Tokens, the entries they brought, and what was seen to follow them."""
+
+    tokens: _Tokens
+    parent: "_Block | None"
+    entries: Entries
+    children: dict[_Tokens, "_Block"] = field(default_factory=dict)
+    ends: dict[_Tokens, "_End"] = field(default_factory=dict)
+    """Places to take a prompt up, by the tokens after this block."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(map(tensor_bytes, self.entries.values()))
+
+
+@dataclass(eq=False)
+class _End:
+    """A length at which a state can be made whole."""
+
+    block: _Block
+    rest: _Tokens
+    tail: Tail
+    whole: bool
+    """Only for a prompt that ends here."""
+    saves: int
+    """Tokens that need not be read again because of this one."""
+    hits: int = 0
+    score: float = 0.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a prompt."""
+
+    blocks: Sequence[Entries]
+    tail: Tail | None
+    matched: int
+    """Tokens that some kept prompt begins with too."""
+    miss_reason: str
+
+    @property
+    def length(self) -> int:
+        """Tokens that need not be read."""
+        return 0 if self.tail is None else self.tail.length
+
+
+class PrefixCache:
+    """Keeps the most valuable states within a number of bytes.
+
+    The least valuable goes first: the one that saves the fewest tokens per byte, where use counts
+    several times and age takes it back (greedy dual-size with frequency).
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.nbytes = 0
+        self._root = _Block((), None, {})
+        self._ends: set[_End] = set()
+        self._clock = 0.0
+
+    def __len__(self) -> int:
+        """How many prompts can be taken up."""
+        return len(self._ends)
+
+    def find(self, tokens: Sequence[int]) -> Found:
+        """The longest kept state that a prompt begins with."""
+        path = list(self._walk(tokens))
+        best: _End | None = None
+        for depth, block in enumerate(path):
+            start = depth * BLOCK_TOKENS
+            for end in block.ends.values():
+                longer = best is None or end.tail.length > best.tail.length
+                usable = not end.whole or end.tail.length == len(tokens)
+                if longer and usable and _continues(tokens, start, end.rest):
+                    best = end
+        matched, parted = self._matched(tokens, path)
+        if best is None:
+            return Found((), None, matched, _reason(tokens, 0, matched, parted))
+        best.hits += 1
+        self._value(best)
+        length = best.tail.length
+        blocks = [block.entries for block in path[1 : 1 + length // BLOCK_TOKENS]]
+        return Found(blocks, best.tail, matched, _reason(tokens, length, matched, parted))
+
+    def has(self, tokens: Sequence[int], *, whole: bool = False) -> bool:
+        """Whether a state of just these tokens is kept, for at least what is asked."""
+        block = self._deepest(tokens)
+        end = block.ends.get(_rest(tokens)) if block is not None else None
+        return end is not None and (whole or not end.whole)
+
+    def keep(
+        self,
+        tokens: Sequence[int],
+        state: SequenceState,
+        streams: Tensor,
+        *,
+        drafting: bool = False,
+        whole: bool = False,
+    ) -> tuple[list[Entries], Tail] | None:
+        """Take a copy of a state that has seen `tokens`; `whole`: only for a prompt of just these.
+
+        For `streams` and `drafting` see `Tail`. Returns what the state consists of, None if it was
+        here already.
+        """
+        assert state.length == len(tokens)
+        if self.limit_bytes == 0 or self.has(tokens, whole=whole):
+            return None
+        known = [block.entries for block in self._walk(tokens)][1:]
+        new = [
+            entries_between(state, start, start + BLOCK_TOKENS)
+            for start in self.missing_blocks(tokens)
+        ]
+        tail = take_tail(state, streams, drafting=drafting)
+        self.put(tokens, new, tail, whole=whole)
+        return [*known, *new], tail
+
+    def known_blocks(self, tokens: Sequence[int]) -> int:
+        """How many whole blocks of `tokens`, from the first on, have their entries here."""
+        return len(list(self._walk(tokens))) - 1
+
+    def missing_blocks(self, tokens: Sequence[int]) -> range:
+        """Where the whole blocks of `tokens` start whose entries are not here."""
+        known = self.known_blocks(tokens)
+        return range(known * BLOCK_TOKENS, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS)
+
+    def put(
+        self, tokens: Sequence[int], blocks: Iterable[Entries], tail: Tail, *, whole: bool = False
+    ) -> None:
+        """Take over a tail, and the entries of all blocks that are missing, in order."""
+        *_, block = self._walk(tokens)
+        for start, entries in zip(self.missing_blocks(tokens), blocks, strict=True):
+            own = tuple(tokens[start : start + BLOCK_TOKENS])
+            block.children[own] = child = _Block(own, block, entries)
+            self.nbytes += child.nbytes
+            block = child
+        rest = _rest(tokens)
+        if rest in block.ends:
+            self._drop_end(block.ends[rest])
+        before = max(
+            (end.tail.length for end in self._ends_before(block, rest)),
+            default=0,
+        )
+        end = _End(block, rest, tail, whole, saves=len(tokens) - before)
+        block.ends[rest] = end
+        self._ends.add(end)
+        self.nbytes += tail.nbytes
+        self._value(end)
+        self._shrink()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        while self._ends:
+            self._remove(next(iter(self._ends)))
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _walk(self, tokens: Sequence[int]) -> Iterator[_Block]:
+        """The root, then the blocks that `tokens` begins with."""
+        block: _Block | None = self._root
+        start = 0
+        while block is not None:
+            yield block
+            own = tuple(tokens[start : start + BLOCK_TOKENS])
+            block = block.children.get(own)
+            start += BLOCK_TOKENS
+
+    def _deepest(self, tokens: Sequence[int]) -> _Block | None:
+        """The block in which `tokens` end, if all of theirs are here."""
+        path = list(self._walk(tokens))
+        return path[-1] if len(path) - 1 == len(tokens) // BLOCK_TOKENS else None
+
+    def _ends_before(self, block: _Block, rest: _Tokens) -> Iterator[_End]:
+        """Ends on the way to a place."""
+        for end in block.ends.values():
+            if len(end.rest) < len(rest) and _continues(rest, 0, end.rest):
+                yield end
+        while block.parent is not None:
+            tokens, block = block.tokens, block.parent
+            for end in block.ends.values():
+                if _continues(tokens, 0, end.rest):
+                    yield end
+
+    def _matched(self, tokens: Sequence[int], path: Sequence[_Block]) -> tuple[int, bool]:
+        """How many tokens some kept prompt begins with too, and whether it goes on otherwise."""
+        block, start = path[-1], (len(path) - 1) * BLOCK_TOKENS
+        ahead = tuple(tokens[start : start + BLOCK_TOKENS])
+        longest, parted = 0, False
+        for other in (*block.children, *block.ends):
+            common = common_prefix(ahead, other)
+            if common > longest:
+                longest, parted = common, False
+            parted = parted or (common == longest and common < min(len(other), len(ahead)))
+        return start + longest, parted
+
+    def _value(self, end: _End) -> None:
+        """Set what an end is worth now."""
+        per_byte = end.saves * (1 + end.hits) / max(1, end.tail.nbytes)
+        end.score = self._clock + per_byte
+
+    def _shrink(self) -> None:
+        while self.nbytes > self.limit_bytes and self._ends:
+            worst = min(self._ends, key=lambda end: end.score)
+            self._clock = worst.score
+            self._remove(worst)
+
+    def _remove(self, end: _End) -> None:
+        """Drop an end, and the blocks that no other needs."""
+        self._drop_end(end)
+        block = end.block
+        while block.parent is not None and not block.children and not block.ends:
+            del block.parent.children[block.tokens]
+            self.nbytes -= block.nbytes
+            block = block.parent
+
+    def _drop_end(self, end: _End) -> None:
+        del end.block.ends[end.rest]
+        self._ends.remove(end)
+        self.nbytes -= end.tail.nbytes
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:  # slices are compared much faster than items
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _rest(tokens: Sequence[int]) -> _Tokens:
+    return tuple(tokens[len(tokens) - len(tokens) % BLOCK_TOKENS :])
+
+
+def _continues(tokens: Sequence[int], start: int, rest: _Tokens) -> bool:
+    return tuple(tokens[start : start + len(rest)]) == rest
+
+
+def _reason(tokens: Sequence[int], hit: int, matched: int, parted: bool) -> str:
+    """Why not more was found, in words."""
+    if hit >= len(tokens) - 1:
+        return ""
+    if not matched:
+        return "no kept prompt begins like this"
+    if matched - hit > BLOCK_TOKENS:
+        return f"known up to token {matched}, but its state is kept only at {hit}"
+    if parted:
+        return f"differs from kept prompts from token {matched} on"
+    return f"new from token {matched} on"

@@ -1,0 +1,133 @@
+"""The files of a prefix store: what is in them, and how damage is told.
+
+A file is a magic number, the SHA-256 of its name and its contents, and the contents in safetensors
+form. Its name is derived from all tokens it stands for, so what has the right name and checksum is
+what was asked for; everything else is as good as absent.
+"""
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from sounding.engine.prefix.snapshot import Entries, Tail
+from sounding.engine.settings import BLOCK_TOKENS
+
+_MAGIC = b"SoundingPrefix1\n"
+_DIGEST_BYTES = 32
+_NAME_DIGITS = 32  # hexadecimal: 128 bits
+
+
+class Damaged(ValueError):
+    """A file is not what its name says."""
+
+
+def extend(digest: str, tokens: Sequence[int]) -> str:
+    """The name of a text that goes on from another by these tokens."""
+    numbers = array("q", tokens)
+    return hashlib.sha256(digest.encode() + numbers.tobytes()).hexdigest()[:_NAME_DIGITS]
+
+
+def chain(identity: str, tokens: Sequence[int]) -> Iterator[str]:
+    """The names of the beginnings of a text: of nothing, and up to the end of each whole block."""
+    digest = extend(identity, ())
+    yield digest
+    for start in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+        digest = extend(digest, tokens[start : start + BLOCK_TOKENS])
+        yield digest
+
+
+@dataclass(frozen=True)
+class TailName:
+    """What the name of a tail's file says."""
+
+    blocks: str
+    """Name of the whole blocks before it."""
+    rest: int
+    """Tokens behind those."""
+    digest: str
+    """Name of all of it."""
+    whole: bool
+    """Only for a prompt that ends here."""
+
+    def __str__(self) -> str:
+        return f"{self.blocks}-{self.rest}-{self.digest}-{'whole' if self.whole else 'any'}.tail"
+
+    @classmethod
+    def parse(cls, name: str) -> "TailName | None":
+        """Read a file's name; None if it is none of a tail."""
+        parts = name.removesuffix(".tail").split("-")
+        if not name.endswith(".tail") or len(parts) != 4 or not parts[1].isdecimal():
+            return None
+        made = cls(parts[0], int(parts[1]), parts[2], parts[3] == "whole")
+        return made if str(made) == name else None
+
+
+def block_name(digest: str) -> str:
+    """The file of a block, by the name of the text up to its end."""
+    return f"{digest}.block"
+
+
+def pack_block(name: str, entries: Entries) -> bytes:
+    """The file of a block's entries."""
+    return _seal(name, safetensors.torch.save(_plain(entries)))
+
+
+def unpack_block(name: str, data: bytes) -> Entries:
+    """The entries of a block. Raises `Damaged`."""
+    tensors, _ = _open(name, data)
+    return tensors
+
+
+def pack_tail(name: str, tail: Tail) -> bytes:
+    """The file of a tail."""
+    tensors = {f"entries/{key}": value for key, value in tail.entries.items()}
+    tensors |= {f"rows/{key}": value for key, value in tail.rows.items()}
+    tensors["streams"] = tail.streams
+    facts = {"length": tail.length, "lengths": dict(tail.lengths), "drafting": tail.drafting}
+    return _seal(name, safetensors.torch.save(_plain(tensors), {"facts": json.dumps(facts)}))
+
+
+def unpack_tail(name: str, data: bytes) -> Tail:
+    """The tail in a file. Raises `Damaged`."""
+    tensors, metadata = _open(name, data)
+    facts = json.loads(metadata["facts"])
+    parts: dict[str, dict[str, Tensor]] = {"entries": {}, "rows": {}}
+    for key, value in tensors.items():
+        part, _, rest = key.partition("/")
+        if rest:
+            parts[part][rest] = value
+    return Tail(
+        facts["length"],
+        parts["entries"],
+        parts["rows"],
+        facts["lengths"],
+        tensors["streams"],
+        facts["drafting"],
+    )
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _seal(name: str, contents: bytes) -> bytes:
+    return _MAGIC + _checksum(name, contents) + contents
+
+
+def _open(name: str, data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    start = len(_MAGIC) + _DIGEST_BYTES
+    contents = data[start:]
+    if data[:start] != _MAGIC + _checksum(name, contents):
+        raise Damaged(f"{name} is damaged: its checksum is another")
+    header = json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])
+    return safetensors.torch.load(contents), header.get("__metadata__", {})
+
+
+def _checksum(name: str, contents: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + b"\0" + contents).digest()

@@ -1,0 +1,233 @@
+"""One request on its way through the engine: its tokens, its randomness, its text, its budgets.
+
+Knows nothing of the network and of other requests: it is given rows of logits and says whether it
+goes on. The scheduler decides when it moves, the engine moves it.
+"""
+
+import logging
+import time
+from collections.abc import Collection
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sounding.engine.constrain import Constraint
+from sounding.engine.drafting.cost_model import Speculation
+from sounding.engine.repetition import RepetitionGuard
+from sounding.engine.requests import (
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    TokenEvent,
+    Usage,
+)
+from sounding.engine.sampling import logprob_of, sample
+from sounding.engine.stop import StopStrings
+from sounding.engine.stream import EventStream
+from sounding.model.state import SequenceState
+from sounding.text.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+class Generation:
+    """A request between `submit` and `Finished`. Only the engine's thread touches it."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        stream: EventStream,
+        *,
+        serial: int,
+        state_bytes: int,
+        tokenizer: Tokenizer | None,
+        constraint: Constraint | None,
+        stop_tokens: Collection[int],
+        repetition_tokens: int,
+    ) -> None:
+        self.request, self.stream = request, stream
+        self.serial = serial
+        """Order of arrival."""
+        self.state_bytes = state_bytes
+        self.tokens = list(request.prompt)
+        """The prompt and what was chosen so far."""
+        self.state: SequenceState | None = None
+        """What the network remembers of it; None while it waits."""
+        self.streams = torch.empty(0)
+        """Of the last token that was fed."""
+        self.drafts: list[int] = []
+        """Guesses of what follows the last token."""
+        self.speculation = Speculation()
+        self.checkpoints: set[int] = set()
+        """Lengths at which its state is worth keeping."""
+        self.paused = False
+        self.following = False
+        """Whether it waits for another prompt that begins like its own."""
+        self.waited_steps = 0
+        """Since it last moved."""
+        self.usage = Usage(prompt_tokens=len(request.prompt))
+        self.finished: FinishReason | None = None
+        self.error: str | None = None
+        self._constraint = constraint
+        self._stop_tokens = frozenset(stop_tokens)
+        self._generator = torch.Generator().manual_seed(request.params.seed)
+        self._text = None if tokenizer is None else tokenizer.stream()
+        self._stops = StopStrings(request.stop)
+        self._repetition = RepetitionGuard(repetition_tokens)
+        self._submitted = time.monotonic()
+        self._started = self._decoded = self._submitted
+
+    # ----------------------------------------------------------------------------------------------
+    # Where it is
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def fed(self) -> int:
+        """Tokens the network has taken in."""
+        return 0 if self.state is None else self.state.length
+
+    @property
+    def prefilling(self) -> bool:
+        return self.fed < self.prompt_length
+
+    @property
+    def answered(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.tokens) - self.prompt_length
+
+    def urgency(self, patience_steps: int) -> int:
+        """Its priority, the lower the more urgent, less one for every so many steps it has waited:
+        in the end it is more urgent than anyone."""
+        return self.request.priority - self.waited_steps // patience_steps
+
+    @property
+    def late(self) -> bool:
+        """Whether its seconds are used up."""
+        limit = self.request.max_seconds
+        return limit is not None and time.monotonic() - self._submitted >= limit
+
+    # ----------------------------------------------------------------------------------------------
+    # What happens to it
+
+    def started(self, hit_tokens: int, miss_reason: str) -> None:
+        """It is admitted, and this much of its prompt was found in a cache."""
+        self._started = time.monotonic()
+        self.usage = replace(
+            self.usage,
+            hit_tokens=hit_tokens,
+            miss_reason=miss_reason,
+            queue_seconds=self._started - self._submitted,
+        )
+
+    def prefilled(self) -> None:
+        """The whole prompt is read."""
+        self._decoded = time.monotonic()
+
+    def choose(self, logits: Float[Tensor, " v"]) -> int | None:
+        """Choose the next token and tell the reader; None if instead the text is over.
+
+        Sets `finished` where it is the last one. Where a rule over tokens fails, only this request
+        ends with an error.
+        """
+        try:
+            return self._choose(logits)
+        except Exception as error:
+            _log.exception("request %s failed", self.stream.request_id)
+            self.finished, self.error = "error", str(error)
+            return None
+
+    def drafted(self, count: int, accepted: int) -> None:
+        """Count guesses, and those that came true."""
+        self.speculation.verified(count, accepted)
+        self.usage = replace(
+            self.usage,
+            drafted_tokens=self.usage.drafted_tokens + count,
+            accepted_tokens=self.usage.accepted_tokens + accepted,
+        )
+
+    def cut_drafts(self) -> None:
+        """Leave out guesses that cannot come true: too many, or against the constraint."""
+        left = self.request.max_tokens - self.answered - 1
+        self.drafts = self.drafts[: max(0, left)]
+        if self._constraint is not None:
+            self.drafts = self.drafts[: self._constraint.count_valid(self.drafts)]
+
+    def forced(self, most: int) -> list[int]:
+        """Tokens that must come next by the constraint, up to `most`."""
+        return [] if self._constraint is None else self._constraint.forced()[:most]
+
+    def finish(self, reason: FinishReason, error: str | None = None) -> None:
+        """Say the last word to the reader."""
+        self.finished = reason
+        self.error = error or self.error
+        rest = ""
+        if self._text is not None:
+            rest = self._stops.feed(self._text.finish()) + self._stops.flush()
+        now = time.monotonic()
+        if self.state is None:
+            self._started = self._decoded = now
+        elif self.prefilling:
+            self._decoded = now
+        self.usage = replace(
+            self.usage,
+            completion_tokens=self.answered,
+            queue_seconds=self._started - self._submitted,
+            prefill_seconds=self._decoded - self._started,
+            decode_seconds=now - self._decoded,
+        )
+        self.stream.put(
+            Finished(
+                reason=reason, text=rest, stop=self._stops.found, error=self.error, usage=self.usage
+            )
+        )
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _choose(self, logits: Float[Tensor, " v"]) -> int | None:
+        token = sample(self._allowed(logits), self.request.params, self._generator)
+        if token in self._stop_tokens:
+            self.finished = "stop"
+            return None
+        self.tokens.append(token)
+        self._tell(token, logits)
+        self._decide(token, logits)
+        return token
+
+    def _allowed(self, logits: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
+        """The logits, everything but the allowed tokens at -inf."""
+        answer = self.request.answer
+        allowed = answer.allowed() if answer is not None else None
+        if allowed is not None:
+            kept = [token for token in allowed if token < len(logits)]
+            masked = torch.full_like(logits, float("-inf"))
+            masked[kept] = logits[kept]
+            logits = masked
+        if self._constraint is not None:
+            logits = self._constraint.mask(logits)
+        return logits
+
+    def _tell(self, token: int, logits: Float[Tensor, " v"]) -> None:
+        top = self.request.top_logprobs
+        logprob, best = (None, []) if top is None else logprob_of(logits, token, top)
+        text = ""
+        if self._text is not None:
+            text = self._stops.feed(self._text.push(token))
+        self.stream.put(TokenEvent(token, text, logprob, best))
+
+    def _decide(self, token: int, logits: Float[Tensor, " v"]) -> None:
+        """Whether this was the last token, and why."""
+        answer = self.request.answer
+        more = answer is None or answer.push(token, float(logits[token] - logits.logsumexp(-1)))
+        if self._constraint is not None:
+            more = self._constraint.push(token) and more
+        if not more or self._stops.found is not None:
+            self.finished = "stop"
+        elif self.answered >= self.request.max_tokens:
+            self.finished = "length"
+        elif self._repetition.push(token) and self.request.guard_repetition:
+            self.finished = "repetition"

@@ -1,0 +1,206 @@
+"""The measurements behind the commands of `eval`: an opened model in, what was found out."""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sounding.config import CSA, RATIO_NAMES, ModelConfig
+from sounding.evaluation.measuring import Measured, collect, digest_of, filler, fingerprint
+from sounding.loading import LoadedModel
+
+if TYPE_CHECKING:
+    from sounding.completion.endings import Kind
+    from sounding.evaluation.lines import Item
+    from sounding.tasks.code import CodeTask, Problem
+
+Documents = list[tuple[str, str]]
+
+
+def measure_bits(
+    model: LoadedModel,
+    documents: Documents,
+    *,
+    seed: int,
+    out: Path | None,
+    context_tokens: int,
+    stride: int | None,
+    batch_tokens: int,
+    compressors: bool,
+) -> Measured:
+    """Bits per byte of documents, beside compressors if asked for."""
+    from sounding.engine.scoring import token_logprobs
+    from sounding.evaluation.bits import compressed_sizes, score_documents, summarise_bits
+    from sounding.evaluation.results import Results
+
+    stride = context_tokens // 2 if stride is None else stride
+    settings = {
+        "model": fingerprint(model.folder),
+        "documents": digest_of([text for _, text in documents]),
+        "seed": seed,
+        "context_tokens": context_tokens,
+        "stride": stride,
+    }
+    results = Results(out, settings)
+    rows = score_documents(
+        [document for document in documents if document[0] not in results],
+        functools.partial(model.tokenizer.encode, named=False),
+        model.tokenizer.bos_id,
+        functools.partial(token_logprobs, model.network),
+        context=context_tokens,
+        stride=stride,
+        batch_tokens=batch_tokens,
+    )
+    interrupt = collect(results, "bits per byte", len(documents), rows)
+    done = results.select([name for name, _ in documents])
+    names = {row["id"] for row in done}
+    read = [text for name, text in documents if name in names]
+    more = {"compressors": compressed_sizes(read)} if compressors else {}
+    metrics = summarise_bits(done, seed=seed)
+    return Measured("bpb", settings, metrics, len(done), len(documents), more, interrupt)
+
+
+def measure_lines(
+    model: LoadedModel,
+    items: "Sequence[Item]",
+    *,
+    seed: int,
+    out: Path | None,
+    per_file: int,
+    cursor: str,
+    **how: Any,
+) -> Measured:
+    """Lines filled in, beside the two copyists. `how` are the options of `filler`."""
+    from sounding.evaluation.lines import evaluate_lines, summarise_lines
+    from sounding.evaluation.results import Results
+
+    fill = filler(model, "line", **how)
+    settings = {
+        "model": fingerprint(model.folder),
+        "documents": digest_of([item.prefix + item.answer + item.suffix for item in items]),
+        "seed": seed,
+        "per_file": per_file,
+        "cursor": cursor,
+        **how,
+    }
+    results = Results(out, settings)
+    rows = evaluate_lines([item for item in items if item.id not in results], fill, seed=seed)
+    interrupt = collect(results, "lines", len(items), rows)
+    done = results.select([item.id for item in items])
+    metrics = summarise_lines(done, seed=seed)
+    return Measured("lines", settings, metrics, len(done), len(items), {}, interrupt)
+
+
+def measure_programs(
+    title: str,
+    model: LoadedModel,
+    task: "CodeTask",
+    until: str,
+    *,
+    samples: int,
+    ks: Sequence[int],
+    notes: dict[str, Any],
+    seed: int,
+    out: Path | None,
+    timeout: float,
+    workers: int,
+    unsafe: bool,
+    **how: Any,
+) -> Measured:
+    """Programs written and run. `how` are the options of `filler`, `notes` further settings."""
+    from sounding.evaluation.execution import attempt_id, evaluate_task, summarise_attempts
+    from sounding.evaluation.results import Results
+
+    kind: Kind | None = "line" if until == "line" else "block" if until == "block" else None
+    fill = filler(model, kind, **how)
+    settings = {
+        "model": fingerprint(model.folder),
+        "problems": digest_of([json.dumps(asdict(problem)) for problem in task.problems]),
+        "seed": seed,
+        "samples": samples,
+        "until": until,
+        "timeout": timeout,
+        "isolated": not unsafe,
+        **notes,
+        **how,
+    }
+    results = Results(out, settings)
+    attempts = [(index, sample) for index in range(len(task)) for sample in range(samples)]
+    names = [attempt_id(task[index].task_id, sample) for index, sample in attempts]
+    left = [attempt for attempt, name in zip(attempts, names, strict=True) if name not in results]
+    rows = evaluate_task(task, left, fill, seed=seed, workers=workers)
+    interrupt = collect(results, title, len(attempts), rows)
+    done = results.select(names)
+    metrics = summarise_attempts(done, samples=samples, ks=ks, seed=seed)
+    more = {"outcomes": dict(Counter(row["reason"] for row in done).most_common())}
+    return Measured(title, settings, metrics, len(done), len(attempts), more, interrupt)
+
+
+def natural_end(problems: "Sequence[Problem]") -> str:
+    """Where answers end if nobody says: with their line, if all canonical solutions are lines."""
+    single = all("\n" not in problem.canonical_solution.strip() for problem in problems)
+    return "line" if single else "end"
+
+
+def measure_mechanisms(
+    model: LoadedModel,
+    documents: Sequence[tuple[str, list[int]]],
+    *,
+    seed: int,
+    out: Path | None,
+    context_tokens: int,
+    at_least: int,
+    sizes: Sequence[int],
+) -> Measured:
+    """Drafts, expert load and the indexer's choice on documents as tokens."""
+    from sounding.evaluation import mechanisms
+    from sounding.evaluation.observe import observe
+    from sounding.evaluation.results import Results
+
+    settings = {
+        "model": fingerprint(model.folder),
+        "documents": digest_of([repr(document) for document in documents]),
+        "seed": seed,
+        "context_tokens": context_tokens,
+        "at_least": at_least,
+        "sizes": list(sizes),
+    }
+    results = Results(out, settings)
+    rows = mechanisms.observe_documents(
+        [document for document in documents if document[0] not in results],
+        model.tokenizer.bos_id,
+        lambda tokens: observe(model.network, tokens, sizes),
+    )
+    interrupt = collect(results, "mechanisms", len(documents), rows)
+    done = results.select([name for name, _ in documents])
+    more = {
+        "expert_load": mechanisms.load_table(done, _layers(model.network.config)) if done else [],
+        "indexers": mechanisms.recall_table(done, sizes, seed=seed),
+    }
+    metrics = mechanisms.summarise_mechanisms(done, sizes, seed=seed)
+    return Measured("mechanisms", settings, metrics, len(done), len(documents), more, interrupt)
+
+
+def recall_sizes(config: ModelConfig, asked: Sequence[int] = ()) -> tuple[int, ...]:
+    """Numbers of entries to judge an indexer by: those asked for, or the model's own and fewer."""
+    if CSA not in config.ratios:
+        return ()
+    fewer = (size for size in (16, 32, 64) if size < config.index_topk)
+    return tuple(sorted(set(asked or (*fewer, config.index_topk))))
+
+
+def _layers(config: ModelConfig) -> list[dict[str, Any]]:
+    rows = [
+        {
+            "layer": str(layer),
+            "attention": RATIO_NAMES[ratio],
+            "router": "hash" if layer < config.num_hash_layers else "scored",
+        }
+        for layer, ratio in enumerate(config.ratios)
+    ]
+    drafts = ({"layer": f"MTP {k}", "attention": RATIO_NAMES[0], "router": "scored"}
+              for k in range(1, config.num_mtp_layers + 1))  # fmt: skip
+    return [*rows, *drafts]

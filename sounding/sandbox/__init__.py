@@ -1,0 +1,1 @@
+"""Running generated code in isolation: namespaces, limits, a list of allowed system calls."""

@@ -1,0 +1,1 @@
+"""HTTP itself, below every protocol: routes' checks, streaming, errors, access, the page."""

@@ -1,0 +1,52 @@
+"""How the server is: `/health`, `/status`, `/metrics`, and the list of models."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sounding.server.http.streaming import Answer, Endpoint
+from sounding.server.http.wire import Json
+from sounding.server.prometheus import CONTENT_TYPE
+from sounding.server.service import Service
+
+
+def endpoints(service: Service) -> dict[str, Endpoint]:
+    """By path, all GET."""
+
+    async def health(request: Request) -> Response:
+        word = "draining" if service.draining else "ok"
+        return Answer({"status": word}, status_code=503 if service.draining else 200)
+
+    async def status(request: Request) -> Response:
+        return Answer(service.status())
+
+    async def metrics(request: Request) -> Response:
+        return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+    async def models(request: Request) -> Response:
+        data = [_listed(service, name) for name in service.settings.model_names if name != "*"]
+        return Answer({"object": "list", "data": data or [_listed(service, service.model_name)]})
+
+    async def model(request: Request) -> Response:
+        return Answer(_listed(service, service.require_model(request.path_params["name"])))
+
+    return {
+        "/health": health,
+        "/status": status,
+        "/metrics": metrics,
+        "/v1/models": models,
+        "/v1/models/{name:path}": model,
+    }
+
+
+def _listed(service: Service, name: str) -> Json:
+    """A model as OpenAI and Anthropic list it; clients read the fields they know."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(service.began),
+        "owned_by": "sounding",
+        "type": "model",
+        "display_name": name,
+        "context_length": service.engine.context_tokens,
+        "max_model_len": service.engine.context_tokens,
+    }

@@ -1,0 +1,142 @@
+"""Requests as typed models in which no field is lost in silence.
+
+A field of a protocol is one of three: declared, and then it is honoured; `accepted`, and then it
+is known to change nothing here and the docs say why; or `refused` by name with the reason, unless
+its value asks for nothing. Any other name is an error that suggests the nearest one.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import pydantic_core
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
+
+from sounding.server.http.errors import Refusal
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A field we do not support: why, and the values that ask for nothing (null is one)."""
+
+    why: str
+    harmless: tuple[Any, ...] = ()
+
+    def allows(self, value: Any) -> bool:
+        return value is None or any(
+            type(value) is type(other) and value == other for other in self.harmless
+        )
+
+
+class Wire(BaseModel):
+    """A JSON object of a protocol. Types are strict: "5" is no number."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    accepted: ClassVar[Mapping[str, str]] = {}
+    refused: ClassVar[Mapping[str, Refused]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_every_name(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        kept = {}
+        for name, value in given.items():
+            if name in cls.accepted:
+                continue
+            if name in cls.refused:
+                if not cls.refused[name].allows(value):
+                    raise fault(name, f"{name!r} is not supported: {cls.refused[name].why}")
+                continue
+            if name not in _names(cls):
+                raise fault(name, _unknown(name, _names(cls)))
+            kept[name] = value
+        return kept
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> Json:
+        """The declared fields, and those that are accepted with any value."""
+        schema = handler.resolve_ref_schema(handler(core))
+        properties = schema.setdefault("properties", {})
+        for name, why in cls.accepted.items():
+            properties[name] = {"description": f"Accepted without effect: {why}"}
+        return schema
+
+
+Model = TypeVar("Model", bound=Wire)
+
+
+def read_json(body: bytes) -> Any:
+    """Parse a request's body. Raises Refusal for what is no JSON, NaN and half surrogates too."""
+    try:
+        return pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise Refusal(400, f"the body is not JSON: {error}", code="invalid_json") from None
+
+
+def read_model(model: type[Model], given: Any) -> Model:
+    """Validate a request. Raises Refusal naming the field that is wrong."""
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise _refusal(error, given) from None
+
+
+def _refusal(error: ValidationError, given: Any) -> Refusal:
+    # One fault is enough: further ones are often consequences. Where a value may be of several
+    # types each of them has its faults, and what got furthest is what was meant.
+    faults = error.errors(include_url=False, include_input=False)
+    worst = max(faults, key=lambda f: (f["type"] == "field", len(f["loc"])))
+    place = [*worst["loc"]]
+    context = worst.get("ctx") or {}
+    if worst["type"] == "field":
+        place.append(context["field"])
+    message = str(worst["msg"]).removeprefix("Value error, ")
+    param = _path(place, given, absent=worst["type"] == "missing") or None
+    if worst["type"] != "field" and param is not None:
+        message = f"{param}: {message[:1].lower()}{message[1:]}"
+    return Refusal(400, message, param=param, code=context.get("code", "invalid_value"))
+
+
+def _path(place: list[int | str], given: Any, *, absent: bool) -> str:
+    """`messages[0].content` for a place in a request.
+
+    Where a value may be of several types pydantic's place also names the type it tried; such
+    steps are in no object and are left out.
+    """
+    path = ""
+    for number, step in enumerate(place, 1):
+        last = number == len(place)
+        if isinstance(given, list) and isinstance(step, int) and step < len(given):
+            path, given = f"{path}[{step}]", given[step]
+        elif isinstance(given, dict) and (step in given or (last and absent)):
+            path, given = f"{path}.{step}" if path else str(step), given.get(step)
+    return path
+
+
+def _names(model: type[Wire]) -> set[str]:
+    return {field.alias or name for name, field in model.model_fields.items()}
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), 1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; the fields are {sorted(known)}"
+    return f"{name[:80]!r} is no field of this request{hint}"
+
+
+def fault(field: str, message: str) -> PydanticCustomError:
+    """What a model raises when it is the value of `field` that is wrong."""
+    return PydanticCustomError(
+        "field", "{message}", {"field": field, "message": message, "code": "unsupported_parameter"}
+    )

@@ -1,0 +1,1 @@
+"""The protocols that clients speak (OpenAI, Anthropic, Ollama, llama.cpp) and what they share."""

@@ -1,0 +1,87 @@
+"""Answering a conversation, for every protocol that has one: prompt, runs, replies."""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
+
+from sounding.engine.requests import GenerationRequest
+from sounding.server.conversation import Conversation, Sampling, render, request_for
+from sounding.server.exchange import Exchange
+from sounding.server.reply import Answered, Piece, Reply
+from sounding.server.service import Service
+from sounding.server.turn_memory import Rendered
+
+
+class Answering:
+    """The answers in the making to one conversation."""
+
+    def __init__(self, exchange: Exchange, replies: Sequence[Reply]) -> None:
+        self.exchange, self.replies = exchange, replies
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Piece | Answered]]:
+        """The number of an answer and what it says next; each ends with Answered."""
+        async for index, event in self.exchange:
+            for said in self.replies[index].feed(event):
+                yield index, said
+
+    async def ends(self) -> list[Answered]:
+        """Wait for all. Raises Refusal where one did not come to an end of its own."""
+        ends: dict[int, Answered] = {}
+        async with self.exchange:
+            async for index, said in self:
+                if isinstance(said, Answered):
+                    ends[index] = said
+                    if said.failure is not None:
+                        raise said.failure
+        return [ends[index] for index in sorted(ends)]
+
+
+async def answer(
+    service: Service,
+    route: str,
+    owner: str,
+    chat: Conversation,
+    sampling: Sampling,
+    count: int = 1,
+    *,
+    call_prefix: str = "call_",
+) -> Answering:
+    """Begin `count` answers to a conversation. Raises Refusal for one that cannot be answered.
+
+    The ids of calls begin with `call_prefix`, by which some clients tell protocols apart.
+    """
+    settings, tokenizer = service.settings, service.tokenizer
+    context = service.engine.context_tokens
+
+    def prepare() -> tuple[Rendered, list[GenerationRequest]]:
+        prompt = render(service.memory, owner, chat, settings, context)
+        return prompt, [
+            request_for(prompt, chat, one, tokenizer, context, settings)
+            for one in several(sampling, count)
+        ]
+
+    prompt, requests = await asyncio.to_thread(prepare)
+    exchange = await service.begin(route, requests)
+    replies = [
+        Reply(
+            chat,
+            prompt,
+            tokenizer=tokenizer,
+            memory=service.memory,
+            owner=owner,
+            call_prefix=call_prefix,
+        )
+        for _ in requests
+    ]
+    return Answering(exchange, replies)
+
+
+def several(sampling: Sampling, count: int) -> list[Sampling]:
+    """The same sampling with a seed for each of several answers."""
+    params = sampling.params
+    return [
+        dataclasses.replace(
+            sampling, params=dataclasses.replace(params, seed=(params.seed + index) % 2**63)
+        )
+        for index in range(count)
+    ]

@@ -1,0 +1,372 @@
+"""`/v1/chat/completions`: OpenAI's protocol as DeepSeek documents it.
+
+What DeepSeek adds: `thinking`, `reasoning_content` both ways, `prefix` on a last assistant
+message, the cache's hits in `usage`.
+"""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sounding.server.conversation import (
+    EFFORTS,
+    Choice,
+    Conversation,
+    Message,
+    Sampling,
+    sampling_params,
+)
+from sounding.server.http.streaming import Answer, Frames, whole
+from sounding.server.http.wire import Json, Refused, Wire, fault
+from sounding.server.protocols.answering import Answering, answer
+from sounding.server.protocols.chat_completions_writer import ChatWriter
+from sounding.server.protocols.fields import (
+    METADATA,
+    MOST_CHOICES,
+    ONLY_TEXT,
+    UNSUPPORTED_SAMPLING,
+    Effort,
+    StreamOptions,
+    check_choice,
+    stop_strings,
+)
+from sounding.server.service import Service, owner_of
+
+ROUTE = "/v1/chat/completions"
+
+
+# --------------------------------------------------------------------------------------------------
+# The wire
+
+
+class TextPart(Wire):
+    """A piece of a message's content."""
+
+    accepted: ClassVar = {"cache_control": "every prefix is cached as it is"}
+
+    type: Literal["text"]
+    text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_text(cls, given: Any) -> Any:
+        kind = given.get("type") if isinstance(given, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            raise fault("type", f"a content part of type {kind[:40]!r}: {ONLY_TEXT}")
+        return given
+
+
+class CalledFunction(Wire):
+    name: str
+    arguments: str = "{}"
+    """JSON."""
+
+
+class ToolCall(Wire):
+    """A call the assistant made, as it is sent back."""
+
+    accepted: ClassVar = {"index": "left over from streaming"}
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ChatMessage(Wire):
+    """One message. `developer` is a newer name of `system`."""
+
+    accepted: ClassVar = {
+        "name": "the prompt format has no names for speakers",
+        "annotations": "left over from an answer",
+    }
+    refused: ClassVar = {
+        "refusal": Refused("the prompt format has no refusals"),
+        "audio": Refused(ONLY_TEXT),
+        "function_call": Refused("functions are tools by now: send tool_calls"),
+    }
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "latest_reminder"]
+    content: str | list[TextPart] | None = None
+    reasoning_content: str | None = None
+    """What an assistant thought. Restored from the server's memory where it is missing."""
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    prefix: bool | None = None
+    """On a last assistant message: go on with it."""
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> "ChatMessage":
+        if self.role != "assistant":
+            for name in ("reasoning_content", "tool_calls", "prefix"):
+                if getattr(self, name):
+                    raise fault(name, f"{name} belongs to an assistant, not to a {self.role}")
+            if self.content is None:
+                raise fault("content", f"a {self.role} message needs content")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            rule = (
+                "a tool message needs it" if self.role == "tool" else "only a tool message has it"
+            )
+            raise fault("tool_call_id", f"tool_call_id: {rule}")
+        return self
+
+    def as_message(self) -> Message:
+        """In the shape that the prompt encoder reads."""
+        role = "system" if self.role == "developer" else self.role
+        message: Message = {"role": role}
+        if isinstance(self.content, list) and role == "user":
+            texts = [{"type": "text", "text": part.text} for part in self.content]
+            return message | ({"content_blocks": texts} if texts else {"content": ""})
+        message["content"] = text_of(self.content, "" if role == "assistant" else "\n\n")
+        if self.reasoning_content is not None:
+            message["reasoning_content"] = self.reasoning_content
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        return message
+
+
+class FunctionDefinition(Wire):
+    name: str = Field(min_length=1, max_length=128)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON schema of the arguments."""
+    strict: bool | None = None
+    """Hold the calls to the schema while they are generated."""
+
+
+class FunctionTool(Wire):
+    accepted: ClassVar = {"cache_control": "every prefix is cached as it is"}
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+    def as_tool(self) -> Message:
+        function = self.function.model_dump(exclude_none=True)
+        return {"type": "function", "function": function}
+
+
+class FunctionName(Wire):
+    name: str
+
+
+class NamedTool(Wire):
+    type: Literal["function"]
+    function: FunctionName
+
+
+class AllowedTools(Wire):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1)
+
+
+class AllowedToolsChoice(Wire):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice
+
+
+class SchemaFormat(Wire):
+    accepted: ClassVar = {
+        "name": "a schema is told by its content",
+        "description": "a schema is told by its content",
+        "strict": "the answer always follows the schema",
+    }
+
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(Wire):
+    """`json_object` is any object; `json_schema` follows one, which the model is shown."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: SchemaFormat | None = None
+
+    @model_validator(mode="after")
+    def _schema_where_due(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise fault(
+                "json_schema", "json_schema goes with the type 'json_schema', and with it only"
+            )
+        return self
+
+
+class Thinking(Wire):
+    type: Literal["enabled", "disabled"]
+    budget_tokens: int | None = Field(default=None, ge=1)
+    """After so many tokens of reasoning the answer begins."""
+
+
+class ChatCompletionRequest(Wire):
+    accepted: ClassVar = METADATA
+    refused: ClassVar = UNSUPPORTED_SAMPLING | {
+        "audio": Refused(ONLY_TEXT),
+        "modalities": Refused(ONLY_TEXT, (["text"],)),
+        "functions": Refused("functions are tools by now: send tools", ([],)),
+        "function_call": Refused("functions are tools by now: send tool_choice", ("none", "auto")),
+        "web_search_options": Refused("the server does not search the web"),
+        "moderation": Refused("nothing is moderated"),
+        "store": Refused("nothing is stored", (False,)),
+        "verbosity": Refused("ask for it in words", ("medium",)),
+    }
+
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    """The newer name of max_tokens; reasoning counts."""
+    n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
+    stop: str | list[str] | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    thinking: Thinking | None = None
+    reasoning_effort: Effort | None = None
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> "ChatCompletionRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise fault("top_logprobs", "top_logprobs needs logprobs: true")
+        if self.stream_options is not None and not self.stream:
+            raise fault("stream_options", "stream_options needs stream: true")
+        last = len(self.messages) - 1
+        for index, message in enumerate(self.messages):
+            if message.prefix and index < last:
+                raise fault("messages", f"messages[{index}].prefix: only the last may be a prefix")
+        if self.messages[last].role == "assistant" and not self.messages[last].prefix:
+            raise fault(
+                "messages", "the last message is the assistant's; to go on with it, set its prefix"
+            )
+        enabled = self.thinking is not None and self.thinking.type == "enabled"
+        if enabled and self.reasoning_effort == "none":
+            raise fault("reasoning_effort", "reasoning_effort 'none' is no thinking at all")
+        return self
+
+
+def text_of(content: str | list[TextPart] | None, between: str) -> str:
+    if isinstance(content, list):
+        return between.join(part.text for part in content)
+    return content or ""
+
+
+# --------------------------------------------------------------------------------------------------
+# Into our terms
+
+
+def conversation_of(request: ChatCompletionRequest, thinks: bool) -> Conversation:
+    """What is asked; `thinks` says whether to think where the request does not."""
+    effort = request.reasoning_effort
+    thinking = thinks if effort is None else effort != "none"
+    if request.thinking is not None:
+        thinking = request.thinking.type == "enabled"
+    tools = [tool.as_tool() for tool in request.tools or ()]
+    choice, names = read_choice(request.tool_choice, tools)
+    schema, shown = _schema_of(request.response_format)
+    return Conversation(
+        messages=[message.as_message() for message in request.messages],
+        tools=tools,
+        choice=choice,
+        callable=names,
+        parallel=request.parallel_tool_calls is not False,
+        schema=schema,
+        show_schema=shown,
+        thinking=thinking,
+        effort=EFFORTS.get(effort or "high", "high"),
+        prefix=bool(request.messages[-1].prefix),
+        thinking_budget=request.thinking.budget_tokens if request.thinking is not None else None,
+    )
+
+
+def read_choice(
+    choice: ToolChoice | None, tools: list[Message]
+) -> tuple[Choice, tuple[str, ...] | None]:
+    """Whether to call, and which; Refusal for a tool that is not there."""
+    names: tuple[str, ...] | None = None
+    word: Choice = "auto"
+    if isinstance(choice, NamedTool):
+        word, names = "required", (choice.function.name,)
+    elif isinstance(choice, AllowedToolsChoice):
+        word = choice.allowed_tools.mode
+        names = tuple(tool.function.name for tool in choice.allowed_tools.tools)
+    elif choice is not None:
+        word = choice
+    return check_choice(word, names, tools)
+
+
+def _schema_of(form: ResponseFormat | None) -> tuple[Any, bool]:
+    """The schema of the content, None for text, and whether the model is shown it."""
+    if form is None or form.type == "text":
+        return None, False
+    if form.json_schema is None:
+        return {"type": "object"}, False
+    return form.json_schema.schema_, True
+
+
+def sampling_of(request: ChatCompletionRequest) -> Sampling:
+    most = [m for m in (request.max_tokens, request.max_completion_tokens) if m is not None]
+    return Sampling(
+        params=sampling_params(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            min_p=request.min_p,
+            seed=request.seed,
+        ),
+        max_tokens=min(most, default=None),
+        stop=stop_strings(request.stop),
+        top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# The answer
+
+
+class ChatCompletions:
+    """The endpoint."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, request: Request) -> Response:
+        asked = await self._service.read(request, ChatCompletionRequest)
+        writer = ChatWriter(
+            self._service.tokenizer,
+            self._service.require_model(asked.model),
+            wants_logprobs=bool(asked.logprobs),
+            wants_usage=bool(asked.stream_options and asked.stream_options.include_usage),
+        )
+        chat = conversation_of(asked, self._service.settings.thinking)
+
+        async def begin() -> Answering:
+            return await answer(
+                self._service, ROUTE, owner_of(request), chat, sampling_of(asked), asked.n or 1
+            )
+
+        async def complete() -> Json:
+            answering = await begin()
+            ends = await answering.ends()
+            return writer.whole(answering.replies, ends)
+
+        if not asked.stream:
+            return Answer(await whole(request, complete()))
+        answering = await whole(request, begin())
+        return Frames(
+            writer.frames(answering),
+            answering.exchange.cancel,
+            keep_alive_seconds=self._service.settings.keep_alive_seconds,
+        )

@@ -1,0 +1,70 @@
+"""What several protocols have in common on the wire: fields, what is refused, and checks."""
+
+from typing import ClassVar, Literal
+
+from sounding.server.conversation import Choice, Message
+from sounding.server.http.errors import Refusal
+from sounding.server.http.wire import Refused, Wire
+
+MOST_CHOICES = 16
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
+ONLY_TEXT = "this model reads and writes text alone"
+
+
+class StreamOptions(Wire):
+    accepted: ClassVar = {"include_obfuscation": "nothing is obfuscated"}
+
+    include_usage: bool | None = None
+    """Send the usage in a chunk of its own before the end."""
+
+
+UNSUPPORTED_SAMPLING: dict[str, Refused] = {
+    "frequency_penalty": Refused("tokens are not penalised", (0, 0.0)),
+    "presence_penalty": Refused("tokens are not penalised", (0, 0.0)),
+    "logit_bias": Refused("tokens are not biased one by one", ({},)),
+}
+METADATA: dict[str, str] = {
+    "user": "metadata",
+    "metadata": "metadata",
+    "safety_identifier": "metadata",
+    "service_tier": "there is one tier",
+    "prompt_cache_key": "prefixes are found by their tokens",
+    "prompt_cache_retention": "prefixes stay while there is room",
+    "prompt_cache_options": "prefixes are found by their tokens",
+    "prediction": "a hint for speed; drafts are looked up in the prompt anyway",
+    "cache_prompt": "prefixes are always cached",
+    "id_slot": "every slot finds every prefix",
+    "samplers": "the parameters say which run; their order is fixed",
+}
+
+
+def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
+    """Raises Refusal for one that would stop everything."""
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if not all(stops):
+        raise Refusal(400, "stop: a stop string is empty", param="stop", code="invalid_value")
+    return stops
+
+
+def check_choice(
+    word: Choice, names: tuple[str, ...] | None, tools: list[Message]
+) -> tuple[Choice, tuple[str, ...] | None]:
+    """Whether to call, and which tools may be called (None: all).
+
+    Raises Refusal for a call that is due without a tool that could be called.
+    """
+    known = [tool["function"]["name"] for tool in tools]
+    twice = next((name for name in known if known.count(name) > 1), None)
+    if twice is not None:
+        raise _refused_tool("tools", f"there are two tools named {twice!r}")
+    missing = next((name for name in names or () if name not in known), None)
+    if missing is not None:
+        raise _refused_tool("tool_choice", f"there is no tool {missing!r} among {known}")
+    if word == "required" and not tools:
+        raise _refused_tool("tool_choice", "a call is required, but there are no tools")
+    return word, names
+
+
+def _refused_tool(param: str, message: str) -> Refusal:
+    return Refusal(400, f"{param}: {message}", param=param, code="invalid_value")

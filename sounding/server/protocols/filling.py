@@ -1,0 +1,105 @@
+"""Text that is written at a cursor, for the protocols that fill in the middle."""
+
+import asyncio
+
+from sounding.completion.completer import Completer, Fill
+from sounding.completion.context import File
+from sounding.completion.endings import Gap, Kind, trim
+from sounding.completion.prompt import Settings
+from sounding.engine.requests import Event, GenerationRequest, Priority, TokenEvent
+from sounding.server.conversation import Sampling
+from sounding.server.http.errors import Refusal, context_overflow
+from sounding.text.tokenizer import TooManyTokens
+
+
+class Filling:
+    """One completion at a cursor in the making."""
+
+    def __init__(self, gap: Gap, kind: Kind | None, fill: Fill) -> None:
+        self._gap, self._kind, self.fill = gap, kind, fill
+        self._text = ""  # as the engine tells it: without stop strings, with what was healed
+        self._shown = 0
+
+    @property
+    def truncated(self) -> bool:
+        return self.fill.truncated
+
+    def feed(self, event: Event) -> str:
+        """The text that became certain with an event of the engine; the rest with the last."""
+        reader = self.fill.reader
+        self._text += event.text
+        written = self._text[len(self.fill.healed) :]
+        if isinstance(event, TokenEvent):
+            reader.push(event.token, 0.0)
+            certain = reader.certain[: len(written)]
+        else:
+            certain = written if event.stop is not None else self.fill.answer.finish()[0].text
+            if self._kind is not None:
+                short = reader.cut_short or event.reason in ("length", "time")
+                certain = trim(certain, self._gap, cut_short=short)
+        more = certain[self._shown :]
+        self._shown = max(self._shown, len(certain))
+        return more
+
+    def request(self, sampling: Sampling, max_seconds: float | None) -> GenerationRequest:
+        return GenerationRequest(
+            prompt=self.fill.prompt,
+            params=sampling.params,
+            max_tokens=sampling.max_tokens or 0,
+            max_seconds=max_seconds,
+            stop=tuple(sampling.stop),
+            top_logprobs=sampling.top_logprobs,
+            answer=self.fill.answer,
+            priority=Priority.KEYSTROKE,
+        )
+
+
+class Plain:
+    """Text that simply goes on: every event's, in order."""
+
+    truncated = False
+
+    def __init__(self, eos_id: int) -> None:
+        self._eos_id = eos_id
+
+    def feed(self, event: Event) -> str:
+        if isinstance(event, TokenEvent) and event.token == self._eos_id:
+            return ""
+        return event.text
+
+
+async def fill_in(
+    completer: Completer,
+    gap: Gap,
+    kind: Kind | None,
+    *,
+    max_tokens: int,
+    context_tokens: int,
+    files: tuple[File, ...] = (),
+    whole: bool = False,
+) -> Filling:
+    """Prepare a completion. Raises Refusal where the context leaves no room for it.
+
+    `kind` None goes on to the end of the text. The prompt is what of the text around the cursor
+    fits; with `whole` that must be all of it.
+    """
+    try:
+        settings = Settings(
+            max_tokens=max(1, max_tokens), context_tokens=context_tokens, typing=True
+        )
+    except ValueError as error:
+        raise Refusal(400, f"{error}", param="max_tokens", code="context_length_exceeded") from None
+    try:
+        if whole:
+            await asyncio.to_thread(completer.count, gap, context_tokens)
+        fill = await asyncio.to_thread(completer.begin, gap, kind, settings, files=files)
+    except TooManyTokens as error:
+        raise context_overflow(
+            error.num_tokens, context_tokens, param="prompt", exact=error.exact
+        ) from None
+    except ValueError as error:
+        raise Refusal(400, f"{error}", code="invalid_value") from None
+    if whole and fill.truncated:
+        num_tokens = await asyncio.to_thread(completer.count, gap)
+        raise context_overflow(num_tokens, context_tokens, param="prompt")
+    return Filling(fill.gap, kind, fill)

@@ -1,0 +1,247 @@
+"""`/infill`: llama.cpp's protocol for completions at a cursor, as its editor plug-ins speak it.
+
+The prompt is the one of our own completions (completion/completer.py), the answer ends with its
+line or block, and the request goes before all others in the engine, because somebody is typing.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any, ClassVar
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sounding.completion.endings import Gap
+from sounding.engine.requests import Finished, Usage
+from sounding.server.conversation import Sampling, sampling_params
+from sounding.server.exchange import Exchange, failure, require_ended
+from sounding.server.http.errors import llama_error
+from sounding.server.http.streaming import Answer, Frames, sse, whole
+from sounding.server.http.wire import Json, Refused, Wire
+from sounding.server.protocols.fields import stop_strings
+from sounding.server.protocols.filling import Filling, fill_in
+from sounding.server.service import Service
+
+ROUTE = "/infill"
+_DEFAULT_TOKENS = 128
+
+_NO_PENALTY = "tokens are not penalised"
+_NO_SAMPLER = "there is no such sampler"
+
+
+class ExtraText(Wire):
+    """A piece of another file."""
+
+    accepted: ClassVar = {"time": "the client's own order counts"}
+
+    filename: str = ""
+    text: str
+
+
+class InfillRequest(Wire):
+    accepted: ClassVar = {
+        "cache_prompt": "prefixes are always cached",
+        "id_slot": "every slot finds every prefix",
+        "n_indent": "the cursor's own line says how deep its block is",
+        "n_keep": "the prompt is cut at its far ends",
+        "samplers": "the parameters say which run; their order is fixed",
+        "timings_per_token": "timings come with the end",
+        "user": "metadata",
+    }
+    refused: ClassVar = {
+        "n_probs": Refused("probabilities are told in /v1/completions", (0,)),
+        "grammar": Refused("the text around the cursor is the grammar", ("",)),
+        "json_schema": Refused("the text around the cursor is the grammar"),
+        "ignore_eos": Refused("the end of the text is its end", (False,)),
+        "logit_bias": Refused("tokens are not biased one by one", ([], {})),
+        "repeat_penalty": Refused(_NO_PENALTY, (1, 1.0)),
+        "presence_penalty": Refused(_NO_PENALTY, (0, 0.0)),
+        "frequency_penalty": Refused(_NO_PENALTY, (0, 0.0)),
+        "dry_multiplier": Refused(_NO_PENALTY, (0, 0.0)),
+        "typical_p": Refused(_NO_SAMPLER, (1, 1.0)),
+        "xtc_probability": Refused(_NO_SAMPLER, (0, 0.0)),
+        "mirostat": Refused(_NO_SAMPLER, (0,)),
+        "dynatemp_range": Refused(_NO_SAMPLER, (0, 0.0)),
+        "return_tokens": Refused("token ids are in the trace", (False,)),
+        "lora": Refused("there are no adapters", ([],)),
+    }
+
+    input_prefix: str = ""
+    """The text before the cursor's line, or before the cursor."""
+    input_suffix: str = ""
+    input_extra: list[ExtraText] = Field(default_factory=list)
+    """Pieces of other files; the most relevant ones are shown to the model."""
+    prompt: str = ""
+    """The cursor's line up to the cursor: more of the prefix."""
+    model: str | None = None
+    n_predict: int | None = Field(default=None, ge=-1)
+    """-1: as many as there is room for; 0 only puts the prompt into the cache."""
+    max_tokens: int | None = Field(default=None, ge=0)
+    """Another name of n_predict."""
+    t_max_prompt_ms: float | None = Field(default=None, ge=0)
+    t_max_predict_ms: float | None = Field(default=None, ge=0)
+    """After both times together the answer is what there is of it; 0 is no limit."""
+    stream: bool | None = None
+    stop: str | list[str] | None = None
+    temperature: float | None = Field(default=None, ge=0)
+    """0 if not given: the likeliest."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = None
+    """-1 draws one."""
+    response_fields: list[str] | None = None
+    """Which fields to send, such as "content" and "timings/prompt_n"; the others stay away."""
+
+
+class Infill:
+    """The endpoint."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, request: Request) -> Response:
+        asked = await self._service.read(request, InfillRequest)
+        model = self._service.require_model(asked.model)
+        if not asked.stream:
+            return Answer(await whole(request, self._complete(asked, model)))
+        exchange, filling = await whole(request, self._begin(asked))
+        return Frames(
+            self._frames(exchange, filling, asked, model),
+            exchange.cancel,
+            keep_alive_seconds=self._service.settings.keep_alive_seconds,
+        )
+
+    async def _begin(self, asked: InfillRequest) -> tuple[Exchange, Filling]:
+        service = self._service
+        context = min(service.settings.infill_context_tokens, service.engine.context_tokens)
+        sampling = _sampling(asked, context)
+        gap = Gap(asked.input_prefix + asked.prompt, asked.input_suffix)
+        filling = await fill_in(
+            service.require_completer(),
+            gap,
+            gap.natural_kind(),
+            max_tokens=sampling.max_tokens or 0,
+            context_tokens=context,
+            files=tuple((extra.filename, extra.text) for extra in asked.input_extra),
+        )
+        request = filling.request(sampling, _seconds(asked, service.settings.max_seconds))
+        return await service.begin(ROUTE, [request]), filling
+
+    async def _complete(self, asked: InfillRequest, model: str) -> Json:
+        exchange, filling = await self._begin(asked)
+        text = ""
+        async with exchange:
+            async for _, event in exchange:
+                text += filling.feed(event)
+        finished = exchange.runs[0].finished
+        assert finished is not None
+        require_ended(finished)
+        return _chosen(self._last(exchange, filling, text, finished, model), asked)
+
+    async def _frames(
+        self, exchange: Exchange, filling: Filling, asked: InfillRequest, model: str
+    ) -> AsyncIterator[bytes]:
+        async for _, event in exchange:
+            text = filling.feed(event)
+            if isinstance(event, Finished):
+                if (fault := failure(event)) is not None:
+                    yield sse(llama_error(fault))
+                    return
+                yield sse(_chosen(self._last(exchange, filling, text, event, model), asked))
+            elif text:
+                yield sse({"index": 0, "content": text, "stop": False})
+
+    def _last(
+        self, exchange: Exchange, filling: Filling, text: str, finished: Finished, model: str
+    ) -> Json:
+        """The object an answer ends with, or consists of."""
+        request, usage = exchange.runs[0].request, finished.usage
+        return {
+            "index": 0,
+            "content": text,
+            "stop": True,
+            "model": model,
+            "tokens_predicted": usage.completion_tokens,
+            "tokens_evaluated": usage.prompt_tokens,
+            "tokens_cached": usage.hit_tokens,
+            "truncated": filling.truncated,
+            "has_new_line": "\n" in text,
+            "stop_type": _stop_type(finished),
+            "stopping_word": finished.stop or "",
+            "generation_settings": {
+                "n_predict": request.max_tokens,
+                "temperature": request.params.temperature,
+                "top_p": request.params.top_p,
+                "seed": request.params.seed,
+            },
+            "timings": _timings(usage),
+        }
+
+
+def _sampling(asked: InfillRequest, context_tokens: int) -> Sampling:
+    wanted = asked.n_predict if asked.n_predict is not None else asked.max_tokens
+    # At least half of the context is for the prompt, or there is nothing to complete.
+    most = max(1, context_tokens // 2)
+    tokens = _DEFAULT_TOKENS if wanted is None else wanted
+    return Sampling(
+        params=sampling_params(
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            top_k=asked.top_k,
+            min_p=asked.min_p,
+            seed=None if asked.seed == -1 else asked.seed,
+            default_temperature=0.0,
+        ),
+        max_tokens=most if tokens < 0 else min(tokens, most),
+        stop=stop_strings(asked.stop),
+    )
+
+
+def _seconds(asked: InfillRequest, limit: float | None) -> float | None:
+    """The time limit that asks for the least."""
+    limits = [limit] if limit is not None else []
+    if asked.t_max_predict_ms:
+        limits.append((asked.t_max_predict_ms + (asked.t_max_prompt_ms or 0)) / 1000)
+    return min(limits, default=None)
+
+
+def _stop_type(finished: Finished) -> str:
+    if finished.reason == "stop":
+        return "word" if finished.stop is not None else "eos"
+    return "limit"
+
+
+def _timings(usage: Usage) -> Json:
+    read = usage.prompt_tokens - usage.hit_tokens
+    return {
+        "cache_n": usage.hit_tokens,
+        "prompt_n": read,
+        **_timing("prompt", read, usage.prefill_seconds),
+        "predicted_n": usage.completion_tokens,
+        **_timing("predicted", usage.completion_tokens, usage.decode_seconds),
+        "draft_n": usage.drafted_tokens,
+        "draft_n_accepted": usage.accepted_tokens,
+    }
+
+
+def _timing(name: str, count: int, seconds: float) -> Json:
+    return {
+        f"{name}_ms": seconds * 1000,
+        f"{name}_per_token_ms": seconds * 1000 / count if count else 0.0,
+        f"{name}_per_second": count / seconds if seconds else 0.0,
+    }
+
+
+def _chosen(whole: Json, asked: InfillRequest) -> Json:
+    """The fields asked for, nested ones under their path."""
+    if not asked.response_fields:
+        return whole
+    chosen: Json = {}
+    for path in asked.response_fields:
+        value: Any = whole
+        for step in path.split("/"):
+            value = value.get(step) if isinstance(value, dict) else None
+        if value is not None:
+            chosen[path] = value
+    return chosen

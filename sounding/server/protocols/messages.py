@@ -1,0 +1,336 @@
+"""`/v1/messages` and `/v1/messages/count_tokens`: Anthropic's protocol.
+
+Thinking is off unless asked for, as that protocol has it. With `display: "omitted"` a thinking
+block's signature is the reasoning itself in disguise (opaque.py), so that it comes back.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, Tag, model_validator
+from pydantic.types import Discriminator
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sounding.server.conversation import (
+    EFFORTS,
+    Choice,
+    Conversation,
+    Message,
+    Sampling,
+    render,
+    sampling_params,
+)
+from sounding.server.http.streaming import Answer, Frames, sse, whole
+from sounding.server.http.wire import Json, Refused, Wire, fault
+from sounding.server.protocols.answering import Answering, answer
+from sounding.server.protocols.fields import ONLY_TEXT, Effort, check_choice, stop_strings
+from sounding.server.protocols.messages_writer import MessageWriter
+from sounding.server.protocols.opaque import unwrap
+from sounding.server.service import Service, owner_of
+from sounding.server.turn_memory import Rendered
+
+ROUTE = "/v1/messages"
+COUNT_ROUTE = "/v1/messages/count_tokens"
+
+_CACHED = {"cache_control": "every prefix is cached as it is"}
+
+
+# --------------------------------------------------------------------------------------------------
+# The wire
+
+
+class TextBlock(Wire):
+    accepted: ClassVar = _CACHED
+    refused: ClassVar = {"citations": Refused("nothing is cited", ([],))}
+
+    type: Literal["text"]
+    text: str
+
+
+class ThinkingBlock(Wire):
+    type: Literal["thinking"]
+    thinking: str
+    signature: str = ""
+
+
+class ToolUseBlock(Wire):
+    accepted: ClassVar = _CACHED | {"caller": "every call is the model's own"}
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class ToolResultBlock(Wire):
+    accepted: ClassVar = _CACHED | {"is_error": "the result says what went wrong"}
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: str | list[TextBlock] = ""
+
+
+_BLOCKS = ("text", "thinking", "tool_use", "tool_result")
+
+
+def _block_type(block: Any) -> Any:
+    return block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
+
+
+Block = Annotated[
+    Annotated[TextBlock, Tag("text")]
+    | Annotated[ThinkingBlock, Tag("thinking")]
+    | Annotated[ToolUseBlock, Tag("tool_use")]
+    | Annotated[ToolResultBlock, Tag("tool_result")],
+    Discriminator(
+        _block_type,
+        custom_error_type="block",
+        custom_error_message=f"a content block is one of {', '.join(_BLOCKS)}; {ONLY_TEXT}",
+    ),
+]
+
+
+class MessageParam(Wire):
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+    @model_validator(mode="after")
+    def _blocks_of_the_role(self) -> "MessageParam":
+        own = {"assistant": ("thinking", "tool_use"), "user": ("tool_result",)}.get(self.role, ())
+        for block in self.content if isinstance(self.content, list) else ():
+            if block.type not in ("text", *own):
+                raise fault("content", f"a {block.type} block is not for a message of {self.role}")
+        return self
+
+    def as_messages(self) -> Iterator[Message]:
+        """In the shape that the prompt encoder reads; each tool's result is a message."""
+        blocks = self.content
+        if isinstance(blocks, str):
+            yield {"role": self.role, "content": blocks}
+        elif self.role == "assistant":
+            yield _assistant(blocks)
+        else:
+            for block in blocks:
+                if isinstance(block, ToolResultBlock):
+                    content = _joined(block.content)
+                    yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
+                elif isinstance(block, TextBlock):
+                    yield {"role": self.role, "content": block.text}
+            if not blocks:
+                yield {"role": self.role, "content": ""}
+
+
+def _assistant(blocks: list[Any]) -> Message:
+    message: Message = {"role": "assistant", "content": ""}
+    calls = []
+    for block in blocks:
+        match block:
+            case TextBlock():
+                message["content"] += block.text
+            case ThinkingBlock():
+                text = block.thinking or unwrap(block.signature) or ""
+                message["reasoning_content"] = message.get("reasoning_content", "") + text
+            case ToolUseBlock():
+                arguments = json.dumps(block.input, ensure_ascii=False)
+                function = {"name": block.name, "arguments": arguments}
+                calls.append({"id": block.id, "type": "function", "function": function})
+    return message | ({"tool_calls": calls} if calls else {})
+
+
+class Tool(Wire):
+    accepted: ClassVar = _CACHED | {"eager_input_streaming": "arguments always stream"}
+    refused: ClassVar = {
+        "allowed_callers": Refused("tools are called by the model alone", (["direct"],)),
+        "defer_loading": Refused("every tool is shown from the start", (False,)),
+        "input_examples": Refused("show them in the description", ([],)),
+    }
+
+    type: Literal["custom"] | None = None
+    name: str = Field(min_length=1, max_length=128)
+    description: str | None = None
+    input_schema: dict[str, Any]
+    strict: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_custom(cls, given: Any) -> Any:
+        kind = given.get("type") if isinstance(given, dict) else None
+        if isinstance(kind, str) and kind != "custom":
+            raise fault("type", f"the server itself has no tool {kind[:60]!r}; describe your own")
+        return given
+
+    def as_tool(self) -> Message:
+        function: Message = {"name": self.name}
+        if self.description is not None:
+            function["description"] = self.description
+        function["parameters"] = self.input_schema
+        if self.strict is not None:
+            function["strict"] = self.strict
+        return {"type": "function", "function": function}
+
+
+class ToolChoice(Wire):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+    @model_validator(mode="after")
+    def _named(self) -> "ToolChoice":
+        if (self.type == "tool") != (self.name is not None):
+            raise fault("name", "name goes with the type 'tool', and with it only")
+        return self
+
+
+class Thinking(Wire):
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: int | None = Field(default=None, ge=1)
+    """After so many tokens of reasoning the answer begins."""
+    display: Literal["summarized", "omitted"] | None = None
+    """`omitted` leaves the text away; the signature still carries it. Nothing is summarized."""
+
+
+class OutputFormat(Wire):
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Wire):
+    effort: Effort | None = None
+    format: OutputFormat | None = None
+
+
+class CountTokensRequest(Wire):
+    accepted: ClassVar = {
+        **_CACHED,
+        "metadata": "metadata",
+        "service_tier": "there is one tier",
+        "inference_geo": "there is one place",
+        "user_profile_id": "metadata",
+        "workspace_id": "metadata",
+        "diagnostics": "the trace has them",
+        "context_management": "the history is taken as it is sent; nothing is cleared from it",
+    }
+    refused: ClassVar = {
+        "container": Refused("there are no containers"),
+        "mcp_servers": Refused("the server calls no tools itself", ([],)),
+        "speed": Refused("there is one speed", ("standard",)),
+    }
+
+    model: str
+    messages: list[MessageParam] = Field(min_length=1)
+    system: str | list[TextBlock] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    """Effort, and a JSON schema for the answer."""
+
+
+class MessagesRequest(CountTokensRequest):
+    max_tokens: int = Field(ge=0)
+    """Thinking counts; 0 only puts the prompt into the cache."""
+    stream: bool | None = None
+    stop_sequences: list[str] | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+
+
+# --------------------------------------------------------------------------------------------------
+# Into our terms
+
+
+def conversation_of(asked: CountTokensRequest) -> Conversation:
+    messages = [each for message in asked.messages for each in message.as_messages()]
+    if asked.system:
+        messages.insert(0, {"role": "system", "content": _joined(asked.system)})
+    tools = [tool.as_tool() for tool in asked.tools or ()]
+    choice = asked.tool_choice or ToolChoice(type="auto")
+    words: dict[str, Choice] = {"any": "required", "tool": "required", "none": "none"}
+    named = None if choice.name is None else (choice.name,)
+    word, names = check_choice(words.get(choice.type, "auto"), named, tools)
+    thinking, output = asked.thinking, asked.output_config or OutputConfig()
+    return Conversation(
+        messages=messages,
+        tools=tools,
+        choice=word,
+        callable=names,
+        parallel=not choice.disable_parallel_tool_use,
+        schema=output.format.schema_ if output.format is not None else None,
+        thinking=thinking is not None and thinking.type != "disabled",
+        effort=EFFORTS.get(output.effort or "high", "high"),
+        prefix=asked.messages[-1].role == "assistant",
+        thinking_budget=thinking.budget_tokens if thinking is not None else None,
+    )
+
+
+def _joined(content: str | list[TextBlock]) -> str:
+    return content if isinstance(content, str) else "\n\n".join(block.text for block in content)
+
+
+# --------------------------------------------------------------------------------------------------
+# The answer
+
+
+class CountTokens:
+    """The endpoint that only counts."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, request: Request) -> Response:
+        asked = await self._service.read(request, CountTokensRequest)
+        self._service.require_model(asked.model)
+        service, owner = self._service, owner_of(request)
+
+        def count() -> Rendered:
+            context = service.engine.context_tokens
+            return render(service.memory, owner, conversation_of(asked), service.settings, context)
+
+        prompt = await asyncio.to_thread(count)
+        return Answer({"input_tokens": len(prompt.ids)})
+
+
+class Messages:
+    """The endpoint that answers."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, request: Request) -> Response:
+        asked = await self._service.read(request, MessagesRequest)
+        writer = MessageWriter(
+            self._service.require_model(asked.model),
+            asked.max_tokens,
+            omits_thinking=asked.thinking is not None and asked.thinking.display == "omitted",
+        )
+        chat = conversation_of(asked)
+
+        async def begin() -> Answering:
+            sampling = Sampling(
+                params=sampling_params(
+                    temperature=asked.temperature, top_p=asked.top_p, top_k=asked.top_k, seed=None
+                ),
+                max_tokens=asked.max_tokens,
+                stop=stop_strings(asked.stop_sequences),
+            )
+            owner = owner_of(request)
+            return await answer(self._service, ROUTE, owner, chat, sampling, call_prefix="toolu_")
+
+        async def complete() -> Json:
+            answering = await begin()
+            (end,) = await answering.ends()
+            return writer.whole(answering, end)
+
+        if not asked.stream:
+            return Answer(await whole(request, complete()))
+        answering = await whole(request, begin())
+        return Frames(
+            writer.frames(answering),
+            answering.exchange.cancel,
+            keep_alive=sse({"type": "ping"}, "ping"),
+            keep_alive_seconds=self._service.settings.keep_alive_seconds,
+        )

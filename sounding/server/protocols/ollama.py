@@ -1,0 +1,363 @@
+"""Ollama's protocol, as far as editors use it to complete: generate, tags, show.
+
+A prompt is a question to be answered, unless it is `raw` or has a `suffix`: then it is text to go
+on with. Answers stream as lines of JSON.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sounding.completion.endings import Gap
+from sounding.engine.requests import Finished, GenerationRequest, Usage
+from sounding.server.conversation import (
+    EFFORTS,
+    Conversation,
+    Sampling,
+    answer_tokens,
+    sampling_params,
+)
+from sounding.server.exchange import Exchange, failure
+from sounding.server.http.errors import Refusal, ollama_error
+from sounding.server.http.streaming import Answer, Endpoint, Frames, to_json, whole
+from sounding.server.http.wire import Json, Refused, Wire, fault
+from sounding.server.protocols.answering import Answering, answer
+from sounding.server.protocols.fields import ONLY_TEXT, stop_strings
+from sounding.server.protocols.filling import Filling, Plain, fill_in
+from sounding.server.reply import Answered, Piece
+from sounding.server.service import Service, owner_of
+from sounding.text import ContentDelta, ReasoningDelta
+
+ROUTE = "/api/generate"
+SHOW_ROUTE = "/api/show"
+_VERSION = "0.12.0"  # of the protocol: clients ask what the server can do
+_TAG = ":latest"
+
+
+class Options(Wire):
+    accepted: ClassVar = {
+        "num_ctx": "the context is as long as the server's",
+        "num_keep": "the prompt is never cut",
+        "num_batch": "the server decides",
+        "num_gpu": "the server decides",
+        "main_gpu": "the server decides",
+        "num_thread": "the server decides",
+        "use_mmap": "the server decides",
+        "numa": "the server decides",
+        "low_vram": "the server decides",
+    }
+    refused: ClassVar = {
+        "repeat_penalty": Refused("tokens are not penalised", (1, 1.0)),
+        "repeat_last_n": Refused("tokens are not penalised", (0, 64)),
+        "presence_penalty": Refused("tokens are not penalised", (0, 0.0)),
+        "frequency_penalty": Refused("tokens are not penalised", (0, 0.0)),
+        "mirostat": Refused("there is no such sampler", (0,)),
+        "typical_p": Refused("there is no such sampler", (1, 1.0)),
+        "tfs_z": Refused("there is no such sampler", (1, 1.0)),
+    }
+
+    num_predict: int | None = Field(default=None, ge=-2)
+    """-1 and -2: as many as there is room for."""
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+
+
+class GenerateRequest(Wire):
+    accepted: ClassVar = {"keep_alive": "the model stays loaded"}
+    refused: ClassVar = {
+        "images": Refused(ONLY_TEXT, ([],)),
+        "template": Refused(
+            "the prompt format is the model's; send raw: true with your own", ("",)
+        ),
+        "context": Refused("send the text itself; its prefix is cached", ([],)),
+        "logprobs": Refused("probabilities are told in /v1/completions", (False,)),
+        "top_logprobs": Refused("probabilities are told in /v1/completions", (0,)),
+    }
+
+    model: str
+    prompt: str = ""
+    suffix: str | None = None
+    """The text after the cursor: what is between the prompt and it is written."""
+    system: str | None = None
+    stream: bool | None = None
+    """True if not given."""
+    raw: bool | None = None
+    """Go on with the prompt as it is; names of special tokens in it are those tokens."""
+    format: Literal["", "json"] | dict[str, Any] | None = None
+    """`json` for any object, or the JSON schema of the answer."""
+    think: bool | Literal["low", "medium", "high", "max"] | None = None
+    options: Options | None = None
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> "GenerateRequest":
+        if self.continues:
+            for name in ("system", "format", "think"):
+                if getattr(self, name):
+                    raise fault(name, f"{name} is for questions, not with raw or a suffix")
+        return self
+
+    @property
+    def continues(self) -> bool:
+        return bool(self.raw or self.suffix)
+
+
+class ShowRequest(Wire):
+    accepted: ClassVar = {"verbose": "everything known is said"}
+
+    model: str | None = None
+    name: str | None = None
+    """The older name of model."""
+
+
+class Generate:
+    """`/api/generate`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, request: Request) -> Response:
+        asked = await self._service.read(request, GenerateRequest)
+        model = self._service.require_model(asked.model)
+        begun = await whole(request, self._begin(asked, owner_of(request)))
+        objects = _Objects(model)
+        parts = begun.answer(objects)
+        if asked.stream is not False:
+            return Frames(
+                _lines(parts),
+                begun.exchange.cancel,
+                media_type="application/x-ndjson",
+                keep_alive=b"\n",
+                keep_alive_seconds=self._service.settings.keep_alive_seconds,
+            )
+        return Answer(await whole(request, _added(begun.exchange, parts)))
+
+    async def _begin(self, asked: GenerateRequest, owner: str) -> "_Asked | _Continued":
+        options = asked.options or Options()
+        wanted = options.num_predict if options.num_predict is not None else -1
+        sampling = Sampling(
+            params=sampling_params(
+                temperature=options.temperature,
+                top_p=options.top_p,
+                top_k=options.top_k,
+                min_p=options.min_p,
+                seed=options.seed,
+            ),
+            max_tokens=wanted if wanted >= 0 else None,
+            stop=stop_strings(options.stop),
+        )
+        if asked.continues:
+            return await self._continue(asked, sampling)
+        chat = self._chat(asked)
+        return _Asked(await answer(self._service, ROUTE, owner, chat, sampling))
+
+    def _chat(self, asked: GenerateRequest) -> Conversation:
+        messages = [{"role": "user", "content": asked.prompt}]
+        if asked.system:
+            messages.insert(0, {"role": "system", "content": asked.system})
+        schema = {"type": "object"} if asked.format == "json" else asked.format or None
+        think = asked.think
+        return Conversation(
+            messages=messages,
+            schema=schema,
+            show_schema=isinstance(asked.format, dict),
+            thinking=self._service.settings.thinking if think is None else bool(think),
+            effort=EFFORTS[think] if isinstance(think, str) else "high",
+        )
+
+    async def _continue(self, asked: GenerateRequest, sampling: Sampling) -> "_Continued":
+        service = self._service
+        context, limit = service.engine.context_tokens, service.settings.max_seconds
+        source: Filling | Plain
+        if asked.suffix:
+            most = sampling.max_tokens
+            sampling = Sampling(
+                params=sampling.params,
+                max_tokens=context // 4 if most is None else most,
+                stop=sampling.stop,
+            )
+            source = await fill_in(
+                service.require_completer(),
+                Gap(asked.prompt, asked.suffix),
+                None,
+                max_tokens=sampling.max_tokens or 0,
+                context_tokens=context,
+                whole=True,
+            )
+            request = source.request(sampling, limit)
+        else:
+            source = Plain(service.tokenizer.eos_id)
+            ids = await asyncio.to_thread(service.raw_prompt, asked.prompt)
+            request = GenerationRequest(
+                prompt=ids,
+                params=sampling.params,
+                max_tokens=answer_tokens(len(ids), sampling.max_tokens, context, "prompt"),
+                max_seconds=limit,
+                stop=tuple(sampling.stop),
+            )
+        return _Continued(await service.begin(ROUTE, [request]), source)
+
+
+class _Objects:
+    """Writes the objects of one answer."""
+
+    def __init__(self, model: str) -> None:
+        self._model, self._began = model, time.monotonic()
+
+    def part(self, **fields: str) -> Json:
+        return {**self._head(), "response": "", **fields, "done": False}
+
+    def end(self, reason: str, usage: Usage, text: str = "") -> Json:
+        """The last one; times in nanoseconds."""
+        return {
+            **self._head(),
+            "response": text,
+            "done": True,
+            "done_reason": "stop" if reason == "stop" else "length",
+            "total_duration": _nanoseconds(time.monotonic() - self._began),
+            "load_duration": 0,
+            "prompt_eval_count": usage.prompt_tokens,
+            "prompt_eval_duration": _nanoseconds(usage.prefill_seconds),
+            "eval_count": usage.completion_tokens,
+            "eval_duration": _nanoseconds(usage.decode_seconds),
+        }
+
+    def _head(self) -> Json:
+        return {"model": self._model, "created_at": datetime.now(UTC).isoformat()}
+
+
+class _Asked:
+    """An answer to a question."""
+
+    def __init__(self, answering: Answering) -> None:
+        self.exchange, self._answering = answering.exchange, answering
+
+    async def answer(self, objects: _Objects) -> AsyncIterator[Json | Refusal]:
+        async for _, said in self._answering:
+            match said:
+                case Piece(ContentDelta(text)):
+                    yield objects.part(response=text)
+                case Piece(ReasoningDelta(text)):
+                    yield objects.part(thinking=text)
+                case Answered():
+                    yield said.failure or objects.end(said.reason, said.usage)
+
+
+class _Continued:
+    """Text that goes on."""
+
+    def __init__(self, exchange: Exchange, source: Filling | Plain) -> None:
+        self.exchange, self._source = exchange, source
+
+    async def answer(self, objects: _Objects) -> AsyncIterator[Json | Refusal]:
+        async for _, event in self.exchange:
+            text = self._source.feed(event)
+            if isinstance(event, Finished):
+                yield failure(event) or objects.end(event.reason, event.usage, text)
+            elif text:
+                yield objects.part(response=text)
+
+
+async def _lines(parts: AsyncIterator[Json | Refusal]) -> AsyncIterator[bytes]:
+    async for part in parts:
+        yield to_json(ollama_error(part) if isinstance(part, Refusal) else part) + b"\n"
+
+
+async def _added(exchange: Exchange, parts: AsyncIterator[Json | Refusal]) -> Json:
+    """All parts as one. Raises Refusal where there is no answer."""
+    response, thinking, last = "", "", {}
+    async with exchange:
+        async for part in parts:
+            if isinstance(part, Refusal):
+                raise part
+            response += part["response"]
+            thinking += part.get("thinking", "")
+            last = part
+    return last | {"response": response} | ({"thinking": thinking} if thinking else {})
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)
+
+
+# --------------------------------------------------------------------------------------------------
+# The model
+
+
+class Show:
+    """`/api/show`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, request: Request) -> Response:
+        service = self._service
+        asked = await service.read(request, ShowRequest)
+        service.require_model(asked.model or asked.name)
+        card = service.card
+        capabilities = ["completion", "tools", "thinking"]
+        return Answer(
+            {
+                "modelfile": "",
+                "parameters": "",
+                "template": "",
+                "details": _details(service),
+                "model_info": {
+                    "general.architecture": card.architecture,
+                    "general.parameter_count": card.parameters,
+                    f"{card.architecture}.context_length": service.engine.context_tokens,
+                },
+                "capabilities": capabilities + (["insert"] if service.completer else []),
+                "modified_at": _when(service),
+            }
+        )
+
+
+def listings(service: Service) -> dict[str, Endpoint]:
+    """What only tells, by path, all GET."""
+
+    async def tags(request: Request) -> Response:
+        names = [name for name in service.settings.model_names if name != "*"]
+        return Answer({"models": [_listed(service, n) for n in names or [service.model_name]]})
+
+    async def version(request: Request) -> Response:
+        return Answer({"version": _VERSION})
+
+    return {"/api/tags": tags, "/api/version": version}
+
+
+def _listed(service: Service, name: str) -> Json:
+    tagged = name if ":" in name else name + _TAG
+    return {
+        "name": tagged,
+        "model": tagged,
+        "modified_at": _when(service),
+        "size": service.card.size_bytes,
+        "digest": "",
+        "details": _details(service),
+    }
+
+
+def _details(service: Service) -> Json:
+    card = service.card
+    return {
+        "parent_model": "",
+        "format": "safetensors",
+        "family": card.architecture,
+        "families": [card.architecture],
+        "parameter_size": f"{card.parameters / 1e6:.1f}M" if card.parameters else "",
+        "quantization_level": card.quantization,
+    }
+
+
+def _when(service: Service) -> str:
+    return datetime.fromtimestamp(service.began, UTC).isoformat()

@@ -1,0 +1,33 @@
+"""What a request took, in OpenAI's words and DeepSeek's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sounding.engine.requests import Usage
+
+
+def openai_usage(usages: Sequence[Usage], reasoning_tokens: int | None = None) -> dict[str, Any]:
+    """The `usage` of a completion; several choices share their prompt and add up their answers.
+
+    `prompt_cache_miss_reason` says why the cache did not hold more (ours; others have no word for
+    it), the prediction tokens how drafts fared.
+    """
+    first = usages[0]
+    completion = sum(usage.completion_tokens for usage in usages)
+    accepted = sum(usage.accepted_tokens for usage in usages)
+    details = {
+        "accepted_prediction_tokens": accepted,
+        "rejected_prediction_tokens": sum(u.drafted_tokens for u in usages) - accepted,
+    }
+    if reasoning_tokens is not None:
+        details["reasoning_tokens"] = reasoning_tokens
+    return {
+        "prompt_tokens": first.prompt_tokens,
+        "completion_tokens": completion,
+        "total_tokens": first.prompt_tokens + completion,
+        "prompt_cache_hit_tokens": first.hit_tokens,
+        "prompt_cache_miss_tokens": first.prompt_tokens - first.hit_tokens,
+        "prompt_cache_miss_reason": first.miss_reason,
+        "prompt_tokens_details": {"cached_tokens": first.hit_tokens},
+        "completion_tokens_details": details,
+    }

@@ -1,0 +1,41 @@
+"""What is shown of a line while it is being written, where lines of the file compete with it."""
+
+import pytest
+
+from sounding.completion.completer import Completer
+from sounding.completion.endings import Gap
+from sounding.completion.prompt import Settings
+from sounding.engine.requests import Event, Finished, TokenEvent
+from sounding.server.protocols.filling import Filling
+from tests.engine.scripted import Author, small_tokenizer
+
+GAP = Gap("def area(self):\n    return self.x\n\ndef area(self):\n    ", "\n\nprint(1)\n")
+SURE, AT_A_LOSS = -0.1, -50.0
+
+
+@pytest.mark.parametrize(
+    ("logprob", "copying", "expected"),
+    [
+        (SURE, True, "return self.y"),
+        (AT_A_LOSS, True, "return self.x"),
+        (AT_A_LOSS, False, "return self.y"),
+    ],
+)
+def test_a_copy_takes_the_place_of_an_unlikely_line(
+    logprob: float, copying: bool, expected: str
+) -> None:
+    tokenizer = small_tokenizer()
+    completer = Completer(tokenizer, Author(""))
+    fill = completer.begin(GAP, "line", Settings(copying=copying))
+    filling = Filling(GAP, "line", fill)
+    shown, stream = [], tokenizer.stream()
+    for token in tokenizer.encode(fill.healed + "return self.y\n"):
+        more = fill.answer.push(token, logprob)
+        event: Event = TokenEvent(token, stream.push(token))
+        shown.append(filling.feed(event))
+        if not more:
+            break
+    if copying:
+        assert not any(shown)
+    shown.append(filling.feed(Finished(reason="stop")))
+    assert "".join(shown) == expected
