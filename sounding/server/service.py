@@ -19,7 +19,13 @@ from sounding.engine.requests import EngineLike, GenerationRequest, Usage
 from sounding.runtime import give_back_free_memory
 from sounding.server.exchange import Exchange, Ledger, Run, begin
 from sounding.server.http.errors import Refusal, context_overflow
-from sounding.server.http.wire import Json, Model, read_json, read_model
+from sounding.server.http.wire import (
+    MOST_VALUES,
+    Json,
+    Model,
+    read_json,
+    read_model,
+)
 from sounding.server.options import Settings
 from sounding.server.prometheus import Metrics
 from sounding.server.trace import Trace
@@ -28,6 +34,7 @@ from sounding.text.tokenizer import Tokenizer, TooManyTokens
 
 log = logging.getLogger(__name__)
 
+_SMALL_BYTES = 1 << 14  # of a body that is read at once, without a thread
 _TIDY_SECONDS = 1.0  # after a large request
 _RATE_SECONDS = 10  # over which tokens per second are measured
 
@@ -140,7 +147,13 @@ class Service:
 
     async def read(self, request: Request, model: type[Model]) -> Model:
         """The request's body as a model. Raises Refusal."""
-        return read_model(model, read_json(await request.body()))
+        body = await request.body()
+        most = MOST_VALUES + 2 * self.engine.context_tokens  # prompts may be token ids
+
+        def checked() -> Model:
+            return read_model(model, read_json(body, most))
+
+        return checked() if len(body) < _SMALL_BYTES else await asyncio.to_thread(checked)
 
     async def begin(self, route: str, requests: Sequence[GenerationRequest]) -> Exchange:
         """Submit requests to the engine. Raises Refusal when it will not have them."""

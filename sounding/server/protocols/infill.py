@@ -90,7 +90,7 @@ class InfillRequest(Wire):
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = None
     """-1 draws one."""
-    response_fields: list[str] | None = None
+    response_fields: list[str] | None = Field(default=None, max_length=100)
     """Which fields to send, such as "content" and "timings/prompt_n"; the others stay away."""
 
 

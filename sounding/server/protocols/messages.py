@@ -26,7 +26,13 @@ from sounding.server.conversation import (
 from sounding.server.http.streaming import Answer, Frames, sse, whole
 from sounding.server.http.wire import Json, Refused, Wire, fault
 from sounding.server.protocols.answering import Answering, answer
-from sounding.server.protocols.fields import ONLY_TEXT, Effort, check_choice, stop_strings
+from sounding.server.protocols.fields import (
+    MOST_TOOLS,
+    ONLY_TEXT,
+    Effort,
+    check_choice,
+    stop_strings,
+)
 from sounding.server.protocols.messages_writer import MessageWriter
 from sounding.server.protocols.opaque import unwrap
 from sounding.server.service import Service, owner_of
@@ -222,7 +228,7 @@ class CountTokensRequest(Wire):
     model: str
     messages: list[MessageParam] = Field(min_length=1)
     system: str | list[TextBlock] | None = None
-    tools: list[Tool] | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -307,7 +313,7 @@ class Messages:
             asked.max_tokens,
             omits_thinking=asked.thinking is not None and asked.thinking.display == "omitted",
         )
-        chat = conversation_of(asked)
+        chat = await asyncio.to_thread(conversation_of, asked)
 
         async def begin() -> Answering:
             sampling = Sampling(
