@@ -201,9 +201,18 @@ class Completer:
             shown = max(shown, len(certain))
 
     def begin(
-        self, gap: Gap, kind: Kind | None, settings: Settings, *, files: Sequence[File] = ()
+        self,
+        gap: Gap,
+        kind: Kind | None,
+        settings: Settings,
+        *,
+        files: Sequence[File] = (),
+        stop: Sequence[str] = (),
     ) -> Fill:
-        """A gap's prompt and what is to be fed; `kind` None goes on to the end of the text."""
+        """A gap's prompt and what is to be fed; `kind` None goes on to the end of the text.
+
+        `stop` are strings before which the text ends.
+        """
         num_bytes = len(gap.prefix.encode())
         if gap.suffix.strip():
             num_bytes += len(gap.suffix.encode())
@@ -213,7 +222,9 @@ class Completer:
         rest = healing.rest if healing is not None else b""
         copies = _copies(gap, kind, settings)
         answer, reader = (
-            self._middle(healing and self._again(healing), kind, gap, settings, copies=copies)
+            self._middle(
+                healing and self._again(healing), kind, gap, settings, copies=copies, stop=stop
+            )
             for _ in range(2)
         )
         whole = len(context.encode()) + num_bytes - len(rest)
@@ -240,11 +251,15 @@ class Completer:
         *,
         copies: Copies | None = None,
         python: bool = False,
+        stop: Sequence[str] = (),
     ) -> Middle:
         ending = ending_for(kind, gap) if kind is not None else None
         opening = Opening(self._prompts.healer) if python and opens_block(gap) else None
         return Middle(
-            *(self._tokenizer, healing, ending, settings.max_tokens), copies=copies, opening=opening
+            *(self._tokenizer, healing, ending, settings.max_tokens),
+            copies=copies,
+            opening=opening,
+            stop=stop,
         )
 
     def _attempts(

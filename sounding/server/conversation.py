@@ -13,7 +13,9 @@ from sounding.engine.requests import Answer, GenerationRequest, Grammar, Priorit
 from sounding.engine.sampling import SamplingParams
 from sounding.server.http.errors import Refusal, context_overflow
 from sounding.server.options import Settings
+from sounding.server.stopping import ContentRule
 from sounding.server.turn_memory import Memory, Rendered
+from sounding.text import Parser, parser
 from sounding.text.grammar import turn_grammar
 from sounding.text.markup import EFFORT_TEXTS, END_THINK
 from sounding.text.tokenizer import Tokenizer, TooManyTokens
@@ -64,6 +66,10 @@ class Conversation:
     def begins_in(self) -> str:
         """The mode to parse what comes first: a continued answer has no thoughts before it."""
         return "chat" if self.prefix else self.thinking_mode
+
+    def parser(self) -> Parser:
+        """What reads an answer to it."""
+        return parser(self.begins_in, tolerant=True, tools=list(self.tools))
 
     @property
     def question(self) -> Message | None:
@@ -119,18 +125,19 @@ def request_for(
         grammar = grammar_for(chat)
     except ValueError as error:
         raise Refusal(400, f"{error}", param="tools", code="invalid_value") from None
-    budget: Answer | None = None
+    rule: Answer | None = None
     if chat.thinking_budget is not None and chat.begins_in == "thinking":
-        budget = ThinkingBudget(chat.thinking_budget, tokenizer.id_of(END_THINK))
+        rule = ThinkingBudget(chat.thinking_budget, tokenizer.id_of(END_THINK))
+    if sampling.stop:
+        rule = ContentRule(sampling.stop, chat.parser(), tokenizer.stream(), rule)
     return GenerationRequest(
         prompt=prompt.ids,
         params=sampling.params,
         max_tokens=answer_tokens(len(prompt.ids), sampling.max_tokens, context_tokens),
         max_seconds=settings.max_seconds,
-        stop=tuple(sampling.stop),
         top_logprobs=sampling.top_logprobs,
         grammar=grammar,
-        answer=budget,
+        answer=rule,
         priority=Priority.CHAT,
     )
 

@@ -69,6 +69,7 @@ async def answer(
             tokenizer=tokenizer,
             memory=service.memory,
             owner=owner,
+            stop=sampling.stop,
             call_prefix=call_prefix,
         )
         for _ in requests

@@ -152,6 +152,7 @@ class Completions:
             None,
             max_tokens=sampling.max_tokens or 0,
             context_tokens=service.engine.context_tokens,
+            stop=sampling.stop,
             whole=True,
         )
         return filling.request(sampling, service.settings.max_seconds), _Choice(filling, "")

@@ -1,12 +1,19 @@
 """Text that is written at a cursor, for the protocols that fill in the middle."""
 
 import asyncio
+from collections.abc import Sequence
 
 from sounding.completion.completer import Completer, Fill
 from sounding.completion.context import File
 from sounding.completion.endings import Gap, Kind, trim
 from sounding.completion.prompt import Settings
-from sounding.engine.requests import Event, GenerationRequest, Priority, TokenEvent
+from sounding.engine.requests import (
+    Event,
+    Finished,
+    GenerationRequest,
+    Priority,
+    TokenEvent,
+)
 from sounding.server.conversation import Sampling
 from sounding.server.http.errors import Refusal, context_overflow
 from sounding.text.tokenizer import TooManyTokens
@@ -17,23 +24,25 @@ class Filling:
 
     def __init__(self, gap: Gap, kind: Kind | None, fill: Fill) -> None:
         self._gap, self._kind, self.fill = gap, kind, fill
-        self._text = ""  # as the engine tells it: without stop strings, with what was healed
         self._shown = 0
 
     @property
     def truncated(self) -> bool:
         return self.fill.truncated
 
+    @property
+    def stop(self) -> str | None:
+        """The stop string that was found."""
+        return self.fill.reader.found
+
     def feed(self, event: Event) -> str:
         """The text that became certain with an event of the engine; the rest with the last."""
         reader = self.fill.reader
-        self._text += event.text
-        written = self._text[len(self.fill.healed) :]
         if isinstance(event, TokenEvent):
             reader.push(event.token, 0.0)
-            certain = reader.certain[: len(written)]
+            certain = reader.certain
         else:
-            certain = written if event.stop is not None else self.fill.answer.finish()[0].text
+            certain = self.fill.answer.finish()[0].text
             if self._kind is not None:
                 short = reader.cut_short or event.reason in ("length", "time")
                 certain = trim(certain, self._gap, cut_short=short)
@@ -47,7 +56,6 @@ class Filling:
             params=sampling.params,
             max_tokens=sampling.max_tokens or 0,
             max_seconds=max_seconds,
-            stop=tuple(sampling.stop),
             top_logprobs=sampling.top_logprobs,
             answer=self.fill.answer,
             priority=Priority.KEYSTROKE,
@@ -61,8 +69,12 @@ class Plain:
 
     def __init__(self, eos_id: int) -> None:
         self._eos_id = eos_id
+        self.stop: str | None = None
+        """The stop string that was found."""
 
     def feed(self, event: Event) -> str:
+        if isinstance(event, Finished):
+            self.stop = event.stop
         if isinstance(event, TokenEvent) and event.token == self._eos_id:
             return ""
         return event.text
@@ -75,6 +87,7 @@ async def fill_in(
     *,
     max_tokens: int,
     context_tokens: int,
+    stop: Sequence[str] = (),
     files: tuple[File, ...] = (),
     whole: bool = False,
 ) -> Filling:
@@ -92,7 +105,7 @@ async def fill_in(
     try:
         if whole:
             await asyncio.to_thread(completer.count, gap, context_tokens)
-        fill = await asyncio.to_thread(completer.begin, gap, kind, settings, files=files)
+        fill = await asyncio.to_thread(completer.begin, gap, kind, settings, files=files, stop=stop)
     except TooManyTokens as error:
         raise context_overflow(
             error.num_tokens, context_tokens, param="prompt", exact=error.exact

@@ -123,6 +123,7 @@ class Infill:
             gap.natural_kind(),
             max_tokens=sampling.max_tokens or 0,
             context_tokens=context,
+            stop=sampling.stop,
             files=tuple((extra.filename, extra.text) for extra in asked.input_extra),
         )
         request = filling.request(sampling, _seconds(asked, service.settings.max_seconds))
@@ -167,8 +168,8 @@ class Infill:
             "tokens_cached": usage.hit_tokens,
             "truncated": filling.truncated,
             "has_new_line": "\n" in text,
-            "stop_type": _stop_type(finished),
-            "stopping_word": finished.stop or "",
+            "stop_type": _stop_type(finished, filling.stop),
+            "stopping_word": filling.stop or "",
             "generation_settings": {
                 "n_predict": request.max_tokens,
                 "temperature": request.params.temperature,
@@ -206,9 +207,9 @@ def _seconds(asked: InfillRequest, limit: float | None) -> float | None:
     return min(limits, default=None)
 
 
-def _stop_type(finished: Finished) -> str:
+def _stop_type(finished: Finished, stop: str | None) -> str:
     if finished.reason == "stop":
-        return "word" if finished.stop is not None else "eos"
+        return "word" if stop is not None else "eos"
     return "limit"
 
 

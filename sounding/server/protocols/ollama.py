@@ -191,6 +191,7 @@ class Generate:
                 None,
                 max_tokens=sampling.max_tokens or 0,
                 context_tokens=context,
+                stop=sampling.stop,
                 whole=True,
             )
             request = source.request(sampling, limit)
