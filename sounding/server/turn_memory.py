@@ -58,7 +58,7 @@ class Memory:
         """
         # Answers end in the loop's thread, which must not wait for a long conversation here.
         restored = self._restored(owner, messages)
-        text = encode(restored, replay=self._replay, **how)
+        text = encode(restored, replay=self._replay, always_answer=True, **how)
         with self._lock:
             begun = max((t for t in self._transcripts if text.startswith(t)), key=len, default="")
             ids = list(self._transcripts[begun]) if begun else []
