@@ -18,7 +18,8 @@ from uvicorn.server import ServerState
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 128  # connections that are accepted at once
+ACCEPTED_AT_ONCE = 16
+WAITING = 1024  # connections that the system holds until they are accepted
 _MOST_CONNECTIONS = 1024
 _OTHER_FILES = 64  # handles for everything else: weights, prefix store, traces
 _HEAD_SECONDS = 10.0
@@ -34,7 +35,8 @@ def most_connections() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return _MOST_CONNECTIONS
-    return max(8, min(_MOST_CONNECTIONS, soft - BACKLOG - _OTHER_FILES))
+    # asyncio has accepted some more before it tells us of the first.
+    return max(8, min(_MOST_CONNECTIONS, soft - 4 * ACCEPTED_AT_ONCE - _OTHER_FILES))
 
 
 class Connections(ServerState):

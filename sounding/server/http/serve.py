@@ -17,7 +17,8 @@ import uvicorn
 
 from sounding.server.app import application
 from sounding.server.http.connections import (
-    BACKLOG,
+    ACCEPTED_AT_ONCE,
+    WAITING,
     Connection,
     Connections,
     most_connections,
@@ -52,7 +53,7 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            backlog=BACKLOG,
+            backlog=ACCEPTED_AT_ONCE,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
         )
@@ -66,6 +67,8 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         quiet(self._loop)
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(WAITING)
         if self.started:
             self._ready()
 

@@ -126,7 +126,7 @@ def test_what_happens_again_and_again_is_logged_once(caplog: pytest.LogCaptureFi
 
 
 def test_there_are_handles_left_for_other_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    for soft, most in ((256, 64), (1024, 832), (1 << 20, 1024), (64, 8)):
+    for soft, most in ((256, 128), (1024, 896), (1 << 20, 1024), (64, 8)):
         monkeypatch.setattr(resource, "getrlimit", lambda kind, s=soft: (s, s))
         assert most_connections() == most
 
