@@ -111,7 +111,7 @@ def _odd_requests() -> list[Attack]:
 
 def _connections(scale: float, model: str) -> list[Attack]:
     silent, slow = max(40, round(320 * scale)), max(10, round(50 * scale))
-    unread, garbage = max(2, round(20 * scale)), max(50, round(2000 * scale))
+    unread, garbage = max(2, round(8 * scale)), max(50, round(2000 * scale))
     return [
         Attack("silent connections", partial(_silent, count=silent), "ok"),
         Attack("slow heads", partial(_slow_heads, count=slow), "ok"),
