@@ -25,7 +25,7 @@ GIB = 2**30
 
 @pytest.mark.parametrize("max_tokens", [0, 4096, 65536])
 def test_packed_state_is_as_large_as_the_formula_says(max_tokens: int) -> None:
-    """spec/architecture.md 8.1, and one window more for the MTP block."""
+    """docs/architecture.md 8.1, and one window more for the MTP block."""
     size = StateSize(nano())
     drafts = nano().num_mtp_layers * nano().sliding_window * size.entry_bytes
     assert packed_state(nano(), max_tokens=max_tokens).nbytes == size.bytes_at(max_tokens) + drafts
