@@ -28,6 +28,7 @@ from sounding.server.http.wire import (
 )
 from sounding.server.options import Settings
 from sounding.server.prometheus import Metrics
+from sounding.server.threads import Threads
 from sounding.server.trace import Trace
 from sounding.server.turn_memory import Memory
 from sounding.text.tokenizer import Tokenizer, TooManyTokens
@@ -35,6 +36,7 @@ from sounding.text.tokenizer import Tokenizer, TooManyTokens
 log = logging.getLogger(__name__)
 
 _SMALL_BYTES = 1 << 14  # of a body that is read at once, without a thread
+_LARGE_BYTES = 1 << 18  # of one that takes a while
 _TIDY_SECONDS = 1.0  # after a large request
 _RATE_SECONDS = 10  # over which tokens per second are measured
 
@@ -64,6 +66,7 @@ class Service:
         self.card = card or ModelCard()
         self.memory = Memory(tokenizer)
         self.ledger = Ledger()
+        self.threads = Threads()
         self.metrics = Metrics(engine.stats, self.ledger)
         self.trace = Trace(settings.trace) if settings.trace is not None else None
         if self.trace is not None:
@@ -153,11 +156,17 @@ class Service:
         def checked() -> Model:
             return read_model(model, read_json(body, most))
 
-        return checked() if len(body) < _SMALL_BYTES else await asyncio.to_thread(checked)
+        if len(body) < _SMALL_BYTES:
+            return checked()
+        if len(body) > _LARGE_BYTES:
+            self.threads.call_large()
+        return await self.threads.run(checked)
 
     async def begin(self, route: str, requests: Sequence[GenerationRequest]) -> Exchange:
         """Submit requests to the engine. Raises Refusal when it will not have them."""
-        return await begin(self.engine, self.ledger, route, requests)
+        if any(request.grammar is not None for request in requests):
+            self.threads.call_large()
+        return await begin(self.engine, self.ledger, self.threads, route, requests)
 
     def status(self) -> Json:
         """A moment of the server, for the page."""
@@ -190,6 +199,7 @@ class Service:
         return len(self._generated) / _RATE_SECONDS
 
     def close(self) -> None:
+        self.threads.close()
         if self.trace is not None:
             self.trace.close()
 

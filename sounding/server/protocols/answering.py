@@ -1,6 +1,5 @@
 """Answering a conversation, for every protocol that has one: prompt, runs, replies."""
 
-import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
 
@@ -60,7 +59,7 @@ async def answer(
             for one in several(sampling, count)
         ]
 
-    prompt, requests = await asyncio.to_thread(prepare)
+    prompt, requests = await service.threads.run(prepare)
     exchange = await service.begin(route, requests)
     replies = [
         Reply(

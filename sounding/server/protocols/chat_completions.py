@@ -4,7 +4,7 @@ What DeepSeek adds: `thinking`, `reasoning_content` both ways, `prefix` on a las
 message, the cache's hits in `usage`.
 """
 
-import asyncio
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -352,7 +352,9 @@ class ChatCompletions:
             wants_logprobs=bool(asked.logprobs),
             wants_usage=bool(asked.stream_options and asked.stream_options.include_usage),
         )
-        chat = await asyncio.to_thread(conversation_of, asked, self._service.settings.thinking)
+        chat = await self._service.threads.run(
+            partial(conversation_of, asked, self._service.settings.thinking)
+        )
 
         async def begin() -> Answering:
             return await answer(

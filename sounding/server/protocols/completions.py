@@ -4,11 +4,11 @@ A prompt is raw: the names of special tokens in it are those tokens, and a BOS i
 where there is none. Around a cursor (`suffix`) they are ordinary characters.
 """
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -137,7 +137,7 @@ class Completions:
         if asked.suffix is not None:
             pairs = [await self._fill(asked, one) for one in samplings]
         else:
-            pairs = await asyncio.to_thread(self._continue, asked, samplings)
+            pairs = await self._service.threads.run(partial(self._continue, asked, samplings))
         exchange = await self._service.begin(ROUTE, [request for request, _ in pairs])
         return exchange, [choice for _, choice in pairs]
 
@@ -147,7 +147,7 @@ class Completions:
         assert isinstance(asked.prompt, str) and asked.suffix is not None
         service = self._service
         filling = await fill_in(
-            service.require_completer(),
+            service,
             Gap(asked.prompt, asked.suffix),
             None,
             max_tokens=sampling.max_tokens or 0,

@@ -1,9 +1,9 @@
 """Text that is written at a cursor, for the protocols that fill in the middle."""
 
-import asyncio
 from collections.abc import Sequence
+from functools import partial
 
-from sounding.completion.completer import Completer, Fill
+from sounding.completion.completer import Fill
 from sounding.completion.context import File
 from sounding.completion.endings import Gap, Kind, trim
 from sounding.completion.prompt import Settings
@@ -16,6 +16,7 @@ from sounding.engine.requests import (
 )
 from sounding.server.conversation import Sampling
 from sounding.server.http.errors import Refusal, context_overflow
+from sounding.server.service import Service
 from sounding.text.tokenizer import TooManyTokens
 
 
@@ -81,7 +82,7 @@ class Plain:
 
 
 async def fill_in(
-    completer: Completer,
+    service: Service,
     gap: Gap,
     kind: Kind | None,
     *,
@@ -96,6 +97,7 @@ async def fill_in(
     `kind` None goes on to the end of the text. The prompt is what of the text around the cursor
     fits; with `whole` that must be all of it.
     """
+    completer, threads = service.require_completer(), service.threads
     try:
         settings = Settings(
             max_tokens=max(1, max_tokens), context_tokens=context_tokens, typing=True
@@ -104,8 +106,10 @@ async def fill_in(
         raise Refusal(400, f"{error}", param="max_tokens", code="context_length_exceeded") from None
     try:
         if whole:
-            await asyncio.to_thread(completer.count, gap, context_tokens)
-        fill = await asyncio.to_thread(completer.begin, gap, kind, settings, files=files, stop=stop)
+            await threads.run(partial(completer.count, gap, context_tokens))
+        fill = await threads.run(
+            partial(completer.begin, gap, kind, settings, files=files, stop=stop)
+        )
     except TooManyTokens as error:
         raise context_overflow(
             error.num_tokens, context_tokens, param="prompt", exact=error.exact
@@ -113,6 +117,6 @@ async def fill_in(
     except ValueError as error:
         raise Refusal(400, f"{error}", code="invalid_value") from None
     if whole and fill.truncated:
-        num_tokens = await asyncio.to_thread(completer.count, gap)
+        num_tokens = await threads.run(partial(completer.count, gap))
         raise context_overflow(num_tokens, context_tokens, param="prompt")
     return Filling(fill.gap, kind, fill)

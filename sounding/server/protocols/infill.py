@@ -118,7 +118,7 @@ class Infill:
         sampling = _sampling(asked, context)
         gap = Gap(asked.input_prefix + asked.prompt, asked.input_suffix)
         filling = await fill_in(
-            service.require_completer(),
+            service,
             gap,
             gap.natural_kind(),
             max_tokens=sampling.max_tokens or 0,

@@ -4,9 +4,9 @@ Thinking is off unless asked for, as that protocol has it. With `display: "omitt
 block's signature is the reasoning itself in disguise (opaque.py), so that it comes back.
 """
 
-import asyncio
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, Tag, model_validator
@@ -296,7 +296,7 @@ class CountTokens:
             context = service.engine.context_tokens
             return render(service.memory, owner, conversation_of(asked), service.settings, context)
 
-        prompt = await asyncio.to_thread(count)
+        prompt = await service.threads.run(count)
         return Answer({"input_tokens": len(prompt.ids)})
 
 
@@ -313,7 +313,7 @@ class Messages:
             asked.max_tokens,
             omits_thinking=asked.thinking is not None and asked.thinking.display == "omitted",
         )
-        chat = await asyncio.to_thread(conversation_of, asked)
+        chat = await self._service.threads.run(partial(conversation_of, asked))
 
         async def begin() -> Answering:
             sampling = Sampling(

@@ -4,10 +4,10 @@ A prompt is a question to be answered, unless it is `raw` or has a `suffix`: the
 on with. Answers stream as lines of JSON.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -186,7 +186,7 @@ class Generate:
                 stop=sampling.stop,
             )
             source = await fill_in(
-                service.require_completer(),
+                service,
                 Gap(asked.prompt, asked.suffix),
                 None,
                 max_tokens=sampling.max_tokens or 0,
@@ -197,7 +197,7 @@ class Generate:
             request = source.request(sampling, limit)
         else:
             source = Plain(service.tokenizer.eos_id)
-            ids = await asyncio.to_thread(service.raw_prompt, asked.prompt)
+            ids = await service.threads.run(partial(service.raw_prompt, asked.prompt))
             request = GenerationRequest(
                 prompt=ids,
                 params=sampling.params,

@@ -4,8 +4,8 @@ Reasoning comes as text in a reasoning item, and in its `encrypted_content` wher
 for, which here is the same text in disguise (opaque.py).
 """
 
-import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, Tag, model_validator
@@ -343,8 +343,10 @@ class Responses:
     async def __call__(self, request: Request) -> Response:
         asked = await self._service.read(request, ResponseRequest)
         model = self._service.require_model(asked.model)
-        chat = await asyncio.to_thread(conversation_of, asked, self._service.settings.thinking)
-        echoed = await asyncio.to_thread(_echoed, asked)
+        chat = await self._service.threads.run(
+            partial(conversation_of, asked, self._service.settings.thinking)
+        )
+        echoed = await self._service.threads.run(partial(_echoed, asked))
         writer = ResponseWriter(self._service.tokenizer, model, echoed, asked.include or ())
 
         async def begin() -> Answering:
