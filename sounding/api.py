@@ -126,7 +126,7 @@ class Model:
         Temperature 0 takes the likeliest token. Raises ValueError for a prompt that does not fit
         into the context.
         """
-        ids = self._opened.tokenizer.encode(prompt)
+        ids = self._ids(prompt)
         params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
         return _collected(self._events(ids, params, max_tokens, stop))
 
@@ -144,7 +144,7 @@ class Model:
 
         Closing the iterator cancels the rest.
         """
-        ids = self._opened.tokenizer.encode(prompt)
+        ids = self._ids(prompt)
         params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
         for event in self._events(ids, params, max_tokens, stop):
             if event.text:
@@ -166,8 +166,8 @@ class Model:
         Raises ValueError naming the message that cannot be encoded.
         """
         mode = "thinking" if thinking else "chat"
-        prompt = encode(_with_tools(messages, tools), mode)
-        ids = self._opened.tokenizer.encode(prompt)
+        prompt = encode(_with_tools(messages, tools), mode, always_answer=True)
+        ids = self._ids(prompt)
         params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
         answer = _collected(self._events(ids, params, max_tokens, ()))
         ended = EOS if answer.finish_reason == "stop" else ""
@@ -204,6 +204,9 @@ class Model:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _ids(self, prompt: str) -> list[int]:
+        return self._opened.tokenizer.encode(prompt, most_tokens=self._engine().context_tokens)
 
     def _engine(self) -> "Engine":
         with self._lock:
