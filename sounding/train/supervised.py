@@ -102,9 +102,9 @@ def losses(
     output = model(tokens, lengths, selection=phase.value)
     zero = upcast(output.streams.new_zeros(()))
     indexer = zero
-    for routed in output.routing:
-        if routed.index_loss is not None:
-            indexer = indexer + routed.index_loss
+    for report in output.reports:
+        if report.index_loss is not None:
+            indexer = indexer + report.index_loss
     if phase is Phase.INDEXER:
         return Losses(zero, zero, zero, indexer, zero, _loads(output.routing))
     hidden = model.hidden(output.streams)
