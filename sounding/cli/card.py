@@ -16,7 +16,7 @@ from sounding.cli.models import describe
 from sounding.loading import find_model
 
 if TYPE_CHECKING:
-    from sounding.train.metrics import Row
+    from sounding.train.metrics import MetricsRow
     from sounding.train.run_config import RunConfig
     from sounding.weights.description import Description
 
@@ -31,7 +31,7 @@ class Facts(NamedTuple):
     run: "RunConfig"
     step: int
     tokens: int
-    rows: "list[Row]"
+    rows: "list[MetricsRow]"
     """Metrics up to that step."""
     description: "Description"
     dataset: dict[str, Any]
@@ -69,8 +69,8 @@ def card(
     from sounding.evaluation.measuring import fingerprint
     from sounding.files import write_file
     from sounding.train.metrics import read_metrics
+    from sounding.train.run_folder import METRICS_NAME, RUN_NAME
     from sounding.train.runs import parse_run
-    from sounding.train.trainer import METRICS_NAME, RUN_NAME
 
     if not (folder / RUN_NAME).is_file():
         raise ValueError(f"{folder} has no {RUN_NAME}; give the folder of a run")
@@ -235,7 +235,7 @@ def _training(facts: Facts) -> list[str]:
     return [*_table(("", ""), rows.items()), *(line for note in facts.notes for line in ("", note))]
 
 
-def _rates(rows: "Sequence[Row]") -> str:
+def _rates(rows: "Sequence[MetricsRow]") -> str:
     """The rates as they were, which settings that changed on the way do not say."""
     rates = [row["learning_rate"] for row in rows if "loss" in row]
     if not rates:
@@ -244,13 +244,13 @@ def _rates(rows: "Sequence[Row]") -> str:
     return "after each quarter of the steps " + ", ".join(f"{rate:.2g}" for rate in quarters[1:])
 
 
-def _phases(rows: "Sequence[Row]") -> str:
+def _phases(rows: "Sequence[MetricsRow]") -> str:
     steps = Counter(row["phase"] for row in rows if "phase" in row)
     said = {"dense": "dense", "indexer": "for the indexer alone", "sparse": "sparse"}
     return ", ".join(f"{steps[name]:,} steps {text}" for name, text in said.items() if steps[name])
 
 
-def _time(rows: "Sequence[Row]") -> tuple[float, int]:
+def _time(rows: "Sequence[MetricsRow]") -> tuple[float, int]:
     """Seconds and tokens that the metrics' speeds stand for."""
     seconds, tokens, before = 0.0, 0, 0
     for row in rows:

@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from sounding.train.metrics import Row
+    from sounding.train.metrics import MetricsRow
     from sounding.train.run_config import RunConfig
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -63,6 +63,7 @@ def train(
     from sounding.train.numerics import warn_of_slow_products
     from sounding.train.parallel import processes
     from sounding.train.source import files_beside, open_held_out, open_source
+    from sounding.train.supervised import Supervised
     from sounding.train.trainer import Trainer
 
     keep_freed_memory()
@@ -85,8 +86,8 @@ def train(
             config,
             folder,
             open_source(config, group.rank, group.world),
+            Supervised(config, open_held_out(config)),
             device=where,
-            held_out=open_held_out(config),
             report=bar.show,
             beside=files_beside(config, folder),
             group=group,
@@ -97,7 +98,7 @@ def train(
     if not group.is_main:
         return
     verb = "finished" if finished else "stopped, the same command goes on"
-    console.print(f"{verb} at step {trainer.step:,} of {config.train.steps:,}: {trainer.folder}")
+    console.print(f"{verb} at step {trainer.step:,} of {config.train.steps:,}: {folder}")
 
 
 class _Bar:
@@ -115,7 +116,7 @@ class _Bar:
         self._task = self.progress.add_task(run.name, total=run.train.steps, measured="")
         self._bits = ""
 
-    def show(self, row: "Row") -> None:
+    def show(self, row: "MetricsRow") -> None:
         """Take in one row of metrics."""
         if "bits_per_byte" in row:
             self._bits = f", held out {row['bits_per_byte']:.3f} bits per byte"

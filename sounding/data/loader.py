@@ -17,19 +17,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 from numpy.typing import NDArray
-from torch import Tensor
 
+from sounding.data.batch import StreamState, TokenBatch
 from sounding.data.dataset import Dataset
 from sounding.data.fim import FimSettings, middle_span, piece_limit
 from sounding.data.line_ends import LineEnds
 from sounding.data.packing import best_fit, cut
 from sounding.data.token_cuts import Joints, Segment
+from sounding.ops.loss import IGNORED
 from sounding.text.markup import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
-
-IGNORED = -100  # a target without loss
-State = dict[str, Any]
 
 _TEXT_TOKENS = 2  # BOS and EOS
 _FIM_TOKENS = 5  # BOS, begin, hole, end, EOS
@@ -60,22 +57,6 @@ class LoaderSettings:
             )
         if self.window_documents < 1:
             raise ValueError(f"window_documents = {self.window_documents} must be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Sequences laid end to end, without padding; none of them sees another.
-
-    `targets` holds the token after each one of the same sequence, and IGNORED where there is none
-    or no loss is wanted. `lengths` are the sequences' tokens, in order; they add up to t, which is
-    at most rows * sequence_length. `middles` are the tokens at the end of each sequence that fill a
-    gap in what stands before.
-    """
-
-    tokens: Int64[Tensor, " t"]
-    targets: Int64[Tensor, " t"]
-    lengths: list[int]
-    middles: list[int]
 
 
 @dataclass(frozen=True)
@@ -129,8 +110,8 @@ class Loader:
         self._window_count = -(-len(dataset) // settings.window_documents)
 
     def batches(
-        self, state: State | None = None, *, epochs: int | None = None, prefetch: int = 0
-    ) -> Iterator[tuple[Batch, State]]:
+        self, state: StreamState | None = None, *, epochs: int | None = None, prefetch: int = 0
+    ) -> Iterator[tuple[TokenBatch, StreamState]]:
         """Batches with the state that resumes after each; `epochs` None never ends.
 
         `state` is what came with the last batch that was used; rows and ranks may have changed
@@ -141,7 +122,7 @@ class Loader:
         made = self._make(self._start(state), epochs)
         return _ahead(made, prefetch) if prefetch else made
 
-    def _start(self, state: State | None) -> _Position:
+    def _start(self, state: StreamState | None) -> _Position:
         if state is None:
             return 0, 0, 0
         if state.get("stream") != self._stream:
@@ -151,7 +132,9 @@ class Loader:
             )
         return state["epoch"], state["window"], state["row"]
 
-    def _make(self, start: _Position, epochs: int | None) -> Iterator[tuple[Batch, State]]:
+    def _make(
+        self, start: _Position, epochs: int | None
+    ) -> Iterator[tuple[TokenBatch, StreamState]]:
         held: list[_Row] = []
         position = start
         for row, position in self._row_stream(start, epochs):
@@ -163,10 +146,10 @@ class Loader:
         if even:
             yield self._batch(held[:even]), self._state(position)
 
-    def _batch(self, rows: list[_Row]) -> Batch:
+    def _batch(self, rows: list[_Row]) -> TokenBatch:
         return _collate([piece for row in rows[self._rank :: self._world] for piece in row])
 
-    def _state(self, position: _Position) -> State:
+    def _state(self, position: _Position) -> StreamState:
         epoch, window, row = position
         return {"stream": self._stream, "epoch": epoch, "window": window, "row": row}
 
@@ -273,7 +256,7 @@ class Loader:
         return pieces
 
 
-def _collate(pieces: list[_Piece]) -> Batch:
+def _collate(pieces: list[_Piece]) -> TokenBatch:
     lengths = [len(piece.tokens) for piece in pieces]
     tokens = np.concatenate([piece.tokens for piece in pieces])
     targets = np.full(len(tokens), IGNORED, np.int64)
@@ -282,7 +265,7 @@ def _collate(pieces: list[_Piece]) -> Batch:
     targets[ends - 1] = IGNORED
     for piece, end, length in zip(pieces, ends.tolist(), lengths, strict=True):
         targets[end - length : end - length + max(0, piece.loss_from - 1)] = IGNORED
-    return Batch(
+    return TokenBatch(
         tokens=torch.from_numpy(tokens),
         targets=torch.from_numpy(targets),
         lengths=lengths,

@@ -6,6 +6,7 @@ from torch import nn
 from sounding.model.layers import EXACT, QUANTIZATION_AWARE, Linear
 from sounding.model.transformer import Transformer
 from sounding.train.initialise import initialise
+from sounding.train.parallel import Group
 from sounding.train.run_config import RunConfig
 
 
@@ -28,6 +29,26 @@ def build_network(run: RunConfig, device: torch.device) -> Transformer:
         for block in (*model.layers, *model.mtp):
             block.compile(dynamic=True)  # lengths differ from batch to batch
     return model
+
+
+def freeze_all_but(model: Transformer, prefix: str | None, group: Group) -> None:
+    """Let only parameters whose names begin with `prefix` take gradients; None changes nothing.
+
+    Raises ValueError for a prefix that no name has, and for one in a group of several processes,
+    where parameters are sharded and train together.
+    """
+    if not prefix:
+        return
+    if not any(name.startswith(prefix) for name, _ in model.named_parameters()):
+        raise ValueError(
+            f"train.only = {prefix!r} begins no parameter's name; they begin with 'layers.0.', "
+            "'mtp.0.', 'embed.', 'head.' and the like"
+        )
+    if group.world > 1:
+        raise ValueError("train.only needs a single process: sharded weights train together")
+    for name, param in model.named_parameters():
+        if not name.startswith(prefix):
+            param.requires_grad_(False)
 
 
 def _assert_rounded(model: nn.Module) -> None:

@@ -11,16 +11,16 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
+MetricsRow = dict[str, Any]
 
 
-class Metrics:
+class MetricsFile:
     """A file that rows are appended to, and that resuming cuts back to a checkpoint's length."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def append(self, row: Row) -> None:
+    def append(self, row: MetricsRow) -> None:
         """Write one row and hand it to the operating system."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -48,12 +48,12 @@ class Metrics:
             os.truncate(self.path, num_bytes)
 
 
-def read_metrics(path: Path) -> list[Row]:
+def read_metrics(path: Path) -> list[MetricsRow]:
     """All rows; a half-written last one is left out.
 
     Raises ValueError naming the line for anything else that is no JSON.
     """
-    rows: list[Row] = []
+    rows: list[MetricsRow] = []
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
         try:

@@ -32,7 +32,7 @@ _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedStep:
     """A saved step: tensors lie in the file's pages until copied."""
 
     model: dict[str, Tensor]
@@ -116,10 +116,10 @@ def steps(root: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def load(root: Path, step: int) -> Saved:
+def load(root: Path, step: int) -> SavedStep:
     """Read a saved step."""
     folder = root / f"step-{step:08d}"
-    return Saved(
+    return SavedStep(
         read_state(Checkpoint(folder / MODEL_NAME)),
         safetensors.torch.load_file(folder / _OPTIMIZER),
         json.loads((folder / _STATE).read_text(encoding="utf-8")),

@@ -11,15 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sounding.data.batch import TokenBatch
 from sounding.data.dataset import Dataset, read_info, tokenize, verify
 from sounding.data.fim import FimSettings
-from sounding.data.loader import IGNORED, Batch, Loader, LoaderSettings
+from sounding.data.loader import Loader, LoaderSettings
+from sounding.ops.loss import IGNORED
 from sounding.text.markup import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
 from sounding.text.tokenizer import SMALLEST_VOCABULARY, Tokenizer, train
 from tests.data.conftest import code
 
 TEXTS = [code(seed, 1 + seed % 9) for seed in range(60)]
-Step = tuple[Batch, dict[str, Any]]
+Step = tuple[TokenBatch, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def settings(rate: float = 0.5, **changes: Any) -> LoaderSettings:
     return LoaderSettings(**{**values, **changes})
 
 
-def sequences(batch: Batch) -> list[list[int]]:
+def sequences(batch: TokenBatch) -> list[list[int]]:
     return [part.tolist() for part in torch.split(batch.tokens, batch.lengths)]
 
 

@@ -11,7 +11,8 @@ import torch
 from sounding.ops.loss import IGNORED
 from sounding.text.tokenizer import SMALLEST_VOCABULARY, Tokenizer, train
 from sounding.train.runs import change, named_run
-from sounding.train.source import files_beside, repeats
+from sounding.train.source import files_beside
+from sounding.train.synthetic import repeats
 
 TOKENS = np.arange(100, 400, dtype=np.uint16)
 

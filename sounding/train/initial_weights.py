@@ -24,7 +24,7 @@ _STORAGE_FIELDS = {"expert_dtype", "quantization_config", "torch_dtype", "archit
 
 
 @torch.no_grad()
-def start_from(model: Transformer, folder: Path, beside: Sequence[Path] = ()) -> None:
+def load_initial_weights(model: Transformer, folder: Path, beside: Sequence[Path] = ()) -> None:
     """Fill a network in place from a checkpoint in any storage format, unpacked to float32.
 
     `beside` are the files that go with the network: a tokenizer among them must be the

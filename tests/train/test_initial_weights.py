@@ -9,11 +9,9 @@ import torch
 
 from sounding.text.tokenizer import Tokenizer, train
 from sounding.train.build_network import build_network
-from sounding.train.metrics import Row
+from sounding.train.initial_weights import load_initial_weights
+from sounding.train.metrics import MetricsRow
 from sounding.train.run_checkpoint import CHECKPOINTS_NAME
-from sounding.train.source import open_source
-from sounding.train.start import start_from
-from sounding.train.trainer import Trainer
 from sounding.weights.build import load_model, save_model
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.quantize import Target, convert
@@ -51,10 +49,10 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoint(tmp_path: Path, model: Pa
     run = small(f"train.initial_weights={model}")
     trainer(run, tmp_path / "whole").train()
 
-    def stop(row: Row) -> None:
+    def stop(row: MetricsRow) -> None:
         first._interrupt.requested = row["step"] == 4
 
-    first = Trainer(run, tmp_path / "stopped", open_source(run), device=CPU, report=stop)
+    first = trainer(run, tmp_path / "stopped", report=stop)
     assert not first.train()
     hidden = model.rename(tmp_path / "gone")  # read at step 0 only
     try:
@@ -86,7 +84,7 @@ def test_a_setting_without_a_shape_is_a_warning(
 ) -> None:
     run = small("model.sliding_window=32")
     with caplog.at_level(logging.WARNING):
-        start_from(build_network(run, CPU), model)
+        load_initial_weights(build_network(run, CPU), model)
     assert [r.message for r in caplog.records] == [
         f"{model} was made with another sliding_window: 16, not 32"
     ]
@@ -104,7 +102,7 @@ def test_another_tokenizer_is_refused(tmp_path: Path, model: Path) -> None:
         tokenizer.save(tmp_path / "model" / "tokenizer.json")
         run = small(f"train.initial_weights={tmp_path / 'model'}")
         beside = [tmp_path / "data" / "tokenizer.json"]
-        Trainer(run, tmp_path / "run", open_source(run), device=CPU, beside=beside)
+        trainer(run, tmp_path / "run", beside=beside)
 
     start(ours)
     with pytest.raises(ValueError, match="are different tokenizers"):

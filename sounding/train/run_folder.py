@@ -1,0 +1,136 @@
+"""The folder of a run: its settings, metrics, checkpoints and milestones.
+
+A folder belongs to one run. Everything is written by the main process of a group; all processes
+read, and those that save must all ask, because sharded weights are put together first.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sounding.config import ModelConfig
+from sounding.train import run_checkpoint
+from sounding.train.metrics import MetricsFile, MetricsRow
+from sounding.train.parallel import ALONE, Group
+from sounding.train.run_checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME, SavedStep
+from sounding.train.run_config import RunConfig
+from sounding.train.runs import differences, parse_run
+
+logger = logging.getLogger(__name__)
+
+RUN_NAME, METRICS_NAME = "run.json", "metrics.jsonl"
+
+
+class RunFolder:
+    """Where a run writes, and where it goes on from."""
+
+    def __init__(
+        self, path: Path, run: RunConfig, *, beside: Sequence[Path] = (), group: Group = ALONE
+    ) -> None:
+        """Files `beside` (a tokenizer) are copied to every model that is saved."""
+        self.path = path
+        self.metrics = MetricsFile(path / METRICS_NAME)
+        self._run, self._beside, self._group = run, beside, group
+
+    def claim(self, *, allow_change: bool = False) -> None:
+        """Make the folder this run's, and finish or undo what killed saves left in it.
+
+        Raises ValueError when it holds a run with other settings, unless `allow_change`.
+        """
+        if self._group.is_main:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in (CHECKPOINTS_NAME, MILESTONES_NAME):
+                run_checkpoint.clean(self.path / name)
+            self._claim_settings(allow_change)
+        self._group.wait()
+
+    def _claim_settings(self, allow_change: bool) -> None:
+        path = self.path / RUN_NAME
+        if path.exists():
+            changed = differences(read_run(self.path), self._run)
+            if changed and not allow_change:
+                raise ValueError(
+                    f"{self.path} holds a run with other settings ({'; '.join(changed)}): give "
+                    "the same ones, choose another folder (--out), or change the run from here on "
+                    "(--change)"
+                )
+            for line in changed:
+                logger.warning("changed from here on: %s", line)
+        text = json.dumps(self._run.to_dict(), indent=2) + "\n"
+        path.write_text(text, encoding="utf-8")
+
+    # ----------------------------------------------------------------------------------------------
+    # Checkpoints
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a step to go on from."""
+        return bool(run_checkpoint.steps(self.path / CHECKPOINTS_NAME))
+
+    def last_checkpoint(self) -> SavedStep | None:
+        """The last step that was saved."""
+        root = self.path / CHECKPOINTS_NAME
+        steps = run_checkpoint.steps(root)
+        return run_checkpoint.load(root, steps[-1]) if steps else None
+
+    def cut_metrics(self, num_bytes: int) -> None:
+        """Drop the rows behind the first `num_bytes`: their steps are taken again."""
+        if self._group.is_main:
+            self.metrics.cut(num_bytes)
+
+    def record(self, row: MetricsRow) -> None:
+        """Append a row to the metrics."""
+        if self._group.is_main:
+            self.metrics.append(row)
+
+    def save(
+        self,
+        step: int,
+        *,
+        weights: Mapping[str, Tensor],
+        moments: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+    ) -> None:
+        """Write a checkpoint; `state` is everything but tensors, settings and metrics."""
+        if self._group.is_main:
+            run_checkpoint.save(
+                self.path / CHECKPOINTS_NAME,
+                step,
+                model=weights,
+                config=self._model_config,
+                optimizer=moments,
+                state={
+                    "run": self._run.to_dict(),
+                    **state,
+                    "metrics_bytes": self.metrics.sync(),
+                },
+                keep=self._run.log.keep_checkpoints,
+                beside=self._beside,
+            )
+        self._group.wait()
+
+    def save_milestone(self, step: int, tokens: int, weights: Mapping[str, Tensor]) -> None:
+        """Write weights that stay for good, in bf16."""
+        if self._group.is_main:
+            run_checkpoint.save_milestone(
+                self.path / MILESTONES_NAME,
+                step,
+                tokens,
+                model=weights,
+                config=self._model_config,
+                beside=self._beside,
+            )
+        self._group.wait()
+
+    @property
+    def _model_config(self) -> ModelConfig:
+        return self._run.model
+
+
+def read_run(folder: Path) -> RunConfig:
+    """The settings of the run in a folder."""
+    return parse_run(json.loads((folder / RUN_NAME).read_text(encoding="utf-8")))
