@@ -69,7 +69,8 @@ def card(
     from sounding.evaluation.measuring import fingerprint
     from sounding.files import write_file
     from sounding.train.metrics import read_metrics
-    from sounding.train.run_folder import METRICS_NAME, RUN_NAME
+    from sounding.train.resolve import RUN_NAME
+    from sounding.train.run_folder import METRICS_NAME
     from sounding.train.runs import parse_run
 
     if not (folder / RUN_NAME).is_file():

@@ -13,16 +13,18 @@ from typing import Any
 from torch import Tensor
 
 from sounding.config import ModelConfig
+from sounding.files import write_file
 from sounding.train import run_checkpoint
 from sounding.train.metrics import MetricsFile, MetricsRow
 from sounding.train.parallel import ALONE, Group
+from sounding.train.resolve import RUN_NAME, read_run
 from sounding.train.run_checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME, SavedStep
 from sounding.train.run_config import RunConfig
-from sounding.train.runs import differences, parse_run
+from sounding.train.runs import differences
 
 logger = logging.getLogger(__name__)
 
-RUN_NAME, METRICS_NAME = "run.json", "metrics.jsonl"
+METRICS_NAME = "metrics.jsonl"
 
 
 class RunFolder:
@@ -60,8 +62,7 @@ class RunFolder:
                 )
             for line in changed:
                 logger.warning("changed from here on: %s", line)
-        text = json.dumps(self._run.to_dict(), indent=2) + "\n"
-        path.write_text(text, encoding="utf-8")
+        write_file(path, json.dumps(self._run.to_dict(), indent=2).encode() + b"\n")
 
     # ----------------------------------------------------------------------------------------------
     # Checkpoints
@@ -129,8 +130,3 @@ class RunFolder:
     @property
     def _model_config(self) -> ModelConfig:
         return self._run.model
-
-
-def read_run(folder: Path) -> RunConfig:
-    """The settings of the run in a folder."""
-    return parse_run(json.loads((folder / RUN_NAME).read_text(encoding="utf-8")))

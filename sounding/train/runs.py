@@ -1,6 +1,7 @@
 """Named runs, and the strict ways to change one, save it, and read it back."""
 
 import dataclasses
+import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType, UnionType
@@ -103,8 +104,13 @@ RUNS: dict[str, Callable[[], RunConfig]] = {run.__name__: run for run in (copyin
 
 
 def named_run(name: str) -> RunConfig:
-    """The preset of this name; ValueError with the nearest name if there is none."""
-    refuse_unknown([name], RUNS, "the list of runs")
+    """The recipe of this name. Raises ValueError with the nearest name if there is none."""
+    if name not in RUNS:
+        near = difflib.get_close_matches(name, RUNS, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{name!r} is neither a recipe ({', '.join(RUNS)}) nor the folder of a run{hint}"
+        )
     return RUNS[name]()
 
 

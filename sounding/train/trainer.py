@@ -109,7 +109,7 @@ class Trainer(Generic[B]):
                     started, measured = now, self.tokens
                     self._record(row)
                 if self.step % log.validate_every == 0 or self.step == run.train.steps:
-                    self._validate()
+                    self.validate()
                 if log.milestone_every and self.step % log.milestone_every == 0:
                     self.folder.save_milestone(self.step, self.tokens, self._whole_weights())
                 if self.step % log.checkpoint_every == 0 and self.guard.calm:
@@ -222,7 +222,8 @@ class Trainer(Generic[B]):
         norms = [clip(group, limit) for group in (others, indexers) if group]
         return norms[0] if norms else torch.zeros(())
 
-    def _validate(self) -> None:
+    def validate(self) -> None:
+        """Let the objective measure the network as it is, and record what it found."""
         with torch.no_grad(), for_throughput(self.run_config.train.dtype):
             row = self.objective.validate(self.model, self.step)
         self.group.reshard(self.model)

@@ -212,7 +212,7 @@ def test_accumulated_batches_have_the_gradient_of_one_large_batch(tmp_path: Path
 
     run = small("train.dtype=float32")
     whole = gradients(trainer(run, tmp_path / "whole", wholes))
-    run = small("train.dtype=float32", "train.accumulation=2")
+    run = small("train.dtype=float32", "train.accumulation=2", "data.batch_tokens=136")
     split = gradients(trainer(run, tmp_path / "split", halves))
     assert whole.keys() == split.keys()
     for name, gradient in split.items():
