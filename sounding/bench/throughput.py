@@ -21,8 +21,8 @@ from sounding.data.batch import StreamState, TokenBatch
 from sounding.ops.loss import IGNORED
 from sounding.train.allocator import keep_freed_memory
 from sounding.train.numerics import repeatable
+from sounding.train.objective import BatchSource
 from sounding.train.run_config import DataConfig, RunConfig, SparsityConfig, TrainConfig
-from sounding.train.source import BatchSource
 from sounding.train.supervised import Supervised
 from sounding.train.trainer import Trainer
 
