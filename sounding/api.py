@@ -17,7 +17,7 @@ from sounding.completion.completer import Completer
 from sounding.completion.endings import Gap
 from sounding.completion.prompt import Settings
 from sounding.engine.batch import Batch
-from sounding.engine.requests import Event, Finished, GenerationRequest
+from sounding.engine.requests import EngineFault, Event, Finished, GenerationRequest
 from sounding.engine.sampling import SamplingParams
 from sounding.loading import LoadedModel, open_model
 from sounding.text import encode, parse
@@ -214,14 +214,14 @@ class Model:
     def _events(
         self, prompt: Sequence[int], params: SamplingParams, max_tokens: int, stop: Sequence[str]
     ) -> Iterator[Event]:
-        """The events of one request. Raises RuntimeError where the engine fails."""
+        """The events of one request. Raises EngineFault where the engine fails."""
         stream = self._engine().submit(
             GenerationRequest(prompt=prompt, params=params, max_tokens=max_tokens, stop=stop)
         )
         try:
             for event in stream:
                 if isinstance(event, Finished) and event.error is not None:
-                    raise RuntimeError(f"the model could not go on: {event.error}")
+                    raise EngineFault(f"the model could not go on: {event.error}")
                 yield event
         finally:
             stream.cancel()  # the caller may have stopped reading

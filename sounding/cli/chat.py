@@ -14,6 +14,7 @@ import click
 
 from sounding.cli.completion import open_model
 from sounding.cli.transcript import EFFORTS, Conversation, Effort, Write
+from sounding.engine.faults import EngineFault
 from sounding.loading import LoadedModel
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def writer(opened: LoadedModel, params: "SamplingParams", max_tokens: int) -> Wr
             for event in stream:
                 yield event.text
                 if isinstance(event, Finished) and event.error is not None:
-                    raise ValueError(f"the model could not go on: {event.error}")
+                    raise EngineFault(f"the model could not go on: {event.error}")
                 if isinstance(event, Finished) and event.reason == "stop":
                     yield EOS
         finally:
@@ -183,7 +184,7 @@ def talk(conversation: Conversation, history: Path) -> None:
         except KeyboardInterrupt:
             click.echo()
             _note("stopped; Ctrl-D leaves")
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EngineFault) as error:
             click.secho(f"{error}", err=True, fg="red")
 
 

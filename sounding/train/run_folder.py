@@ -6,7 +6,8 @@ read, and those that save must all ask, because sharded weights are put together
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,50 @@ class RunFolder:
         """Whether there is a step to go on from."""
         return bool(run_checkpoint.steps(self.path / CHECKPOINTS_NAME))
 
-    def last_checkpoint(self) -> SavedStep | None:
-        """The last step that was saved."""
+    def restore_last(self, take_over: Callable[[SavedStep], None]) -> SavedStep | None:
+        """Hand the last checkpoint to `take_over` and return it; None if there is none.
+
+        One that is damaged gives way to the one before, with a warning; it is set aside once a
+        whole one is found. Raises ValueError where all are damaged.
+        """
         root = self.path / CHECKPOINTS_NAME
-        steps = run_checkpoint.steps(root)
-        return run_checkpoint.load(root, steps[-1]) if steps else None
+        damaged: list[int] = []
+        reason = ""
+        for step in reversed(run_checkpoint.steps(root)):
+            saved, reason = _try_to_restore(root, step, take_over)
+            if not self._group.any(saved is None):
+                self._set_aside(damaged, step)
+                return saved
+            damaged.append(step)
+            logger.warning("the checkpoint of step %d cannot be used: %s", step, reason)
+        if damaged:
+            raise ValueError(
+                f"no checkpoint in {root} can be used ({reason}); move that folder away to begin "
+                "anew, or choose another --out"
+            )
+        return None
+
+    def _set_aside(self, damaged: Sequence[int], whole: int) -> None:
+        if self._group.is_main:
+            for step in damaged:
+                place = run_checkpoint.set_aside(self.path / CHECKPOINTS_NAME, step)
+                logger.warning("it is kept as %s; the run goes on from step %d", place, whole)
+        self._group.wait()
+
+    def require_room(self, step: int, weight_bytes: int, moment_bytes: int) -> None:
+        """Raise ValueError where the disk is too small for what is saved after `step`."""
+        log, last = self._run.log, self._run.train.steps
+        if not self._group.is_main:
+            return
+        saves = math.ceil((last - step) / log.checkpoint_every)
+        # A new one is written before an old one goes.
+        room = log.keep_checkpoints + 1 - len(run_checkpoint.steps(self.path / CHECKPOINTS_NAME))
+        needed = min(saves, max(1, room)) * (weight_bytes + moment_bytes)
+        if log.milestone_every:
+            milestones = last // log.milestone_every - step // log.milestone_every
+            needed += milestones * weight_bytes // 2  # in bf16
+        advice = "lower log.keep_checkpoints, or save fewer milestones with log.milestone_every"
+        run_checkpoint.require_room(self.path, needed, advice)
 
     def cut_metrics(self, num_bytes: int) -> None:
         """Drop the rows behind the first `num_bytes`: their steps are taken again."""
@@ -130,3 +170,20 @@ class RunFolder:
     @property
     def _model_config(self) -> ModelConfig:
         return self._run.model
+
+
+def _try_to_restore(
+    root: Path, step: int, take_over: Callable[[SavedStep], None]
+) -> tuple[SavedStep | None, str]:
+    """A saved step that was taken over, or None and why it cannot be."""
+    try:
+        saved = run_checkpoint.load(root, step)
+        missing = {"tokens", "data", "guard", "metrics_bytes"} - saved.state.keys()
+        if missing:
+            return None, f"its state lacks {min(missing)!r}"
+        take_over(saved)
+        return saved, ""
+    except (ValueError, OSError) as error:
+        return None, str(error)
+    except (KeyError, TypeError, RuntimeError) as error:  # of another form than ours
+        return None, f"{type(error).__name__}: {error}"

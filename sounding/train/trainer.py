@@ -83,6 +83,8 @@ class Trainer(Generic[B]):
             )
         self.folder.claim(allow_change=allow_change)
         self._resume()
+        weights = sum(param.nbytes for param in self.model.parameters())
+        self.folder.require_room(self.step, weights, self.optimizers.state_bytes)
         self._stream = source(self._data_state)
 
     # ----------------------------------------------------------------------------------------------
@@ -256,34 +258,32 @@ class Trainer(Generic[B]):
         return {name: whole(param.detach()) for name, param in self.model.named_parameters()}
 
     def _resume(self) -> None:
-        saved = self.folder.last_checkpoint()
+        saved = self.folder.restore_last(self._take_over)
         if saved is not None:
-            self._take_over(saved)
             self._data_state = saved.state["data"]
-            self.guard.restore(saved.state["guard"])
             logger.info("resumed at step %d", self.step)
         self.folder.cut_metrics(int(saved.state["metrics_bytes"]) if saved else 0)
 
     def _roll_back(self) -> None:
         """Back to the last checkpoint's weights, on with later data."""
-        saved = self.folder.last_checkpoint()
         rollbacks = self.guard.rollbacks + 1
         reason = f"{self.guard.skipped_in_a_row} steps in a row were skipped"
-        if saved is None or rollbacks > self.run_config.guard.rollbacks:
-            missing = "no rollback left" if saved else "no checkpoint to go back to"
+        if not self.folder.has_checkpoint or rollbacks > self.run_config.guard.rollbacks:
+            has = self.folder.has_checkpoint
+            missing = "no rollback left" if has else "no checkpoint to go back to"
             raise ValueError(
                 f"step {self.step}: {reason}, and there is {missing}; lower train.lr, or raise "
                 "guard.rollbacks"
             )
         reason = f"at step {self.step}: {reason}"
-        self._take_over(saved)
-        self.guard.restore({**saved.state["guard"], "rollbacks": rollbacks})
+        self.folder.restore_last(self._take_over)
+        self.guard.rollbacks = rollbacks
         logger.warning("back to step %d: %s", self.step, reason)
         event = {"event": "rolled back", "reason": reason}
         self._record({"step": self.step, "tokens": self.tokens, **event})
 
     def _take_over(self, saved: SavedStep) -> None:
-        """Copy weights, moments and counters of a checkpoint into this run's own tensors.
+        """Copy all of a checkpoint but the place in the data into this run's own tensors.
 
         Copies, because sums depend on how memory is aligned, and a file's pages are aligned
         otherwise than a tensor of ours.
@@ -292,4 +292,5 @@ class Trainer(Generic[B]):
             for name, param in self.model.named_parameters():
                 param.copy_(part_like(saved.model[name].to(param.device), param))
         self.optimizers.load_state_tensors(saved.optimizer)
+        self.guard.restore(saved.state["guard"])
         self.step, self.tokens = int(saved.state["step"]), int(saved.state["tokens"])
