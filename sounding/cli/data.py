@@ -5,12 +5,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.progress import MofNCompleteColumn
 
 from sounding.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from sounding.data.manifest import Manifest
 
 _COLUMNS = ("documents", "MB", "skipped", "copies")
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -53,17 +56,27 @@ def build(
     An interrupted build goes on where it was when the same command is given again.
     """
     from sounding.data import corpus, overlap
+    from sounding.data import manifest as pins
     from sounding.data.sources import folder_source
 
     keep_out, digest = None, ""
     if exclude:
         keep_out = overlap.Overlap(text for path in exclude for text in overlap.read_texts(path))
         digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in exclude)).hexdigest()
-    settings = corpus.Settings(suffixes=suffixes, threshold=threshold, overlap_digest=digest)
+    listed = None
+    if manifest or not folders:
+        shipped = manifest in (None, "shipped")
+        listed = pins.read_manifest(pins.SHIPPED if shipped else Path(str(manifest)))
+    settings = corpus.Settings(
+        suffixes=suffixes,
+        threshold=threshold,
+        overlap_digest=digest,
+        left_out=listed.left_out if listed else (),
+    )
     with _bar() as show:
         sources = [folder_source(folder, "train") for folder in folders]
-        if manifest or not folders:
-            sources = _public_sources(manifest or "shipped", cache, show) + sources
+        if listed:
+            sources = _public_sources(listed, cache, show) + sources
         sources = _held_out(sources, heldout)
         stats = corpus.build(
             out, sources, settings, overlap=keep_out, overwrite=overwrite, progress=show
@@ -74,12 +87,11 @@ def build(
         _print_stats(stats)
 
 
-def _public_sources(manifest: str, cache: Path | None, show: Any) -> list[Any]:
+def _public_sources(listed: "Manifest", cache: Path | None, show: Any) -> list[Any]:
     """The packages of a manifest, fetched, and the standard library. Says all that failed."""
     from sounding.data import manifest as pins
     from sounding.data.sources import standard_library_source, wheel_source
 
-    listed = pins.read_manifest(pins.SHIPPED if manifest == "shipped" else Path(manifest))
     folder = (cache or pins.user_cache_folder()) / "packages"
     sources, failures = [], []
     for index, package in enumerate(listed.packages):

@@ -1,5 +1,6 @@
 """The commands from end to end, on folders and wheels made here."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -80,10 +81,13 @@ def test_from_a_manifest(tmp_path: Path, project: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    package, wheel = make_wheel(tmp_path / "index", {"sample/a.py": code(50)})
+    package, wheel = make_wheel(
+        tmp_path / "index", {"sample/a.py": code(50), "sample/b.py": code(51)}
+    )
     manifest = tmp_path / "manifest.toml"
+    left_out = hashlib.sha256(code(51).encode()).hexdigest()
     manifest.write_text(
-        "[[package]]\n"
+        f"left_out = ['{left_out}']\n[[package]]\n"
         + "".join(f'{name} = "{value}"\n' for name, value in vars(package).items())
         + '[target]\npython = "3.11"\n'
     )
@@ -94,6 +98,8 @@ def test_from_a_manifest(tmp_path: Path, project: Path, monkeypatch: pytest.Monk
     wheel.write_bytes(content)
     stats = json.loads(run("build", tmp_path / "out", *words, "--json").stdout)
     assert stats["packages"].keys() == {"sample", "project"}
+    assert stats["packages"]["sample"]["documents"] == 1
+    assert stats["packages"]["sample"]["skipped"] == {"left-out": 1, "type": 3}
     assert (tmp_path / "cache" / "packages" / wheel.name).is_file()
 
 
