@@ -242,14 +242,14 @@ def show(corpus: Path, split: str | None, package: str | None, as_json: bool) ->
 def problems(file: Path, tokenizer: Path, out: Path) -> None:
     """Turn the rows of MBPP that are for training into a dataset.
 
-    Each is its description as a comment with the solution below. A run reads it beside its own
-    dataset: `train RUN --set data.more=OUT --set data.more_times=100`.
+    Each is its description as a comment with the solution below. Rows that repeat one which is
+    measured are left out. A run reads the dataset beside others in a mixture, `data.mixture`.
     """
     from sounding.data.dataset import tokenize as write_dataset
-    from sounding.tasks.mbpp import TRAIN_IDS, read_mbpp, training_text
+    from sounding.tasks.mbpp import REPEATED_IDS, TRAIN_IDS, read_mbpp, training_text
     from sounding.text.tokenizer import Tokenizer
 
-    rows = read_mbpp(file, TRAIN_IDS)
+    rows = [row for row in read_mbpp(file, TRAIN_IDS) if row.number not in REPEATED_IDS]
     texts = map(training_text, rows)
     info = write_dataset(texts, Tokenizer.from_file(tokenizer), out, source="MBPP, training rows")
     click.echo(f"{info['documents']:,} documents, {info['tokens']:,} tokens")

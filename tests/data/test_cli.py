@@ -67,14 +67,14 @@ def test_from_folders_to_batches(tmp_path: Path, project: Path, make_folder: Fol
                 }
             )
             + "\n"
-            for number in (11, 600, 601, 974)
+            for number in (11, 600, 602, 603, 974)
         )
     )
     problems = tmp_path / "problems"
     run("problems", row, "--tokenizer", tmp_path / "tokenizer.json", "--out", problems)
     found = Dataset.open(problems)
     texts = [found.tokenizer.decode(found.document(i).tolist()) for i in range(len(found))]
-    assert texts == ["# Say 601.\nx = 1\n", "# Say 974.\nx = 1\n"]
+    assert texts == ["# Say 603.\nx = 1\n", "# Say 974.\nx = 1\n"]
 
 
 def test_from_a_manifest(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
