@@ -27,7 +27,8 @@ _RUNS = Path("runs")
     "--from",
     "model",
     type=_FOLDER,
-    help="Begin with the weights of this model, at step 0; sets train.initial_weights.",
+    help="Begin with the weights of this model, or the weights and moments of this checkpoint "
+    "of a run, at step 0; sets train.initial_weights.",
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ... or auto.")
 @click.option("--change", is_flag=True, help="Go on with a saved run under other settings.")

@@ -63,10 +63,14 @@ class Trainer:
         self.group = group
         self.step, self.tokens = 0, 0
         self.model = build_network(run, device)
+        begun = None
         if run.train.initial_weights and not run_checkpoint.steps(folder / CHECKPOINTS_NAME):
-            start_from(self.model, Path(run.train.initial_weights), beside)
+            begun = Path(run.train.initial_weights)
+            start_from(self.model, begun, beside)
         group.shard(self.model)
         self.optimizers = Optimizers(self.model, run.optimizer)
+        if begun:
+            self.optimizers.load_state_tensors(run_checkpoint.moments_of(begun))
         self.guard = Guard(run.guard, harmless=run.optimizer.clip_norm)
         self.metrics = Metrics(folder / METRICS_NAME)
         self._data_state: State | None = None
