@@ -212,6 +212,29 @@ def tokenize(corpus: Path, tokenizer: Path, out: Path, split: str, as_json: bool
 
 @data.command()
 @click.argument("corpus", type=_CORPUS)
+@click.argument("out", type=_FOLDER)
+@click.option("--split", default="train", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")
+def functions(corpus: Path, out: Path, split: str, as_json: bool) -> None:
+    """Take functions that stand alone out of the folder CORPUS; OUT is a corpus of them.
+
+    They are documented and short, and need nothing but the standard library, whose imports are put
+    above them. `data tokenize OUT` makes a dataset for a mixture.
+    """
+    from sounding.data.corpus import read_stats
+    from sounding.data.functions import mine
+
+    total = read_stats(corpus)["splits"].get(split, {}).get("documents", 0)
+    with _bar() as show:
+        stats = mine(corpus, out, split, progress=lambda done: show("reading", done, total))
+    if as_json:
+        click.echo(json.dumps(stats))
+    else:
+        _print_stats(stats)
+
+
+@data.command()
+@click.argument("corpus", type=_CORPUS)
 @click.option("--split", help="Print the documents of this split as JSONL instead.")
 @click.option("--package", help="Of --split, only the documents of this package.")
 @click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")

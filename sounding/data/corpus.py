@@ -221,7 +221,11 @@ def _write(
     for writer in writers.values():
         writer.finish()
     progress("written", len(sources), len(sources))
-    shards = [path for split in SPLITS for path in writers[split].paths]
+    return describe(packages, [path for split in SPLITS for path in writers[split].paths])
+
+
+def describe(packages: dict[str, dict[str, Any]], shards: Sequence[Path]) -> dict[str, Any]:
+    """Statistics of a corpus from those of its packages."""
     return {
         "documents": sum(entry["documents"] for entry in packages.values()),
         "bytes": sum(entry["bytes"] for entry in packages.values()),
