@@ -20,7 +20,8 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     "--from",
     "model",
     type=_FOLDER,
-    help="Start from the weights of this model instead of random ones; sets train.initial_weights.",
+    help="Start from the weights of this model, or the weights and moments of this checkpoint of a "
+    "run, instead of random weights; sets train.initial_weights.",
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ... or auto.")
 @click.option("--change", is_flag=True, help="Change the settings of a saved run from here on.")

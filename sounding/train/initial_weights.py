@@ -1,6 +1,8 @@
-"""Beginning with another model's weights instead of random ones: to train it on, or to tune it.
+"""Beginning with what another run or model has learned instead of random weights.
 
-Only weights come over. Moments, step and data begin anew, so the result is a run of its own.
+Of a model only weights come over, of a run's checkpoint the moments too: a next phase goes on at
+full rate, with other data, without the steps that moments take to form. Step and data begin anew,
+so the result is a run of its own.
 """
 
 import logging
@@ -13,6 +15,7 @@ from sounding.config import ModelConfig
 from sounding.data.dataset import TOKENIZER_NAME
 from sounding.model.transformer import Transformer
 from sounding.text.tokenizer import Tokenizer
+from sounding.train.run_checkpoint import model_of
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.layout import parameters
 from sounding.weights.state_dict import read_state
@@ -25,12 +28,14 @@ _STORAGE_FIELDS = {"expert_dtype", "quantization_config", "torch_dtype", "archit
 
 @torch.no_grad()
 def load_initial_weights(model: Transformer, folder: Path, beside: Sequence[Path] = ()) -> None:
-    """Fill a network in place from a checkpoint in any storage format, unpacked to float32.
+    """Fill a network in place from a model in any storage format, unpacked to float32.
 
+    `folder` is a model's, or that of a run's checkpoint, whose moments `moments_of` reads.
     `beside` are the files that go with the network: a tokenizer among them must be the
     checkpoint's. Raises ValueError for a network of other shapes, naming tensor and settings, and
     for another tokenizer; settings that differ without changing a shape are a warning.
     """
+    folder = model_of(folder)
     checkpoint = Checkpoint(folder)
     differing = _differences(checkpoint.config, model.config)
     _require_same_shapes(checkpoint, model.config, differing)

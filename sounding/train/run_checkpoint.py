@@ -152,6 +152,26 @@ def require_room(folder: Path, num_bytes: int, advice: str) -> None:
         )
 
 
+def model_of(folder: Path) -> Path:
+    """Where the model of a saved step lies; any other folder is taken for a model's own."""
+    return folder / MODEL_NAME if (folder / _STATE).is_file() else folder
+
+
+def moments_of(folder: Path) -> dict[str, Tensor]:
+    """The moments of a saved step; none for the folder of a model.
+
+    Raises ValueError for a milestone, which has no moments to go on with.
+    """
+    if not (folder / _STATE).is_file():
+        return {}
+    if not (folder / _OPTIMIZER).is_file():
+        raise ValueError(
+            f"{folder} is a milestone and has no moments: begin with a checkpoint, or with "
+            f"{folder / MODEL_NAME}, which is weights alone"
+        )
+    return safetensors.torch.load_file(folder / _OPTIMIZER)
+
+
 def saved_models(run: Path) -> list[tuple[int, int, Path]]:
     """Step, tokens and model folder of what a run's folder keeps, by step; milestones first."""
     found: dict[int, tuple[int, int, Path]] = {}

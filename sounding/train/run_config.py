@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from sounding.config import ModelConfig
 from sounding.data.fim import FimSettings
+from sounding.data.shares import Share, require_mixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +110,9 @@ class DataConfig:
     network that knows the tokens already to look back for them."""
     path: str | None = None
     """Folder of the dataset to train on, as `data tokenize` makes it."""
-    more: str | None = None
-    """Folder of a second dataset, whose documents come `more_times` as often."""
-    more_times: int = 1
+    mixture: tuple[Share, ...] = ()
+    """Or several datasets, with weights that may change over the run, as JSON:
+    `[{"name": "corpus", "path": "train", "weight": 0.7}, ...]`, and `"final_weight"`."""
     held_out: str | None = None
     """Folder of the dataset to validate on; without it there is no validation."""
     sequence_tokens: int = 1024
@@ -136,7 +137,15 @@ class DataConfig:
         rows, rest = divmod(self.batch_tokens, self.sequence_tokens)
         _require(self, "batch_tokens", rows >= 1 and rest == 0, rule)
         _require(self, "split_rate", 0 <= self.split_rate <= 1, "a share from 0 to 1")
-        _require(self, "more_times", self.more_times >= 1, "at least 1")
+        require_mixture(self.mixture)
+        if self.mixture and (self.path is not None or self.source != "dataset"):
+            other = (
+                f"path = {self.path!r}" if self.path is not None else f"source = {self.source!r}"
+            )
+            raise ValueError(
+                f"data.{other} and data.mixture both say what to read; take one of them out, such "
+                "as with data.path=none"
+            )
         _require(self, "validation_tokens", self.validation_tokens >= 1, "at least 1")
 
 
@@ -158,7 +167,8 @@ class TrainConfig:
     seed: int = 0
     """Of the initial weights, the hash tables and the order of data."""
     initial_weights: str | None = None
-    """Folder of a checkpoint to begin with instead of random weights; read at step 0 only."""
+    """Folder of a model to begin with instead of random weights, or of a run's checkpoint
+    (`RUN/checkpoints/step-N`) to begin with weights and moments; read at step 0 only."""
     only: str | None = None
     """Train only parameters whose names begin so, such as `mtp.`; nothing else moves."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -170,6 +171,8 @@ def _parse_text(text: str, kind: Any, where: str) -> Any:
             if text == str(option):
                 return option
         raise ValueError(f"{where} = {text!r} must be {' or '.join(map(str, options))}")
+    if origin is tuple and dataclasses.is_dataclass(options[0]):
+        return _parse_rows(text, options[0], where)
     if origin is tuple:
         items = text.strip("[]()").split(",")
         return tuple(_parse_text(item.strip(), options[0], where) for item in items if item.strip())
@@ -181,6 +184,17 @@ def _parse_text(text: str, kind: Any, where: str) -> Any:
         except ValueError:
             pass
     raise ValueError(f"{where} = {text!r} must be of type {getattr(kind, '__name__', kind)}")
+
+
+def _parse_rows(text: str, kind: Any, where: str) -> tuple[Any, ...]:
+    """Read a JSON list of objects as dataclasses."""
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} = {text!r} must be a JSON list of objects: {error}") from None
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise ValueError(f"{where} = {text!r} must be a JSON list of objects")
+    return tuple(_parse_group(kind, row, f"{where}[{at}]") for at, row in enumerate(rows))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -207,7 +221,13 @@ def parse_run(raw: Mapping[str, Any]) -> RunConfig:
 
 def _parse_group(kind: Any, raw: Mapping[str, Any], where: str) -> Any:
     fields = {entry.name: entry for entry in dataclasses.fields(kind)}
+    if kind is DataConfig:
+        raw = _without_second_dataset(raw)
     refuse_unknown(raw, fields, where)
+    for name, entry in fields.items():
+        needed = entry.default is MISSING and entry.default_factory is MISSING
+        if needed and name not in raw:
+            raise ValueError(f"{where} lacks {name!r}")
     values = {}
     for name, value in raw.items():
         if isinstance(value, Mapping):
@@ -216,6 +236,20 @@ def _parse_group(kind: Any, raw: Mapping[str, Any], where: str) -> Any:
             text = value if isinstance(value, str) else json.dumps(value)
             values[name] = _parse_text(text, fields[name].type, f"{where}.{name}")
     return kind(**values)
+
+
+def _without_second_dataset(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Data settings without those for a second dataset, which runs had before mixtures.
+
+    Raises ValueError where they were used: the order in which such a run read its text is gone.
+    """
+    if raw.get("more") is not None:
+        raise ValueError(
+            f"data.more = {raw['more']!r} is of a run from before data.mixture, which cannot go "
+            "on in the same order: begin a new run with the weights and moments of its last "
+            "checkpoint (--from RUN/checkpoints/step-N), and name both datasets in data.mixture"
+        )
+    return {name: value for name, value in raw.items() if name not in ("more", "more_times")}
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:

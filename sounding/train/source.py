@@ -9,7 +9,9 @@ from pathlib import Path
 from sounding.data.batch import StreamState, TokenBatch
 from sounding.data.dataset import TOKENIZER_NAME, Dataset
 from sounding.data.fim import FimSettings
-from sounding.data.loader import Loader, LoaderSettings
+from sounding.data.loader import Loader, RowStream
+from sounding.data.mixture import Mixture
+from sounding.data.rows import LoaderSettings, Rows
 from sounding.files import write_file
 from sounding.ops.loss import IGNORED
 from sounding.text.tokenizer import CONFIG_NAME, MOST_PADDING, SUFFIX_FIRST
@@ -39,18 +41,25 @@ def open_source(run: RunConfig, rank: int = 0, world: int = 1) -> BatchSource[To
     if data.source == "copying":
         whole = copying(run.model.vocab_size, data.sequence_tokens, data.rows, run.train.seed)
         return _dealt(whole, rank, world)
-    if data.path is None:
+    if data.path is None and not data.mixture:
         raise ValueError(
             f"run {run.name!r} names no dataset: give one with --set data.path=FOLDER "
-            "(`data tokenize` makes it)"
+            "(`data tokenize` makes it), or several with data.mixture"
         )
-    if data.source == "repeats":
+    if data.source == "repeats" and data.path is not None:
         tokens = _dataset(data.path, run).tokens
         return _dealt(repeats(tokens, data.sequence_tokens, data.rows, run.train.seed), rank, world)
-    dataset = _dataset(data.path, run)
-    if data.more is not None:
-        dataset = dataset.joined(_dataset(data.more, run), data.more_times)
-    loader = _loader(dataset, run, data.fim, data.split_rate, rank, world)
+    stream: RowStream
+    if data.path is not None:
+        stream = _rows(_dataset(data.path, run), run, data.fim, data.split_rate)
+    else:
+        parts = [
+            (share, _rows(_dataset(share.path, run), run, data.fim, data.split_rate))
+            for share in data.mixture
+        ]
+        span_rows = run.train.steps * run.train.accumulation * data.rows
+        stream = Mixture(parts, seed=run.train.seed, span_rows=span_rows)
+    loader = Loader(stream, rows=data.rows, rank=rank, world=world)
     return lambda state: loader.batches(state, prefetch=_PREFETCH_BATCHES)
 
 
@@ -60,13 +69,14 @@ def open_held_out(run: RunConfig) -> HeldOut | None:
         return None  # invented sequences never repeat: every step is a validation
     if run.data.held_out is None:
         return None
-    loader = _loader(_dataset(run.data.held_out, run), run, FimSettings(rate=0.0), 0.0)
+    rows = _rows(_dataset(run.data.held_out, run), run, FimSettings(rate=0.0), 0.0)
+    loader = Loader(rows, rows=run.data.rows)
     batches: list[TokenBatch] = []
     num_bytes = held = 0
     for batch, _ in loader.batches(epochs=1):
         batches.append(TokenBatch(batch.tokens, batch.targets, batch.lengths))
         counted = batch.targets[batch.targets != IGNORED]
-        num_bytes += len(loader.dataset.bytes_of(counted.numpy()))
+        num_bytes += len(rows.dataset.bytes_of(counted.numpy()))
         held += len(batch.tokens)
         if held >= run.data.validation_tokens:
             break
@@ -78,9 +88,10 @@ def files_beside(run: RunConfig, folder: Path) -> list[Path]:
 
     The order in which it learns to fill gaps is written to the run's folder first.
     """
-    if run.data.source == "copying" or run.data.path is None:
+    path = run.data.mixture[0].path if run.data.mixture else run.data.path
+    if run.data.source == "copying" or path is None:
         return []
-    files = [Path(run.data.path) / TOKENIZER_NAME]
+    files = [Path(path) / TOKENIZER_NAME]
     if run.data.fim.rate and run.data.fim.suffix_first >= 0.5:
         folder.mkdir(parents=True, exist_ok=True)
         order = folder / CONFIG_NAME
@@ -100,22 +111,14 @@ def _dealt(source: BatchSource[B], rank: int, world: int) -> BatchSource[B]:
     return open_stream
 
 
-def _loader(
-    dataset: Dataset,
-    run: RunConfig,
-    fim: FimSettings,
-    split_rate: float,
-    rank: int = 0,
-    world: int = 1,
-) -> Loader:
-    data = run.data
+def _rows(dataset: Dataset, run: RunConfig, fim: FimSettings, split_rate: float) -> Rows:
     settings = LoaderSettings(
-        sequence_length=data.sequence_tokens,
+        sequence_length=run.data.sequence_tokens,
         seed=run.train.seed,
         fim=fim,
         split_rate=split_rate,
     )
-    return Loader(dataset, settings, rows=data.rows, rank=rank, world=world)
+    return Rows(dataset, settings)
 
 
 def _dataset(path: str, run: RunConfig) -> Dataset:

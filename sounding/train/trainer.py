@@ -28,7 +28,7 @@ from sounding.train.objective import B, BatchSource, Objective, StepPlan
 from sounding.train.optim import Optimizers
 from sounding.train.parallel import ALONE, Group, clip, part_like, whole
 from sounding.train.phases import is_indexer
-from sounding.train.run_checkpoint import SavedStep
+from sounding.train.run_checkpoint import SavedStep, moments_of
 from sounding.train.run_config import RunConfig
 from sounding.train.run_folder import RunFolder
 from sounding.train.side_by_side import side_by_side
@@ -66,10 +66,14 @@ class Trainer(Generic[B]):
         self.folder = RunFolder(folder, run, beside=beside, group=group)
         self.step, self.tokens = 0, 0
         self.model = build_network(run, device) if network is None else network
-        if run.train.initial_weights and not self.folder.has_checkpoint:
-            load_initial_weights(self.model, Path(run.train.initial_weights), beside)
+        initial = run.train.initial_weights
+        begins = Path(initial) if initial and not self.folder.has_checkpoint else None
+        if begins:
+            load_initial_weights(self.model, begins, beside)
         group.shard(self.model)
         self.optimizers = Optimizers(self.model, run.optimizer)
+        if begins:
+            self.optimizers.load_state_tensors(moments_of(begins))
         freeze_all_but(self.model, run.train.only, group)
         self._trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.guard = Guard(run.guard, harmless=run.optimizer.clip_norm)
