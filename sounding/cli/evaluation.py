@@ -350,12 +350,12 @@ def make_infilling(
     from sounding.tasks.mbpp import Row, fair_problems, read_mbpp
 
     rows = read_mbpp(file, ids)
-    run = sandbox(timeout, unsafe)
+    judge = sandbox(timeout, unsafe)
     made: dict[int, list[Problem]] = {}
     reasons: Counter[str] = Counter()
 
     def try_row(row: Row) -> "tuple[Row, list[Problem], str]":
-        return row, *fair_problems(row, run, per_problem)
+        return row, *fair_problems(row, judge, per_problem)
 
     def attempts() -> Iterator[dict[str, Any]]:
         with ThreadPoolExecutor(workers) as pool:

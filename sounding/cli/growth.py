@@ -56,8 +56,8 @@ class _Work:
         if infilling is not None:
             problems = read_problems(infilling, infilling=True)
             self.until = measures.natural_end(problems)
-            run = sandbox(programs["timeout"], programs["unsafe"])
-            self.task = CodeTask(limited(problems, num_problems, seed), run)
+            judge = sandbox(programs["timeout"], programs["unsafe"])
+            self.task = CodeTask(limited(problems, num_problems, seed), judge)
         self.seed, self.context_tokens = seed, context_tokens
         self.how = {**_HOW, "width": width, "context_tokens": context_tokens}
         self.programs = programs

@@ -5,11 +5,12 @@ document is refused when it repeats a long line, or most of the runs of one text
 ten words are shared by unrelated loops all the time.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from sounding.files import read_json_lines
 
 RUN_WORDS = 10
 MIN_LINE_CHARACTERS = 40
@@ -62,16 +63,10 @@ def read_texts(path: Path) -> list[str]:
     """Every string of at least 40 characters in a JSONL file, lists and objects searched through.
 
     Strings of one list are taken together, one a line: a list of assertions is one text. Raises
-    ValueError naming the line that is not JSON.
+    ValueError as `read_json_lines` does.
     """
     texts: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+    for _, row in read_json_lines(path):
         texts.extend(text for text in _strings(row) if len(text) >= MIN_LINE_CHARACTERS)
     return texts
 

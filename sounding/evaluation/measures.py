@@ -110,7 +110,10 @@ def measure_programs(
     unsafe: bool,
     **how: Any,
 ) -> Measured:
-    """Programs written and run. `how` are the options of `filler`, `notes` further settings."""
+    """Programs written and run. `how` are the options of `filler`, `notes` further settings.
+
+    Problems that are not fair are left out, and named in `left_out`.
+    """
     from sounding.evaluation.execution import attempt_id, evaluate_task, summarise_attempts
     from sounding.evaluation.results import Results
 
@@ -128,15 +131,39 @@ def measure_programs(
         **how,
     }
     results = Results(out, settings)
-    attempts = [(index, sample) for index in range(len(task)) for sample in range(samples)]
+    left_out = _left_out(task, workers)
+    fair = [index for index in range(len(task)) if task[index].task_id not in left_out]
+    attempts = [(index, sample) for index in fair for sample in range(samples)]
     names = [attempt_id(task[index].task_id, sample) for index, sample in attempts]
     left = [attempt for attempt, name in zip(attempts, names, strict=True) if name not in results]
     rows = evaluate_task(task, left, fill, seed=seed, workers=workers)
     interrupt = collect(results, title, len(attempts), rows)
     done = results.select(names)
     metrics = summarise_attempts(done, samples=samples, ks=ks, seed=seed)
-    more = {"outcomes": dict(Counter(row["reason"] for row in done).most_common())}
+    more = {
+        "outcomes": dict(Counter(row["reason"] for row in done).most_common()),
+        "left_out": [{"left out": name, "because": why} for name, why in left_out.items()],
+    }
     return Measured(title, settings, metrics, len(done), len(attempts), more, interrupt)
+
+
+def _left_out(task: "CodeTask", workers: int) -> dict[str, str]:
+    """Why problems are not fair, by their names. Raises ValueError where none is."""
+    from sounding.evaluation.results import Results
+
+    judged = (
+        {"id": task[index].task_id, "because": why}
+        for index, why in enumerate(task.unfairness(workers))
+    )
+    checked = Results(None, {})
+    interrupt = collect(checked, "own solutions", len(task), judged)
+    if interrupt is not None:
+        raise interrupt
+    left_out = {name: row["because"] for name, row in checked.rows.items() if row["because"]}
+    if len(left_out) == len(task):
+        name, why = next(iter(left_out.items()))
+        raise ValueError(f"no problem can be judged; the first is {name}: {why}")
+    return left_out
 
 
 def natural_end(problems: "Sequence[Problem]") -> str:

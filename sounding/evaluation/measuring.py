@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sounding.evaluation.model import Fill
     from sounding.evaluation.results import Results
     from sounding.evaluation.statistics import Estimate
-    from sounding.tasks.code import Run
+    from sounding.tasks.code import Judge
 
 _T = TypeVar("_T")
 
@@ -131,16 +131,17 @@ def filler(
     return fill
 
 
-def sandbox(timeout: float, unsafe: bool) -> "Run":
-    """What runs programs. Raises NoIsolation at once where they cannot be isolated."""
+def sandbox(timeout: float, unsafe: bool) -> "Judge":
+    """What runs tests against answers. Raises NoIsolation at once where it cannot isolate them."""
     import math
 
-    from sounding.sandbox.run import Limits, require_isolation, run_python
+    from sounding.sandbox.run import Limits, require_isolation
+    from sounding.sandbox.trial import judge
 
     limits = Limits(wall_seconds=timeout, cpu_seconds=max(1, math.ceil(timeout)))
     if not unsafe:
         require_isolation()
-    return lambda program: run_python(program, limits, isolate=not unsafe)
+    return lambda trial: judge(trial, limits, isolate=not unsafe)
 
 
 # --------------------------------------------------------------------------------------------------

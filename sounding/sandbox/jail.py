@@ -1,20 +1,27 @@
 """The inside of the sandbox: builds the walls around itself, then becomes the program.
 
-Not imported: `sandbox.py` hands this text to a bare interpreter, so it needs the standard library
-only and no file that an unprivileged user might not read. Orders come as JSON on stdin; what
-happens is told as lines of JSON on the status pipe: {"ready": pid}, then {"exit": code}, or
-{"failed": reason} when a wall could not be built, in which case the program is never run.
+Not imported: `launch.py` hands this text to a bare interpreter, so it needs the standard library
+only and no file that an unprivileged user might not read. That interpreter stays, knows nothing of
+any program, and forks a jail for each set of orders: starting and importing once is what makes a
+jail cheap. Orders come as JSON in a file; what happens is told as lines of JSON on the status pipe:
+{"ready": pid}, then {"exit": code}, or {"failed": reason} when a wall could not be built, in which
+case the program is never run.
 
-Three processes: the first enters the namespaces, the second is process 1 of them (when it ends,
-the kernel ends all others in there), the third becomes the program.
+A jail is three processes: the first enters the namespaces, the second is process 1 of them (when it
+ends, the kernel ends all others in there), the third becomes the program, or one side of a trial
+(`answering.py`, `testing.py`). When the other side cuts the lifeline, the first ends them all.
 """
 
+import contextlib
 import ctypes
 import json
 import os
 import resource
+import select
 import signal
+import socket
 import sys
+import types
 from typing import Any, NoReturn
 
 # linux/sched.h, linux/mount.h, linux/prctl.h, linux/capability.h
@@ -106,9 +113,17 @@ def build_root(orders: dict[str, Any]) -> None:
     call("private mounts", libc.mount, None, b"/", None, MS_REC | MS_PRIVATE, None)
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m,nr_inodes=4k")
     for path in orders["visible"]:
-        os.makedirs(root + path, exist_ok=True)
+        place = root + path
+        if os.path.isdir(path):
+            os.makedirs(place, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o644))
         mount(path, root + path, None, MS_BIND | MS_REC)
         seal(root + path, AT_RECURSIVE)
+    for path in orders["hidden"]:
+        mount("tmpfs", root + path, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=4k,nr_inodes=2")
+        seal(root + path, 0)
     for path, target in orders["links"]:
         os.symlink(target, root + path)
     os.mkdir(root + "/dev")
@@ -157,7 +172,7 @@ def drop_privileges(become_nobody: bool) -> None:
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
     nothing = (ctypes.c_uint32 * 6)()
     call("dropping capabilities", libc.capset, ctypes.byref(header), ctypes.byref(nothing))
-    call("dying with the parent", libc.prctl, PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    die_with_parent()  # changing the user has undone it
 
 
 def limit(limits: dict[str, Any], processes: int | None) -> None:
@@ -179,6 +194,58 @@ def limit(limits: dict[str, Any], processes: int | None) -> None:
         resource.setrlimit(which, (soft, hard))
 
 
+# Folders of memory cgroups, and the file that bounds one: of version 1, of version 2 in our own
+# place, and at the root, where alone processes may stand beside cgroups with limits.
+def memory_cgroups() -> list[tuple[str, str]]:
+    found = []
+    with open("/proc/self/cgroup") as file:
+        for line in file:
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            if "memory" in controllers.split(","):
+                found.append(("/sys/fs/cgroup/memory" + path, "memory.limit_in_bytes"))
+            elif not controllers:
+                found += [("/sys/fs/cgroup" + place, "memory.max") for place in (path, "")]
+    return found
+
+
+def bound_memory(size: int) -> None:
+    """Enter a memory cgroup of our own, where one may be made: memory and files as a sum.
+
+    Where none may be made, what a program can use is its number of processes times their limit.
+    """
+    for parent, limit_file in memory_cgroups():
+        folder = cgroup_of(parent, os.getpid())
+        try:
+            os.mkdir(folder)
+            write(f"{folder}/{limit_file}", str(size))
+            write(f"{folder}/cgroup.procs", "0")
+        except OSError:
+            leave_no_cgroup(os.getpid())
+        else:
+            return
+
+
+def leave_no_cgroup(process: int) -> None:
+    """Remove the cgroup of a process that has ended."""
+    for parent, _ in memory_cgroups():
+        with contextlib.suppress(OSError):
+            os.rmdir(cgroup_of(parent, process))
+
+
+def clear_cgroups() -> None:
+    """Remove those of processes whose keeper was killed before it could."""
+    for parent, _ in memory_cgroups():
+        with contextlib.suppress(OSError):
+            for name in os.listdir(parent):
+                process = name.removeprefix("sounding-")
+                if process != name and not os.path.exists(f"/proc/{process}"):
+                    os.rmdir(f"{parent}/{name}")
+
+
+def cgroup_of(parent: str, process: int) -> str:
+    return f"{parent.rstrip('/')}/sounding-{process}"
+
+
 def filter_calls(code: bytes) -> None:
     """Install the system call filter, for this process and all it will start."""
     call("giving up new privileges", libc.prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -195,72 +262,169 @@ def filter_calls(code: bytes) -> None:
 # The three processes
 
 
-def run_program(orders: dict[str, Any], status: int, become_nobody: bool) -> NoReturn:
+def run_program(orders: dict[str, Any], status: int, channel: int | None) -> NoReturn:
     """Become the program."""
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+    for number in (signal.SIGINT, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     if orders["isolate"]:
-        # Ours count too: process 1, and the first one where it is the same user.
-        limit(orders["limits"], orders["limits"]["processes"] + 1 + (not become_nobody))
+        limit(orders["limits"], orders["processes"])
         filter_calls(bytes.fromhex(orders["filter"]))
     else:
         limit(orders["limits"], None)  # a user's limit would count all of his processes
     tell(status, ready=os.getpid())
+    if channel is not None:
+        os.dup2(channel, 3)
+        os.closerange(4, 256)  # more than a jail is ever given
+        sys.argv = ["program.py"]
+        code = 1
+        try:
+            sys.modules[orders["role"]].main(orders, 3)
+            code = 0
+        finally:
+            os._exit(code)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     python = orders["python"]
     os.execve(python, [python, *orders["arguments"], "program.py"], orders["environment"])
 
 
-def guard_program(orders: dict[str, Any], status: int, become_nobody: bool) -> None:
-    """Process 1: build the walls, start the program, wait for it, tell how it ended."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored from inside, as for every process 1
-    call("dying with the parent", libc.prctl, PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if orders["isolate"]:
-        build_root(orders)
-    os.chdir("/tmp" if orders["isolate"] else orders["folder"])
-    with open("program.py", "w", encoding="utf-8") as file:
-        file.write(orders["program"])
-    null = os.open("/dev/null", os.O_RDONLY)
+def start_program(orders: dict[str, Any], status: int, channel: int | None) -> int:
+    """The process id of the program."""
+    if channel is None:
+        with open("program.py", "w", encoding="utf-8") as file:
+            file.write(orders["program"])
+    null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
-    if orders["isolate"]:
-        drop_privileges(become_nobody)
     program = os.fork()
     if not program:
         try:
-            run_program(orders, status, become_nobody)
+            run_program(orders, status, channel)
         except OSError as error:
             tell(status, failed=error.strerror)
             os._exit(1)
+    return program
+
+
+def guard_program(
+    orders: dict[str, Any], status: int, channel: int | None, become_nobody: bool
+) -> NoReturn:
+    """Process 1: build the walls, start the program, wait for it, tell how it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored from inside, as for every process 1
+    die_with_parent()
+    build_root(orders)
+    os.chdir("/tmp")
+    drop_privileges(become_nobody)
+    # Ours count too: process 1, and the first one where it is the same user.
+    orders["processes"] = orders["limits"]["processes"] + 1 + (not become_nobody)
+    program = start_program(orders, status, channel)
     while True:  # orphans of the program become our children
         process, ended = os.wait()
         if process == program:
             tell(status, exit=os.waitstatus_to_exitcode(ended))
+            os._exit(0)
+
+
+def attend(process: int, lifeline: int) -> bool:
+    """Wait until a child of ours ends, or its lifeline is cut; whether it has ended."""
+    ended = os.pidfd_open(process)
+    waiting = select.poll()
+    waiting.register(ended, select.POLLIN)
+    waiting.register(lifeline, select.POLLIN)
+    return ended in dict(waiting.poll())
+
+
+def keep_jail(files: list[int]) -> None:
+    """The first process: enter the namespaces, start process 1, stay until the end."""
+    orders_file, status, lifeline, out, err, *rest = files
+    channel = rest[0] if rest else None
+    os.setsid()
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    with open(orders_file, encoding="utf-8") as file:
+        orders = json.load(file)
+    try:
+        die_with_parent()
+        bound_memory(orders["limits"]["total_bytes"])
+        if orders["isolate"]:
+            become_nobody = enter_namespaces()
+            guard = os.fork()
+            if not guard:
+                guard_program(orders, status, channel, become_nobody)
+            if not attend(guard, lifeline):
+                os.kill(guard, signal.SIGKILL)
+            os.waitpid(guard, 0)
             return
+        os.chdir(orders["folder"])
+        program = start_program(orders, status, channel)
+        ended = attend(program, lifeline)
+        if not ended:
+            kill_group(program)
+        code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+        tell(status, exit=code)
+        os.closerange(0, lifeline)  # nobody shall wait for our ends of its pipes
+        os.closerange(lifeline + 1, 256)
+        attend_nothing(lifeline)
+        kill_group(program)  # what it has left behind
+    except OSError as error:
+        tell(status, failed=error.strerror or str(error))
+
+
+def attend_nothing(lifeline: int) -> None:
+    """Wait until the lifeline is cut: something is written to it, or it is closed."""
+    waiting = select.poll()
+    waiting.register(lifeline, select.POLLIN)
+    waiting.poll()
+
+
+def kill_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def die_with_parent() -> None:
+    call("dying with the parent", libc.prctl, PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def tell(status: int, **what: Any) -> None:
     os.write(status, (json.dumps(what) + "\n").encode())
 
 
+def reap(how: int) -> None:
+    """Take note of the jails that have ended, and clear up behind them."""
+    with contextlib.suppress(ChildProcessError):
+        while ended := os.waitpid(-1, how)[0]:
+            leave_no_cgroup(ended)
+
+
+def load_modules(sources: dict[str, str]) -> None:
+    """Make modules importable whose files are not there."""
+    for name, source in sources.items():
+        module = sys.modules[name] = types.ModuleType(name)
+        exec(compile(source, f"<{name}>", "exec"), module.__dict__)
+
+
 def main() -> None:
-    """Read the orders and carry them out."""
+    """Fork a jail for each message, which carries its files, until the other side hangs up."""
     os.umask(0o022)
-    status = int(sys.argv[1])
-    os.set_inheritable(status, False)
-    become_nobody = False
-    try:
-        orders = json.load(sys.stdin)
-        call("dying with the parent", libc.prctl, PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        if orders["isolate"]:
-            become_nobody = enter_namespaces()
-        guard = os.fork()
-        if guard:
-            os.waitpid(guard, 0)
-        else:
-            guard_program(orders, status, become_nobody)
-    except OSError as error:
-        tell(status, failed=error.strerror or str(error))
-    os._exit(0)
+    load_modules(json.load(sys.stdin))
+    clear_cgroups()
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        while True:
+            message, files, _, _ = socket.recv_fds(control, 1, 8)
+            if not message:
+                return reap(0)
+            for file in files:
+                os.set_inheritable(file, False)
+            if not os.fork():
+                control.close()
+                try:
+                    keep_jail(files)
+                except BaseException:
+                    sys.excepthook(*sys.exc_info())
+                os._exit(0)
+            for file in files:
+                os.close(file)
+            reap(os.WNOHANG)
 
 
 if __name__ == "__main__":

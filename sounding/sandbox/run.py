@@ -3,8 +3,9 @@
 **What it stops.** Each program runs in processes, user, mount, network, IPC, host-name and cgroup
 namespaces of its own, as nobody, without capabilities and without a way to get any:
 
-- *files*: it sees the interpreter and the system's libraries, read-only, five devices and an empty
-  /tmp of bounded size that is gone afterwards; no home, no /etc, no /proc, no other file;
+- *files*: it sees the system's folders /usr, /bin and /lib, the interpreter with its standard
+  library, all read-only, five devices and an empty /tmp of bounded size that is gone afterwards; no
+  home, no /etc, no /proc, no package installed beside the standard library, no other file;
 - *network*: there is none, not even a loopback that is up; sockets other than Unix ones are
   refused (a machine's virtual sockets know no network namespace);
 - *processes*: it sees and can signal only its own, of which there is a bounded number; all of them
@@ -15,11 +16,11 @@ namespaces of its own, as nobody, without capabilities and without a way to get 
 - *the kernel*: tracing, mounts, nested namespaces, BPF, io_uring, keys and the like are filtered.
 
 **What it does not stop.** A hole in the kernel, or in what the processor keeps secret. Memory as a
-sum: it is bounded only by `processes` times `memory_bytes`, plus `disk_bytes`. Slowing the machine
-down within the limits. Reading what is under /usr, clocks, the kernel's version. A program that
-wants to deceive its grader: tests run in the same interpreter as what they test. It is a wall for
-code that a model wrote by mistake or mischief, not for a determined attacker with a fresh exploit;
-for that use a virtual machine.
+sum where no memory cgroup may be made: then it is bounded by `processes` times `memory_bytes`, plus
+`disk_bytes`. Slowing the machine down within the limits. Reading what is under /usr, clocks, the
+kernel's version. A program that says of itself that it is right: whether an answer is, `trial.py`
+finds out from another process. It is a wall for code that a model wrote by mistake or mischief, not
+for a determined attacker with a fresh exploit; for that use a virtual machine.
 
 It needs Linux 5.14 on x86-64 or ARM64 that lets this user make namespaces; where that is missing it
 refuses to run (`NoIsolation`). With `isolate=False` only CPU time, address space, file size, open
@@ -28,35 +29,21 @@ processes is not bounded, and a process that leaves its group survives. That is 
 are themselves a sandbox.
 """
 
-import contextlib
 import functools
-import json
 import os
-import platform
 import selectors
 import signal
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from sounding.sandbox import seccomp
+from sounding.sandbox.launch import SETUP_SECONDS, Jail, orders_for, refusal
+from sounding.sandbox.launch import NoIsolation as NoIsolation  # callers catch it from here
 
 Ended = Literal["exit", "signal", "cpu time", "wall time", "output"]
 
-_SETUP_SECONDS = 60.0  # for a busy machine to build the walls; not counted as the program's time
-_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
-_BARE = ("-s", "-S", "-B", "-P")  # no site packages, no bytecode files, no folder of the program
-_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _MEBIBYTE = 2**20
-
-
-class NoIsolation(OSError):
-    """A wall of the sandbox cannot be built here, so nothing was run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +56,8 @@ class Limits:
     """Per process."""
     memory_bytes: int = 512 * _MEBIBYTE
     """Address space, per process."""
+    total_bytes: int = 1024 * _MEBIBYTE
+    """Memory and files of all processes together, where a memory cgroup may be made."""
     processes: int = 8
     """Processes and threads at once."""
     file_bytes: int = 16 * _MEBIBYTE
@@ -81,7 +70,7 @@ class Limits:
     """Per process."""
 
     def __post_init__(self) -> None:
-        least = {"memory_bytes": 64 * _MEBIBYTE, "open_files": 16}
+        least = {"memory_bytes": 64 * _MEBIBYTE, "total_bytes": 64 * _MEBIBYTE, "open_files": 16}
         for field in fields(self):
             value, minimum = getattr(self, field.name), least.get(field.name, 0)
             if not minimum <= value < float("inf") or not value:
@@ -115,187 +104,98 @@ def run_python(program: str, limits: Limits | None = None, *, isolate: bool = Tr
     Safe to call from several threads. Raises NoIsolation where a wall cannot be built (see the
     module), ValueError for text that has no UTF-8 form.
     """
-    if isolate:
-        _require_platform()
     limits = limits or Limits()
     program.encode()
     with tempfile.TemporaryDirectory(prefix="sounding-", ignore_cleanup_errors=True) as folder:
-        orders = {
-            "program": program,
-            "folder": folder,
-            "isolate": isolate,
-            "limits": asdict(limits),
-            "python": _interpreter(),
-            "arguments": _BARE,
-            "environment": _ENVIRONMENT if isolate else {**_ENVIRONMENT, "HOME": folder},
-        }
-        if isolate:
-            visible, links = _visible()
-            orders |= {"visible": visible, "links": links}
-            orders["filter"] = seccomp.build_filter().hex()
-            orders["pivot_root"] = _PIVOT_ROOT[platform.machine()]
-        return _Run(orders, limits).outcome()
+        orders = orders_for(asdict(limits), folder, isolate=isolate, runs_others=True)
+        return _Run({**orders, "program": program}, limits).outcome()
 
 
 @functools.cache
 def require_isolation() -> None:
     """Raise NoIsolation, with the reason and the way out, unless programs can be isolated here."""
-    run_python("", Limits(wall_seconds=_SETUP_SECONDS))
+    run_python("", Limits(wall_seconds=SETUP_SECONDS))
 
 
-def _require_platform() -> None:
-    if sys.platform != "linux" or not seccomp.supported():
-        raise NoIsolation(_refusal(f"there is none for {sys.platform} on {platform.machine()}"))
-
-
-def _refusal(reason: str) -> str:
-    return (
-        f"generated code cannot be isolated on this machine ({reason}), so it is not run; the "
-        "sandbox needs Linux 5.14 that lets this user make user namespaces. Where the machine is "
-        "itself disposable, --unsafe-no-isolation runs the code without walls"
-    )
-
-
-@functools.cache
-def _interpreter() -> str:
-    """The interpreter behind a virtual environment: it must start without that."""
-    return str(Path(sys.executable).resolve())
-
-
-@functools.cache
-def _visible() -> tuple[list[str], list[tuple[str, str]]]:
-    """Directories a bare interpreter needs, and the top-level symbolic links to them."""
-    system = [Path(name) for name in ("/usr", "/bin", "/lib", "/lib64") if Path(name).exists()]
-    links = [(str(path), os.readlink(path)) for path in system if path.is_symlink()]
-    prefixes = [Path(sys.base_prefix).resolve(), Path(sys.base_exec_prefix).resolve()]
-    wanted = [path for path in system if not path.is_symlink()]
-    for path in [*prefixes, Path(_interpreter()).parent]:
-        if not any(path.is_relative_to(other) for other in wanted):
-            wanted.append(path)
-    return [str(path) for path in wanted], links
+def ended_as(jail: Jail, limits: Limits) -> tuple[Ended, int]:
+    """How a program that has ended did so, and its exit code or the negative number of a signal."""
+    code: int | None = jail.said("exit")
+    if code is None:  # what would have said so was killed with it
+        code = -signal.SIGKILL
+    # Past the soft limit comes SIGXCPU, which can be caught; past the hard one SIGKILL.
+    killed = code == -signal.SIGKILL and jail.ended - jail.started > limits.cpu_seconds
+    if code == -signal.SIGXCPU or killed:
+        return "cpu time", code
+    return ("exit" if code >= 0 else "signal"), code
 
 
 class _Run:
-    """One program: feeds the jail its orders, watches time and output, ends it."""
+    """One program: watches time and output, ends it."""
 
-    def __init__(self, orders: dict[str, Any], limits: Limits) -> None:
+    def __init__(self, orders: dict[str, object], limits: Limits) -> None:
         self._limits = limits
         self._output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-        self._status = bytearray()
-        self._started = self._ended = 0.0
-        self._program: int | None = None  # its process id, as it sees it itself
-        told, tell = os.pipe()
+        self._files: dict[str, int] = {}
+        theirs = []
         try:
-            self._process = subprocess.Popen(
-                # The text and not the file, which another user might not be allowed to read.
-                [_interpreter(), "-I", "-S", "-B", "-c", _jail_source(), str(tell)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=(tell,),
-                env=_ENVIRONMENT,
-                cwd="/",
-                start_new_session=True,
-                bufsize=0,
-            )
+            for name in self._output:
+                self._files[name], write = os.pipe()
+                theirs.append(write)
+            self._jail = Jail(orders, theirs)
         except BaseException:
-            os.close(told)
+            self._close()
             raise
         finally:
-            os.close(tell)
-        self._told = told
-        self._isolated = bool(orders["isolate"])
-        self._orders = json.dumps(orders).encode()
+            for file in theirs:
+                os.close(file)
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            os.close(file)
 
     def outcome(self) -> Outcome:
         """Watch until the end."""
-        assert self._process.stdin is not None
         try:
-            feeder = threading.Thread(target=self._feed, daemon=True)
-            feeder.start()
             limit = self._watch()
         finally:
-            self._kill()
-            self._process.wait()
-            for stream in (self._process.stdout, self._process.stderr):
-                assert stream is not None
-                stream.close()
-            os.close(self._told)
-        feeder.join()
+            self._jail.end()
+            self._close()
         stdout, stderr = (
             bytes(self._output[name][: self._limits.output_bytes]).decode("utf-8", "replace")
             for name in ("stdout", "stderr")
         )
-        seconds = (self._ended or time.monotonic()) - self._started
+        seconds = (self._jail.ended or time.monotonic()) - self._jail.started
         if limit is not None:
             return Outcome(limit, -signal.SIGKILL, stdout, stderr, seconds)
-        code = self._told_value("exit")
-        if code is None:
-            raise NoIsolation(_refusal(self._told_value("failed") or stderr.strip()[-300:]))
-        ended: Ended = "exit" if code >= 0 else "signal"
-        # Past the soft limit comes SIGXCPU, which can be caught; past the hard one SIGKILL.
-        if code == -signal.SIGXCPU or (
-            code == -signal.SIGKILL and seconds > self._limits.cpu_seconds
-        ):
-            ended = "cpu time"
-        return Outcome(ended, code, stdout, stderr, seconds)
-
-    def _feed(self) -> None:
-        assert self._process.stdin is not None
-        try:
-            with self._process.stdin as stream:
-                view = memoryview(self._orders)
-                while view:
-                    view = view[stream.write(view) :]
-        except BrokenPipeError:
-            pass  # it failed before reading; the status says why
+        if not self._jail.started:
+            raise refusal(self._jail.said("failed") or stderr.strip()[-300:])
+        return Outcome(*ended_as(self._jail, self._limits), stdout, stderr, seconds)
 
     def _watch(self) -> Ended | None:
         """Read everything until the program has ended; the limit of ours it broke, if any."""
-        deadline = time.monotonic() + _SETUP_SECONDS
+        jail, deadline = self._jail, time.monotonic() + SETUP_SECONDS
         with selectors.DefaultSelector() as selector:
-            assert self._process.stdout is not None and self._process.stderr is not None
-            selector.register(self._process.stdout, selectors.EVENT_READ, self._output["stdout"])
-            selector.register(self._process.stderr, selectors.EVENT_READ, self._output["stderr"])
-            selector.register(self._told, selectors.EVENT_READ, self._status)
+            for name, file in self._files.items():
+                selector.register(file, selectors.EVENT_READ, self._output[name])
+            selector.register(jail.told, selectors.EVENT_READ)
             while selector.get_map():
                 for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
-                    piece = os.read(key.fd, 65536)
-                    key.data.extend(piece)
-                    if not piece:
+                    if key.data is None:
+                        goes_on = jail.read_status()
+                    else:
+                        goes_on = bool(piece := os.read(key.fd, 65536))
+                        key.data.extend(piece)
+                    if not goes_on:
                         selector.unregister(key.fileobj)
-                if not self._started and self._told_value("ready") is not None:
-                    self._started = time.monotonic()
-                    deadline = self._started + self._limits.wall_seconds
                 if sum(map(len, self._output.values())) > self._limits.output_bytes:
                     return "output"
-                if not self._ended and self._told_value("exit") is not None:
-                    self._ended = time.monotonic()
+                if jail.ended:
                     # Its last words are in the pipes; a process that outlives it is not waited for.
-                    deadline = min(deadline, self._ended + 1.0)
+                    deadline = min(deadline, jail.ended + 1.0)
+                elif jail.started:
+                    deadline = jail.started + self._limits.wall_seconds
                 if time.monotonic() >= deadline:
-                    if self._ended or not self._started:
+                    if jail.ended or not jail.started:
                         return None
                     return "wall time"
         return None
-
-    def _told_value(self, name: str) -> Any:
-        """What the jail has said under this name, or None."""
-        for line in bytes(self._status).split(b"\n")[:-1]:
-            said = json.loads(line)
-            if name in said:
-                return said[name]
-        return None
-
-    def _kill(self) -> None:
-        groups = [self._process.pid]
-        if not self._isolated:  # the program has a group of its own, in our view of processes
-            groups += filter(None, [self._told_value("ready")])
-        for group in groups:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
-
-
-@functools.cache
-def _jail_source() -> str:
-    return Path(__file__).with_name("jail.py").read_text(encoding="utf-8")

@@ -21,6 +21,9 @@ _CALLS = {
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "process_madvise": (440, 440),
+    "kcmp": (312, 272),
     # namespaces and mounts: a nested one would give back capabilities
     "unshare": (272, 97),
     "setns": (308, 268),
@@ -54,6 +57,7 @@ _CALLS = {
     "request_key": (249, 218),
     "keyctl": (250, 219),
 }
+_RUN_OTHERS = {"execve": (59, 221), "execveat": (322, 281)}
 _CLONE, _CLONE3, _SOCKET = (56, 220), (435, 435), (41, 198)
 _NEW_NAMESPACES = 0x7E020080  # the CLONE_NEW* flags
 
@@ -68,9 +72,10 @@ def supported() -> bool:
     return platform.machine() in _MACHINES
 
 
-def build_filter(machine: str | None = None) -> bytes:
+def build_filter(machine: str | None = None, *, runs_others: bool = True) -> bytes:
     """The filter as an array of `struct sock_filter` for this machine (or the named one).
 
+    Without `runs_others` a process cannot become another executable.
     Raises ValueError for a machine whose numbers are not in the table.
     """
     machine = machine or platform.machine()
@@ -85,7 +90,7 @@ def build_filter(machine: str | None = None) -> bytes:
     ]
     if machine == "x86_64":
         code += _when(_IF_AT_LEAST, _X32, _KILL)
-    for numbers in _CALLS.values():
+    for numbers in [*_CALLS.values(), *([] if runs_others else _RUN_OTHERS.values())]:
         code += _when(_IF_EQUAL, numbers[column], _ERRNO | errno.EPERM)
     # Its flags are behind a pointer, out of a filter's reach; libraries then fall back to clone.
     code += _when(_IF_EQUAL, _CLONE3[column], _ERRNO | errno.ENOSYS)

@@ -9,12 +9,13 @@ import ast
 import hashlib
 import io
 import tokenize
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sounding.tasks.code import Problem, Run, grade, read_rows, text_of
+from sounding.tasks.asserting import calls_check, parsed
+from sounding.tasks.code import Judge, Problem, read_rows, text_of, unfairness, whole_text
 
 TEST_IDS = range(11, 511)
 TRAIN_IDS = range(601, 975)
@@ -40,26 +41,63 @@ class Row:
 def read_mbpp(path: Path, ids: range = TEST_IDS) -> list[Row]:
     """The rows with these ids, in order of id.
 
-    Raises ValueError naming the line for rows of another form, and when no id is there.
+    Raises ValueError naming file, line and key for rows of another form, for tests that assert
+    nothing, for an id that comes twice, and when no id is there.
     """
-    rows = []
+    rows: dict[int, Row] = {}
     for line, row in read_rows(path):
         where = f"{path}, line {line}"
-        number, tests = row.get("task_id"), row.get("test_list")
-        if not isinstance(number, int):
+        number = row.get("task_id")
+        if type(number) is not int:
             raise ValueError(f"{where}: task_id = {number!r} must be an integer")
-        if not (isinstance(tests, list) and tests and all(isinstance(t, str) for t in tests)):
-            raise ValueError(f"{where}: test_list must be a list of assert lines")
+        if number in rows:
+            raise ValueError(f"{where} has the task_id {number} again; results would be mixed up")
+        one = _row(number, row, where)
         if number in ids:
-            code = "\n".join(part.rstrip() for part in text_of(row, "code", where).splitlines())
-            setup = str(row.get("test_setup_code") or "")
-            text = " ".join(text_of(row, "text", where).split())
-            rows.append(
-                Row(number=number, text=text, code=code, setup=setup, tests=tuple(tests))
-            )  # fmt: skip
+            rows[number] = one
     if not rows:
         raise ValueError(f"{path} has no rows with ids from {ids.start} to {ids.stop - 1}")
-    return sorted(rows, key=lambda row: row.number)
+    return [rows[number] for number in sorted(rows)]
+
+
+def _row(number: int, row: dict[str, Any], where: str) -> Row:
+    tests = row.get("test_list")
+    if not (isinstance(tests, list) and tests and all(isinstance(t, str) for t in tests)):
+        raise ValueError(f"{where}: test_list must be a list of assert lines")
+    for at, test in enumerate(tests):
+        whole_text(test, f"test_list[{at}]", where)
+        try:
+            calls_check(_newlines(test).strip())
+        except ValueError as error:
+            raise ValueError(f"{where}: test_list[{at}] = {test!r:.60}: {error}") from None
+    setup = "" if row.get("test_setup_code") is None else text_of(row, "test_setup_code", where)
+    made = Row(
+        number=number,
+        text=" ".join(text_of(row, "text", where).split()),
+        code=_without_trailing_spaces(_newlines(text_of(row, "code", where))),
+        setup=_newlines(setup),
+        tests=tuple(map(_newlines, tests)),
+    )
+    try:
+        calls_check(_test(made))
+    except ValueError as error:
+        raise ValueError(f"{where}: test_setup_code with the tests: {error}") from None
+    return made
+
+
+def _newlines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _without_trailing_spaces(code: str) -> str:
+    """The code without white space at the ends of lines, unless that is part of a string."""
+    code = code.removesuffix("\n")
+    stripped = "\n".join(line.rstrip() for line in code.split("\n"))
+    try:
+        same = ast.dump(parsed(stripped)) == ast.dump(parsed(code))
+    except ValueError:
+        return code
+    return stripped if same else code
 
 
 def training_text(row: Row) -> str:
@@ -70,26 +108,43 @@ def training_text(row: Row) -> str:
 def function_problem(row: Row, examples: int) -> Problem | None:
     """A function to write: imports, signature, and a docstring with `examples` of the tests.
 
-    None where the tests call no function that the solution defines at its outermost level.
+    Classes of the solution that the tests use are given too. None where the tests call no function
+    that the solution defines at its outermost level.
     """
-    parsed = _parsed(row)
-    if parsed is None:
+    found = _parsed(row)
+    if found is None:
         return None
-    tree, function = parsed
+    tree, function = found
+    used = {n.id for n in ast.walk(parsed(_test(row))) if isinstance(n, ast.Name)}
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name in used]
     lines = [ast.unparse(node) for node in imports] + [""] * (2 * bool(imports))
+    for node in classes:
+        lines += [ast.unparse(node), "", ""]
     shown = "".join(f"\n    {test.strip()}" for test in row.tests[:examples])
     document = row.text + ("\n" + shown if shown else "")
     raw = "r" if "\\" in document else ""
     document = document.replace('"""', "'''")
     lines.append(f"def {function.name}({ast.unparse(function.args)}):")
     lines.append(f'    {raw}"""{document}\n    """')
+    rest = [node for node in tree.body if node not in (*imports, *classes, function)]
     return Problem(
         task_id=f"MBPP/{row.number}",
         prompt="\n".join(lines) + "\n",
+        canonical_solution=_indented(function.body) + "".join(map(_outermost, rest)),
         test=_test(row),
         entry_point=function.name,
     )
+
+
+def _indented(body: Sequence[ast.stmt]) -> str:
+    """Statements as the body of a function; strings in them keep their lines."""
+    module = ast.Module([ast.If(ast.Constant(1), list(body), [])], [])
+    return ast.unparse(ast.fix_missing_locations(module)).partition("\n")[2] + "\n"
+
+
+def _outermost(node: ast.stmt) -> str:
+    return f"\n\n{ast.unparse(node)}\n"
 
 
 def infilling_problems(row: Row) -> list[Problem]:
@@ -100,10 +155,10 @@ def infilling_problems(row: Row) -> list[Problem]:
     and digits. The gap goes from behind the indentation to the end of the line; the description
     stands above the solution as a comment.
     """
-    parsed = _parsed(row)
-    if parsed is None:
+    found = _parsed(row)
+    if found is None:
         return []
-    tree, function = parsed
+    tree, function = found
     lines = row.code.split("\n")
     problems = []
     for number in sorted(_statement_lines(tree, lines)):
@@ -124,22 +179,27 @@ def infilling_problems(row: Row) -> list[Problem]:
     return problems
 
 
-def fair_problems(row: Row, run: Run, per_row: int) -> tuple[list[Problem], str]:
+def fair_problems(row: Row, judge: Judge, per_row: int) -> tuple[list[Problem], str]:
     """At most `per_row` infilling problems of a row that are fair, or why there are none.
 
     Fair is a problem whose solution passes its tests, and whose tests notice when the line is
-    `pass` instead. Which lines are tried first is decided by a hash of their names.
+    `pass` instead, or raises. Which lines are tried first is decided by a hash of their names.
     """
     problems = infilling_problems(row)
+    chosen: list[Problem] = []
     if not problems:
         return [], "no line that asks for something"
-    if not grade(problems[0], problems[0].canonical_solution, run).score:
-        return [], "its own solution fails"
-    chosen: list[Problem] = []
+    reasons = []
     for problem in sorted(problems, key=_shuffled):
-        if len(chosen) < per_row and not grade(problem, "pass", run).score:
-            chosen.append(problem)
-    return sorted(chosen, key=_line_number), "" if chosen else "its tests do not notice a gap"
+        if len(chosen) < per_row:
+            why = unfairness(problem, judge)
+            reasons.append(why)
+            if not why:
+                chosen.append(problem)
+    if chosen:
+        return sorted(chosen, key=_line_number), ""
+    fails = all(why.startswith("its own solution fails") for why in reasons)
+    return [], "its own solution fails" if fails else "its tests do not notice a gap"
 
 
 def _shuffled(problem: Problem) -> str:
@@ -151,17 +211,28 @@ def _line_number(problem: Problem) -> int:
 
 
 def _test(row: Row) -> str:
-    body = "\n".join(f"    {line}" for test in row.tests for line in test.strip().splitlines())
-    return f"{row.setup}\n\n\ndef check(candidate):\n{body}\n".lstrip("\n")
+    lines = [line for test in row.tests for line in _single_lines(test.strip())]
+    head = "def check(candidate):\n"
+    if any(isinstance(n, ast.Name) and n.id == "check" for n in ast.walk(parsed("\n".join(lines)))):
+        head = ""  # the function under test has this name
+    indent = "    " * bool(head)
+    body = "\n".join(indent + line for line in lines)
+    return f"{row.setup}\n\n\n{head}{body}\n".lstrip("\n")
+
+
+def _single_lines(test: str) -> Iterator[str]:
+    """A test in lines that can be indented: a string over several lines becomes one line."""
+    if "\n" in test:
+        yield from (line for node in parsed(test).body for line in ast.unparse(node).split("\n"))
+    else:
+        yield test
 
 
 def _parsed(row: Row) -> tuple[ast.Module, ast.FunctionDef] | None:
     """The solution's tree, and the function of it that the tests call."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree, tests = ast.parse(row.code), ast.parse("\n".join(row.tests))
-    except SyntaxError:
+        tree, tests = parsed(row.code), parsed("\n".join(row.tests))
+    except ValueError:
         return None
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     for node in ast.walk(tests):

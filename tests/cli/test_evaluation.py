@@ -1,5 +1,6 @@
 """`eval` through its runner: on a random model, and on one whose words are written by hand."""
 
+import gzip
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -183,18 +184,38 @@ def rows_in(path: Path, *rows: dict[str, Any]) -> Path:
 
 @pytest.mark.usefixtures("isolation")
 def test_functions(model: Path, tmp_path: Path, scholar: Scholar) -> None:
-    path = rows_in(tmp_path / "f", FUNCTION, {**FUNCTION, "task_id": "T/1", "prompt": "def g():\n"})
+    other = {**FUNCTION, "task_id": "T/1", "prompt": "def area(radius):\n"}
+    path = rows_in(tmp_path / "f", FUNCTION, other)
     scholar.book = {FUNCTION["prompt"]: "    return 3.14 * radius**2\n\n\nassert False\n"}
     found = answer("eval", "functions", path, "--model", model)
     assert found["metrics"]["pass@1"]["value"] == 0.5
     assert sum(found["outcomes"].values()) == 2
     assert found["outcomes"]["passed"] == 1
+    assert found["left_out"] == []
     several = answer(
         "eval", "functions", path, "--model", model, "--samples", 3, "-k", "1,2", "--temperature",
         0.5, "--limit", 1, "--seed", 4,
     )  # fmt: skip
     assert (several["done"], set(several["metrics"])) == (3, {"pass@1", "pass@2"})
     assert [request.params.seed for request in scholar.asked[-3:]] == [4, 5, 6]
+
+
+@pytest.mark.usefixtures("isolation")
+def test_problems_that_measure_nothing_are_left_out_by_name(
+    model: Path, tmp_path: Path, scholar: Scholar
+) -> None:
+    wrong = {**FUNCTION, "task_id": "T/wrong", "canonical_solution": "    return 1\n"}
+    path = rows_in(tmp_path / "f", wrong, FUNCTION)
+    zipped = tmp_path / "f.jsonl.gz"
+    zipped.write_bytes(gzip.compress(path.read_bytes()))
+    scholar.book = {FUNCTION["prompt"]: FUNCTION["canonical_solution"]}
+    found = answer("eval", "functions", zipped, "--model", model)
+    assert (found["done"], found["metrics"]["pass@1"]["value"]) == (1, 1)
+    why = "its own solution fails: wrong answer"
+    assert found["left_out"] == [{"left out": "T/wrong", "because": why}]
+    assert "T/wrong" in run("eval", "functions", path, "--model", model).output
+    alone = run("eval", "functions", rows_in(tmp_path / "g", wrong), "--model", model)
+    assert f"no problem can be judged; the first is T/wrong: {why}" in str(alone.exception)
 
 
 @pytest.mark.usefixtures("isolation")

@@ -1,5 +1,6 @@
 """Texts to keep out: what counts as a repetition and what as a coincidence."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -45,4 +46,14 @@ def test_reading_rows(tmp_path: Path) -> None:
     assert read_texts(path) == [SOLUTION, "assert a == 1\nassert b == 2" + " " * 40]
     path.write_text("{}\nnot json\n")
     with pytest.raises(ValueError, match="line 2 is not JSON"):
+        read_texts(path)
+
+
+def test_texts_in_the_form_in_which_they_are_published(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl.gz"
+    row = json.dumps({"code": SOLUTION + "#\u2028\ud800"}, ensure_ascii=True)
+    path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + row.encode()))
+    assert read_texts(path) == [SOLUTION + "#\u2028\ud800"]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"texts.jsonl.gz is a damaged gzip file"):
         read_texts(path)

@@ -9,12 +9,13 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from sounding.sandbox import jail, launch, seccomp
 from sounding.sandbox import run as sandbox
-from sounding.sandbox import seccomp
 from sounding.sandbox.run import Limits, NoIsolation, Outcome, require_isolation, run_python
 
 
@@ -25,6 +26,8 @@ def isolation() -> None:
     except NoIsolation as error:
         pytest.skip(str(error))
 
+
+REPO = Path(sandbox.__file__).parents[2]
 
 isolated = pytest.mark.usefixtures("isolation")
 
@@ -42,6 +45,30 @@ def isolate(request: pytest.FixtureRequest) -> Iterator[bool]:
     if request.param:
         request.getfixturevalue("isolation")
     yield request.param
+
+
+def _stale_cgroups() -> list[Path]:
+    """Of processes that are no more."""
+    found = (p for parent, _ in jail.memory_cgroups() for p in Path(parent).glob("sounding-*"))
+    return [path for path in found if not Path("/proc", path.name.rpartition("-")[2]).exists()]
+
+
+def _makes_cgroups() -> bool:
+    """As the jail does it."""
+    for parent, limit in jail.memory_cgroups():
+        place = Path(parent) / f"sounding-test-{os.getpid()}"
+        try:
+            place.mkdir()
+        except OSError:
+            continue
+        try:
+            (place / limit).write_text(str(2**30))
+            return True
+        except OSError:
+            continue
+        finally:
+            place.rmdir()
+    return False
 
 
 def processes_named(mark: str) -> list[str]:
@@ -289,6 +316,31 @@ def test_all_files_together_are_bounded() -> None:
 
 
 @isolated
+@pytest.mark.skipif(not _makes_cgroups(), reason="no memory cgroup may be made here")
+def test_memory_of_all_processes_together_is_bounded() -> None:
+    done = run(
+        """
+        import os
+        children = []
+        for _ in range(4):
+            children.append(os.fork())
+            if not children[-1]:
+                hog = bytearray(100 << 20)
+                for at in range(0, len(hog), 4096): hog[at] = 1
+                os.read(0, 1)
+                import time; time.sleep(1); os._exit(0)
+        print(sum(os.waitpid(child, 0)[1] == 9 for child in children) > 0)
+        """,
+        total_bytes=200 * 2**20,
+    )
+    assert done.stdout == "True\n" or done.code == -9
+    deadline = time.monotonic() + 10
+    while _stale_cgroups() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _stale_cgroups() == []
+
+
+@isolated
 def test_privileges_cannot_come_back() -> None:
     done = run(
         """
@@ -327,8 +379,6 @@ def test_set_user_id_programs_gain_nothing() -> None:
 
 @isolated
 def test_programs_at_the_same_time_do_not_share_limits() -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     program = (
         "import threading, time\n" + "threading.Thread(target=time.sleep, args=[0.2]).start()\n" * 6
     )
@@ -432,3 +482,121 @@ def test_the_filter_jumps_inside_itself() -> None:
             if operation & 0x07 == 0x05:
                 assert at + 1 + max(then, otherwise) < count
         assert code[-8] == 0x06  # the last one returns
+
+
+# --------------------------------------------------------------------------------------------------
+# The interpreter that jails are forked from
+
+
+@isolated
+def test_of_the_interpreters_folder_only_what_it_needs_is_seen() -> None:
+    done = run(
+        """
+        import os, sys, sysconfig
+        library = sysconfig.get_path("stdlib")
+        for name in ("site-packages", "dist-packages"):
+            path = os.path.join(library, name)
+            if os.path.isdir(path): print(name, os.listdir(path))
+        base = sys.base_prefix
+        if not base.startswith("/usr"):
+            print(sorted(set(os.listdir(base)) - {"bin", "lib", "lib64"}))
+            print(os.listdir(os.path.join(base, "bin")) == [os.path.basename(sys.executable)])
+        import ctypes, sqlite3, ssl, zlib, bz2, lzma, hashlib, uuid
+        """
+    )
+    assert done.stderr == ""
+    found = done.stdout.splitlines()
+    assert set(found) <= {"site-packages []", "dist-packages []", "[]", "True"}
+
+
+@isolated
+def test_a_program_may_become_another_one_and_still_has_its_walls() -> None:
+    done = run(
+        """
+        import os, sys
+        look = "import os; print(os.path.exists('/etc/passwd'), os.getpid())"
+        os.execv(sys.executable, [sys.executable, "-c", look])
+        """
+    )
+    assert done.stdout == "False 2\n"
+
+
+@isolated
+def test_files_of_other_processes_cannot_be_taken() -> None:
+    done = run(
+        """
+        import ctypes, os, platform
+        other = os.pidfd_open(os.getppid())
+        libc = ctypes.CDLL(None, use_errno=True)
+        print(libc.syscall(438, other, 0, 0), ctypes.get_errno())
+        """
+    )
+    assert done.stdout == "-1 1\n"
+
+
+def test_an_interpreter_that_has_ended_is_started_again(isolate: bool) -> None:
+    assert run("print(1)", isolate=isolate).stdout == "1\n"
+    process = launch._started[0]._process
+    process.kill()
+    process.wait()
+    assert run("print(2)", isolate=isolate).stdout == "2\n"
+    assert launch._started[0]._process.pid != process.pid
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # from 3.12
+def test_a_fork_of_ours_has_an_interpreter_of_its_own() -> None:
+    run("", isolate=False)
+    child = os.fork()
+    if not child:
+        good = run("print(1)", isolate=False).stdout == "1\n"
+        launch._end_nursery()
+        os._exit(0 if good else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert run("print(1)", isolate=False).stdout == "1\n"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # from 3.12
+@isolated
+def test_a_fork_of_ours_keeps_no_program_alive() -> None:
+    mark = f"sleeper{time.monotonic_ns()}"
+    look = ["p", "-c", "import time; time.sleep(99)", mark]
+    sleep = f"import os, sys; os.execv(sys.executable, {look!r})"
+    started = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, sleep, wall_seconds=1.0)
+        while not processes_named(mark) and time.monotonic() < started + 10:
+            time.sleep(0.02)
+        child = os.fork()
+        if not child:
+            time.sleep(30)
+            os._exit(0)
+        try:
+            assert running.result().ended == "wall time"
+            deadline = time.monotonic() + 10
+            while processes_named(mark) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert processes_named(mark) == []
+        finally:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+
+
+def test_it_ends_with_us() -> None:
+    outer = (
+        "import os\nfrom sounding.sandbox import launch, run\n"
+        "print(run.run_python('', isolate=False).code)\n"
+        "print(launch._started[0]._process.pid, flush=True)\nos._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", outer], text=True, capture_output=True, cwd=REPO)
+    code, process = done.stdout.split()
+    assert code == "0"
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{process}").exists()
+
+
+def test_programs_of_several_threads_are_not_mixed_up(isolate: bool) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda n: run(f"print({n})", isolate=isolate).stdout, range(12))
+        assert list(found) == [f"{n}\n" for n in range(12)]

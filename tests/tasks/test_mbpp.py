@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sounding.tasks.code import grade
+from sounding.tasks.code import grade, unfairness
 from sounding.tasks.mbpp import fair_problems, function_problem, infilling_problems, read_mbpp
 from tests.tasks.test_code import unsafe
 
@@ -48,6 +48,8 @@ def test_only_the_ids_asked_for(tmp_path: Path) -> None:
     assert [one.number for one in read_mbpp(path, range(600, 700))] == [600]
     with pytest.raises(ValueError, match="no rows with ids from 1 to 2"):
         read_mbpp(path, range(1, 3))
+    with pytest.raises(ValueError, match="line 2 has the task_id 11 again"):
+        read_mbpp(write(tmp_path / "m", row(11), row(11)))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,15 @@ def test_only_the_ids_asked_for(tmp_path: Path) -> None:
         ({"task_id": "11"}, "task_id = '11' must be an integer"),
         ({"test_list": []}, "test_list must be a list of assert lines"),
         ({"code": 1}, "has 1 for 'code'"),
+        ({"test_setup_code": 1}, "has 1 for 'test_setup_code'"),
+        (
+            {"test_list": ["area(1)"]},
+            r"line 1: test_list\[0\] = 'area\(1\)': nothing in it asserts",
+        ),
+        ({"test_list": ["assert area("]}, r"line 1: test_list\[0\] = .*: line 1"),
+        ({"test_list": ["assert 1", "assert '\ud800'"]}, r"half a surrogate .* 'test_list\[1\]'"),
+        ({"test_setup_code": "check = 1"}, "test_setup_code with the tests: .* check"),
+        ({"code": "\udc00"}, "half a surrogate pair, .udc00, in 'code'"),
     ],
 )
 def test_other_rows_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -138,6 +149,49 @@ def test_fair_lines_are_those_the_tests_notice(tmp_path: Path) -> None:
     [wrong] = read_mbpp(write(tmp_path / "m", row(test_list=["assert area(1) == 5"])))
     assert fair_problems(wrong, unsafe, 2) == ([], "its own solution fails")
     [blind] = read_mbpp(
-        write(tmp_path / "m", row(test_list=["area(1)"], code="def area(r):\n  size = 1"))
+        write(tmp_path / "m", row(test_list=["assert [area(1)]"], code="def area(r):\n  size = 1"))
     )
     assert fair_problems(blind, unsafe, 2) == ([], "its tests do not notice a gap")
+
+
+def test_a_string_over_several_lines_stays_what_it_is(tmp_path: Path) -> None:
+    tests = ['assert area("""a\r\nb""") == 3', "assert area('\u2028') == 1"]
+    code = "def area(text):\r\n    return len(text)  \r\n"
+    [one] = read_mbpp(write(tmp_path / "m", row(test_list=tests, code=code)))
+    problem = function_problem(one, 0)
+    assert problem is not None
+    assert grade(problem, "    return len(text)\n", unsafe).score == 1
+    assert unfairness(problem, unsafe) == ""
+    assert fair_problems(one, unsafe, 1)[1] == ""
+
+
+def test_strings_in_solutions_keep_their_lines(tmp_path: Path) -> None:
+    code = "def area(n):\r\n    text = '''a  \r\n\u2028 b'''\r\n    return text * n"
+    tests = ["assert area(1) == 'a  \\n\\u2028 b'"]
+    [one] = read_mbpp(write(tmp_path / "m", row(code=code, test_list=tests)))
+    problem = function_problem(one, 0)
+    assert problem is not None
+    assert unfairness(problem, unsafe) == ""
+    [plain] = read_mbpp(write(tmp_path / "m", row(code="def area(n):  \r\n\treturn n \t\r\n")))
+    assert plain.code == "def area(n):\n\treturn n"
+
+
+def test_classes_that_tests_need_are_given(tmp_path: Path) -> None:
+    code = "class Pair:\n  def __init__(self, a):\n    self.a = a\n\ndef area(p):\n  return p.a"
+    tests = ["assert area(Pair(3)) == 3", "assert area(one) == 5"]
+    [one] = read_mbpp(
+        write(tmp_path / "m", row(code=code, test_list=tests, test_setup_code="one = Pair(5)"))
+    )
+    problem = function_problem(one, 0)
+    assert problem is not None
+    assert problem.prompt.startswith("class Pair:\n")
+    assert unfairness(problem, unsafe) == ""
+    assert grade(problem, "    return p.a + 1\n", unsafe).score == 0
+
+
+def test_a_function_called_check(tmp_path: Path) -> None:
+    code, tests = "def check(n):\n    return n + 1", ["assert check(1) == 2"]
+    [one] = read_mbpp(write(tmp_path / "m", row(code=code, test_list=tests)))
+    problem = function_problem(one, 0)
+    assert problem is not None
+    assert unfairness(problem, unsafe) == ""
