@@ -3,7 +3,7 @@
 Fields carry their published names. Three dialects are read and become one `ModelConfig`: the
 published file (first release, Base, DSpark and dated refreshes) and the one `transformers` writes.
 Nothing here knows tensors or files; imports nothing of ours.
-Source: spec/architecture.md 1, spec/checkpoint.md 4 and 5.
+Source: docs/architecture.md 1, docs/checkpoints.md 4 and 5.
 """
 
 import dataclasses

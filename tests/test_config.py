@@ -33,7 +33,7 @@ def test_tiny_is_the_golden_config() -> None:
 
 
 def test_published_layer_kinds() -> None:
-    """Counts of spec/architecture.md 1.1."""
+    """Counts of docs/architecture.md 1.1."""
     assert [flash().ratios.count(kind) for kind in (0, 4, 128)] == [2, 21, 20]
     assert [pro().ratios.count(kind) for kind in (0, 4, 128)] == [0, 30, 31]
 

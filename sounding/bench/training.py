@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
-from sounding.cli.models import unknown_model
-from sounding.cli.progress import progress_bar
 from sounding.config import ModelConfig, parse_config
+from sounding.loading import unknown_model
 from sounding.presets import PRESETS
+from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
     from sounding.bench.throughput import Workload
@@ -120,8 +120,9 @@ def print_training(report: dict[str, Any]) -> None:
 
 
 def _config(model: str) -> ModelConfig:
-    if model in PRESETS:
-        return PRESETS[model]()
+    shape = model.removeprefix("preset:")
+    if shape in PRESETS:
+        return PRESETS[shape]()
     if not Path(model).is_dir():
         raise ValueError(unknown_model(model))
     from sounding.weights.checkpoint import read_config
@@ -198,7 +199,7 @@ def _steps(asked: dict[str, Any], orders: Iterator[str]) -> Iterator[Taken]:
     import torch
 
     from sounding.bench import throughput
-    from sounding.resident import peak_resident_bytes
+    from sounding.runtime import peak_resident_bytes
 
     torch.set_num_threads(asked["threads"])
     raw = asked["workload"]

@@ -13,9 +13,9 @@ from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
 from sounding.bench.training import compare_training, print_training
-from sounding.cli.models import open_checkpoint
-from sounding.cli.progress import progress_bar
-from sounding.resident import peak_resident_bytes
+from sounding.loading import open_checkpoint
+from sounding.progress import progress_bar
+from sounding.runtime import peak_resident_bytes
 
 if TYPE_CHECKING:
     from sounding.bench.inference import Peer, Row
@@ -157,7 +157,7 @@ def _infer(
     from sounding.bench.inference import Native, between, measure, measure_ceilings, token_cost
 
     # Here, because training is measured without what it asks of PyTorch.
-    from sounding.cli.generation import load_network
+    from sounding.loading import load_network
     from sounding.model.native import serves
     from sounding.weights.description import StateSize
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from sounding.cli.models import describe, model_folder
+from sounding.cli.models import describe
+from sounding.loading import find_model
 
 if TYPE_CHECKING:
     from sounding.data.shares import Share
@@ -76,7 +77,7 @@ def card(
 
     if not (folder / RUN_NAME).is_file():
         raise ValueError(f"{folder} has no {RUN_NAME}; give the folder of a run")
-    path = Path(model_folder(model))
+    path = find_model(model)
     run = parse_run(json.loads((folder / RUN_NAME).read_text(encoding="utf-8")))
     step, tokens = _moment(path)
     mark = fingerprint(path)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sounding.cli.completion import Model, open_model
+from sounding.cli.completion import open_model
 from sounding.cli.transcript import EFFORTS, Conversation, Effort, Write
+from sounding.loading import LoadedModel
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -91,7 +92,7 @@ def _is_base(folder: Path) -> bool:
     return any(re.search(r"\bbase\b", name, re.IGNORECASE) for name in names)
 
 
-def writer(opened: Model, params: "SamplingParams", max_tokens: int) -> Write:
+def writer(opened: LoadedModel, params: "SamplingParams", max_tokens: int) -> Write:
     """What continues prompts; each answer is sampled with a seed of its own."""
     import dataclasses
 

@@ -1,89 +1,30 @@
 """`write` and `complete`: a model of code at work, on text and at a place in a file."""
 
-import atexit
 import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
-
-from sounding.cli.generation import load_network
-from sounding.cli.models import model_folder
 
 if TYPE_CHECKING:
     from sounding.completion.completer import Completion
     from sounding.completion.endings import Gap, Kind
-    from sounding.engine.batch import Batch
-    from sounding.engine.engine import Engine
-    from sounding.model.transformer import Transformer
-    from sounding.text.tokenizer import Tokenizer
+    from sounding.loading import LoadedModel
 
 _PYTHON = (".py", ".pyi")
 
 
-class Model(NamedTuple):
-    """A network with the tokenizer that lies beside its weights."""
+def open_model(name: str | Path | None) -> "LoadedModel":
+    """The model of a command; its engines are closed when the command ends."""
+    from sounding import loading
 
-    folder: Path
-    network: "Transformer"
-    tokenizer: "Tokenizer"
-
-    def engine(
-        self, prefix_store: Path | None = None, store_bytes: int | None = None, **settings: Any
-    ) -> "Engine":
-        """An engine that runs it until the command ends; `settings` are `EngineSettings`."""
-        return start_engine(self.network, self.tokenizer, prefix_store, store_bytes, **settings)
-
-    def batch(self, width: int) -> "Batch":
-        """What continues prompts with it, `width` at a time."""
-        from sounding.engine.batch import Batch
-
-        return Batch(self.engine(width=width))
-
-
-def start_engine(
-    network: "Transformer",
-    tokenizer: "Tokenizer | None",
-    prefix_store: Path | None = None,
-    store_bytes: int | None = None,
-    **settings: Any,
-) -> "Engine":
-    """An engine that is closed when the command ends; the store takes its own limit by default."""
-    from sounding.engine.engine import Engine
-    from sounding.engine.exact import splits_are_exact
-    from sounding.engine.prefix.store import PrefixStore, state_identity
-    from sounding.engine.settings import EngineSettings
-
-    how = EngineSettings(exact_splits=splits_are_exact(network), **settings)
-    store = None
-    if prefix_store is not None:
-        limit = {} if store_bytes is None else {"limit_bytes": store_bytes}
-        store = PrefixStore(prefix_store, state_identity(network, how), **limit)
-    engine = Engine(network, tokenizer, how, store=store)
+    model = loading.open_model(name)
     context = click.get_current_context(silent=True)
-    # A thread of a command has no context.
-    at_end = atexit.register if context is None else context.call_on_close
-    at_end(engine.close)
-    return engine
-
-
-def open_model(folder: str | None) -> Model:
-    """The model in a folder, or the shipped one. Raises ValueError saying what is missing."""
-    from sounding.text.tokenizer import Tokenizer
-
-    path = Path(model_folder(folder))
-    if path.is_dir() and not (path / "tokenizer.json").is_file():
-        raise ValueError(f"{path} has no tokenizer.json, without which no text can be read")
-    network = load_network(str(path))
-    tokenizer = Tokenizer.from_file(path)
-    if tokenizer.num_tokens > network.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer in {path} has {tokenizer.num_tokens} tokens, the model only "
-            f"{network.config.vocab_size}: they do not belong together"
-        )
-    return Model(path, network, tokenizer)
+    if context is not None:  # a thread of a command has none
+        context.call_on_close(model.close)
+    return model
 
 
 model_option = click.option(

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import DownloadColumn
 from rich.table import Table
 
-from sounding.cli.models import open_checkpoint
-from sounding.cli.progress import progress_bar
+from sounding.loading import open_checkpoint
+from sounding.progress import progress_bar
 
 if TYPE_CHECKING:  # torch takes a second to import, and --help does without it
     from sounding.weights.quantize import Report

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.progress import MofNCompleteColumn
 
-from sounding.cli.progress import progress_bar
+from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
     from sounding.data.manifest import Manifest

@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from sounding.cli.completion import open_model
-from sounding.cli.growth import run
-from sounding.evaluation import measures
-from sounding.evaluation.measuring import (
-    collect,
+from sounding.cli.evaluation_options import (
     common_options,
-    limited,
-    read_texts,
     report,
     sampling_options,
-    sandbox,
     sandbox_options,
     syntax_option,
+    warn,
 )
+from sounding.cli.growth import run
+from sounding.evaluation import measures
+from sounding.evaluation.measuring import collect, limited, read_texts, sandbox
 
 if TYPE_CHECKING:
     from sounding.tasks.code import Problem
@@ -80,7 +78,7 @@ def bpb(
     Each document by itself, in overlapping windows; beside it what xz and brotli make of the same
     bytes, as one stream and document by document.
     """
-    documents = limited(read_texts(path, suffixes), limit, seed)
+    documents = limited(read_texts(path, suffixes, warn), limit, seed)
     measured = measures.measure_bits(
         open_model(model),
         documents,
@@ -128,7 +126,7 @@ def lines(
     """
     from sounding.evaluation.lines import choose_lines
 
-    texts = read_texts(path, suffixes)
+    texts = read_texts(path, suffixes, warn)
     items = limited(choose_lines(texts, per_file=per_file, cursor=cursor, seed=seed), limit, seed)
     measured = measures.measure_lines(
         open_model(model), items, seed=seed, out=out, per_file=per_file, cursor=cursor, **how
@@ -174,7 +172,7 @@ def mechanisms(
         raise ValueError(
             f"--at-least {at_least} must be from 1 to --context-tokens {context_tokens}"
         )
-    texts = read_texts(path, suffixes)
+    texts = read_texts(path, suffixes, warn)
     opened = open_model(model)
 
     def encode(text: str) -> list[int]:

@@ -1,7 +1,5 @@
 """Commands that run a model: logits for given tokens, and text continued."""
 
-import gc
-import os
 import random
 import sys
 from pathlib import Path
@@ -10,57 +8,12 @@ from typing import TYPE_CHECKING
 import click
 from rich.progress import MofNCompleteColumn
 
-from sounding.cli.models import model_folder, open_checkpoint
-from sounding.cli.progress import progress_bar
+from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sounding.engine.requests import Event
-    from sounding.model.transformer import Transformer
-
-# Large tensors in huge pages (Linux): all weights are read for every token, and finding a small
-# page takes as long as reading a part of it. PyTorch asks once, before its first tensor, so this
-# comes before anything imports it: with the first command that runs a model, not in training.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-
-def load_network(model: str, *, simulate: bool = False, exact: bool = False) -> "Transformer":
-    """The network of a model folder: on native kernels in bfloat16, as the models are published.
-
-    Where they do not serve it, and with `exact`, it computes in float32. There a quantized weight
-    is unpacked at every use; where memory allows, once and for all here.
-    """
-    network = _load_network(model, simulate=simulate, exact=exact)
-    # What is loaded stays: without this, looking for garbage among it takes a twentieth of the time
-    # of decoding, and now and then a pause.
-    gc.collect()
-    gc.freeze()
-    return network
-
-
-def _load_network(model: str, *, simulate: bool, exact: bool) -> "Transformer":
-    import psutil
-    import torch
-
-    from sounding.model.layers import DEPLOYED, EXACT
-    from sounding.model.native import serves
-    from sounding.weights.build import bring_into_memory, load_model
-    from sounding.weights.layout import count_parameters
-
-    checkpoint = open_checkpoint(model)
-    simulation = DEPLOYED if simulate else EXACT
-    available = psutil.virtual_memory().available
-    if not exact:
-        network = load_model(checkpoint, simulation=simulation, dtype=torch.bfloat16)
-        if serves(network):
-            if sum(parameter.nbytes for parameter in network.parameters()) < available / 4:
-                bring_into_memory(network)
-            return network
-    counts = count_parameters(checkpoint.config)
-    fits = 4 * (counts.main + counts.mtp) < available / 2
-    return load_model(checkpoint, simulation=simulation, dequantize=torch.float32 if fits else None)
-
 
 # --------------------------------------------------------------------------------------------------
 # logits
@@ -104,6 +57,7 @@ def logits(model: str, source: Path, out: Path, simulate: bool, split: str | Non
 
     from sounding.engine.generate import split_logits
     from sounding.files import write_file
+    from sounding.loading import load_network
 
     tokens = _read_tokens(source)
     splits = [_pieces(split, tokens.shape[1], row) for row in range(len(tokens))]
@@ -209,21 +163,21 @@ def generate(
       sounding generate --prompt 'def fibonacci(n):' --stop $'\\n\\n'
       sounding generate MODEL --tokens 0,17,4 --max-tokens 8
     """
-    from sounding.cli.completion import start_engine
     from sounding.engine.requests import Finished, GenerationRequest
     from sounding.engine.sampling import SamplingParams
+    from sounding.loading import find_model, load_network, start_engine
 
     if (prompt is None) == (tokens is None):
         raise click.UsageError("give either --prompt or --tokens")
     if tokens is not None and stop:
         raise click.UsageError("--stop is text; it goes with --prompt, not with --tokens")
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
-    folder = model_folder(model)
+    folder = find_model(model)
     if tokens is not None:
         dialect: _Tokens | _Text = _Tokens(tokens)
     else:
         text = sys.stdin.read() if prompt == "-" else prompt or ""
-        dialect = _Text(Path(folder), text)
+        dialect = _Text(folder, text)
     stream = start_engine(load_network(folder), dialect.tokenizer).submit(
         GenerationRequest(
             prompt=dialect.prompt,

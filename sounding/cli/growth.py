@@ -8,16 +8,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from sounding.cli.completion import Model, open_model
+from sounding.cli.completion import open_model
+from sounding.cli.evaluation_options import PLAIN_BOX, sandbox_options, warn
 from sounding.evaluation import measures
-from sounding.evaluation.measuring import (
-    PLAIN_BOX,
-    Measured,
-    limited,
-    read_texts,
-    sandbox,
-    sandbox_options,
-)
+from sounding.evaluation.measuring import Measured, limited, read_texts, sandbox
+from sounding.loading import LoadedModel
 
 if TYPE_CHECKING:
     from sounding.evaluation.lines import Item
@@ -52,7 +47,7 @@ class _Work:
         from sounding.tasks.code import CodeTask, read_problems
 
         num_documents, num_lines, num_problems = counts
-        texts = read_texts(path, (".py",))
+        texts = read_texts(path, (".py",), warn)
         lines = choose_lines(texts, per_file=_PER_FILE, cursor="indent", seed=seed)
         self.documents = limited(texts, num_documents, seed)
         self.lines: list[Item] = limited(lines, num_lines, seed)
@@ -78,7 +73,7 @@ class _Work:
             **_HOW,
         }
 
-    def measure(self, model: Model, out: Path, name: str) -> list[Measured]:
+    def measure(self, model: LoadedModel, out: Path, name: str) -> list[Measured]:
         """Everything about one model; an interrupted measurement is the last one."""
         done = [
             measures.measure_bits(

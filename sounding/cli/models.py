@@ -1,7 +1,6 @@
 """Commands about models: which one is meant, what it is, what running it takes."""
 
 import dataclasses
-import difflib
 import itertools
 import json
 import os
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sounding.config import RATIO_NAMES, ModelConfig
+from sounding.loading import SHIPPED_NAME, open_checkpoint
 from sounding.presets import PRESETS
 from sounding.weights.description import (
     Description,
@@ -34,59 +34,19 @@ _PLAIN: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE}
 
 
 # --------------------------------------------------------------------------------------------------
-# Finding a model
-
-SHIPPED = Path(__file__).parent.parent / "assets" / "nano"
+# Describing a model
 
 
-def model_folder(model: str | None) -> str:
-    """The folder that was named, or else that of the shipped model.
+def describe(name: str) -> tuple[Description, "Checkpoint | None"]:
+    """A model by its name, and its checkpoint if it has one: `preset:flash`, `flash`, a folder.
 
-    Raises ValueError, saying how to get one, where none was named and none is there.
+    "nano" is the shipped model, weights included; its bare shape is "preset:nano".
     """
-    if model is not None:
-        return model
-    if not (SHIPPED / "config.json").is_file():
-        raise ValueError(
-            f"no model was named, and none is shipped in {SHIPPED}: give the folder of a "
-            "checkpoint (--model); or make one with `data build`, `data vocabulary`, `data "
-            "tokenize` and `train nano`, and put it there with `scripts/ship runs/nano`"
-        )
-    return str(SHIPPED)
-
-
-def open_checkpoint(model: str) -> "Checkpoint":
-    """The checkpoint in a folder. Raises ValueError, with a hint, for anything else."""
-    from sounding.weights.checkpoint import Checkpoint
-
-    if Path(model).is_dir():
-        return Checkpoint(Path(model))
-    if model in PRESETS:
-        raise ValueError(
-            f"{model!r} is a preset, a shape without weights; give the folder of a checkpoint"
-        )
-    raise ValueError(unknown_model(model))
-
-
-def describe(model: str) -> tuple[Description, "Checkpoint | None"]:
-    """A model by the name of a preset or by its folder, and its checkpoint if it has one."""
-    if model in PRESETS:
-        return describe_config(PRESETS[model]()), None
-    checkpoint = open_checkpoint(model)
+    shape = name.removeprefix("preset:")
+    if shape in PRESETS and name != SHIPPED_NAME:
+        return describe_config(PRESETS[shape]()), None
+    checkpoint = open_checkpoint(name)
     return describe_checkpoint(checkpoint), checkpoint
-
-
-def unknown_model(model: str) -> str:
-    """What to say of a model that is neither a preset nor a folder."""
-    path = Path(model)
-    if path.is_file():
-        return f"{model} is a file; give the folder with config.json and the safetensors in it"
-    folders = []
-    if path.parent.is_dir():
-        folders = [str(other) for other in path.parent.iterdir() if other.is_dir()]
-    near = difflib.get_close_matches(model, [*PRESETS, *folders], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{model!r} is neither a preset ({', '.join(PRESETS)}) nor a folder{hint}"
 
 
 # --------------------------------------------------------------------------------------------------

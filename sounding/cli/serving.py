@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sounding.cli.completion import Model, open_model
-from sounding.cli.models import model_folder
+from sounding.cli.completion import open_model
+from sounding.loading import LoadedModel, find_model
 
 if TYPE_CHECKING:
     from sounding.server.options import Settings
@@ -189,7 +189,7 @@ def serve(
             f"others can reach {host}: give --api-keys FILE, or --without-keys if everybody may "
             "use this server"
         )
-    folder = model_folder(model)
+    folder = find_model(model)
     keys = None if api_keys is None else Keys.from_file(api_keys)
     guarded = keys is None and is_loopback(host)
     settings = Settings(
@@ -231,7 +231,7 @@ def _announce(settings: "Settings", address: str) -> None:
         click.echo("there are no keys: everybody who reaches it may use it", err=True)
 
 
-def _card(opened: Model) -> "ModelCard":
+def _card(opened: LoadedModel) -> "ModelCard":
     """What clients are told of the model."""
     from sounding.server.service import ModelCard
     from sounding.weights.layout import count_parameters

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from sounding.cli.clients import api_key_file_option, read_api_key
-from sounding.cli.progress import progress_bar
+from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 A tokenizer merges `):` and the newline into one token, so a text that stops right after the colon,
 as a prompt does, is one that training would never show. Splitting some of these tokens shows it.
-Source: spec/training.md 1.1, where the share is not published.
+Source: docs/training.md 1.1; the share is not published.
 """
 
 import random

@@ -3,7 +3,7 @@
 The split before BPE never joins a line end to a line with something on it: before such a line, the
 tokens of a text are those of the part before and those of the part after. Documents are cut there,
 and a text that was cut elsewhere needs new tokens only between the cut and the next such place.
-Source: the split pattern in spec encoding 1. With a tokenizer of another split the tokens still
+Source: the split in docs/prompt.md 1. With a tokenizer of another split the tokens still
 stand for the same text, but may not be the ones it would choose.
 """
 

@@ -23,7 +23,7 @@ from sounding.engine.sequence import Generation
 from sounding.engine.settings import EngineSettings
 from sounding.engine.stream import EventStream
 from sounding.model.transformer import Transformer
-from sounding.resident import give_back_free_memory
+from sounding.runtime import give_back_free_memory
 from sounding.text.tokenizer import Tokenizer
 
 _TIDY_SECONDS = 2.0  # without anything to do, before memory is tidied up

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sounding.cli.completion import Model
 from sounding.config import CSA, RATIO_NAMES, ModelConfig
 from sounding.evaluation.measuring import Measured, collect, digest_of, filler, fingerprint
+from sounding.loading import LoadedModel
 
 if TYPE_CHECKING:
     from sounding.completion.endings import Kind
@@ -21,7 +21,7 @@ Documents = list[tuple[str, str]]
 
 
 def measure_bits(
-    model: Model,
+    model: LoadedModel,
     documents: Documents,
     *,
     seed: int,
@@ -64,7 +64,7 @@ def measure_bits(
 
 
 def measure_lines(
-    model: Model,
+    model: LoadedModel,
     items: "Sequence[Item]",
     *,
     seed: int,
@@ -96,7 +96,7 @@ def measure_lines(
 
 def measure_programs(
     title: str,
-    model: Model,
+    model: LoadedModel,
     task: "CodeTask",
     until: str,
     *,
@@ -146,7 +146,7 @@ def natural_end(problems: "Sequence[Problem]") -> str:
 
 
 def measure_mechanisms(
-    model: Model,
+    model: LoadedModel,
     documents: Sequence[tuple[str, list[int]]],
     *,
     seed: int,

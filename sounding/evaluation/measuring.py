@@ -1,22 +1,17 @@
-"""What all evaluation commands share: options, reading files, the loop with its bar, the report."""
+"""What all evaluations share: reading texts, wiring a model, the loop with its progress bar."""
 
 import dataclasses
 import hashlib
-import json
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import click
-from rich import box
-from rich.console import Console
 from rich.progress import MofNCompleteColumn
-from rich.table import Table
 
-from sounding.cli.completion import Model, model_option
-from sounding.cli.progress import progress_bar
+from sounding.loading import LoadedModel
+from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
     from sounding.completion.endings import Kind
@@ -25,91 +20,19 @@ if TYPE_CHECKING:
     from sounding.evaluation.statistics import Estimate
     from sounding.tasks.code import Run
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _T = TypeVar("_T")
-PLAIN_BOX = box.SIMPLE
-
-
-def common_options(command: _Command) -> _Command:
-    """--model, --limit, --seed, --out and --json."""
-    for option in reversed(
-        [
-            model_option,
-            click.option(
-                "--limit", type=click.IntRange(min=1), help="Only so many, drawn by seed."
-            ),
-            click.option("--seed", default=0, show_default=True, type=click.IntRange(0)),
-            click.option(
-                "--out",
-                type=click.Path(dir_okay=False, path_type=Path),
-                help="JSONL file of results; given again, the command goes on where it stopped.",
-            ),
-            click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-def syntax_option(command: _Command) -> _Command:
-    """Whether Python that an answer leaves incorrect is a reason to try again."""
-    return click.option(
-        "--syntax/--no-syntax",
-        default=True,
-        help="Where an answer leaves Python incorrect, try a few more, as `complete` does.",
-    )(command)
-
-
-def sampling_options(max_tokens: int) -> Callable[[_Command], _Command]:
-    """How answers are made."""
-    options = [
-        click.option("--max-tokens", default=max_tokens, show_default=True, help="Per answer."),
-        click.option("--context-tokens", default=1024, show_default=True, help="With the answer."),
-        click.option("--temperature", default=0.0, show_default=True),
-        click.option("--top-p", default=1.0, show_default=True),
-        click.option("--width", default=16, show_default=True, help="Sequences at a time."),
-        click.option(
-            "--heal/--no-heal", default=True, help="Choose the tokens of a begun word anew."
-        ),
-        click.option(
-            "--copying/--no-copying",
-            default=True,
-            help="Let the other lines of the file compete with the network.",
-        ),
-    ]
-    return lambda command: _decorated(command, options)
-
-
-def sandbox_options(command: _Command) -> _Command:
-    """How programs are run."""
-    options = [
-        click.option("--timeout", default=10.0, show_default=True, help="Seconds per program."),
-        click.option("--workers", default=2, show_default=True, help="Programs at a time."),
-        click.option(
-            "--unsafe-no-isolation",
-            "unsafe",
-            is_flag=True,
-            help="Run generated code with limits but without walls: it can read, write and send "
-            "whatever you can. Only where the machine is itself disposable.",
-        ),
-    ]
-    return _decorated(command, options)
-
-
-def _decorated(command: _Command, options: Sequence[Callable[[_Command], _Command]]) -> _Command:
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 # --------------------------------------------------------------------------------------------------
 # Input
 
 
-def read_texts(path: Path, suffixes: Sequence[str]) -> list[tuple[str, str]]:
+def read_texts(
+    path: Path, suffixes: Sequence[str], warn: Callable[[str], None]
+) -> list[tuple[str, str]]:
     """Names and texts: of a file, of a folder's files, or of a corpus's held-out split.
 
-    What is no UTF-8 or empty is left out, with a count on stderr.
+    What is no UTF-8 or empty is left out, and `warn` is called with a count.
     """
     if path.is_dir() and list(path.glob("heldout-*.jsonl.xz")):
         from sounding.data.documents import read_documents
@@ -128,7 +51,7 @@ def read_texts(path: Path, suffixes: Sequence[str]) -> list[tuple[str, str]]:
             name = str(file.relative_to(path)) if path.is_dir() else file.name
             texts.append((name, text))
     if skipped:
-        click.echo(f"left out {skipped} files that are not UTF-8", err=True)
+        warn(f"left out {skipped} files that are not UTF-8")
     if not texts:
         raise ValueError(f"{path} has no text in files named {', '.join(suffixes)}; see --suffix")
     return texts
@@ -177,7 +100,7 @@ def digest_of(texts: Sequence[str]) -> str:
 
 
 def filler(
-    model: Model,
+    model: LoadedModel,
     kind: "Kind | None",
     *,
     max_tokens: int,
@@ -261,32 +184,3 @@ class Measured(NamedTuple):
             "metrics": {name: estimate._asdict() for name, estimate in self.metrics.items()},
             **self.more,
         }
-
-
-def report(measured: Measured, *, as_json: bool) -> None:
-    """Print settings and metrics; what an interruption left out is said, and exits with 130."""
-    if as_json:
-        click.echo(json.dumps(measured.to_dict(), indent=2))
-    else:
-        click.echo("  ".join(f"{name}={value}" for name, value in measured.settings.items()))
-        table = Table("", "value", "95 % interval", box=PLAIN_BOX)
-        for name, (value, low, high) in measured.metrics.items():
-            table.add_row(name, f"{value:.4f}", f"{low:.4f} to {high:.4f}")
-        console = Console(width=100)
-        console.print(table)
-        for name, rows in measured.more.items():
-            _print_rows(console, name, rows)
-        click.echo(f"{measured.done} of {measured.total} done")
-    if measured.interrupt is not None:
-        raise measured.interrupt
-
-
-def _print_rows(console: Console, title: str, rows: Any) -> None:
-    if isinstance(rows, dict):
-        rows = [{title: name, "count": count} for name, count in rows.items()]
-    if not rows:
-        return
-    table = Table(*rows[0], box=PLAIN_BOX)
-    for row in rows:
-        table.add_row(*(f"{x:.4f}" if isinstance(x, float) else str(x) for x in row.values()))
-    console.print(table)

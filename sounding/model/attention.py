@@ -1,5 +1,5 @@
 """Attention of one layer: low-rank queries, one shared key/value head, compressed entries beside
-the window, grouped output. Source: spec/architecture.md 5.
+the window, grouped output. Source: docs/architecture.md 5.
 """
 
 from dataclasses import dataclass
@@ -175,7 +175,7 @@ class Attention(nn.Module):
     def _project(self, o: Float[Tensor, "t h d"]) -> Float[Tensor, "t c"]:
         groups = self.config.o_groups
         grouped = o.flatten(1).unflatten(-1, (groups, -1))
-        # wo_a is stored in FP8 but its input is never rounded (spec 5.6)
+        # wo_a is stored in FP8 but its input is never rounded (docs/architecture.md 5.6)
         return self.wo_b(grouped_linear(grouped, self.wo_a.stored, groups).flatten(1))
 
     def _frequencies(self, device: torch.device) -> Float[Tensor, " pairs"]:

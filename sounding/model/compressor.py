@@ -1,6 +1,6 @@
 """From tokens to compressed entries, and the lightning indexer that chooses among them.
 
-Source: spec/architecture.md 6 and 7.
+Source: docs/architecture.md 6 and 7.
 """
 
 from typing import NamedTuple

@@ -152,7 +152,7 @@ class Described:
         )
         for name in ("wq_a", "wq_b", "wkv", "wo_b"):
             setattr(layer, name, self._weight(attention.get_submodule(name)))
-        layer.wo_a = self._weight(attention.wo_a, simulate=False)  # spec 5.6
+        layer.wo_a = self._weight(attention.wo_a, simulate=False)  # docs/architecture.md 5.6
         if attention.compressor is not None:
             layer.compressor = self._pooling(attention.compressor)
         if attention.indexer is not None:

@@ -1,7 +1,7 @@
 """Parameters with their published names: a weight may be plain or quantized, a layer cannot tell.
 
 A quantized weight is two parameters, `weight` in packed form and `scale`; a plain one has no scale.
-`format` is how the weight is deployed (spec/architecture.md 9.4), whatever it is stored as now.
+`format` is how the weight is deployed (docs/architecture.md 9.4), whatever it is stored as now.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Format = Literal["fp8", "fp4"] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """Which activations are rounded, as in the deployed network. Source: spec/architecture.md 9."""
+    """Which activations are rounded, as in the deployed network. Source: docs/architecture.md 9."""
 
     linear_inputs: bool = False
     """Inputs of quantized linears to FP8, per 128 channels."""

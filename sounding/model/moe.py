@@ -1,6 +1,6 @@
 """Mixture of experts: routed by a hash of the token or by learned scores, and a shared one.
 
-Source: spec/architecture.md 10.
+Source: docs/architecture.md 10.
 """
 
 from collections.abc import Sequence

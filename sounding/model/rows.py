@@ -2,7 +2,7 @@
 
 Of some lists only the last rows are kept. Two storages stand behind `Rows`, and the network cannot
 tell which it was given: `GrowingRows` are plain tensors that gradients flow through; `PackedRows`
-are preallocated bytes in the deployed format. Source: spec/architecture.md 8.1.
+are preallocated bytes in the deployed format. Source: docs/architecture.md 8.1.
 """
 
 import ctypes
@@ -291,7 +291,7 @@ def _require_like(stored: Tensor, like: Tensor) -> None:
 
 def kv_codec(head_dim: int, rotary: int) -> Codec:
     """FP8 channels in blocks of 64, then the bf16 rotary channels, then a scale byte per block
-    padded to 8: 584 bytes for the published 512 channels. Source: spec/architecture.md 8.1."""
+    padded to 8: 584 bytes for the published 512 channels. Source: docs/architecture.md 8.1."""
     plain = head_dim - rotary
     blocks = -(-plain // KV_BLOCK)
     scale_bytes = -(-blocks // 8) * 8

@@ -3,7 +3,7 @@
 Everything remembered is a list of rows (`rows`), appended to and never changed: window entries and
 raw projections by token, compressed and index entries by group. That makes the three things a
 server needs simple: `fork` shares or copies, `rewind` shortens, `serialize` writes the rows out.
-Source: spec/architecture.md 8.
+Source: docs/architecture.md 8.
 """
 
 import json

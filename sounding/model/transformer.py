@@ -3,7 +3,7 @@
 `forward` appends a chunk to sequences and returns what they became; that is training (states start
 empty and are dropped), prefill (a long chunk), decode (a chunk of one) and the verification of
 drafts (a chunk of k + 1). There is no other mode.
-Source: spec/architecture.md 2, 3 and 11.
+Source: docs/architecture.md 2, 3 and 11.
 """
 
 from collections.abc import Sequence

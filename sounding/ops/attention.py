@@ -18,7 +18,7 @@ SCORE_BUDGET = 1 << 24  # numbers in one tile of index scores
 
 def num_visible(positions: Int[Tensor, " t"], ratio: int) -> Int[Tensor, " t"]:
     """How many compressed entries the query at each position sees: those whose last token is not
-    after it. Source: spec/architecture.md 5.4."""
+    after it. Source: docs/architecture.md 5.4."""
     return (positions + 1) // ratio
 
 
@@ -39,7 +39,7 @@ def attend(
     The queries stand at positions start, start + 1, ...; `window` ends with their own keys.
     `entries` are all that exist, or None in a window layer; `selected` narrows them to the given
     ones per query (-1 is none), otherwise every visible one counts. Keys are also the values.
-    weights = exp(d^-0.5 <q, k>) / (sum exp(...) + exp(sink)). Source: spec/architecture.md 5.5.
+    weights = exp(d^-0.5 <q, k>) / (sum exp(...) + exp(sink)). Source: docs/architecture.md 5.5.
     """
     tiles = []
     before = window.shape[0] - q.shape[0]  # keys of earlier chunks
@@ -93,7 +93,7 @@ def select_entries(
     """The entries each query attends to: the best `limit` visible ones by index score, then -1.
 
     score = sum_h weight_h * relu(<q_h, key>); ties go to the lower index. Ascending in each row.
-    Source: spec/architecture.md 7.
+    Source: docs/architecture.md 7.
     """
     limit = min(limit, keys.shape[0])
     # One tensor for all tiles: kept one by one between their large scores, which are freed, they

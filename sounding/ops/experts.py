@@ -1,6 +1,6 @@
 """Routing of tokens to experts, and the experts themselves: clamped SwiGLU, grouped by expert.
 
-Source: spec/architecture.md 10.
+Source: docs/architecture.md 10.
 """
 
 import torch

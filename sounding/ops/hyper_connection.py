@@ -1,6 +1,6 @@
 """Manifold-constrained hyper-connections: how a sub-layer reads and writes the residual streams.
 
-Source: spec/architecture.md 3.
+Source: docs/architecture.md 3.
 """
 
 from typing import NamedTuple
@@ -60,7 +60,7 @@ def coefficients(
 ) -> Coefficients:
     """Predict pre, post and mix from the flattened streams, in float32. n = (2 + m) * m.
 
-    Source: spec/architecture.md 3.1.
+    Source: docs/architecture.md 3.1.
     """
     m = streams.shape[1]
     pre, post, mix = _project(streams, fn, norm_eps).split((m, m, m * m), -1)
@@ -79,7 +79,7 @@ def sinkhorn(
     """Make each matrix doubly stochastic: softmax of its rows, then columns and rows in turn.
 
     It ends on columns, as the published code does and not as the report writes it.
-    Source: spec/architecture.md 3.2.
+    Source: docs/architecture.md 3.2.
     """
     mix = logits.softmax(-1) + eps
     mix = mix / (mix.sum(-2, keepdim=True) + eps)
@@ -103,7 +103,7 @@ def write(
 ) -> Float[Tensor, "t m c"]:
     """stream'_k = post_k * output + sum_j mix[j, k] * stream_j, in float32, cast back.
 
-    Source: spec/architecture.md 3.3.
+    Source: docs/architecture.md 3.3.
     """
     mixed = torch.einsum("tjk,tjc->tkc", mix, upcast(streams))
     return (mixed + post[..., None] * upcast(output)[:, None]).to(streams.dtype)
@@ -119,7 +119,7 @@ def collapse(
     norm_eps: float,
     hc_eps: float,
 ) -> Float[Tensor, "t c"]:
-    """One vector from the streams, before the final norm. Source: spec/architecture.md 3.4."""
+    """One vector from the streams, before the final norm. Source: docs/architecture.md 3.4."""
     pre = torch.sigmoid(_project(streams, fn, norm_eps) * scale + base) + hc_eps
     return read(streams, pre)
 

@@ -36,7 +36,7 @@ def index_loss(
     p is the attention paid to each entry, summed over heads and normalised over the entries; no
     gradient flows into it. I is the index score. The set is `selected`, or every visible entry.
     Other arguments are those of `attend` and `index_scores`.
-    Source: spec/training.md 1.4, over compressed entries.
+    Source: docs/training.md 4.2.
     """
     total = upcast(q.new_zeros(()))
     before = window.shape[0] - q.shape[0]

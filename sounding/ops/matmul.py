@@ -45,7 +45,7 @@ def linear(
 ) -> Float[Tensor, "*batch o"]:
     """x W^T in the dtype of x. `simulate` quantizes x to FP8 per 128 channels first.
 
-    Source: spec/architecture.md 9.3; its blockwise scaling is the same sum in another order.
+    Source: docs/architecture.md 9.3; its blockwise scaling is the same sum in another order.
     """
     if simulate:
         x = simulate_fp8(x, LINEAR_INPUT_BLOCK)
@@ -72,7 +72,7 @@ def side_by_side(products: list[Float[Tensor, "t _"]]) -> Float[Tensor, "t o"]:
 def grouped_linear(
     x: Float[Tensor, "t g i"], weight: Weight, groups: int
 ) -> Float[Tensor, "t g o"]:
-    """Group a of x times its own rows of W [g * o, i]. Source: spec/architecture.md 5.6."""
+    """Group a of x times its own rows of W [g * o, i]. Source: docs/architecture.md 5.6."""
     dense = weight.dense(x.dtype).unflatten(0, (groups, -1))
     parts = [functional.linear(*pair) for pair in zip(x.unbind(1), dense.unbind(0), strict=True)]
     return torch.stack(parts, 1)

@@ -1,4 +1,4 @@
-"""Muon's update: momentum, orthogonalised. Source: spec/training.md 1.2.
+"""Muon's update: momentum, orthogonalised. Source: docs/training.md 5.2 and 5.3.
 
 M <- mu M + G;  O = NS(mu M + G);  W <- shrink W - length O.
 """

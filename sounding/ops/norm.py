@@ -19,7 +19,7 @@ def rms_norm(
     """x * rsqrt(mean(x^2) + eps) * weight, in float32, cast back to the dtype of x.
 
     Without a weight this is the normalisation of query heads.
-    Source: spec/architecture.md 2 and 5.2.
+    Source: docs/architecture.md 2 and 5.2.
     """
     wide = upcast(x)
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)

@@ -1,4 +1,4 @@
-"""Pooling of tokens into compressed entries. Source: spec/architecture.md 6."""
+"""Pooling of tokens into compressed entries. Source: docs/architecture.md 6."""
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +22,7 @@ def overlap(
     second half-channels of the group itself.
 
     Takes one group more than it gives, the first being only a predecessor. CSA stores both halves
-    of a token side by side. Source: spec/architecture.md 6.2.
+    of a token side by side. Source: docs/architecture.md 6.2.
     """
     before, own = rows.chunk(2, -1)
     return torch.cat((before[:-1], own[1:]), 1)

@@ -2,7 +2,7 @@
 
 Weights are packed and unpacked here as a checkpoint stores them; activations are quantized and
 dequantized at once (`simulate_*`), with a straight-through gradient, as the deployed network does.
-Source: spec/architecture.md 9, spec/checkpoint.md 3.
+Source: docs/architecture.md 9, docs/checkpoints.md 3.
 """
 
 import math
@@ -115,7 +115,7 @@ def repack_fp4_as_fp8(
 
     A tile's scale is its largest FP4 scale / 64, so values reach at most 6 * 64 = 384.
     Raises ValueError when the scales of one tile differ by more than 2^14, where the smallest
-    FP4 value would fall below the e4m3 subnormals. Source: spec/checkpoint.md 3.3.
+    FP4 value would fall below the e4m3 subnormals. Source: docs/checkpoints.md 3.3.
     """
     values = unpack_fp4(packed, torch.float32)
     rows, columns = values.shape[-2:]
@@ -176,7 +176,7 @@ def fp8_blocks(
 ) -> tuple[Float[Tensor, "*batch n block"], Float[Tensor, "*batch n"]]:
     """Values on the e4m3 grid and the scale of each block; a last short block is zero-padded.
 
-    Source: spec/architecture.md 9.1.
+    Source: docs/architecture.md 9.1.
     """
     blocks = pad(x, (0, -x.shape[-1] % block)).unflatten(-1, (-1, block))
     scale = power_of_two_scale(blocks.abs().amax(-1), FP8_MAX, _FP8_AMAX_FLOOR)
@@ -192,7 +192,7 @@ def simulate_fp8(x: Float[Tensor, "*batch d"], block: int) -> Float[Tensor, "*ba
 def simulate_fp4(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
     """Quantize to FP4 in blocks of 32 and back; the gradient passes unchanged.
 
-    Source: spec/architecture.md 9.2.
+    Source: docs/architecture.md 9.2.
     """
     return _StraightThrough.apply(x, "fp4", FP4_BLOCK)
 
@@ -211,7 +211,7 @@ def simulate_weight(
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Rounding has no useful gradient; training treats it as the identity (spec/training.md 2)."""
+    """Rounding has no useful gradient; training treats it as the identity (docs/training.md 6)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kind: str, block: int) -> Tensor:
@@ -247,7 +247,7 @@ def round_fp4(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
 def hadamard(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
     """Rotate by the Sylvester Hadamard matrix times d^-0.5, by log2(d) butterflies.
 
-    It spreads outliers over all channels before FP4 rounding. Source: spec/architecture.md 7.
+    It spreads outliers over all channels before FP4 rounding. Source: docs/architecture.md 7.
     """
     width = x.shape[-1]
     span = 1

@@ -1,6 +1,6 @@
 """Rotary position embedding on the last channels of a head, plain or with YaRN, and its inverse.
 
-Source: spec/architecture.md 4.
+Source: docs/architecture.md 4.
 """
 
 import math

@@ -3,7 +3,7 @@
 A deny list, because an interpreter and whatever it links use hundreds of calls. It closes ways
 around the other walls (new namespaces, sockets outside of the network namespace, memory that no
 limit counts) and the parts of the kernel with the longest record of holes.
-Source: the kernel's documentation of seccomp filters and its tables of system calls.
+Source: Linux, Documentation/userspace-api/seccomp_filter.rst and the tables of system calls.
 """
 
 import errno

@@ -2,7 +2,7 @@
 
 `encode` renders what the published encoder renders, character for character; `encode_completion`
 renders one assistant message as the model would have written it. Reading back is parse.py's.
-Source: spec encoding 2-6 and 9.
+Source: docs/prompt.md 2 to 6 and 9.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -61,7 +61,7 @@ def encode(
     levels of `effort_scheme`: "april" has high and max (None means high), "0731" has low, high
     and max (None means low). `replay` supplies the sampled text of earlier calls. The arguments
     are not changed. Raises ValueError naming the message for anything the format does not define
-    or cannot carry. Source: spec encoding 2.
+    or cannot carry. Source: docs/prompt.md 2.
     """
     if thinking_mode not in ("chat", "thinking"):
         raise ValueError(f"thinking_mode is {thinking_mode!r}; it is 'chat' or 'thinking'")
@@ -95,7 +95,7 @@ def encode_completion(message: Message, thinking_mode: str) -> str:
     """Write an assistant message as the model writes it after the prompt, up to and with EOS.
 
     Raises ValueError for a message that parse would not give back: markup in its content or
-    reasoning, reasoning in chat mode, values with their own closing tag. Source: spec encoding 7.
+    reasoning, reasoning in chat mode, values with their own closing tag. Source: docs/prompt.md 7.
     """
     if thinking_mode not in ("chat", "thinking"):
         raise ValueError(f"thinking_mode is {thinking_mode!r}; it is 'chat' or 'thinking'")

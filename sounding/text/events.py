@@ -105,7 +105,7 @@ class Completion:
     tail: str | None = None
 
     def message(self) -> dict[str, Any]:
-        """The assistant message, calls in OpenAI shape and without ids. Source: spec encoding 7."""
+        """The message, its calls in OpenAI shape without ids. Source: docs/prompt.md 7."""
         return {
             "role": "assistant",
             "content": self.content,

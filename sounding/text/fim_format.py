@@ -3,7 +3,7 @@
 The order is prefix, suffix, middle: the model writes the middle after the end token. The format
 has names for repositories and files but the release does not fix the space around them; here
 there is none, so that a file's text is exactly what stands between its two tokens.
-Source: spec encoding 1 and 6.
+Source: docs/prompt.md 1 and 6.2.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The literals of the prompt format: special tokens, tool markup and the texts the encoder inserts.
 
 Encoder, parser, grammar and tokenizer all take them from here, so that none can drift. The vertical
-bars are U+FF5C and the blocks U+2581, never their ASCII look-alikes. Source: spec encoding 1-6.
+bars are U+FF5C and the blocks U+2581, never their ASCII look-alikes. Source: docs/prompt.md 1 to 6.
 """
 
 import json
@@ -119,7 +119,7 @@ _MAX_0731 = (
 )
 
 # scheme: effort: text put before everything in thinking mode. The scheme cannot be read off a
-# checkpoint's config (spec encoding 9), so a caller names it.
+# checkpoint's config (docs/prompt.md 9), so a caller names it.
 EFFORT_TEXTS: dict[str, dict[str | None, str]] = {
     "april": {None: "", "high": "", "max": _MAX_APRIL},
     "0731": {None: "", "low": "", "high": _MAX_APRIL, "max": _MAX_0731},
@@ -169,7 +169,7 @@ You MUST strictly follow the above defined tool name and parameter schemas to in
 def to_json(value: Any) -> str:
     """Write a value as the format does: ", " and ": " between items, non-ASCII kept as is.
 
-    Raises ValueError for a value JSON has no form for. Source: spec encoding 2.2.
+    Raises ValueError for a value JSON has no form for. Source: docs/prompt.md 2.2.
     """
     try:
         return json.dumps(value, ensure_ascii=False)
@@ -178,5 +178,5 @@ def to_json(value: Any) -> str:
 
 
 def tools_block(functions: list[Any]) -> str:
-    """Describe the tools to the model, one JSON line each. Source: spec encoding 5.1."""
+    """Describe the tools to the model, one JSON line each. Source: docs/prompt.md 5.1."""
     return _TOOLS_BEFORE + "\n".join(to_json(function) for function in functions) + _TOOLS_AFTER

@@ -2,7 +2,7 @@
 
 Loads the published file or one of ours, trains ours with the same split and the same named
 tokens, decodes a stream without ever giving half a character. The BPE itself is the `tokenizers`
-library's. Source: spec encoding 1.
+library's. Source: docs/prompt.md 1.
 """
 
 import codecs

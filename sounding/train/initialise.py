@@ -4,7 +4,7 @@ Every matrix and the embedding are normal with standard deviation `initializer_r
 sinks, `ape` and biases 0. Hyper-connections begin as a plain residual: with `base` 0 and small
 `scale`, every stream takes each output once, the streams are averaged, and what a sub-layer reads
 is their sum up to a factor that its norm removes. `fn` is random, so the streams grow apart.
-Source: spec/architecture.md 10 (end), spec/training.md 1.3.
+Source: docs/training.md 7.
 """
 
 import math

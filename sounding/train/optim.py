@@ -3,7 +3,7 @@
 Which parameter goes where follows the report; of what it leaves open, `ape` (2-D) and `attn_sink`
 (1-D) go to AdamW: both are tables of biases, and a bias table has no directions to orthogonalise.
 The gate's bias and the hash table take no gradient and belong to neither.
-Source: spec/training.md 1.2.
+Source: docs/training.md 5.
 """
 
 import functools
@@ -48,7 +48,7 @@ class Muon(torch.optim.Optimizer):
 
     M <- mu M + G;  O = NS(mu M + G) sqrt(max(n, m)) gamma;  W <- W (1 - lr wd) - lr O.
     A parameter is a matrix or a stack of them; matrices of equal shape are orthogonalised in one
-    batch, across parameters. Source: spec/training.md 1.2.
+    batch, across parameters. Source: docs/training.md 5.2.
     """
 
     def __init__(

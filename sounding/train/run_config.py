@@ -15,7 +15,7 @@ from sounding.data.shares import Share, require_mixture
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Muon and AdamW. Source: spec/training.md 1.2."""
+    """Muon and AdamW. Source: docs/training.md 5."""
 
     weight_decay: float = 0.1
     beta1: float = 0.9
@@ -38,7 +38,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What is minimised. Source: spec/training.md 1.3."""
+    """What is minimised. Source: docs/training.md 2 and 3."""
 
     mtp_weight: float = 0.3
     """Of the MTP blocks' loss before the rate decays; where it is 0 they do not even run."""
@@ -58,7 +58,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SparsityConfig:
-    """When CSA layers turn from all entries to chosen ones. Source: spec/training.md 1.4.
+    """When CSA layers turn from all entries to chosen ones. Source: docs/training.md 4.1.
 
     Steps [0, dense_steps): CSA layers attend to every visible entry, the indexer rests. The next
     `indexer_steps`: still so, and only the indexer learns, from the attention it sees. After that:
@@ -151,7 +151,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The loop itself, and how the learning rate moves. Source: spec/training.md 1.2."""
+    """The loop itself, and how the learning rate moves. Source: docs/training.md 5.4."""
 
     steps: int = 1000
     """Steps of the whole run."""
@@ -174,7 +174,7 @@ class TrainConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """What the network computes in; weights, gradients and moments are float32."""
     qat: bool = False
-    """Weights and activations rounded as they are deployed. Source: spec/training.md 2."""
+    """Weights and activations rounded as they are deployed. Source: docs/training.md 6."""
     compile: bool = False
     """Run the network's blocks through torch.compile, which takes minutes at first."""
     deterministic: bool = True

@@ -1,7 +1,7 @@
 """What pre-training and fine-tuning minimise; they differ in the targets of a batch only.
 
 Losses are sums, so that batches of a step and processes add up; dividing by the counts of the whole
-step is the trainer's first act. Source: spec/training.md 1.3 and 1.4.
+step is the trainer's first act. Source: docs/training.md 2 to 4.
 """
 
 import itertools
@@ -151,7 +151,7 @@ def _mtp_loss(
     model: Transformer, streams: Tensor, batch: Batch
 ) -> tuple[Float[Tensor, ""], list[Routing]]:
     """Sum of the MTP blocks' losses: block k of position t is given token t + k + 1 and predicts
-    the one after. Source: spec/architecture.md 11."""
+    the one after. Source: docs/architecture.md 11."""
     total = upcast(streams.new_zeros(()))
     routing: list[Routing] = []
     ahead = batch.targets
@@ -173,7 +173,7 @@ def balance_loss(routing: Sequence[Routing], lengths: Sequence[int]) -> Float[Te
 
     f_e = count_e E / (K T) of the selections, without gradient; P_e the mean affinity to expert e,
     each token's affinities normalised to 1. 1 per token when even; only layers whose choice the
-    affinities make belong here. Source: spec/training.md 1.3.
+    affinities make belong here. Source: docs/training.md 3.2.
     """
     scores = torch.stack([routed.scores for routed in routing])  # layer t e
     chosen = torch.stack([routed.chosen for routed in routing])  # layer t k
@@ -225,7 +225,7 @@ def steer(model: Transformer, loads: Int[Tensor, "layers e"], speed: float) -> N
     """After a step, move each gate's bias against its load: b += speed * sign(mean - load).
 
     `loads` are those of the step's whole batch; MTP blocks that did not run have none. Gates that
-    do not learn stay. Source: spec/training.md 1.3.
+    do not learn stay. Source: docs/training.md 3.1.
     """
     for gate, load in zip(gates(model), loads, strict=False):
         if gate.tid2eid is None and gate.weight.requires_grad:

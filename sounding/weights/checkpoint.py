@@ -2,7 +2,7 @@
 
 Opening reads headers only and holds them against the layout the config implies, whatever dialect
 and number formats the files are in. Structure of single files is the business of `shards`.
-Source: spec/checkpoint.md 1 to 5.
+Source: docs/checkpoints.md 1 to 5.
 """
 
 import dataclasses

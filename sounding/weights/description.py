@@ -1,7 +1,7 @@
 """What a model consists of, from its config or from the headers of its files.
 
 The numbers behind `inspect` and `plan`. Describing a preset needs no weights and no torch.
-Source: spec/architecture.md 8.1 and 12.
+Source: docs/architecture.md 8.1 and 13.
 """
 
 from collections.abc import Iterable

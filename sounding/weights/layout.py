@@ -2,7 +2,7 @@
 
 Validation, reading, writing, conversion and planning all ask here; nobody else spells a tensor
 name. Pure values: no torch, no files, so describing a model of any size costs nothing.
-Source: spec/checkpoint.md 2, 3 and 4; spec/architecture.md 9.4 and 12.
+Source: docs/checkpoints.md 2, 3 and 4; docs/architecture.md 9.4 and 13.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ FP4_BLOCK = 32  # an FP4 weight has one scale per row and 32 inputs
 
 
 class Kind(StrEnum):
-    """What a parameter is, as far as storage goes (spec/architecture.md 9.4)."""
+    """What a parameter is, as far as storage goes (docs/architecture.md 9.4)."""
 
     EXPERT = "expert"  # linear of a routed expert: FP4, FP8 or plain
     LINEAR = "linear"  # dense linear: FP8 or plain
@@ -291,7 +291,7 @@ def _shard_key(name: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class ParameterCount:
-    """Numbers of parameters, counted unpacked. Source: spec/architecture.md 12."""
+    """Numbers of parameters, counted unpacked. Source: docs/architecture.md 13."""
 
     main: int
     mtp: int

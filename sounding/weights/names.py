@@ -3,7 +3,7 @@
 Three are read: the published names, optionally under `model.`; older V3-style names, which the
 published converter also accepts; and those of the `transformers` library, which is also written.
 Its fused experts have no single published name and are split in `checkpoint`.
-Source: spec/checkpoint.md 3.5 and 5.
+Source: docs/checkpoints.md 5.
 """
 
 import re

@@ -2,7 +2,7 @@
 
 Tensors pass through one at a time, large ones in slabs of rows, so memory stays small whatever the
 model. Where two formats hold the same numbers nothing is rounded: FP4 becomes FP8 by moving bits.
-Source: spec/checkpoint.md 3 to 5, spec/architecture.md 9.4.
+Source: docs/checkpoints.md 3 to 5, docs/architecture.md 9.4.
 """
 
 import dataclasses

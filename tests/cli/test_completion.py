@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from sounding.cli import cli, completion, models
+from sounding import loading
+from sounding.cli import cli
 from sounding.presets import tiny
 from sounding.weights.build import save_model
 from tests.conftest import make_network
@@ -61,7 +62,7 @@ def test_completing_is_reproducible(model: Path, source: Path) -> None:
 def author(monkeypatch: pytest.MonkeyPatch) -> Author:
     """The model's words are written by hand."""
     author = Author("", "")
-    monkeypatch.setattr(completion.Model, "batch", lambda *_: author)
+    monkeypatch.setattr(loading.LoadedModel, "batch", lambda *_: author)
     return author
 
 
@@ -128,7 +129,7 @@ def test_places_that_are_none(source: Path, where: str, message: str) -> None:
 def test_models_that_are_none(
     model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "SHIPPED", tmp_path / "none")
+    monkeypatch.setattr(loading, "SHIPPED", tmp_path / "none")
     for arguments in (
         ("complete", f"{source}:1"), ("write", "x"), ("generate", "--prompt", "x"),
         ("eval", "lines", source), ("eval", "mechanisms", source),
@@ -143,7 +144,7 @@ def test_models_that_are_none(
 def test_the_shipped_model_is_the_default(
     model: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "SHIPPED", model)
+    monkeypatch.setattr(loading, "SHIPPED", model)
     for arguments in (
         ("complete", f"{source}:2", "--max-tokens", 2),
         ("write", "x", "--max-tokens", 2),

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from sounding.cli import cli, completion
+from sounding import loading
+from sounding.cli import cli
 from sounding.engine.batch import Request
 from sounding.sandbox.run import NoIsolation, require_isolation
 from sounding.text.markup import FIM_BEGIN, FIM_HOLE
@@ -80,7 +81,7 @@ class Scholar:
 @pytest.fixture
 def scholar(monkeypatch: pytest.MonkeyPatch) -> Scholar:
     scholar = Scholar({})
-    monkeypatch.setattr(completion.Model, "batch", lambda *_: scholar)
+    monkeypatch.setattr(loading.LoadedModel, "batch", lambda *_: scholar)
     return scholar
 
 

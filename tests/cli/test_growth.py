@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sounding.cli import completion
+from sounding import loading
 from sounding.train.run_checkpoint import MILESTONES_NAME, save_milestone
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.state_dict import read_state
@@ -58,7 +58,7 @@ def test_models_are_measured_in_order_of_their_tokens(
         return iter(())
 
     monkeypatch.setattr("sounding.engine.scoring.token_logprobs", refuse)
-    monkeypatch.setattr(completion.Model, "batch", lambda *_: refuse)
+    monkeypatch.setattr(loading.LoadedModel, "batch", lambda *_: refuse)
     assert answer("eval", "run", trained, path) == found
     assert "best_copy" in run("eval", "run", trained, path).stdout
 

@@ -3,7 +3,7 @@
 Logits, loss and the gradient of every parameter, on random networks. It would catch any error in
 the mathematics that short prompts hide: past the window, at group boundaries, past the top-k.
 
-Differences of the other implementation (spec/architecture.md 13) that matter in float32 are handled
+Differences of the other implementation (docs/architecture.md 14) that matter in float32 are handled
 where they occur: it breaks ties of index scores in another way, so inputs are chosen without ties
 at the edge of a selection, and that is asserted. It has no MTP block.
 

@@ -15,7 +15,7 @@ from sounding.model.layers import Simulation
 from sounding.model.state import packed_state
 from sounding.model.transformer import Transformer
 from sounding.presets import nano, tiny
-from sounding.resident import give_back_free_memory, peak_resident_bytes
+from sounding.runtime import give_back_free_memory, peak_resident_bytes
 from sounding.weights.description import StateSize
 from tests.conftest import make_network
 
@@ -25,7 +25,7 @@ GIB = 2**30
 
 @pytest.mark.parametrize("max_tokens", [0, 4096, 65536])
 def test_packed_state_is_as_large_as_the_formula_says(max_tokens: int) -> None:
-    """spec/architecture.md 8.1, and one window more for the MTP block."""
+    """docs/architecture.md 8.1, and one window more for the MTP block."""
     size = StateSize(nano())
     drafts = nano().num_mtp_layers * nano().sliding_window * size.entry_bytes
     assert packed_state(nano(), max_tokens=max_tokens).nbytes == size.bytes_at(max_tokens) + drafts
@@ -33,7 +33,7 @@ def test_packed_state_is_as_large_as_the_formula_says(max_tokens: int) -> None:
 
 def test_a_process_is_not_as_large_as_what_started_it() -> None:
     held = torch.ones(64 << 20)  # 256 MiB
-    program = "from sounding.resident import peak_resident_bytes; print(peak_resident_bytes())"
+    program = "from sounding.runtime import peak_resident_bytes; print(peak_resident_bytes())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert 4 << 20 < int(done.stdout) < 128 << 20
     assert peak_resident_bytes() > held.nbytes
@@ -80,7 +80,7 @@ SETUP = f"""
 from pathlib import Path
 import torch
 from sounding.ops.loss import cross_entropy
-from sounding.resident import peak_resident_bytes
+from sounding.runtime import peak_resident_bytes
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.build import load_model
 model = load_model(Checkpoint(Path({str(VECTORS)!r})), dequantize=torch.float32)

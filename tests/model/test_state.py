@@ -170,7 +170,7 @@ def test_packed_rows_never_move() -> None:
 
 
 def test_published_entry_sizes() -> None:
-    """spec/architecture.md 8.1."""
+    """docs/architecture.md 8.1."""
     assert kv_codec(512, 64).row_bytes == 584
     assert index_codec(128).row_bytes == 68
 
@@ -244,7 +244,7 @@ def test_the_bytes_of_an_index_entry() -> None:
 def test_published_bytes_per_token(
     preset: Callable[[], ModelConfig], bytes_per_token: float
 ) -> None:
-    """spec/architecture.md 8.1: measured on the memory a state takes."""
+    """docs/architecture.md 8.1: measured on the memory a state takes."""
     small, large = (packed_state(preset(), max_tokens=n).nbytes for n in (1024, 2048))
     assert (large - small) / 1024 == bytes_per_token
 

@@ -161,7 +161,7 @@ def test_attend_at_published_sizes(form: str) -> None:
 
 
 def test_a_token_that_completes_a_group_sees_it() -> None:
-    """And the one before does not. Source: spec/architecture.md 5.4."""
+    """And the one before does not. Source: docs/architecture.md 5.4."""
     positions = torch.arange(9)
     assert ops.num_visible(positions, 4).tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2]
     keys, entries = torch.zeros(5, 1), torch.full((1, 1), 8.0)

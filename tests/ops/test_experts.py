@@ -130,7 +130,7 @@ def test_experts(
 
 
 def test_clamps() -> None:
-    """Up from both sides, gate from above only. Source: spec/architecture.md 10."""
+    """Up from both sides, gate from above only. Source: docs/architecture.md 10."""
 
     def run(gate: float, up: float) -> float:
         w1, w3, w2 = torch.tensor([[gate]]), torch.tensor([[up]]), torch.ones(1, 1)

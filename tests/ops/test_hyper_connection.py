@@ -82,7 +82,7 @@ def test_collapse(t: int, m: int, c: int, dtype: torch.dtype, seed: int) -> None
 
 
 def test_sinkhorn_check_value() -> None:
-    """spec/architecture.md 15."""
+    """docs/architecture.md 15."""
     logits = torch.tensor([[[3 * math.sin(4 * j + k) for k in range(4)] for j in range(4)]])
     expected = torch.tensor(
         [

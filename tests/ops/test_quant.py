@@ -90,7 +90,7 @@ def test_every_fp4_value_and_midpoint() -> None:
 
 
 def test_check_values() -> None:
-    """spec/architecture.md 15."""
+    """docs/architecture.md 15."""
     eight = torch.linspace(-3, 3, 64)
     assert ops.fp8_blocks(eight, 64)[1].item() == 2.0**-7
     assert ops.simulate_fp8(eight, 64)[:6].tolist() == [-3, -3, -2.75, -2.75, -2.5, -2.5]

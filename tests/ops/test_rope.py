@@ -59,7 +59,7 @@ def test_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> N
     ],
 )
 def test_published_frequencies(pair: int, theta: float) -> None:
-    """spec/architecture.md 15."""
+    """docs/architecture.md 15."""
     frequencies = rope_frequencies(64, 160000.0, RopeScaling(), CPU)
     assert frequencies[pair].item() == pytest.approx(theta, rel=3e-7)
 

@@ -1,8 +1,10 @@
-"""The specification's formulas as plain loops over float64 numbers, one small file per part.
+"""The network's formulas as plain loops over float64 numbers, one small file per part.
 
-They are written from spec/architecture.md alone, to be read beside it: no tensors, no batching,
-nothing of `sounding`. They are slow on purpose and right by inspection; the check values of
-section 15 test the oracles themselves.
+They were written from a description of the published network alone, not from `sounding.ops`.
+docs/architecture.md states the same mathematics, and every file names its section, so that the two
+can be read side by side: no tensors, no batching, nothing of `sounding`. They are slow on purpose
+and right by inspection; the check values of docs/architecture.md 15, which come from the published
+code, test the oracles themselves.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Attention of one query and the indexer's choice (spec/architecture.md 5, 7).
+"""Attention of one query and the indexer's choice (docs/architecture.md 5, 7).
 
 Everything follows from absolute positions: the functions get a whole sequence and a position.
 """

@@ -1,4 +1,4 @@
-"""Pooling of tokens into entries over one whole sequence (spec/architecture.md 6.1, 6.2)."""
+"""Pooling of tokens into entries over one whole sequence (docs/architecture.md 6.1, 6.2)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Routing and experts of one token (spec/architecture.md 10)."""
+"""Routing and experts of one token (docs/architecture.md 10)."""
 
 import math
 

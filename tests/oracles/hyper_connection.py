@@ -1,4 +1,4 @@
-"""Hyper-connections of one token with its residual streams (spec/architecture.md 3)."""
+"""Hyper-connections of one token with its residual streams (docs/architecture.md 3)."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""RMS norm of one vector (spec/architecture.md 2, 5.2)."""
+"""RMS norm of one vector (docs/architecture.md 2, 5.2)."""
 
 import math
 

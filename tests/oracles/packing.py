@@ -1,4 +1,4 @@
-"""Stored weights to numbers, one element at a time (spec/checkpoint.md 3.1, 3.2)."""
+"""Stored weights to numbers, one element at a time (docs/checkpoints.md 3.1, 3.2)."""
 
 import math
 

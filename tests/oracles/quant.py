@@ -1,5 +1,5 @@
 """The two small number formats from their definitions, and the simulations built on them
-(spec/architecture.md 9.1, 9.2; Hadamard: 7)."""
+(docs/architecture.md 9.1, 9.2; Hadamard: 7)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Rotary embedding of one head (spec/architecture.md 4)."""
+"""Rotary embedding of one head (docs/architecture.md 4)."""
 
 import math
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""The oracles themselves, at the numbers of spec/architecture.md 15 (made with the published code).
+"""The oracles themselves, at the numbers of docs/architecture.md 15 (made with the published code).
 
-It would catch an oracle that agrees with `sounding` because both misread the specification.
+It would catch an oracle that agrees with `sounding` because both misread the published network.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The published parser's rules as a whole-text definition, the oracle of the strict parser.
 
-The rules are spec encoding 7. Where that is silent, on texts that break off right after a tag and
+The rules are docs/prompt.md 7. Where that is silent, on texts that break off right after a tag and
 on line ends that `$` lets pass, they are the published parser's behaviour as read in its code;
 so this checks the incremental parser, not the understanding of the format. The golden messages do
 that. Slow, plain, whole texts only.

@@ -50,7 +50,7 @@ def test_golden_prompts() -> None:
         assert row["messages"] == before
 
 
-# The worked examples of spec encoding 8 that the golden prompts do not already show.
+# Made by running the published encoder: what the golden prompts do not show (docs/prompt.md 2).
 @pytest.mark.parametrize(
     ("messages", "kwargs", "expected"),
     [

@@ -1,4 +1,4 @@
-"""The layout against the published sizes (spec/checkpoint.md 1 and 2, spec/architecture.md 12)."""
+"""The layout against the published sizes (docs/checkpoints.md 1 and 2, docs/architecture.md 13)."""
 
 from collections import Counter
 from functools import cache

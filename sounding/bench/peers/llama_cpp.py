@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
-from sounding.cli.progress import progress_bar
+from sounding.progress import progress_bar
 
 PREFILL, DECODE, RUNS = "512,2048", 64, 3
 Speeds = dict[str, float]  # tokens per second, by what is measured

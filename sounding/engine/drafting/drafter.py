@@ -6,7 +6,7 @@ further ahead. Where a grammar leaves one way to go on, that is taken instead.
 
 A guess only ever costs time: the token at every place is chosen from the network's logits with the
 request's generator, exactly as without guessing, and guesses count as far as they are what was
-chosen. Source: spec/architecture.md 11.
+chosen. Source: docs/architecture.md 11.
 """
 
 import time

@@ -3,7 +3,7 @@
 Compressed entries never change and only become more, so those of every block of tokens are stored
 once, however many states contain them. The rest (the window, the projections of groups that other
 groups still need, the MTP blocks' windows) is of a fixed size and belongs to one length: the tail.
-Source: spec/architecture.md 8, spec/training.md 4.
+Source: docs/architecture.md 8 and 8.2.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

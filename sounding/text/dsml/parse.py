@@ -3,7 +3,7 @@
 A parser takes the text in whatever pieces it arrives and answers with events; `parse` feeds it
 one piece, so whole texts take the same path. `StrictParser` accepts what the published parser
 accepts and fails where that fails; `TolerantParser` (tolerant.py) mends what models really emit.
-Source: spec encoding 7.
+Source: docs/prompt.md 7.
 """
 
 import json

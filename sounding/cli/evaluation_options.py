@@ -1,0 +1,123 @@
+"""What the commands of `eval` share: their options, and how results are printed."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sounding.cli.completion import model_option
+from sounding.evaluation.measuring import Measured
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+PLAIN_BOX = box.SIMPLE
+
+
+def warn(message: str) -> None:
+    """Say something on stderr that is no result."""
+    click.echo(message, err=True)
+
+
+def common_options(command: _Command) -> _Command:
+    """--model, --limit, --seed, --out and --json."""
+    for option in reversed(
+        [
+            model_option,
+            click.option(
+                "--limit", type=click.IntRange(min=1), help="Only so many, drawn by seed."
+            ),
+            click.option("--seed", default=0, show_default=True, type=click.IntRange(0)),
+            click.option(
+                "--out",
+                type=click.Path(dir_okay=False, path_type=Path),
+                help="JSONL file of results; given again, the command goes on where it stopped.",
+            ),
+            click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def syntax_option(command: _Command) -> _Command:
+    """Whether Python that an answer leaves incorrect is a reason to try again."""
+    return click.option(
+        "--syntax/--no-syntax",
+        default=True,
+        help="Where an answer leaves Python incorrect, try a few more, as `complete` does.",
+    )(command)
+
+
+def sampling_options(max_tokens: int) -> Callable[[_Command], _Command]:
+    """How answers are made."""
+    options = [
+        click.option("--max-tokens", default=max_tokens, show_default=True, help="Per answer."),
+        click.option("--context-tokens", default=1024, show_default=True, help="With the answer."),
+        click.option("--temperature", default=0.0, show_default=True),
+        click.option("--top-p", default=1.0, show_default=True),
+        click.option("--width", default=16, show_default=True, help="Sequences at a time."),
+        click.option(
+            "--heal/--no-heal", default=True, help="Choose the tokens of a begun word anew."
+        ),
+        click.option(
+            "--copying/--no-copying",
+            default=True,
+            help="Let the other lines of the file compete with the network.",
+        ),
+    ]
+    return lambda command: _decorated(command, options)
+
+
+def sandbox_options(command: _Command) -> _Command:
+    """How programs are run."""
+    options = [
+        click.option("--timeout", default=10.0, show_default=True, help="Seconds per program."),
+        click.option("--workers", default=2, show_default=True, help="Programs at a time."),
+        click.option(
+            "--unsafe-no-isolation",
+            "unsafe",
+            is_flag=True,
+            help="Run generated code with limits but without walls: it can read, write and send "
+            "whatever you can. Only where the machine is itself disposable.",
+        ),
+    ]
+    return _decorated(command, options)
+
+
+def _decorated(command: _Command, options: Sequence[Callable[[_Command], _Command]]) -> _Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def report(measured: Measured, *, as_json: bool) -> None:
+    """Print settings and metrics; what an interruption left out is said, and exits with 130."""
+    if as_json:
+        click.echo(json.dumps(measured.to_dict(), indent=2))
+    else:
+        click.echo("  ".join(f"{name}={value}" for name, value in measured.settings.items()))
+        table = Table("", "value", "95 % interval", box=PLAIN_BOX)
+        for name, (value, low, high) in measured.metrics.items():
+            table.add_row(name, f"{value:.4f}", f"{low:.4f} to {high:.4f}")
+        console = Console(width=100)
+        console.print(table)
+        for name, rows in measured.more.items():
+            _print_rows(console, name, rows)
+        click.echo(f"{measured.done} of {measured.total} done")
+    if measured.interrupt is not None:
+        raise measured.interrupt
+
+
+def _print_rows(console: Console, title: str, rows: Any) -> None:
+    if isinstance(rows, dict):
+        rows = [{title: name, "count": count} for name, count in rows.items()]
+    if not rows:
+        return
+    table = Table(*rows[0], box=PLAIN_BOX)
+    for row in rows:
+        table.add_row(*(f"{x:.4f}" if isinstance(x, float) else str(x) for x in row.values()))
+    console.print(table)
