@@ -1,4 +1,4 @@
-"""The network that a run trains, as it is before the first step."""
+"""Build the network of a run, with its initial weights."""
 
 import torch
 from torch import nn
@@ -52,7 +52,7 @@ def freeze_all_but(model: Transformer, prefix: str | None, group: Group) -> None
 
 
 def _assert_rounded(model: nn.Module) -> None:
-    """Quantization-aware training that silently is not would be found out only after the run."""
+    """Check that rounding is on: training without it would only be noticed after the run."""
     for name, module in model.named_modules():
         if isinstance(module, Linear) and module.format is not None:
             with torch.no_grad():

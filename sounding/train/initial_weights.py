@@ -1,8 +1,7 @@
-"""Beginning with what another run or model has learned instead of random weights.
+"""Start a run from the weights of a model, or from the weights and moments of a run's checkpoint.
 
-Of a model only weights come over, of a run's checkpoint the moments too: a next phase goes on at
-full rate, with other data, without the steps that moments take to form. Step and data begin anew,
-so the result is a run of its own.
+With the moments a next phase continues at full learning rate, on other data, without the steps that
+moments take to build up. Step and data start over: the result is a new run.
 """
 
 import logging
@@ -22,7 +21,7 @@ from sounding.weights.state_dict import read_state
 
 logger = logging.getLogger(__name__)
 
-# Say how weights are stored, or are notes: another value is no other network.
+# How weights are stored, and notes: a network with another value is the same network.
 _STORAGE_FIELDS = {"expert_dtype", "quantization_config", "torch_dtype", "architectures"}
 
 
@@ -33,7 +32,7 @@ def load_initial_weights(model: Transformer, folder: Path, beside: Sequence[Path
     `folder` is a model's, or that of a run's checkpoint, whose moments `moments_of` reads.
     `beside` are the files that go with the network: a tokenizer among them must be the
     checkpoint's. Raises ValueError for a network of other shapes, naming tensor and settings, and
-    for another tokenizer; settings that differ without changing a shape are a warning.
+    for another tokenizer. Settings that differ without changing a shape are logged as warnings.
     """
     folder = model_of(folder)
     checkpoint = Checkpoint(folder)

@@ -1,4 +1,4 @@
-"""Pictures of a run's metrics: loss, expert load, gradient norm."""
+"""Plots of a run's metrics: loss, expert load, gradient norm."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,9 @@ def draw(run: Path, out: Path) -> list[Path]:
     path = run / METRICS_NAME
     rows = last_of_each_step(read_metrics(path)) if path.exists() else []
     if not rows:
-        raise ValueError(f"{run} has no metrics to draw; is it the folder of a run?")
+        raise ValueError(
+            f"{run} has no metrics to draw; give the folder of a run that has taken a step"
+        )
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for name, panel in (
@@ -39,7 +41,7 @@ def draw(run: Path, out: Path) -> list[Path]:
 
 
 def last_of_each_step(rows: Sequence[MetricsRow]) -> list[MetricsRow]:
-    """Rows in order of steps; of steps taken again after going back, the last time counts."""
+    """Rows in order of steps; of a step repeated after a rollback, the last row."""
     kept: dict[tuple[int, bool], MetricsRow] = {}
     for row in rows:
         kept[row["step"], "gradient_norm" in row] = row
@@ -47,8 +49,8 @@ def last_of_each_step(rows: Sequence[MetricsRow]) -> list[MetricsRow]:
 
 
 def _series(rows: Sequence[MetricsRow], name: str) -> tuple[list[int], list[Any]]:
-    held = [row for row in rows if name in row]
-    return [row["step"] for row in held], [row[name] for row in held]
+    measured = [row for row in rows if name in row]
+    return [row["step"] for row in measured], [row[name] for row in measured]
 
 
 def _loss(axes: Axes, rows: Sequence[MetricsRow]) -> None:

@@ -1,9 +1,9 @@
-"""Everything a run needs to go on as if it had never stopped, in one folder per saved step.
+"""Checkpoints: everything a run needs to resume to the same bits, in one folder per saved step.
 
 `model` has the float32 weights in the published layout, so that every command takes it as it is;
 `optimizer.safetensors` the moments, `state.json` the rest. A milestone is a model in bf16 with
-just its step and tokens: to be measured, not to go on from. A folder appears whole or not at all;
-nothing in it can carry code.
+only its step and tokens: to be measured, not resumed. A folder appears whole or not at all;
+no file in it can carry code.
 """
 
 import itertools
@@ -35,7 +35,7 @@ _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
 
 @dataclass(frozen=True)
 class SavedStep:
-    """A saved step: tensors lie in the file's pages until copied."""
+    """A checkpoint in memory; its tensors are views of the mapped files."""
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -153,7 +153,7 @@ def require_room(folder: Path, num_bytes: int, advice: str) -> None:
 
 
 def model_of(folder: Path) -> Path:
-    """Where the model of a saved step lies; any other folder is taken for a model's own."""
+    """The model folder of a saved step; any other folder is taken to be one itself."""
     return folder / MODEL_NAME if (folder / _STATE).is_file() else folder
 
 
@@ -173,7 +173,7 @@ def moments_of(folder: Path) -> dict[str, Tensor]:
 
 
 def saved_models(run: Path) -> list[tuple[int, int, Path]]:
-    """Step, tokens and model folder of what a run's folder keeps, by step; milestones first."""
+    """Step, tokens and model folder of every saved step; a milestone where a step is both."""
     found: dict[int, tuple[int, int, Path]] = {}
     for root in (run / CHECKPOINTS_NAME, run / MILESTONES_NAME):
         for step in steps(root):
@@ -184,7 +184,7 @@ def saved_models(run: Path) -> list[tuple[int, int, Path]]:
 
 
 def clean(root: Path) -> None:
-    """Finish or undo what killed saves left behind."""
+    """Finish or undo saves that were interrupted by the end of their process."""
     if not root.is_dir():
         return
     for path in list(root.iterdir()):

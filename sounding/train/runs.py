@@ -1,4 +1,4 @@
-"""Named runs, and the strict ways to change one, save it, and read it back."""
+"""Recipes: named runs; and how to change, save and read a run, strictly."""
 
 import dataclasses
 import difflib
@@ -21,11 +21,11 @@ from sounding.train.run_config import (
 )
 
 # --------------------------------------------------------------------------------------------------
-# Presets
+# Recipes
 
 
 def copying() -> RunConfig:
-    """Learn to repeat what was said: every mechanism, no data files, minutes on a CPU."""
+    """Learn to repeat random sequences: every mechanism, no data files, minutes on a CPU."""
     return RunConfig(
         name="copying",
         model=ModelConfig(
@@ -57,7 +57,7 @@ def copying() -> RunConfig:
 
 
 def nano() -> RunConfig:
-    """The shipped model for code, in one sitting on two cores of a CPU: see docs/nano.md."""
+    """The shipped model for code, in about ten hours on two cores of a CPU: see docs/nano.md."""
     fim = FimSettings(
         rate=0.8,
         longest=384,
@@ -87,7 +87,7 @@ def nano() -> RunConfig:
 
 
 def repeats() -> RunConfig:
-    """An exercise for a `nano` that knows its tokens: to find again what was said before."""
+    """An exercise for a `nano` that knows its tokens: to look back for tokens seen before."""
     return RunConfig(
         name="repeats",
         model=models.nano(),
@@ -120,7 +120,7 @@ def named_run(name: str) -> RunConfig:
 
 
 def change(run: RunConfig, settings: Sequence[str]) -> RunConfig:
-    """Apply settings such as `train.lr=3e-4`, each by the type of its field, all at once.
+    """Apply settings such as `train.lr=3e-4`, each parsed by the type of its field, all at once.
 
     Raises ValueError for an unknown field (naming the nearest one) or a value of another type.
     """
@@ -134,7 +134,9 @@ def change(run: RunConfig, settings: Sequence[str]) -> RunConfig:
         for part in above:
             branch = branch.setdefault(part, {})
             if not isinstance(branch, dict):
-                raise ValueError(f"setting {setting!r} goes below a field that is set itself")
+                raise ValueError(
+                    f"setting {setting!r} names a part of a field that is set as a whole"
+                )
         branch[name] = text.strip()
     changed: RunConfig = _changed(run, tree, "")
     return changed
@@ -202,7 +204,7 @@ def _parse_rows(text: str, kind: Any, where: str) -> tuple[Any, ...]:
 
 
 def parse_run(raw: Mapping[str, Any]) -> RunConfig:
-    """Read what `RunConfig.to_dict` gave.
+    """Parse the result of `RunConfig.to_dict`.
 
     Raises ValueError for unknown keys and values of another type.
     """

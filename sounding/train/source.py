@@ -24,16 +24,16 @@ _PREFETCH_BATCHES = 4
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Batches that are never trained on, and how many bytes of text their targets stand for."""
+    """Batches for validation only, and the bytes of text that their targets stand for."""
 
     batches: list[TokenBatch]
     num_bytes: int
 
 
 def open_source(run: RunConfig, rank: int = 0, world: int = 1) -> BatchSource[TokenBatch]:
-    """The source that a run trains on, as one of `world` processes sees it.
+    """The batches that a run trains on, for process `rank` of `world`.
 
-    All of them together see in a step what a single one would.
+    Together the processes read in a step what a single one would.
 
     Raises ValueError when the run names no dataset, or one whose tokens the model does not know.
     """
@@ -64,29 +64,29 @@ def open_source(run: RunConfig, rank: int = 0, world: int = 1) -> BatchSource[To
 
 
 def open_held_out(run: RunConfig) -> HeldOut | None:
-    """What a run is validated on: the first tokens of its held-out dataset, in reading order."""
+    """The first tokens of a run's held-out dataset, in order; None if it has none."""
     if run.data.source == "copying":
-        return None  # invented sequences never repeat: every step is a validation
+        return None  # random sequences never repeat: every step is a validation
     if run.data.held_out is None:
         return None
     rows = _rows(_dataset(run.data.held_out, run), run, FimSettings(rate=0.0), 0.0)
     loader = Loader(rows, rows=run.data.rows)
     batches: list[TokenBatch] = []
-    num_bytes = held = 0
+    num_bytes = num_tokens = 0
     for batch, _ in loader.batches(epochs=1):
         batches.append(TokenBatch(batch.tokens, batch.targets, batch.lengths))
         counted = batch.targets[batch.targets != IGNORED]
         num_bytes += len(rows.dataset.bytes_of(counted.numpy()))
-        held += len(batch.tokens)
-        if held >= run.data.validation_tokens:
+        num_tokens += len(batch.tokens)
+        if num_tokens >= run.data.validation_tokens:
             break
     return HeldOut(batches, num_bytes)
 
 
 def files_beside(run: RunConfig, folder: Path) -> list[Path]:
-    """What a model of this run needs beside its weights to read and write text.
+    """The files that a model of this run needs beside its weights to read and write text.
 
-    The order in which it learns to fill gaps is written to the run's folder first.
+    One of them, the order of prefix and suffix in its prompts, is written to the run's folder.
     """
     path = run.data.mixture[0].path if run.data.mixture else run.data.path
     if run.data.source == "copying" or path is None:
@@ -101,7 +101,7 @@ def files_beside(run: RunConfig, folder: Path) -> list[Path]:
 
 
 def _dealt(source: BatchSource[B], rank: int, world: int) -> BatchSource[B]:
-    """Every world-th batch, with the state after all of its round."""
+    """Every world-th batch, with the state after the batches of all processes."""
 
     def open_stream(state: StreamState | None) -> Iterator[tuple[B, StreamState]]:
         stream = source(state)
