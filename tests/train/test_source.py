@@ -75,6 +75,7 @@ def test_a_mixture_is_read_by_its_weights_and_resumes(tmp_path: Path) -> None:
     ]
     settings = [f"data.mixture={json.dumps(parts)}", "train.steps=20", "train.decay_steps=0"]
     settings += ["data.sequence_tokens=256", "data.batch_tokens=1024", "train.accumulation=1"]
+    settings.append(f"model.vocab_size={tokenizer.num_tokens}")
     run = change(named_run("nano"), settings)
     found = list(itertools.islice(open_source(run)(None), 20))
     said = [b"".join(tokenizer.token_bytes[i] for i in batch.tokens.tolist()) for batch, _ in found]
