@@ -1,7 +1,7 @@
 """Arithmetic of training: kernels, precision of products, determinism."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +11,7 @@ from sounding.ops.dispatch import use_backend
 _log = logging.getLogger(__name__)
 
 
-def warn_of_slow_products(dtypes: dict[str, str], device: torch.device) -> None:
+def warn_of_slow_products(dtypes: Mapping[str, str], device: torch.device) -> None:
     """Warn where one of these fields, `{name: dtype}`, needs bf16 products and the processor has no
     instructions for them: PyTorch's are then hundreds of times slower than float32 ones."""
     if device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
