@@ -65,4 +65,4 @@ def _digest(weights: dict[str, Tensor]) -> str:
 
 def _bytes_digest(weight: Tensor) -> bytes:
     flat = weight.detach().flatten().cpu().contiguous().view(torch.uint8)
-    return hashlib.sha256(memoryview(flat.numpy())).digest()
+    return hashlib.sha256(flat.numpy().data).digest()
