@@ -16,7 +16,7 @@ from sounding.model.chunk import Chunk
 from sounding.model.described import describe
 from sounding.model.moe import StackedRouting
 from sounding.model.state import LayerState, SequenceState
-from sounding.model.transformer import Prediction, Transformer
+from sounding.model.transformer import BlockReport, Prediction, Transformer
 from sounding.ops import cpu
 from sounding.ops.cpu.inference import network as native
 
@@ -55,7 +55,7 @@ def run_blocks(
                 )
                 described.run(streams[rows], tokens[rows], [size], [states[number]], *parts)
                 chosen[:, rows], scores[:, rows] = parts
-    return streams, StackedRouting(chosen, scores)
+    return streams, [BlockReport(routing) for routing in StackedRouting(chosen, scores)]
 
 
 def predict(

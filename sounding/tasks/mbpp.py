@@ -19,6 +19,11 @@ from sounding.tasks.code import Judge, Problem, read_rows, text_of, unfairness, 
 
 TEST_IDS = range(11, 511)
 TRAIN_IDS = range(601, 975)
+REPEATED_IDS = frozenset(
+    (601, 602, 608, 625, 634, 699, 704, 767, 770, 831, 841, 842, 872, 927, 964)
+)
+"""Rows for training that repeat the description or, nearly, the solution of a row for testing or
+validation (11 to 600), and two whose tests need a class that only their solution defines."""
 _LETTERS = 4  # a line with fewer letters and digits asks for nothing
 
 

@@ -193,15 +193,16 @@ def test_each_layer_is_the_reference(name: str) -> None:
             chunk = make_chunk(TOKENS, [LENGTH], [0])
             with use_backend(backend):
                 results.append(run_blocks(streams, [block], chunk, [[state.layers[index]]], SPARSE))
-        (mine, my_routing), (reference, routing) = results
+        (mine, [my_report]), (reference, [report]) = results
+        my_routing, routing = my_report.routing, report.routing
         error = (mine.float() - reference.float()).flatten(1).norm(dim=1)
         error /= reference.float().flatten(1).norm(dim=1)
-        same = (my_routing[0].chosen == routing[0].chosen).all(1)
+        same = (my_routing.chosen == routing.chosen).all(1)
         assert same.float().mean() > 0.97
         assert error[same].median() < typical
         assert error[same].quantile(0.95) < worst
         torch.testing.assert_close(
-            my_routing[0].scores[same], routing[0].scores[same], atol=0.1, rtol=0.1
+            my_routing.scores[same], routing.scores[same], atol=0.1, rtol=0.1
         )
         streams = reference
 

@@ -9,11 +9,10 @@ import torch
 
 from sounding.text.tokenizer import Tokenizer, train
 from sounding.train.build_network import build_network
-from sounding.train.metrics import Row
+from sounding.train.initial_weights import load_initial_weights
+from sounding.train.metrics import MetricsRow
 from sounding.train.run_checkpoint import CHECKPOINTS_NAME
 from sounding.train.source import open_source
-from sounding.train.start import start_from
-from sounding.train.trainer import Trainer
 from sounding.weights.build import load_model, save_model
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.quantize import Target, convert
@@ -51,10 +50,10 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoint(tmp_path: Path, model: Pa
     run = small(f"train.initial_weights={model}")
     trainer(run, tmp_path / "whole").train()
 
-    def stop(row: Row) -> None:
+    def stop(row: MetricsRow) -> None:
         first._interrupt.requested = row["step"] == 4
 
-    first = Trainer(run, tmp_path / "stopped", open_source(run), device=CPU, report=stop)
+    first = trainer(run, tmp_path / "stopped", report=stop)
     assert not first.train()
     hidden = model.rename(tmp_path / "gone")  # read at step 0 only
     try:
@@ -86,7 +85,7 @@ def test_a_setting_without_a_shape_is_a_warning(
 ) -> None:
     run = small("model.sliding_window=32")
     with caplog.at_level(logging.WARNING):
-        start_from(build_network(run, CPU), model)
+        load_initial_weights(build_network(run, CPU), model)
     assert [r.message for r in caplog.records] == [
         f"{model} was made with another sliding_window: 16, not 32"
     ]
@@ -104,8 +103,42 @@ def test_another_tokenizer_is_refused(tmp_path: Path, model: Path) -> None:
         tokenizer.save(tmp_path / "model" / "tokenizer.json")
         run = small(f"train.initial_weights={tmp_path / 'model'}")
         beside = [tmp_path / "data" / "tokenizer.json"]
-        Trainer(run, tmp_path / "run", open_source(run), device=CPU, beside=beside)
+        trainer(run, tmp_path / "run", beside=beside)
 
     start(ours)
     with pytest.raises(ValueError, match="are different tokenizers"):
         start(theirs)
+
+
+def test_a_checkpoint_brings_its_moments_along(tmp_path: Path) -> None:
+    """At the same rate on the same data, a next phase takes the step the first would have taken."""
+    constant = ("train.warmup_steps=0", "train.decay_steps=0", "sparsity.dense_steps=50")
+    whole = trainer(small(*constant), tmp_path / "first")
+    for _ in range(3):
+        whole.take_step()
+    whole.save()
+    saved = tmp_path / "first" / CHECKPOINTS_NAME / "step-00000003"
+    whole.take_step()
+
+    def after_one_step(begun: Path, name: str) -> dict[str, torch.Tensor]:
+        run = small(*constant, f"train.initial_weights={begun}")
+        phase = trainer(run, tmp_path / name)
+        assert (phase.step, phase.tokens) == (0, 0)
+        phase._stream = open_source(run)(json.loads((saved / "state.json").read_text())["data"])
+        phase.take_step()
+        return {name: param.detach() for name, param in phase.model.named_parameters()}
+
+    wanted = {name: param.detach() for name, param in whole.model.named_parameters()}
+    with_moments = after_one_step(saved, "second")
+    assert all(torch.equal(with_moments[name], wanted[name]) for name in wanted)
+    weights_alone = after_one_step(saved / "model", "third")
+    assert not all(torch.equal(weights_alone[name], wanted[name]) for name in wanted)
+
+
+def test_a_milestone_has_no_moments(tmp_path: Path) -> None:
+    run = small("log.milestone_every=2", "train.steps=4")
+    trainer(run, tmp_path / "first").train()
+    milestone = tmp_path / "first" / "milestones" / "step-00000002"
+    with pytest.raises(ValueError, match="is a milestone and has no moments"):
+        trainer(small(f"train.initial_weights={milestone}"), tmp_path / "second")
+    trainer(small(f"train.initial_weights={milestone / 'model'}"), tmp_path / "third")

@@ -1,6 +1,7 @@
-"""Beginning with another model's weights instead of random ones: to train it on, or to tune it.
+"""Start a run from the weights of a model, or from the weights and moments of a run's checkpoint.
 
-Only weights come over. Moments, step and data begin anew, so the result is a run of its own.
+With the moments a next phase continues at full learning rate, on other data, without the steps that
+moments take to build up. Step and data start over: the result is a new run.
 """
 
 import logging
@@ -13,24 +14,27 @@ from sounding.config import ModelConfig
 from sounding.data.dataset import TOKENIZER_NAME
 from sounding.model.transformer import Transformer
 from sounding.text.tokenizer import Tokenizer
+from sounding.train.run_checkpoint import model_of
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.layout import parameters
 from sounding.weights.state_dict import read_state
 
 logger = logging.getLogger(__name__)
 
-# Say how weights are stored, or are notes: another value is no other network.
+# How weights are stored, and notes: a network with another value is the same network.
 _STORAGE_FIELDS = {"expert_dtype", "quantization_config", "torch_dtype", "architectures"}
 
 
 @torch.no_grad()
-def start_from(model: Transformer, folder: Path, beside: Sequence[Path] = ()) -> None:
-    """Fill a network in place from a checkpoint in any storage format, unpacked to float32.
+def load_initial_weights(model: Transformer, folder: Path, beside: Sequence[Path] = ()) -> None:
+    """Fill a network in place from a model in any storage format, unpacked to float32.
 
+    `folder` is a model's, or that of a run's checkpoint, whose moments `moments_of` reads.
     `beside` are the files that go with the network: a tokenizer among them must be the
     checkpoint's. Raises ValueError for a network of other shapes, naming tensor and settings, and
-    for another tokenizer; settings that differ without changing a shape are a warning.
+    for another tokenizer. Settings that differ without changing a shape are logged as warnings.
     """
+    folder = model_of(folder)
     checkpoint = Checkpoint(folder)
     differing = _differences(checkpoint.config, model.config)
     _require_same_shapes(checkpoint, model.config, differing)
