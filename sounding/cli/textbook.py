@@ -38,7 +38,7 @@ def _bar() -> AbstractContextManager[Progress]:
 
 
 def _read(path: Path) -> "list[Exercise]":
-    from sounding.textbook.exercises import read_textbook
+    from sounding.textbook.reading import read_textbook
 
     return [exercise for topic in read_textbook(path) for exercise in topic.exercises]
 

@@ -96,11 +96,15 @@ def doctest_lines(case: Case) -> list[str]:
 
 
 def short_examples(cases: Sequence[Case], style: str) -> list[str]:
-    """Cases as lines for a docstring or comment, in a style: "==", "->", "assert", ">>>"."""
+    """Cases as lines for a docstring or comment, in a style: "==", "->", "assert", ">>>".
+
+    Cases that would be too long, or end a docstring, are left out.
+    """
     lines: list[str] = []
     for case in cases:
         if style == ">>>":
-            lines += doctest_lines(case)
+            session = doctest_lines(case)
+            lines += session if '"""' not in "".join(session) else []
             continue
         if case.before or case.expected is None:
             continue
@@ -111,7 +115,7 @@ def short_examples(cases: Sequence[Case], style: str) -> list[str]:
             "->": f"{left} -> {right}",
             "assert": f"assert {left} {equals} {right}",
         }[style]
-        if len(text) <= MAX_DOC_CHARACTERS:
+        if len(text) <= MAX_DOC_CHARACTERS and '"""' not in text:
             lines.append(text)
     return lines
 

@@ -149,7 +149,9 @@ def check_script(solution: str, test: dict[str, Any]) -> str:
         try:
             load(solution, "__main__")
         except SystemExit as error:
-            code = 0 if error.code is None else error.code if isinstance(error.code, int) else 1
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+            if isinstance(error.code, str):
+                print(error.code, file=sys.stderr)
         except Exception as error:
             code = 1
             print(told(error), file=sys.stderr)

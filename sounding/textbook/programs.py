@@ -5,7 +5,6 @@ stay as they were written.
 """
 
 import ast
-import builtins
 import functools
 import io
 import re
@@ -13,7 +12,6 @@ import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sounding.textbook.drawing import Draw
 from sounding.textbook.exercises import Definition
 
 # Where annotations are more than notes for readers.
@@ -24,70 +22,7 @@ _READ_ANNOTATIONS = re.compile(
 _SPREAD_HEAD = re.compile(
     r"^(?P<begin> *(async )?def \w+\()\n(?P<arguments>[^()#]*?)\n *\):$", re.MULTILINE
 )
-_READ_NAMES = frozenset({"locals", "globals", "vars", "eval", "exec", "dir"})
-_FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
-
-# Other words for local variables, as people name them.
-_OTHER_NAMES = {
-    "total": ("running_total", "amount", "acc", "sum_so_far"),
-    "totals": ("sums", "amounts"),
-    "result": ("out", "answer", "res", "output"),
-    "results": ("outputs", "found", "collected"),
-    "value": ("item", "element", "entry", "v"),
-    "item": ("element", "entry", "x"),
-    "count": ("num", "tally", "n", "how_many"),
-    "counts": ("tally", "freq", "occurrences"),
-    "index": ("idx", "i", "pos", "position"),
-    "position": ("pos", "idx", "place"),
-    "i": ("index", "idx", "k"),
-    "key": ("k", "name"),
-    "char": ("ch", "c", "letter", "character"),
-    "letter": ("ch", "char"),
-    "word": ("w", "token", "term"),
-    "words": ("tokens", "terms"),
-    "line": ("row_text", "text_line", "ln"),
-    "lines": ("rows_of_text", "text_lines"),
-    "row": ("r", "record_row", "current_row"),
-    "column": ("col", "c"),
-    "current": ("cur", "node_now", "active"),
-    "previous": ("prev", "last_seen", "before"),
-    "best": ("top", "winner", "best_so_far"),
-    "seen": ("visited", "known", "already"),
-    "left": ("lo", "start", "first"),
-    "right": ("hi", "end", "second"),
-    "low": ("lo", "lower"),
-    "high": ("hi", "upper"),
-    "middle": ("mid", "centre"),
-    "mid": ("middle", "centre"),
-    "parts": ("pieces", "fields", "chunks"),
-    "part": ("piece", "chunk"),
-    "pieces": ("parts", "segments"),
-    "groups": ("buckets", "grouped"),
-    "group": ("bucket", "batch"),
-    "number": ("num", "n", "value"),
-    "pair": ("couple", "both"),
-    "queue": ("pending", "todo", "frontier"),
-    "stack": ("pending", "open_items", "todo"),
-    "start": ("begin", "first"),
-    "end": ("stop", "last"),
-    "size": ("length", "width"),
-    "match": ("found", "m", "hit"),
-    "name": ("label", "title"),
-    "names": ("labels", "titles"),
-    "text": ("string", "content"),
-    "remainder": ("rest", "left_over"),
-    "digit": ("d", "figure"),
-    "step": ("move", "delta"),
-    "score": ("points", "mark"),
-    "node": ("vertex", "current_node"),
-    "neighbour": ("adjacent", "other"),
-    "longest": ("best", "max_so_far"),
-    "shortest": ("best", "min_so_far"),
-    "kept": ("remaining", "chosen"),
-    "table": ("lookup", "grid"),
-    "cleaned": ("tidy", "normalized"),
-    "merged": ("combined", "joined"),
-}
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +56,7 @@ def split_program(text: str) -> Program:
         end = node.end_lineno or end
     body = "\n".join(lines[end:]).strip("\n") + "\n"
     return Program(
-        imports=tuple(imports), body=body, bound=frozenset(_bound(body)), used=words(body)
+        imports=tuple(imports), body=body, bound=frozenset(bound_names(body)), used=words(body)
     )
 
 
@@ -163,7 +98,8 @@ def collide(one: Program, other: Program) -> bool:
     return False
 
 
-def _bound(body: str) -> Iterator[str]:
+def bound_names(body: str) -> Iterator[str]:
+    """Names that a program binds at its outermost level, by other ways than imports on top."""
     for node in ast.parse(body).body:
         if isinstance(node, Definition):
             yield node.name
@@ -184,7 +120,7 @@ def _bound(body: str) -> Iterator[str]:
 Edit = tuple[int, int, bytes]  # begin and end in bytes, and what comes there
 
 
-class _Text:
+class Source:
     """A text in bytes, in which the parser's positions can be found."""
 
     def __init__(self, text: str) -> None:
@@ -194,16 +130,20 @@ class _Text:
             self._starts.append(self._starts[-1] + len(line) + 1)
 
     def at(self, line: int, column: int) -> int:
+        """The byte at a line, from 1, and a byte of it, from 0."""
         return self._starts[line - 1] + column
 
     def begin(self, node: ast.expr | ast.arg | ast.stmt) -> int:
+        """The first byte of a node."""
         return self.at(node.lineno, node.col_offset)
 
     def end(self, node: ast.expr | ast.arg | ast.stmt) -> int:
+        """The byte behind a node."""
         assert node.end_lineno is not None and node.end_col_offset is not None
         return self.at(node.end_lineno, node.end_col_offset)
 
     def edited(self, edits: Sequence[Edit]) -> str:
+        """The text with all edits made; they must not touch each other."""
         result = self.bytes
         for begin, end, new in sorted(set(edits), reverse=True):
             result = result[:begin] + new + result[end:]
@@ -217,9 +157,9 @@ def strip_annotations(text: str) -> str:
     """
     if _READ_ANNOTATIONS.search(text):
         return text
-    source, edits = _Text(text), list[Edit]()
+    source, edits = Source(text), list[Edit]()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, _FUNCTIONS):
+        if isinstance(node, FUNCTIONS):
             edits += _signature_edits(source, node)
             for inner in ast.walk(node):
                 if isinstance(inner, ast.AnnAssign) and inner.value is not None:
@@ -234,7 +174,7 @@ def _joined_head(match: re.Match[str]) -> str:
     return line if len(line) <= 88 else match[0]
 
 
-def _signature_edits(source: _Text, node: _FUNCTIONS) -> Iterator[Edit]:
+def _signature_edits(source: Source, node: FUNCTIONS) -> Iterator[Edit]:
     if node.returns is not None:
         arrow = source.bytes.rindex(b"->", 0, source.begin(node.returns))
         yield len(source.bytes[:arrow].rstrip()), source.end(node.returns), b""
@@ -249,66 +189,12 @@ def _signature_edits(source: _Text, node: _FUNCTIONS) -> Iterator[Edit]:
         yield (begin, default.end(), b"=") if default else (begin, end, b"")
 
 
-def rename_locals(text: str, draw: Draw, share: float) -> str:
-    """The program with other names for a share of the local variables that can have one."""
-    tree = ast.parse(text)
-    taken = set(words(text)) | set(dir(builtins))
-    source, edits = _Text(text), list[Edit]()
-    for function in _outer_functions(tree):
-        names = sorted(_free_to_rename(function) - set(_bound(text)))
-        for name in names:
-            others = [other for other in _OTHER_NAMES.get(name, ()) if other not in taken]
-            if not others or not draw.chance(share):
-                continue
-            other = draw.one(others)
-            taken.add(other)
-            for node in ast.walk(function):
-                if isinstance(node, ast.Name) and node.id == name:
-                    edits.append((source.begin(node), source.end(node), other.encode()))
-    return source.edited(edits)
-
-
-def _outer_functions(node: ast.AST) -> Iterator[_FUNCTIONS]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, _FUNCTIONS):
-            yield child
-        else:
-            yield from _outer_functions(child)
-
-
-def _free_to_rename(function: _FUNCTIONS) -> set[str]:
-    """Names that a function assigns and that are read nowhere but in its plain expressions."""
-    assigned: set[str] = set()
-    fixed: set[str] = set()
-    for node in ast.walk(function):
-        if isinstance(node, ast.Name):
-            if node.id in _READ_NAMES:
-                return set()
-            if isinstance(node.ctx, ast.Store):
-                assigned.add(node.id)
-        elif isinstance(node, ast.arg):
-            fixed.add(node.arg)
-        elif isinstance(node, ast.Global | ast.Nonlocal):
-            fixed.update(node.names)
-        elif isinstance(node, ast.JoinedStr):  # positions inside are wrong before Python 3.12
-            fixed.update(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
-        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar):
-            fixed.add(node.name or "")
-        elif isinstance(node, ast.MatchMapping):
-            fixed.add(node.rest or "")
-        elif isinstance(node, Definition):
-            fixed.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            fixed.update(alias.asname or alias.name for alias in node.names)
-    return assigned - fixed
-
-
 @functools.lru_cache(maxsize=65536)
 def requoted(text: str, quote: str) -> str:
     """The program with this quote, " or ', around each string whose content allows it."""
     other = "'" if quote == '"' else '"'
     simple = re.compile(f"([a-zA-Z]*){other}([^\"'\\\\\n]*){other}")
-    source, edits = _Text(text), list[Edit]()
+    source, edits = Source(text), list[Edit]()
     lines = text.split("\n")
     for (row, column), (last, end) in _string_spans(text):
         literal = lines[row - 1][column:end]
@@ -357,7 +243,7 @@ def insert_below_head(text: str, name: str, lines: Sequence[str]) -> str | None:
     assert node is not None
     first = node.body[0]
     begin = min([first.lineno, *(d.lineno for d in getattr(first, "decorator_list", []))])
-    head = node.lineno if not isinstance(node, _FUNCTIONS) else head_end(text, node)
+    head = node.lineno if not isinstance(node, FUNCTIONS) else head_end(text, node)
     if first.lineno == head:
         return None
     all_lines = text.split("\n")
@@ -409,6 +295,7 @@ def as_method(body: str, *, static: bool) -> str:
         body = re.sub(
             r"^def (\w+)\((?!self)(\s*)", r"def \1(\2self, ", body, count=1, flags=re.MULTILINE
         )
+    else:
+        body = re.sub(r"^(?=@|def )", "@staticmethod\n", body, count=1, flags=re.MULTILINE)
     lines = body.rstrip("\n").split("\n")
-    head = ["@staticmethod"] if static else []
-    return "\n".join(f"    {line}" if line else "" for line in [*head, *lines]) + "\n"
+    return "\n".join(f"    {line}" if line else "" for line in lines) + "\n"
