@@ -138,12 +138,19 @@ def below(exercise: Exercise, draw: Draw, style: str) -> Below | None:
     if style == "asserts":
         return Below(tuple(double_quoted(line) for case in chosen for line in assertions(case)))
     if style == "function":
-        return _functions(exercise.name, chosen, raising)
+        return _functions(_test_name(exercise), chosen, raising)
     if style == "parametrize":
         return _parametrized(exercise, chosen)
     if style == "unittest":
-        return _unittest(exercise.name, chosen, raising)
+        return _unittest(_test_name(exercise), chosen, raising)
     return _main(chosen, prints=style == "prints")
+
+
+def _test_name(exercise: Exercise) -> str:
+    """The function that is tested, or what stands for a class and a module."""
+    if exercise.shape == "function" and exercise.entry_point.islower():
+        return exercise.entry_point
+    return exercise.name
 
 
 def _functions(name: str, chosen: Sequence[Case], raising: Sequence[Case]) -> Below:
@@ -185,12 +192,12 @@ def _parametrized(exercise: Exercise, chosen: Sequence[Case]) -> Below | None:
     rows = [row for row in rows if len(row[0]) == len(rows[0][0])]
     if len(rows) < 2 or not 1 <= len(rows[0][0]) <= len(names):
         return None
-    names = names[: len(rows[0][0])]
+    names, name = names[: len(rows[0][0])], _test_name(exercise)
     lines = ["@pytest.mark.parametrize(", f'    "{", ".join([*names, "expected"])}",', "    ["]
     lines += [f"        ({', '.join([*values, value])})," for values, value in rows]
-    lines += ["    ],", ")", f"def test_{exercise.name}({', '.join([*names, 'expected'])}):"]
+    lines += ["    ],", ")", f"def test_{name}({', '.join([*names, 'expected'])}):"]
     lines += [f"    assert {exercise.entry_point}({', '.join(names)}) == expected"]
-    proof = f"for row in test_{exercise.name}.cases:\n    test_{exercise.name}(**row)"
+    proof = f"for row in test_{name}.cases:\n    test_{name}(**row)"
     return Below(tuple(lines), (("pytest", "", ""),), proof)
 
 
