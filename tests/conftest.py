@@ -27,15 +27,6 @@ settings.load_profile("sounding")
 # Tensors here are small, and threads of tests that share two cores spend their time waiting.
 torch.set_num_threads(1)
 
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes minutes, unless -m speaks of it."""
-    if "long" not in config.option.markexpr:
-        left_out = [item for item in items if item.get_closest_marker("long")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
-
-
 NetworkMaker = Callable[..., Transformer]
 
 

@@ -62,13 +62,13 @@ def check(
     in program or in words, and those whose function has a name that FILE defines.
     """
     from sounding.textbook import checking
-    from sounding.textbook.running import all_failures
+    from sounding.textbook.running import all_failures, sandboxed
 
     exercises = _read(path)
     faults = list(checking.repeated(exercises))
     for file in exclude:
         faults += checking.kept_out(exercises, file)
-    run = sandbox(timeout, unsafe)
+    run = sandboxed(timeout, isolate=not unsafe)
     with _bar() as bar:
         task = bar.add_task("running solutions", total=len(exercises))
         for exercise, failed in all_failures(exercises, run, workers):
@@ -147,25 +147,23 @@ def problems(
     """
     from sounding.files import write_file
     from sounding.tasks import gaps
-    from sounding.tasks.code import grade
+    from sounding.tasks.code import unfairness
     from sounding.textbook.problems import function_problem, infilling_problems
 
     exercises = [exercise for exercise in _read(path) if exercise.held_out]
     if not exercises:
         raise ValueError(f"{path} has no topic with held_out = true, so no problems to make")
-    run = sandbox(timeout, unsafe)
+    judge = sandbox(timeout, unsafe)
     reasons: Counter[str] = Counter()
     functions: list[Problem] = []
     lines: list[Problem] = []
 
     def attempt(exercise: "Exercise") -> "tuple[Problem | None, list[Problem], list[str]]":
-        problem, said = function_problem(exercise), []
-        if problem is None:
-            said.append("no function to write")
-        elif not grade(problem, problem.canonical_solution, run).score:
-            problem, said = None, ["its own solution fails"]
-        fair, reason = gaps.fair(infilling_problems(exercise), run, per_exercise)
-        return problem, fair, [*said, *([reason] if reason else [])]
+        problem = function_problem(exercise)
+        why = unfairness(problem, judge) if problem else "no function to write"
+        fair, reason = gaps.fair(infilling_problems(exercise), judge, per_exercise)
+        said = [f"functions: {why}" if why else "", f"infilling: {reason}" if reason else ""]
+        return None if why else problem, fair, [line for line in said if line]
 
     with _bar() as bar, ThreadPoolExecutor(workers) as pool:
         task = bar.add_task("running solutions", total=len(exercises))

@@ -6,13 +6,14 @@ stands for it where the machine is a sandbox itself.
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sounding.sandbox.run import Outcome
+from sounding.sandbox.run import Limits, Outcome, require_isolation, run_python
 from sounding.textbook.exercises import Exercise
 
 Run = Callable[[str], Outcome]  # a program in a sandbox
@@ -46,6 +47,14 @@ def failures(exercise: Exercise, solution: str, run: Run) -> list[str]:
     return [
         f"{name}: {reason}" for name, reason in zip(_labels(exercise), said, strict=True) if reason
     ]
+
+
+def sandboxed(seconds: float, *, isolate: bool) -> Run:
+    """What runs programs for at most so long. Raises NoIsolation where it cannot isolate them."""
+    limits = Limits(wall_seconds=seconds, cpu_seconds=max(1, math.ceil(seconds)))
+    if isolate:
+        require_isolation()
+    return lambda program: run_python(program, limits, isolate=isolate)
 
 
 def all_failures(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sounding.sandbox.run import Limits, Outcome, run_python
+from sounding.sandbox.trial import Trial, Verdict, judge
 from sounding.textbook.exercises import Exercise
 from sounding.textbook.reading import read_textbook
 
@@ -178,6 +179,11 @@ tests = [
 def unsafe(program: str) -> Outcome:
     """What is run here was written here."""
     return run_python(program, Limits(wall_seconds=30.0), isolate=False)
+
+
+def judged(trial: Trial) -> Verdict:
+    """The same for answers and the tests of problems."""
+    return judge(trial, Limits(wall_seconds=30.0), isolate=False)
 
 
 def write_topic(folder: Path, text: str) -> Path:

@@ -14,7 +14,7 @@ from sounding.tasks.code import grade, read_problems
 from sounding.text.tokenizer import Tokenizer, train
 from sounding.textbook.exercises import Exercise
 from sounding.textbook.problems import function_problem, infilling_problems
-from tests.textbook.conftest import HELD_OUT, TIDES, unsafe, write_topic
+from tests.textbook.conftest import HELD_OUT, TIDES, judged, write_topic
 
 Exercises = dict[str, Exercise]
 
@@ -47,9 +47,9 @@ def test_a_function_is_asked_for_by_head_and_docstring(exercises: Exercises) -> 
         "    []\n"
         '    """\n'
     )
-    assert grade(problem, problem.canonical_solution, unsafe).score == 1
+    assert grade(problem, problem.canonical_solution, judged).score == 1
     for wrong in ("    return []\n", problem.canonical_solution.replace("gap < 1", "gap < 0")):
-        assert grade(problem, wrong, unsafe).score == 0
+        assert grade(problem, wrong, judged).score == 0
 
 
 def test_what_stands_above_a_function_stands_above_its_problem(exercises: Exercises) -> None:
@@ -67,7 +67,7 @@ def test_lines_to_fill_in_pass_with_their_own_answer(exercises: Exercises) -> No
         problems = infilling_problems(exercises[name])
         assert len(problems) == count
         for problem in problems:
-            assert grade(problem, problem.canonical_solution, unsafe).score == 1
+            assert grade(problem, problem.canonical_solution, judged).score == 1
             assert problem.prompt.startswith("# " + exercises[name].descriptions[0].split()[0])
 
 
@@ -124,8 +124,8 @@ def test_problems_are_those_of_held_out_topics(folder: Path, tmp_path: Path) -> 
     lines = read_problems(out / "infilling.jsonl", infilling=True)
     assert [problem.task_id for problem in functions] == ["textbook/knot_rope"]
     for problem in (*functions, *lines):
-        assert grade(problem, problem.canonical_solution, unsafe).score == 1
-        assert grade(problem, "pass", unsafe).score == 0
+        assert grade(problem, problem.canonical_solution, judged).score == 1
+        assert grade(problem, "pass", judged).score == 0
     assert "wrote 1 functions and 2 lines" in run(*words).output
     write_topic(folder, HELD_OUT.replace("held_out = true", "held_out = false"))
     run(*words, fails="has no topic with held_out = true")
