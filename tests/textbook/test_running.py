@@ -38,6 +38,7 @@ def test_every_shape_passes_its_tests(exercises: Exercises) -> None:
         ("return 1", "f() raises ValueError", "f() does not raise ValueError"),
         ("raise KeyError(5)", "f() raises ValueError", "KeyError: 5 (line 2)"),
         ("while True: pass", "f() == 1", "it ran for more than 3 s"),
+        ("__import__('time').sleep(60)", "f() == 1", "it did not end within 8 s"),
         ("__import__('os')._exit(3)", "f() == 1", "its process ended with status"),
         ("return list({'ab', 'cd', 'ef', 'gh'})", "f() == ['gh', 'cd', 'ab', 'ef']", "f() gave"),
     ],
