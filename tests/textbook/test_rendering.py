@@ -8,6 +8,7 @@ import pytest
 
 from sounding.textbook.drawing import Draw
 from sounding.textbook.exercises import Exercise
+from sounding.textbook.programs import import_lines, split_program, words
 from sounding.textbook.rendering import Rendered, render
 from sounding.textbook.running import failures
 from tests.textbook.conftest import unsafe
@@ -27,7 +28,11 @@ def broken(documents: Sequence[Rendered]) -> list[str]:
             continue
         for exercise in document.exercises:
             if exercise.shape != "tests":
-                program = f"{document.text}\n{document.proof}\n"
+                imports = split_program(exercise.solutions[0]).imports
+                # Tests may use a module that only an annotation needed.
+                needed = import_lines(imports, words(" ".join(c.text for c in exercise.cases)))
+                needed = [line for line in needed if "__future__" not in line]
+                program = "\n".join([document.text, *needed, document.proof, ""])
                 found += [f"{document.path}: {f}" for f in failures(exercise, program, unsafe)]
     return found
 
