@@ -26,6 +26,8 @@ MAX_LIKENESS = 0.6
 """Jaccard similarity of the runs of tokens, names kept, from which two programs are one."""
 MAX_SHAPE_LIKENESS = 0.8
 """The same with names of their own made one."""
+MIN_WORDS = 6
+"""Shorter requests are made of what all requests are made of."""
 MAX_REQUEST_LIKENESS = 0.65
 """Jaccard similarity of the words of two requests."""
 
@@ -94,7 +96,7 @@ def _pairs(
 
 def _words(text: str) -> frozenset[str]:
     words = frozenset(re.findall(r"[a-z]+", text.lower())) - _STOP
-    return words if len(words) >= 5 else frozenset()
+    return words if len(words) >= MIN_WORDS else frozenset()
 
 
 def _runs(text: str, shape: bool) -> frozenset[tuple[str, ...]]:
