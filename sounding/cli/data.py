@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.progress import MofNCompleteColumn
 
+from sounding.cli.textbook import textbook
 from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.group()
 def data() -> None:
     """Build a corpus of documents and turn it into tokens."""
+
+
+data.add_command(textbook)
 
 
 @data.command()
