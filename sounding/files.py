@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,29 +42,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def parse_json(text: bytes, where: str) -> dict[str, Any]:
-    """A JSON object from untrusted bytes; raises ValueError for anything else or repeated keys."""
-    repeated: list[str] = []
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                repeated.append(key)
-            found[key] = value
-        return found
-
-    try:
-        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=no_duplicates)
-    except (ValueError, RecursionError) as error:  # also a number of too many digits
-        raise ValueError(f"{where} is not readable JSON ({error}); download it again") from error
-    if repeated:
-        raise ValueError(f"{where} names {repeated[0]!r:.80} twice; the file is damaged")
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{where} must be a JSON object, not {type(parsed).__name__}")
-    return parsed
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -103,3 +80,40 @@ def _read_bytes(path: Path) -> bytes:
         if data.startswith(mark):
             raise ValueError(f"{path} is {name}; give lines of JSON in UTF-8, plain or gzipped")
     return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def file_facts(paths: Iterable[Path]) -> str:
+    """What tells whether files are still the same: size, times of change, inode.
+
+    To be asked before they are read: what changes afterwards then has other facts. The time of the
+    last change of the inode is among them because no program can set it.
+    """
+    found = []
+    for path in sorted(paths):
+        facts = path.stat()
+        times = (facts.st_mtime_ns, facts.st_ctime_ns)
+        found.append((path.name, facts.st_size, times, facts.st_ino, facts.st_dev))
+    return repr(found)
+
+
+def parse_json(text: bytes, where: str) -> dict[str, Any]:
+    """A JSON object from untrusted bytes; raises ValueError for anything else or repeated keys."""
+    repeated: list[str] = []
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                repeated.append(key)
+            found[key] = value
+        return found
+
+    try:
+        parsed = json.loads(text.decode("utf-8-sig"), object_pairs_hook=no_duplicates)
+    except (ValueError, RecursionError) as error:  # also a number of too many digits
+        raise ValueError(f"{where} is not readable JSON ({error}); download it again") from error
+    if repeated:
+        raise ValueError(f"{where} names {repeated[0]!r:.80} twice; the file is damaged")
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{where} must be a JSON object, not {type(parsed).__name__}")
+    return parsed

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sounding.files import file_facts
 from sounding.ops.cpu import library
 from sounding.presets import PRESETS
 from sounding.runtime import keep_what_is_loaded, prepare_process
 from sounding.simulation import DEPLOYED, EXACT, Simulation
 
 if TYPE_CHECKING:  # imported when called, since many errors are found without them
-    from sounding.config import ModelConfig
     from sounding.engine.batch import Batch
     from sounding.engine.engine import Engine
     from sounding.engine.network import Network
@@ -65,7 +65,8 @@ def _shipped() -> Path:
         raise ValueError(
             f"no model was named, and none is shipped in {SHIPPED}: give the folder of a "
             "checkpoint (--model); or make one with `data build`, `data vocabulary`, `data "
-            "tokenize` and `train nano`, and put it there with `scripts/ship runs/nano`"
+            "tokenize` and `train nano`, and put it there with `scripts/ship runs/nano "
+            f"{SHIPPED}`"
         )
     return SHIPPED
 
@@ -183,16 +184,26 @@ def how_to_install(module: str | None) -> str | None:
     return name and f"{name}, which is not installed: pip install 'sounding[train]'"
 
 
-def load_tokenizer(folder: Path, vocab_size: int | None = None) -> "Tokenizer":
+def load_tokenizer(folder: Path) -> "Tokenizer":
     """The tokenizer beside a model's weights.
 
-    Raises ValueError where there is none, or one with more tokens than `vocab_size`.
+    Raises ValueError where there is none, and for one of another model.
     """
+    from sounding.text.markup import EOS
     from sounding.text.tokenizer import Tokenizer
 
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder} has no tokenizer.json, without which no text can be read")
-    return Tokenizer.from_file(folder, vocab_size)
+    prepare_process()
+    config = open_checkpoint(folder).config
+    tokenizer = Tokenizer.from_file(folder, config.vocab_size)
+    ends = tokenizer.named.get(EOS, config.eos_token_id)
+    if config.eos_token_id not in (None, ends):
+        raise ValueError(
+            f"the tokenizer in {folder} ends texts with token {ends}, the model with "
+            f"{config.eos_token_id}: they do not belong together"
+        )
+    return tokenizer
 
 
 @dataclass
@@ -203,7 +214,7 @@ class LoadedModel:
     network: "Network"
     tokenizer: "Tokenizer"
     files: str = ""
-    """Facts of the files of its weights, from before they were read (`file_facts`)."""
+    """Facts of the files of its weights, from before they were read (see `file_facts`)."""
     _engines: "list[Engine]" = field(default_factory=list)
 
     def engine(
@@ -234,29 +245,10 @@ class LoadedModel:
 
 def open_model(name: str | Path | None = None) -> LoadedModel:
     """Load network and tokenizer of a model. Raises ValueError saying what is missing or wrong."""
-    from sounding.engine.prefix.weights_digest import file_facts
-    from sounding.weights.checkpoint import read_config
-
     folder = find_model(name)
-    config = read_config(folder)[1]
-    tokenizer = load_tokenizer(folder, config.vocab_size)  # quick, and its errors need no weights
-    require_together(tokenizer, config, folder)
+    tokenizer = load_tokenizer(folder)  # first: it is quick, and its errors need no weights
     files = file_facts(folder.glob("*.safetensors"))
     return LoadedModel(folder, load_network(folder), tokenizer, files)
-
-
-def require_together(tokenizer: "Tokenizer", config: "ModelConfig", folder: Path) -> None:
-    """Raise ValueError for the tokenizer of another model."""
-    from sounding.text.markup import EOS
-
-    if config.eos_token_id is not None and tokenizer.named.get(EOS) not in (
-        None,
-        config.eos_token_id,
-    ):
-        raise ValueError(
-            f"the tokenizer in {folder} ends texts with token {tokenizer.eos_id}, the model with "
-            f"{config.eos_token_id}: they do not belong together"
-        )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -274,7 +266,9 @@ def start_engine(
 ) -> "Engine":
     """An engine for a network, closed at the latest when the process ends.
 
-    `prefix_store` is the folder where prefixes are kept on disk, within `store_bytes`.
+    `prefix_store` is the folder where prefixes are kept on disk, within `store_bytes`; `files` are
+    facts of the files the weights were read from, as `file_facts` gives them. Raises ValueError for
+    a folder that is no store.
     """
     from sounding.engine.engine import Engine
     from sounding.engine.exact import splits_are_exact

@@ -99,19 +99,22 @@ def writer(opened: LoadedModel, params: "SamplingParams", max_tokens: int) -> Wr
 
     from sounding.engine.requests import Finished, GenerationRequest
     from sounding.text.markup import EOS
+    from sounding.text.tokenizer import TooManyTokens
 
     engine = opened.engine(width=1)
     answers = 0
 
     def write(prompt: str) -> Iterator[str]:
         nonlocal answers
-        ids = opened.tokenizer.encode(prompt)
-        budget = min(max_tokens, engine.context_tokens - len(ids))
-        if budget < 1:
+        try:
+            ids = opened.tokenizer.encode(prompt, most_tokens=engine.context_tokens - 1)
+        except TooManyTokens as error:
+            about = "" if error.exact else "at least "
             raise ValueError(
-                f"the conversation has {len(ids)} tokens, and no more fit into the model's "
-                f"{engine.context_tokens}; /clear begins anew"
-            )
+                f"the conversation has {about}{error.num_tokens} tokens, and no more fit into the "
+                f"model's {engine.context_tokens}; /clear begins anew"
+            ) from None
+        budget = min(max_tokens, engine.context_tokens - len(ids))
         how = dataclasses.replace(params, seed=(params.seed + answers) % 2**63)
         answers += 1
         stream = engine.submit(GenerationRequest(prompt=ids, params=how, max_tokens=budget))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sounding.engine.requests import Event
-    from sounding.text.tokenizer import Tokenizer
+
 
 # --------------------------------------------------------------------------------------------------
 # logits
@@ -175,13 +175,7 @@ def generate(
     from sounding.engine.faults import EngineFault
     from sounding.engine.requests import Finished, GenerationRequest
     from sounding.engine.sampling import SamplingParams
-    from sounding.loading import (
-        find_model,
-        load_network,
-        load_tokenizer,
-        require_together,
-        start_engine,
-    )
+    from sounding.loading import find_model, load_network, start_engine
 
     if (prompt is None) == (tokens is None):
         raise click.UsageError("give either --prompt or --tokens")
@@ -191,14 +185,10 @@ def generate(
     folder = find_model(model)
     if tokens is not None:
         dialect: _Tokens | _Text = _Tokens(tokens)
-        network = load_network(folder)
     else:
         text = sys.stdin.read() if prompt == "-" else prompt or ""
-        network = load_network(folder)
-        tokenizer = load_tokenizer(folder, network.config.vocab_size)
-        require_together(tokenizer, network.config, folder)
-        dialect = _Text(tokenizer, text)
-    stream = start_engine(network, dialect.tokenizer).submit(
+        dialect = _Text(folder, text)
+    stream = start_engine(load_network(folder), dialect.tokenizer).submit(
         GenerationRequest(
             prompt=dialect.prompt,
             params=params,
@@ -242,9 +232,13 @@ class _Tokens:
 class _Text:
     """A prompt and an answer as text, through the tokenizer beside the weights."""
 
-    def __init__(self, tokenizer: "Tokenizer", text: str) -> None:
-        self.tokenizer = tokenizer
-        self.prompt = tokenizer.encode(text)
+    def __init__(self, folder: Path, text: str) -> None:
+        from sounding.loading import load_tokenizer
+
+        if not (folder / "tokenizer.json").is_file():
+            raise ValueError(f"{folder} has no tokenizer.json; give token ids with --tokens")
+        self.tokenizer = load_tokenizer(folder)
+        self.prompt = self.tokenizer.encode(text)
 
     def render(self, event: "Event") -> str:
         return event.text

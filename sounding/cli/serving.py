@@ -52,6 +52,13 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
     help="Web page that may use the server, such as https://example.org; can be given repeatedly.",
 )
 @click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    help="Name under which a proxy or a tunnel reaches this machine's own address, as in its Host "
+    "header; can be given repeatedly, '*' is any.",
+)
+@click.option(
     "--prefix-cache-gib",
     default=2.0,
     show_default=True,
@@ -143,6 +150,7 @@ def serve(
     api_keys: Path | None,
     without_keys: bool,
     cors_origins: tuple[str, ...],
+    allowed_hosts: tuple[str, ...],
     prefix_cache_gib: float,
     prefix_store: Path | None,
     prefix_store_gib: int,
@@ -192,7 +200,9 @@ def serve(
         )
     folder = find_model(model)
     keys = None if api_keys is None else Keys.from_file(api_keys)
-    guarded = keys is None and is_loopback(host)
+    hosts = None
+    if is_loopback(host) and "*" not in allowed_hosts:
+        hosts = tuple(dict.fromkeys((*_LOOPBACK_NAMES, host, *allowed_hosts)))
     settings = Settings(
         model_names=names or (Path(folder).resolve().name,),
         thinking=thinking,
@@ -203,7 +213,7 @@ def serve(
         max_seconds=max_seconds,
         keys=keys,
         cors_origins=cors_origins,
-        hosts=(*_LOOPBACK_NAMES, host) if guarded else None,
+        hosts=None if hosts is None else tuple(name.lower() for name in hosts),
         trace=trace,
     )
     listener = listen(host, port)

@@ -20,11 +20,12 @@ from sounding.completion.endings import (
 from sounding.completion.healing import Healing
 from sounding.completion.middle import Middle
 from sounding.completion.opening import Opening, opens_block
-from sounding.completion.prompt import Prompts, Settings
+from sounding.completion.prompt import BYTES_PER_TOKEN, Prompts, Settings
 from sounding.engine.batch import Generate, Request
 from sounding.engine.sampling import SamplingParams
 from sounding.text.tokenizer import Tokenizer
 
+_NEAR_CHARACTERS = 1 << 16  # on each side of the cursor
 _RETRIES = 3  # samples drawn when the likeliest answer cannot be correct
 _RETRY = SamplingParams(temperature=0.6, top_p=0.95)
 
@@ -59,6 +60,8 @@ class Fill(NamedTuple):
     """The same, to be fed with the tokens that come back, and to be read."""
     healed: str
     """The end of the prefix, which the answer writes again before it goes on."""
+    gap: Gap
+    """What of the text around the cursor was looked at."""
     truncated: bool
     """Whether the prompt leaves out some of the text around the cursor."""
     blank: bool
@@ -95,6 +98,7 @@ class Completer:
         `complete` does except for other files and cutting lines off: this is what is measured.
         """
         wrong: dict[int, list[Candidate]] = {}
+        gaps = [_near(gap, settings) for gap in gaps]
         for index, ranked in self._answers(gaps, kind, settings, params, python=python):
             likely, rest = _up_to_own(ranked)
             right = (c.text for c in likely if not python or _valid(c.text, gaps[index]))
@@ -158,6 +162,7 @@ class Completer:
         keep it correct come first. Where none of those asked for can be correct, a few more are
         tried. In a blank file without other files there is nothing to complete.
         """
+        gap = _near(gap, settings)
         context = self._prompts.context(gap, files, settings)
         if _blank(gap, context):
             return []
@@ -185,7 +190,7 @@ class Completer:
 
         White space is held back until something follows it in the same block.
         """
-        gap = Gap(text)
+        gap = _near(Gap(text), settings)
         ids, healing = self._prompts.make(gap, settings)
         middle = self._middle(healing, until, gap, settings)
         limit = settings.max_tokens
@@ -200,26 +205,43 @@ class Completer:
             shown = max(shown, len(certain))
 
     def begin(
-        self, gap: Gap, kind: Kind | None, settings: Settings, *, files: Sequence[File] = ()
+        self,
+        gap: Gap,
+        kind: Kind | None,
+        settings: Settings,
+        *,
+        files: Sequence[File] = (),
+        stop: Sequence[str] = (),
     ) -> Fill:
-        """A gap's prompt and what is to be fed; `kind` None goes on to the end of the text."""
+        """A gap's prompt and what is to be fed; `kind` None goes on to the end of the text.
+
+        `stop` are strings before which the text ends.
+        """
+        num_bytes = len(gap.prefix.encode())
+        if gap.suffix.strip():
+            num_bytes += len(gap.suffix.encode())
+        gap = _near(gap, settings)
         context = self._prompts.context(gap, files, settings)
         ids, healing = self._prompts.make(gap, settings, context)
         rest = healing.rest if healing is not None else b""
         copies = _copies(gap, kind, settings)
         answer, reader = (
-            self._middle(healing and self._again(healing), kind, gap, settings, copies=copies)
+            self._middle(
+                healing and self._again(healing), kind, gap, settings, copies=copies, stop=stop
+            )
             for _ in range(2)
         )
-        around = gap.suffix if gap.suffix.strip() else ""
-        whole = len((context + gap.prefix + around).encode()) - len(rest)
+        whole = len(context.encode()) + num_bytes - len(rest)
         shown = self._prompts.count_text_bytes(ids)
         blank = _blank(gap, context)
-        return Fill(ids, answer, reader, rest.decode(), shown < whole, blank)
+        return Fill(ids, answer, reader, rest.decode(), gap, shown < whole, blank)
 
-    def count(self, gap: Gap) -> int:
-        """Tokens of a prompt with all the text around the cursor."""
-        return self._prompts.count(gap)
+    def count(self, gap: Gap, most_tokens: int | None = None) -> int:
+        """Tokens of a prompt with all the text around the cursor.
+
+        Raises TooManyTokens as soon as there are certainly more than `most_tokens`.
+        """
+        return self._prompts.count(gap, most_tokens)
 
     def _again(self, healing: Healing) -> Healing:
         """A healing remembers how far it is: each attempt has its own."""
@@ -234,11 +256,15 @@ class Completer:
         *,
         copies: Copies | None = None,
         python: bool = False,
+        stop: Sequence[str] = (),
     ) -> Middle:
         ending = ending_for(kind, gap) if kind is not None else None
         opening = Opening(self._prompts.healer) if python and opens_block(gap) else None
         return Middle(
-            *(self._tokenizer, healing, ending, settings.max_tokens), copies=copies, opening=opening
+            *(self._tokenizer, healing, ending, settings.max_tokens),
+            copies=copies,
+            opening=opening,
+            stop=stop,
         )
 
     def _attempts(
@@ -280,6 +306,11 @@ class Completer:
                 ]
             )
         return found
+
+
+def _near(gap: Gap, settings: Settings) -> Gap:
+    """What of a text is looked at: more than the prompt can show, and no more than is quick."""
+    return gap.near(max(_NEAR_CHARACTERS, settings.prompt_tokens * BYTES_PER_TOKEN))
 
 
 def _trimmed(middle: Middle, gap: Gap, *, cut_short: bool) -> list[Candidate]:

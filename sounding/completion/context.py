@@ -14,6 +14,8 @@ _NAME = re.compile(r"[^\W\d]\w{2,}")
 _PIECE_LINES = 24
 _AROUND_LINES = 40
 _STEP_LINES = 4
+_MOST_CHARACTERS = 400_000  # of all files together
+_MOST_TRIED = 64  # pieces; behind so many better ones there is no room
 
 File = tuple[str, str]  # path, text
 
@@ -36,9 +38,14 @@ def relevant_context(
     """The best pieces of `files` that together have at most `budget_tokens`, as `count` counts.
 
     Each under a comment with its file's path, in the files' order; "" where no piece shares a
-    name with the text around the cursor.
+    name with the text around the cursor. Of many or large files only the first characters are
+    looked at: this has to be faster than typing.
     """
-    pieces = [piece for number, file in enumerate(files) for piece in _pieces(number, file[1])]
+    pieces: list[_Piece] = []
+    room = _MOST_CHARACTERS
+    for number, (_, file_text) in enumerate(files):
+        pieces += _pieces(number, file_text[:room])
+        room = max(0, room - len(file_text))
     lines = prefix.split("\n")[-_AROUND_LINES:] + suffix.split("\n")[: _AROUND_LINES // 2]
     wanted = frozenset(_NAME.findall("\n".join(lines)))
     seen_in = Counter(name for piece in pieces for name in piece.names)
@@ -48,7 +55,8 @@ def relevant_context(
     }
     chosen: list[_Piece] = []
     text = ""
-    for piece in sorted(pieces, key=lambda piece: (-scores[piece], piece.file, piece.line)):
+    ranked = sorted(pieces, key=lambda piece: (-scores[piece], piece.file, piece.line))
+    for piece in ranked[:_MOST_TRIED]:
         if not scores[piece]:
             break
         longer = _shown([*chosen, piece], files)

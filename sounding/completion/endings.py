@@ -5,6 +5,7 @@ block in any indented language ends the same way.
 """
 
 import codeop
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from typing import Literal
 
 Kind = Literal["line", "block"]
 
+_NEWLINE = re.compile("\n")
 _OPENING, _CLOSING = "([{", ")]}"
 _CONTINUES = ("else", "elif", "except", "finally", "case", *_CLOSING)  # of the statement above
+_OUTER = re.compile(rf"(?!{'|'.join(map(re.escape, _CONTINUES))})[\w@]")  # begins a statement
 _SIGNIFICANT = 4  # letters and digits of a line before its coming again means something
 
 
@@ -46,12 +49,36 @@ class Gap:
         """Whether a whole line is put before another one, so that it must end with a newline."""
         return not self.line and bool(self.rest.strip())
 
+    def near(self, most_characters: int) -> "Gap":
+        """The text near the cursor: at most so many characters on each side.
+
+        Where it can, each side is cut between lines, and before one that is not indented: what is
+        left of a program that is correct is correct then. What is left out above the cursor grows
+        in steps, so that prompts begin alike while somebody types.
+        """
+        prefix, suffix = self.prefix, self.suffix
+        step = max(1, most_characters // 4)
+        if len(prefix) > most_characters:
+            start = -(-(len(prefix) - most_characters) // step) * step
+            prefix = prefix[_line_between(prefix, start, start + step, start) :]
+        if len(suffix) > most_characters:
+            least = most_characters - step
+            suffix = suffix[: _line_between(suffix, least, most_characters, most_characters)]
+        return Gap(prefix, suffix)
+
     def natural_kind(self) -> Kind:
         """A block where one begins or a line is empty; otherwise the rest of the line."""
         if self.rest.strip():
             return "block" if self.takes_newline else "line"
         opens = self.line.rstrip().endswith(":")
         return "block" if opens or not self.line.strip() else "line"
+
+
+def _line_between(text: str, start: int, end: int, otherwise: int) -> int:
+    """Where a line begins between two places, the first that is not indented if there is one."""
+    begins = [match.end() for match in _NEWLINE.finditer(text, start, end)]
+    outer = (at for at in begins if _OUTER.match(text, at))
+    return next(outer, begins[0] if begins else otherwise)
 
 
 class Scanner:

@@ -2,12 +2,13 @@
 
 import codecs
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from sounding.completion.copying import Candidate, Copies, written
 from sounding.completion.endings import BlockEnding, LineEnding
 from sounding.completion.healing import Healing
 from sounding.completion.opening import Opening
+from sounding.engine.stop import StopStrings
 from sounding.text.tokenizer import Tokenizer
 
 
@@ -23,7 +24,9 @@ class Middle:
         *,
         copies: Copies | None = None,
         opening: Opening | None = None,
+        stop: Sequence[str] = (),
     ) -> None:
+        """`stop` are strings before which the text ends; what is healed is not searched."""
         self.text = ""
         self.certain = ""
         """The beginning of the text that will not be taken back; another thread may read it."""
@@ -35,11 +38,19 @@ class Middle:
         self._skip = len(healing.rest) if healing is not None else 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._end: int | None = None
+        self.stops: Sequence[str] = tuple(stop)
+        self._strings = StopStrings(stop)
+        self._passed = ""  # by the stop strings
 
     @property
     def cut_short(self) -> bool:
         """Whether it would have gone on, but for the number of tokens."""
         return self._end is None and self.count >= self._max_tokens
+
+    @property
+    def found(self) -> str | None:
+        """The stop string that ended it."""
+        return self._strings.found
 
     def allowed(self) -> Collection[int] | None:
         """The only tokens that may come next, while a word is healed or the line has to begin in
@@ -61,22 +72,28 @@ class Middle:
         data = self._tokenizer.bytes_of(token)
         skipped = min(self._skip, len(data))
         self._skip -= skipped
-        self.text += self._decoder.decode(data[skipped:])
+        more = self._decoder.decode(data[skipped:])
+        self.text += more
+        self._passed += self._strings.feed(more)
         if self._ending is not None:
             self._end = self._ending.find(self.text)
         if self._copies is not None:
-            return self._end is None  # nothing is certain: a copy may take its place
+            # Nothing is certain: a copy may take its place.
+            return self._end is None and self.found is None
         if self._end is not None:
             self.certain = self.text[: self._end]
         elif isinstance(self._ending, BlockEnding) and self._ending.undecided:
             self.certain = self.text[: self._ending.at].rstrip()
         else:
             self.certain = self.text.rstrip()
-        return self._end is None
+        self.certain = self.certain[: len(self._passed)]
+        return self._end is None and self.found is None
 
     def finish(self) -> list[Candidate]:
         """When no more tokens come: the text up to its end, among the copies if there are any, the
         likeliest first."""
+        if self.found is not None:
+            return [written(self._passed[: self._end], self.logprob)]
         if self._end is not None:
             text = self.text[: self._end]
         else:

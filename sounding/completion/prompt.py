@@ -11,15 +11,17 @@ separate the files of a repository.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sounding.completion.context import File, relevant_context, settled
 from sounding.completion.endings import Gap
 from sounding.completion.healing import Healer, Healing
 from sounding.text.markup import FIM_BEGIN, FIM_END, FIM_HOLE
-from sounding.text.tokenizer import Tokenizer
+from sounding.text.tokenizer import Tokenizer, TooManyTokens
 
 _SPECIAL_TOKENS = 4  # BOS and the three of FIM
-_BYTES_PER_TOKEN = 16  # more than a window can need; spares encoding a long file as a whole
+BYTES_PER_TOKEN = 16  # more than a window can need; spares encoding a long file as a whole
+_HEALED_CHARACTERS = 1024  # of a long line; the rest is encoded apart
 _STEPS = 8  # in which the beginning of a long prefix moves on
 
 
@@ -85,12 +87,14 @@ class Prompts:
         healing = self._heal(gap, inside_words_only=cut) if settings.heal else None
         kept, last = gap.prefix, []
         if healing is not None:
-            # Healing looks at the last line; the others are encoded apart.
-            kept, last = kept[: _last_line(kept)], healing.ids[-settings.prompt_tokens // 2 :]
+            # Healing looks at the last line; what is before it is encoded apart.
+            kept, last = kept[: _healed_from(kept)], healing.ids
         head = self._encode(context) if context else []
-        room = max(0, settings.prompt_tokens - len(head) - len(last))
         prefix = self._encode(_end_of(kept, settings.prompt_tokens))
-        suffix = self._encode(gap.suffix[: room * _BYTES_PER_TOKEN]) if infilling else []
+        most = settings.prompt_tokens // 2  # of what is always shown
+        prefix, last = prefix + last[:-most], last[-most:]
+        room = max(0, settings.prompt_tokens - len(head) - len(last))
+        suffix = self._encode(gap.suffix[: room * BYTES_PER_TOKEN]) if infilling else []
         step = settings.prompt_tokens // _STEPS
         # What comes first must not change with every token of the prefix.
         taken = -(-len(prefix) // step) * step if suffix_first else len(prefix)
@@ -108,11 +112,19 @@ class Prompts:
             return ""
         budget = int(settings.prompt_tokens * settings.files_share)
         before = settled(gap.prefix) if settings.typing else gap.prefix
-        return relevant_context(files, before, gap.suffix, budget_tokens=budget, count=self._count)
+        count = partial(self._count_up_to, budget)
+        return relevant_context(files, before, gap.suffix, budget_tokens=budget, count=count)
 
-    def count(self, gap: Gap) -> int:
-        """Tokens of a prompt with all the text around the cursor."""
-        return self._count(gap.prefix) + self._count(gap.suffix) + _SPECIAL_TOKENS
+    def count(self, gap: Gap, most_tokens: int | None = None) -> int:
+        """Tokens of a prompt with all the text around the cursor.
+
+        Raises TooManyTokens as soon as there are certainly more than `most_tokens`.
+        """
+        prefix, suffix = (
+            self._tokenizer.count(text, named=False, most_tokens=most_tokens)
+            for text in (gap.prefix, gap.suffix)
+        )
+        return prefix + suffix + _SPECIAL_TOKENS
 
     def count_text_bytes(self, ids: Sequence[int]) -> int:
         """Bytes of text in a prompt, without the tokens that structure it."""
@@ -129,7 +141,7 @@ class Prompts:
         text = gap.prefix
         if not text or (inside_words_only and not (text[-1].isalnum() or text[-1] == "_")):
             return None
-        line = text[_last_line(text) :]
+        line = text[_healed_from(text) :]
         if any(name in line for name in self._tokenizer.named):
             return None  # it would be read as structure
         healing = self.healer.heal(line)
@@ -142,8 +154,12 @@ class Prompts:
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, named=False)
 
-    def _count(self, text: str) -> int:
-        return self._tokenizer.count(text, named=False)
+    def _count_up_to(self, most_tokens: int, text: str) -> int:
+        """Tokens of a text; of one that has more than so many, just more than that."""
+        try:
+            return self._tokenizer.count(text, named=False, most_tokens=most_tokens)
+        except TooManyTokens as error:
+            return error.num_tokens
 
     def _last_lines(self, ids: list[int], budget: int, step: int) -> list[int]:
         """The last tokens, from the begin of a line on where there is one.
@@ -175,10 +191,17 @@ def _last_line(text: str) -> int:
     return text.rfind("\n", 0, len(text.rstrip())) + 1
 
 
+def _healed_from(text: str) -> int:
+    """Where the piece of the last line begins that is healed: near its end, in steps."""
+    begin = _last_line(text)
+    beyond = max(0, len(text) - begin - _HEALED_CHARACTERS)
+    return begin + beyond // _HEALED_CHARACTERS * _HEALED_CHARACTERS
+
+
 def _end_of(text: str, num_tokens: int) -> str:
     """The end of a long text, from a line on, with at least as many tokens as asked for; it begins
     at the same place for a while when the text grows."""
-    room = num_tokens * _BYTES_PER_TOKEN
+    room = num_tokens * BYTES_PER_TOKEN
     step = room // 4
     start = (len(text) - room) // step * step
     return text if start <= 0 else text[text.find("\n", start) + 1 :]

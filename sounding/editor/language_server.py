@@ -8,13 +8,14 @@ are made in a worker thread, so that the loop here only ever passes messages on.
 import asyncio
 import contextlib
 import importlib.metadata
+import json
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from lsprotocol import types
 from pygls.exceptions import FeatureRequestError, JsonRpcException, JsonRpcInvalidParams, PyglsError
@@ -29,11 +30,14 @@ from pygls.uris import to_fs_path
 
 from sounding.completion.context import File
 from sounding.completion.endings import Gap
+from sounding.editor.frames import BadFrame, Frames
 from sounding.editor.suggest import Ask, Stop, Suggest
 from sounding.editor.text_documents import Document, Documents
 
 logger = logging.getLogger(__name__)
 
+_WORKERS = 8  # completions that are made at once, each of another document
+_NEAR_CHARACTERS = 50_000  # on either side of a cursor
 _FILES = 16  # other documents that are looked at
 _FILES_CHARACTERS = 400_000  # of all of them together: looking must stay faster than typing
 _LABEL_CHARACTERS = 60
@@ -75,7 +79,7 @@ class CodeServer(LanguageServer):
     """The language server. What makes its completions is opened when an editor has connected."""
 
     def __init__(self, open_suggest: Callable[[], Suggest], *, pause_seconds: float = 0.04) -> None:
-        """`open_suggest` runs in the worker thread; its error is shown in the editor.
+        """`open_suggest` runs in a worker thread; its error is shown in the editor.
 
         `pause_seconds`: how long a request waits for another key before it is worked on.
         """
@@ -84,7 +88,7 @@ class CodeServer(LanguageServer):
         self.asked_to_stop = False
         self._open_suggest, self._pause_seconds = open_suggest, pause_seconds
         self._opening: asyncio.Task[Suggest | None] | None = None
-        self._worker = ThreadPoolExecutor(1, "suggest")
+        self._workers = ThreadPoolExecutor(_WORKERS, "suggest")
         self._jobs: dict[str, _Job] = {}
         self._told: set[str] = set()
         self.feature(types.INITIALIZED)(_initialized)
@@ -97,14 +101,21 @@ class CodeServer(LanguageServer):
     def run(self) -> int:
         """Serve stdin and stdout until the editor leaves; the exit code of the protocol."""
         output = sys.stdout.buffer
+        frames = Frames(sys.stdin.buffer)
         with contextlib.redirect_stdout(sys.stderr):  # a stray print must not break the protocol
-            self.start_io(sys.stdin.buffer, output)
+            try:
+                self.start_io(cast(BinaryIO, frames), output)
+            except BadFrame as error:
+                self.tell(error)
         return 0 if self.asked_to_stop else 1
 
     def report_server_error(
         self, error: Exception, source: type[PyglsError] | type[JsonRpcException]
     ) -> None:
         """Show what went wrong outside of a request; a request has an error of its own."""
+        unreadable = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
+        if source is JsonRpcException and isinstance(error, unreadable):
+            raise BadFrame(f"a message is not JSON ({error})")
         if source != FeatureRequestError:
             self.tell(error)
 
@@ -118,7 +129,7 @@ class CodeServer(LanguageServer):
             self.window_show_message(shown)
 
     def open(self) -> "asyncio.Task[Suggest | None]":
-        """What makes completions, being opened in the worker; None where it cannot be."""
+        """What makes completions, being opened in a worker; None where it cannot be."""
         if self._opening is None:
             self._opening = asyncio.create_task(self._open())
         return self._opening
@@ -126,7 +137,7 @@ class CodeServer(LanguageServer):
     async def _open(self) -> Suggest | None:
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._worker, self._open_suggest)
+            return await loop.run_in_executor(self._workers, self._open_suggest)
         except Exception as error:
             self.tell(error)
             return None
@@ -161,7 +172,7 @@ class CodeServer(LanguageServer):
             if suggest is None:
                 return ""
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._worker, suggest, ask, stop)
+            return await loop.run_in_executor(self._workers, suggest, ask, stop)
         except asyncio.CancelledError:
             stop.set()
             raise
@@ -236,13 +247,15 @@ async def _inline_completion(
 ) -> list[types.InlineCompletionItem] | None:
     document = _document(ls, params.text_document.uri)
     start = end = document.offset(params.position)
-    where = types.Range(params.position, params.position)
+    place = document.clamped(params.position)
+    where = types.Range(place, place)
     chosen = ""
     if info := params.context.selected_completion_info:
         # The menu is open: what is completed is the text with the chosen item in it.
         start, end = document.offset(info.range.start), document.offset(info.range.end)
-        where, chosen = info.range, info.text
-    gap = Gap(_plain(document.text[:start]) + chosen, _plain(document.text[end:]))
+        edges = (info.range.start, info.range.end)
+        where, chosen = types.Range(*map(document.clamped, edges)), info.text
+    gap = _gap(document, start, end, chosen)
     invoked = params.context.trigger_kind == types.InlineCompletionTriggerKind.Invoked
     text = await ls.suggest(document, gap, at_once=invoked)
     if not text.strip():
@@ -253,10 +266,11 @@ async def _inline_completion(
 async def _completion(ls: CodeServer, params: types.CompletionParams) -> types.CompletionList:
     document = _document(ls, params.text_document.uri)
     at = document.offset(params.position)
-    gap = Gap(_plain(document.text[:at]), _plain(document.text[at:]))
+    gap = _gap(document, at, at)
     text = await ls.suggest(document, gap, at_once=False)
     # More typing asks again: the list is never complete.
-    items = [_item(document, params.position, gap, text)] if text.strip() else []
+    place = document.clamped(params.position)
+    items = [_item(document, place, gap, text)] if text.strip() else []
     return types.CompletionList(is_incomplete=True, items=items)
 
 
@@ -290,6 +304,13 @@ def _document(ls: CodeServer, uri: str) -> Document:
         raise JsonRpcInvalidParams(
             message=f"{uri} is not open; send textDocument/didOpen before anything about it"
         ) from None
+
+
+def _gap(document: Document, start: int, end: int, chosen: str = "") -> Gap:
+    """The text around a cursor, as far as a prompt may show it: a document may be of any length,
+    and the loop here must not wait for one."""
+    before = document.before(start, _NEAR_CHARACTERS)
+    return Gap(_plain(before) + chosen, _plain(document.after(end, _NEAR_CHARACTERS)))
 
 
 def _plain(text: str) -> str:

@@ -5,19 +5,24 @@ on. A line ends with LF, CRLF or CR and with nothing else. The documents of pygl
 form feeds and the like, so that every place below one would be wrong; hence our own.
 """
 
-import itertools
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 from lsprotocol import types
+from numpy.typing import NDArray
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _UNITS: dict[types.PositionEncodingKind, Callable[[str], int]] = {
     types.PositionEncodingKind.Utf8: lambda text: len(text.encode("utf-8", "surrogatepass")),
-    types.PositionEncodingKind.Utf16: lambda text: len(text) + sum(c > "\uffff" for c in text),
+    types.PositionEncodingKind.Utf16: lambda text: (
+        len(text.encode("utf-16-le", "surrogatepass")) // 2
+    ),
     types.PositionEncodingKind.Utf32: len,
 }
+_BLOCK = 4096  # characters of a line that are measured at once
+_STEPS = 4  # in which the beginning of what is near a place moves on
 
 
 @dataclass
@@ -28,24 +33,39 @@ class Document:
     language: str
     text: str
     encoding: types.PositionEncodingKind = types.PositionEncodingKind.Utf16
+    _starts: NDArray[np.int64] = field(init=False, repr=False)
+    """Where each line begins; kept from edit to edit."""
+
+    def __post_init__(self) -> None:
+        self._starts = _line_starts(self.text)
 
     def offset(self, position: types.Position) -> int:
         """The characters before a position; one past the end of its line means that end.
 
         A position inside of a character means its beginning.
         """
-        begin = 0
-        if position.line:
-            ends = _LINE_END.finditer(self.text)
-            above = next(itertools.islice(ends, position.line - 1, None), None)
-            if above is None:
-                return len(self.text)
-            begin = above.end()
-        end = _LINE_END.search(self.text, begin)
-        line = self.text[begin : end.start() if end else len(self.text)]
-        if line.isascii():
-            return begin + min(position.character, len(line))
-        return begin + self._characters(line, position.character)
+        if position.line >= len(self._starts):
+            return len(self.text)
+        begin = int(self._starts[position.line])
+        return begin + self._characters(self._line(position.line), position.character)
+
+    def clamped(self, position: types.Position) -> types.Position:
+        """A position that is in the text: the end of its line, or of the text, for one beyond."""
+        line = min(position.line, len(self._starts) - 1)
+        end = self.units(self._line(line))
+        beyond = position.line > line
+        return types.Position(line, end if beyond else min(position.character, end))
+
+    def before(self, offset: int, most: int) -> str:
+        """At most so many characters before a place; they begin at the same one for a while when
+        the text grows."""
+        step = most // _STEPS
+        start = max(0, -(-(offset - most) // step) * step)
+        return self.text[start:offset]
+
+    def after(self, offset: int, most: int) -> str:
+        """At most so many characters from a place on."""
+        return self.text[offset : offset + most]
 
     def units(self, text: str) -> int:
         """The length of a piece of a line as the editor counts."""
@@ -55,16 +75,46 @@ class Document:
         """Take an edit over: a replaced range, or the whole text anew."""
         if isinstance(change, types.TextDocumentContentChangePartial):
             start, end = self.offset(change.range.start), self.offset(change.range.end)
-            self.text = self.text[:start] + change.text + self.text[end:]
+            self._replace(start, max(start, end), change.text)
         else:
             self.text = change.text
+            self._starts = _line_starts(self.text)
+
+    def _replace(self, start: int, end: int, text: str) -> None:
+        old = self._starts
+        self.text = self.text[:start] + text + self.text[end:]
+        # From the line of the character before on: it may be half of a line end. The first line
+        # that begins behind the range ends what has to be looked at.
+        first = int(np.searchsorted(old, max(0, start - 1), side="right")) - 1
+        behind = old[int(np.searchsorted(old, end, side="right")) :] + (len(text) + start - end)
+        begin = int(old[first])
+        stop = int(behind[0]) if len(behind) else len(self.text)
+        ends = [found.end() for found in _LINE_END.finditer(self.text, begin, stop)]
+        self._starts = np.concatenate([old[: first + 1], np.array(ends, np.int64), behind[1:]])
+
+    def _line(self, number: int) -> str:
+        """A line without its end."""
+        last = number + 1 == len(self._starts)
+        stop = len(self.text) if last else int(self._starts[number + 1])
+        line = self.text[int(self._starts[number]) : stop]
+        return line if last else line[: -2 if line.endswith("\r\n") else -1]
 
     def _characters(self, line: str, units: int) -> int:
-        for index, character in enumerate(line):
+        if line.isascii():
+            return min(units, len(line))
+        begin = 0
+        while (block := line[begin : begin + _BLOCK]) and (size := self.units(block)) <= units:
+            units -= size
+            begin += len(block)
+        for index, character in enumerate(block):
             units -= self.units(character)
             if units < 0:
-                return index
+                return begin + index
         return len(line)
+
+
+def _line_starts(text: str) -> NDArray[np.int64]:
+    return np.array([0, *(found.end() for found in _LINE_END.finditer(text))], np.int64)
 
 
 class Documents:

@@ -56,7 +56,7 @@ class Engine:
         self._model, self._tokenizer = model, tokenizer
         self._settings = settings = settings or EngineSettings()
         eos = model.config.eos_token_id
-        if tokenizer is not None and eos is None:
+        if eos is None and tokenizer is not None:
             eos = tokenizer.named.get(EOS)
         default = () if eos is None else (eos,)
         self._stop_tokens = frozenset(default if stop_tokens is None else stop_tokens)

@@ -36,7 +36,7 @@ def observe(model: Transformer, tokens: Sequence[int], sizes: Sequence[int]) -> 
     row = torch.tensor(list(tokens), device=device)
     output = model(row, selection=Selection(recall=tuple(sizes)))
     choices = _likeliest(model, model.hidden(output.streams))
-    routing, drafts, streams = list(output.routing), [], output.streams
+    routing, drafts, streams = output.routing, [], output.streams
     for depth, block in enumerate(model.mtp):
         assert isinstance(block, MTPBlock)
         # Of the last rows the next token is not known; causality keeps them from the others.
@@ -51,9 +51,9 @@ def observe(model: Transformer, tokens: Sequence[int], sizes: Sequence[int]) -> 
         "drafts": drafts,
         "loads": [_load(routed) for routed in routing],
         "recall": {
-            str(layer): routed.index_recall.tolist()
-            for layer, routed in enumerate(output.routing)
-            if routed.index_recall is not None
+            str(layer): report.index_recall.tolist()
+            for layer, report in enumerate(output.reports)
+            if report.index_recall is not None
         },
     }
 

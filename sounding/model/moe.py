@@ -21,10 +21,6 @@ class Routing(NamedTuple):
 
     chosen: Int[Tensor, "t k"]
     scores: Float[Tensor, "t e"]  # affinity to every expert, before the selection bias
-    index_loss: Float[Tensor, ""] | None = None
-    """Of the same layer's indexer, summed over tokens, where the selection asks for it."""
-    index_recall: Float[Tensor, "n fields"] | None = None
-    """The same of its recall; fields as in `ops/index_recall.py`."""
 
 
 class Gate(nn.Module):

@@ -24,13 +24,31 @@ from sounding.ops.vector_math import settle_vector_math
 from sounding.simulation import EXACT, Simulation
 
 
+class BlockReport(NamedTuple):
+    """What one block chose, and what was measured of its indexer where the selection asks for it.
+
+    Only CSA layers have an indexer; the measurements of every other block are None.
+    """
+
+    routing: Routing
+    index_loss: Float[Tensor, ""] | None = None
+    """Summed over tokens; see `ops/index_loss.py`."""
+    index_recall: Float[Tensor, "n fields"] | None = None
+    """A row per size that was asked for; fields as in `ops/index_recall.py`."""
+
+
 class Output(NamedTuple):
     """What a chunk became."""
 
     streams: Float[Tensor, "t m c"]
     """Residual streams after the last block: `hidden` reads them, the MTP block extends them."""
-    routing: Sequence[Routing]
+    reports: Sequence[BlockReport]
     """One per layer."""
+
+    @property
+    def routing(self) -> list[Routing]:
+        """The routing of every layer."""
+        return [report.routing for report in self.reports]
 
 
 class Prediction(NamedTuple):
@@ -66,14 +84,14 @@ class Block(nn.Module):
         chunk: Chunk,
         states: list[TensorLayerState],
         selection: Selection = SPARSE,
-    ) -> tuple[Float[Tensor, "t m c"], Routing]:
+    ) -> tuple[Float[Tensor, "t m c"], BlockReport]:
         x, post, mix, streams = self._connect("attn", streams)
         output, index_loss, index_recall = self.attn(self.attn_norm(x), chunk, states, selection)
         streams = hyper_connection.write(streams, output, post, mix)
         x, post, mix, streams = self._connect("ffn", streams)
         output, routing = self.ffn(self.ffn_norm(x), chunk.tokens)
         streams = hyper_connection.write(streams, output, post, mix)
-        return streams, routing._replace(index_loss=index_loss, index_recall=index_recall)
+        return streams, BlockReport(routing, index_loss, index_recall)
 
     def _connect(self, name: str, streams: Tensor) -> hyper_connection.Connection:
         return hyper_connection.connect(
@@ -93,15 +111,15 @@ def _run_blocks(
     chunk: Chunk,
     states: Sequence[Sequence[TensorLayerState]],
     selection: Selection,
-) -> tuple[Float[Tensor, "t m c"], Sequence[Routing]]:
+) -> tuple[Float[Tensor, "t m c"], Sequence[BlockReport]]:
     """Take a chunk through blocks, one after the other; states[i] are those of sequence i, one
     per block."""
-    routing = []
+    reports = []
     for index, block in enumerate(blocks):
         own = [layers[index] for layers in states]
-        streams, routed = block(streams, chunk, own, selection)
-        routing.append(routed)
-    return streams, routing
+        streams, report = block(streams, chunk, own, selection)
+        reports.append(report)
+    return streams, reports
 
 
 def _register_head(module: nn.Module, config: ModelConfig) -> None:

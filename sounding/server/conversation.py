@@ -13,10 +13,12 @@ from sounding.engine.requests import Answer, GenerationRequest, Grammar, Priorit
 from sounding.engine.sampling import SamplingParams
 from sounding.server.http.errors import Refusal, context_overflow
 from sounding.server.options import Settings
+from sounding.server.stopping import ContentRule
 from sounding.server.turn_memory import Memory, Rendered
+from sounding.text import Parser, parser
 from sounding.text.grammar import turn_grammar
 from sounding.text.markup import EFFORT_TEXTS, END_THINK
-from sounding.text.tokenizer import Tokenizer
+from sounding.text.tokenizer import Tokenizer, TooManyTokens
 
 Message = dict[str, Any]
 Choice = Literal["auto", "none", "required"]
@@ -65,6 +67,10 @@ class Conversation:
         """The mode to parse what comes first: a continued answer has no thoughts before it."""
         return "chat" if self.prefix else self.thinking_mode
 
+    def parser(self) -> Parser:
+        """What reads an answer to it."""
+        return parser(self.begins_in, tolerant=True, tools=list(self.tools))
+
     @property
     def question(self) -> Message | None:
         """The message that is answered."""
@@ -82,8 +88,10 @@ class Sampling:
     top_logprobs: int | None = None
 
 
-def render(memory: Memory, owner: str, chat: Conversation, settings: Settings) -> Rendered:
-    """The prompt. Raises Refusal for a conversation the format cannot carry."""
+def render(
+    memory: Memory, owner: str, chat: Conversation, settings: Settings, context_tokens: int
+) -> Rendered:
+    """The prompt. Raises Refusal for a conversation that the format or the context cannot carry."""
     messages = _with_instructions(chat)
     if chat.prefix:
         messages[-1] = {**messages[-1], "wo_eos": True}
@@ -93,10 +101,13 @@ def render(memory: Memory, owner: str, chat: Conversation, settings: Settings) -
         return memory.render(
             owner,
             messages,
+            most_tokens=context_tokens,
             thinking_mode=chat.thinking_mode,
             reasoning_effort=effort,
             effort_scheme=settings.effort_scheme,
         )
+    except TooManyTokens as error:
+        raise context_overflow(error.num_tokens, context_tokens, exact=error.exact) from None
     except ValueError as error:
         raise Refusal(400, f"{error}", param="messages", code="invalid_value") from None
 
@@ -114,18 +125,19 @@ def request_for(
         grammar = grammar_for(chat)
     except ValueError as error:
         raise Refusal(400, f"{error}", param="tools", code="invalid_value") from None
-    budget: Answer | None = None
+    rule: Answer | None = None
     if chat.thinking_budget is not None and chat.begins_in == "thinking":
-        budget = ThinkingBudget(chat.thinking_budget, tokenizer.id_of(END_THINK))
+        rule = ThinkingBudget(chat.thinking_budget, tokenizer.id_of(END_THINK))
+    if sampling.stop:
+        rule = ContentRule(sampling.stop, chat.parser(), tokenizer.stream(), rule)
     return GenerationRequest(
         prompt=prompt.ids,
         params=sampling.params,
         max_tokens=answer_tokens(len(prompt.ids), sampling.max_tokens, context_tokens),
         max_seconds=settings.max_seconds,
-        stop=tuple(sampling.stop),
         top_logprobs=sampling.top_logprobs,
         grammar=grammar,
-        answer=budget,
+        answer=rule,
         priority=Priority.CHAT,
     )
 

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from sounding.engine.requests import (
@@ -21,6 +22,7 @@ from sounding.engine.requests import (
     TokenEvent,
 )
 from sounding.server.http.errors import Refusal
+from sounding.server.threads import Threads
 
 
 @dataclass(eq=False)
@@ -153,14 +155,17 @@ def require_ended(finished: Finished) -> None:
 
 
 async def begin(
-    engine: EngineLike, ledger: Ledger, route: str, requests: Sequence[GenerationRequest]
+    engine: EngineLike,
+    ledger: Ledger,
+    threads: Threads,
+    route: str,
+    requests: Sequence[GenerationRequest],
 ) -> Exchange:
     """Submit requests. Raises Refusal when the engine will not have them.
 
     In a thread, because compiling a grammar takes a while.
     """
-    loop = asyncio.get_running_loop()
-    submitting = loop.run_in_executor(None, _submit, engine, requests)
+    submitting = threads.begin(partial(_submit, engine, requests))
 
     def exchange() -> Exchange:
         name = uuid.uuid4().hex

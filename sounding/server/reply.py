@@ -4,6 +4,7 @@ Streaming is the only path: an answer that is sent whole is the sum of the same 
 """
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,7 @@ from sounding.engine.requests import Event, Finished, TokenEvent, Usage
 from sounding.server.conversation import Conversation
 from sounding.server.exchange import failure
 from sounding.server.http.errors import Refusal
+from sounding.server.stopping import ContentStops
 from sounding.server.turn_memory import Memory, Rendered
 from sounding.text import (
     CallBegun,
@@ -19,7 +21,6 @@ from sounding.text import (
     End,
     ReasoningDelta,
     collect,
-    parser,
 )
 from sounding.text import Event as TextEvent
 from sounding.text.markup import END_THINK, EOS
@@ -61,12 +62,14 @@ class Reply:
         tokenizer: Tokenizer,
         memory: Memory,
         owner: str,
+        stop: Sequence[str] = (),
         call_prefix: str = "call_",
     ) -> None:
+        """`stop` are strings that end the content."""
         self.call_ids: list[str] = []
         self._chat, self._prompt, self._owner = chat, prompt, owner
         self._tokenizer, self._memory, self._call_prefix = tokenizer, memory, call_prefix
-        self._parser = parser(chat.begins_in, tolerant=True, tools=list(chat.tools))
+        self._parser, self._stops = chat.parser(), ContentStops(stop)
         self.pieces: list[Piece] = []
         self._ids: list[int] = []
         self._waiting: list[TokenEvent] = []  # tokens whose text the parser has not passed on
@@ -94,7 +97,7 @@ class Reply:
 
     def _pieces(self, events: list[TextEvent]) -> list[Piece]:
         pieces = []
-        for event in events:
+        for event in self._stops.feed(events):
             tokens: tuple[TokenEvent, ...] = ()
             if isinstance(event, ReasoningDelta | ContentDelta):
                 tokens, self._waiting = tuple(self._waiting), []
@@ -106,19 +109,20 @@ class Reply:
         return pieces
 
     def _finish(self, finished: Finished) -> list[Piece | Answered]:
-        natural = finished.reason == "stop" and finished.stop is None
-        events = self._parser.feed(finished.text + (EOS if natural else ""))
+        ended = finished.reason == "stop" and self._stops.found is None
+        events = self._parser.feed(finished.text + (EOS if ended else ""))
         pieces = self._pieces(events + self._parser.finish())
-        completion = self.completion
+        completion, stop = self.completion, self._stops.found
+        natural = ended and stop is None
         finish: Finish = "length"
-        if finished.reason == "stop":
+        if finished.reason == "stop" or (stop is not None and failure(finished) is None):
             called = natural and completion.finish_reason == "tool_calls"
             finish = "tool_calls" if called else "stop"
             self._keep(completion, natural=natural)
         end = Answered(
             finish=finish,
-            reason=finished.reason,
-            stop=finished.stop,
+            reason="stop" if finish == "stop" else finished.reason,
+            stop=stop,
             usage=finished.usage,
             reasoning_tokens=self._reasoning_tokens,
             failure=failure(finished),

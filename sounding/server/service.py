@@ -1,5 +1,7 @@
 """What all routes share: the engine, its tokenizer, and what the server knows beside them."""
 
+import asyncio
+import gc
 import logging
 import time
 from collections import deque
@@ -14,17 +16,28 @@ from sounding.completion.completer import Completer
 from sounding.completion.endings import Gap
 from sounding.completion.prompt import Settings as CompletionSettings
 from sounding.engine.requests import EngineLike, GenerationRequest, Usage
+from sounding.runtime import give_back_free_memory
 from sounding.server.exchange import Exchange, Ledger, Run, begin
-from sounding.server.http.errors import Refusal
-from sounding.server.http.wire import Json, Model, read_json, read_model
+from sounding.server.http.errors import Refusal, context_overflow
+from sounding.server.http.wire import (
+    MOST_VALUES,
+    Json,
+    Model,
+    read_json,
+    read_model,
+)
 from sounding.server.options import Settings
 from sounding.server.prometheus import Metrics
+from sounding.server.threads import Threads
 from sounding.server.trace import Trace
 from sounding.server.turn_memory import Memory
-from sounding.text.tokenizer import Tokenizer
+from sounding.text.tokenizer import Tokenizer, TooManyTokens
 
 log = logging.getLogger(__name__)
 
+_SMALL_BYTES = 1 << 14  # of a body that is read at once, without a thread
+_LARGE_BYTES = 1 << 18  # of one that takes a while
+_TIDY_SECONDS = 1.0  # after a large request
 _RATE_SECONDS = 10  # over which tokens per second are measured
 
 
@@ -53,6 +66,7 @@ class Service:
         self.card = card or ModelCard()
         self.memory = Memory(tokenizer)
         self.ledger = Ledger()
+        self.threads = Threads()
         self.metrics = Metrics(engine.stats, self.ledger)
         self.trace = Trace(settings.trace) if settings.trace is not None else None
         if self.trace is not None:
@@ -60,6 +74,7 @@ class Service:
         self.began = time.time()
         self.in_flight = 0
         self.draining = False
+        self._tidying: asyncio.TimerHandle | None = None
         self._generated: deque[float] = deque(maxlen=100_000)
         self.ledger.on_token.append(lambda run: self._generated.append(run.token_times[-1]))
 
@@ -106,17 +121,52 @@ class Service:
         )
 
     def raw_prompt(self, text: str) -> list[int]:
-        """The tokens of a prompt that is taken as it is, after a BOS."""
-        ids, bos = self.tokenizer.encode(text), self.tokenizer.bos_id
+        """The tokens of a prompt that is taken as it is, after a BOS.
+
+        Raises Refusal for more than the context holds.
+        """
+        context, bos = self.engine.context_tokens, self.tokenizer.bos_id
+        try:
+            ids = self.tokenizer.encode(text, most_tokens=context)
+        except TooManyTokens as error:
+            raise context_overflow(error.num_tokens, context, "prompt", exact=error.exact) from None
+        except ValueError as error:
+            raise Refusal(400, f"prompt: {error}", param="prompt", code="invalid_value") from None
         return ids if ids[:1] == [bos] else [bos, *ids]
+
+    def give_back_memory(self) -> None:
+        """Return soon what a large request has left with the allocator; in the loop's thread.
+
+        The engine does so when it has nothing to do, but a request that is refused never reaches
+        it, and one of 32 MB may leave a gigabyte behind.
+        """
+        if self._tidying is None:
+            loop = asyncio.get_running_loop()
+            self._tidying = loop.call_later(_TIDY_SECONDS, self._tidy, loop)
+
+    def _tidy(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._tidying = None
+        loop.run_in_executor(None, _give_back_memory)
 
     async def read(self, request: Request, model: type[Model]) -> Model:
         """The request's body as a model. Raises Refusal."""
-        return read_model(model, read_json(await request.body()))
+        body = await request.body()
+        most = MOST_VALUES + 2 * self.engine.context_tokens  # prompts may be token ids
+
+        def checked() -> Model:
+            return read_model(model, read_json(body, most))
+
+        if len(body) < _SMALL_BYTES:
+            return checked()
+        if len(body) > _LARGE_BYTES:
+            self.threads.call_large()
+        return await self.threads.run(checked)
 
     async def begin(self, route: str, requests: Sequence[GenerationRequest]) -> Exchange:
         """Submit requests to the engine. Raises Refusal when it will not have them."""
-        return await begin(self.engine, self.ledger, route, requests)
+        if any(request.grammar is not None for request in requests):
+            self.threads.call_large()
+        return await begin(self.engine, self.ledger, self.threads, route, requests)
 
     def status(self) -> Json:
         """A moment of the server, for the page."""
@@ -149,8 +199,14 @@ class Service:
         return len(self._generated) / _RATE_SECONDS
 
     def close(self) -> None:
+        self.threads.close()
         if self.trace is not None:
             self.trace.close()
+
+
+def _give_back_memory() -> None:
+    gc.collect()  # an error that has crossed threads is in a cycle with the frames that hold a text
+    give_back_free_memory()
 
 
 def _no_generation(requests: Sequence[object]) -> Iterator[tuple[int, bool]]:

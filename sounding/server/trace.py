@@ -11,6 +11,7 @@ from typing import Any
 from sounding.engine.requests import Usage
 from sounding.files import write_file
 from sounding.server.exchange import Run
+from sounding.server.stopping import StopRule
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,10 @@ def record(run: Run) -> dict[str, Any]:
     """What a trace says about a run."""
     finished, request = run.finished, run.request
     usage = finished.usage if finished is not None else Usage()
-    grammar = request.grammar
+    grammar, rule = request.grammar, request.answer
+    stop, found = request.stop, finished.stop if finished is not None else None
+    if isinstance(rule, StopRule):
+        stop, found = rule.stops, rule.found
     return {
         "id": run.run_id,
         "route": run.route,
@@ -57,11 +61,11 @@ def record(run: Run) -> dict[str, Any]:
         "completion_token_ids": run.tokens,
         "params": asdict(request.params),
         "max_tokens": request.max_tokens,
-        "stop": list(request.stop),
+        "stop": list(stop),
         "grammar": None if grammar is None else asdict(grammar),
         "priority": request.priority.name.lower(),
         "finish_reason": run.state,
-        "found_stop": finished.stop if finished is not None else None,
+        "found_stop": found,
         "error": finished.error if finished is not None else None,
         "usage": asdict(usage),
         "seconds": {

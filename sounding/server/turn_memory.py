@@ -49,19 +49,24 @@ class Memory:
         self._most_characters = most_characters
         self._lock = threading.Lock()
 
-    def render(self, owner: str, messages: Sequence[Message], **how: Any) -> Rendered:
+    def render(
+        self, owner: str, messages: Sequence[Message], *, most_tokens: int, **how: Any
+    ) -> Rendered:
         """Encode a conversation, with what its client has lost put back.
 
-        Raises ValueError as `encode` does.
+        Raises ValueError as `encode` does, and TooManyTokens.
         """
+        # Answers end in the loop's thread, which must not wait for a long conversation here.
+        restored = self._restored(owner, messages)
+        text = encode(restored, replay=self._replay, always_answer=True, **how)
         with self._lock:
-            text = encode(self._restored(owner, messages), replay=self._replay, **how)
             begun = max((t for t in self._transcripts if text.startswith(t)), key=len, default="")
             ids = list(self._transcripts[begun]) if begun else []
             if begun:
                 self._transcripts.move_to_end(begun)
         # A transcript ends with a named token, and no token reaches over one.
-        return Rendered(text, ids + self._tokenizer.encode(text[len(begun) :]))
+        left = max(0, most_tokens - len(ids))
+        return Rendered(text, ids + self._tokenizer.encode(text[len(begun) :], most_tokens=left))
 
     def keep_turn(
         self,
@@ -113,9 +118,10 @@ class Memory:
         keys = [_call_key(call_id) for call_id in ids if isinstance(call_id, str)]
         # An id is nobody's guess; words alone count only where the question was the same too.
         for key in keys or [_words_key(owner, before, message)]:
-            if key in self._reasoning:
-                self._reasoning.move_to_end(key)
-                return self._reasoning[key]
+            with self._lock:
+                if key in self._reasoning:
+                    self._reasoning.move_to_end(key)
+                    return self._reasoning[key]
         return None
 
 

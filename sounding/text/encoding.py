@@ -5,7 +5,7 @@ renders one assistant message as the model would have written it. Reading back i
 Source: docs/prompt.md 2 to 6 and 9.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from sounding.text.replay import Replay
 
 Message = Mapping[str, Any]
 
+_ASKING = ("user", "developer")
 _KEPT_BEFORE_LAST_USER = {"user", "system", "tool", "latest_reminder", "direct_search_results"}
 
 
@@ -53,15 +54,18 @@ def encode(
     *,
     effort_scheme: str = "april",
     replay: Replay | None = None,
+    always_answer: bool = False,
 ) -> str:
     """Turn a conversation into the prompt the model continues.
 
     `thinking_mode` is "chat" or "thinking". `context` holds earlier messages that are encoded
     already: they count for the rules and are not rendered. `reasoning_effort` is one of the
     levels of `effort_scheme`: "april" has high and max (None means high), "0731" has low, high
-    and max (None means low). `replay` supplies the sampled text of earlier calls. The arguments
-    are not changed. Raises ValueError naming the message for anything the format does not define
-    or cannot carry. Source: docs/prompt.md 2.
+    and max (None means low). `replay` supplies the sampled text of earlier calls. With
+    `always_answer` the assistant's turn is opened behind a system message, too, that comes last or
+    between the user's turn and its answer; in the published form the model goes on with that
+    message. The arguments are not changed. Raises ValueError naming the message for anything the
+    format does not define or cannot carry. Source: docs/prompt.md 2.
     """
     if thinking_mode not in ("chat", "thinking"):
         raise ValueError(f"thinking_mode is {thinking_mode!r}; it is 'chat' or 'thinking'")
@@ -85,9 +89,11 @@ def encode(
             parts.append(_assistant(turn, keeps and not answers_task, replay))
         else:
             parts.append(_body(turn))
+        opens = thinking and (not dropping or index >= last_user)
         if index + 1 == len(turns) or turns[index + 1].role in ("assistant", "latest_reminder"):
-            opens = thinking and (not dropping or index >= last_user)
             parts.append(_transition(turn, thinking, opens))
+            if always_answer and _leaves_waiting(turns, index):
+                parts.append(ASSISTANT + (THINK if opens else END_THINK))
     return "".join(parts)
 
 
@@ -206,7 +212,7 @@ def _place(order: dict[Any, int], call_id: Any) -> int:
 
 
 def _last_user(turns: list[_Turn]) -> int:
-    users = (i for i in reversed(range(len(turns))) if turns[i].role in ("user", "developer"))
+    users = (i for i in reversed(range(len(turns))) if turns[i].role in _ASKING)
     return next(users, -1)
 
 
@@ -312,9 +318,28 @@ def _transition(turn: _Turn, thinking: bool, opens: bool) -> str:
         if task != "action":
             return TASKS[task]
         return ASSISTANT + (THINK if thinking else END_THINK) + TASKS[task]
-    if turn.role in ("user", "developer"):
+    if turn.role in _ASKING:
         return ASSISTANT + (THINK if opens else END_THINK)
     return ""
+
+
+def _leaves_waiting(turns: list[_Turn], index: int) -> bool:
+    """Whether an answer is due behind this turn and `_transition` has opened none.
+
+    It opens one behind a user's turn, before a reminder that follows; not behind a system message.
+    """
+    told = _role_above(turns, index, ("latest_reminder",))
+    if index + 1 == len(turns):
+        return told in ("", "system") or told == "assistant" != turns[index].role
+    asked = _role_above(turns, index, ("latest_reminder", "system"))
+    return (told, turns[index + 1].role) == ("system", "assistant") and asked in _ASKING
+
+
+def _role_above(turns: list[_Turn], index: int, but: Collection[str]) -> str:
+    """The role of a turn, or of the nearest above it that is none of those in `but`; "" if none."""
+    while index >= 0 and turns[index].role in but:
+        index -= 1
+    return turns[index].role if index >= 0 else ""
 
 
 def _text(turn: _Turn, field: str, *, missing: str | None, null: str | None = "") -> str:

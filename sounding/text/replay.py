@@ -6,6 +6,7 @@ Kept here by id, bounded, the sampled text is used again as long as the call sti
 """
 
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Replay:
             raise ValueError(f"capacity is {capacity}; keep at least 1 call")
         self._capacity = capacity
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._lock = threading.Lock()  # a server renders in several threads
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -50,12 +52,16 @@ class Replay:
         block = None
         if completion.tail is not None and completion.finish_reason != "length":
             block = "".join(call.sampled for call in calls) + completion.tail
-        for call_id, call in zip(ids, calls, strict=True):
-            text = split_sampled(call.sampled)[1]
-            self._kept[call_id] = _Kept(call.name, call.arguments, text, block, tuple(ids))
-            self._kept.move_to_end(call_id)
-        while len(self._kept) > self._capacity:
-            self._kept.popitem(last=False)
+        kept = [
+            _Kept(call.name, call.arguments, split_sampled(call.sampled)[1], block, tuple(ids))
+            for call in calls
+        ]
+        with self._lock:
+            for call_id, one in zip(ids, kept, strict=True):
+                self._kept[call_id] = one
+                self._kept.move_to_end(call_id)
+            while len(self._kept) > self._capacity:
+                self._kept.popitem(last=False)
 
     def block(self, calls: Sequence[Mapping[str, Any]]) -> str:
         """Render the calls of one assistant message, each from its sampled text where that holds.
@@ -81,7 +87,9 @@ class Replay:
         kept = self._kept.get(call_id) if isinstance(call_id, str) else None
         if kept is None or kept.name != name or not _same_json(kept.arguments, arguments):
             return None
-        self._kept.move_to_end(call_id)
+        with self._lock:
+            if call_id in self._kept:  # another thread may have made room meanwhile
+                self._kept.move_to_end(call_id)
         return kept
 
 

@@ -47,7 +47,21 @@ SUFFIX_FIRST = "fim_suffix_first"  # ours, in that file
 SMALLEST_VOCABULARY = len(FIRST_TOKENS) + 256 + len(NAMED_TOKENS)
 
 
-_MOST_PADDING = 1024  # ids of a model without a token: vocabularies are rounded up to less
+# Ids of a model without a token are fewer: more is no rounding up, but another vocabulary.
+MOST_PADDING = 1024
+_PAGE_CHARACTERS = 1 << 18  # of a text that may be too long, encoded at once
+
+
+class TooManyTokens(ValueError):
+    """A text has more tokens than it may. `num_tokens` is their number if `exact`, else there are
+    at least so many."""
+
+    def __init__(self, num_tokens: int, most_tokens: int, *, exact: bool = True) -> None:
+        about = "" if exact else "at least "
+        super().__init__(
+            f"the text has {about}{num_tokens} tokens where {most_tokens} are allowed; shorten it"
+        )
+        self.num_tokens, self.exact = num_tokens, exact
 
 
 class Tokenizer:
@@ -84,7 +98,7 @@ class Tokenizer:
         vocabulary that leaves more ids of the model unused than a table is padded by."""
         core = read_core(text, vocab_size)
         made = cls(core)
-        if vocab_size is not None and vocab_size - made.num_tokens >= _MOST_PADDING:
+        if vocab_size is not None and vocab_size - made.num_tokens >= MOST_PADDING:
             raise ValueError(
                 f"it has {made.num_tokens:,} tokens and the model {vocab_size:,}: they do not "
                 "belong together; put the model's own tokenizer.json beside its weights"
@@ -115,13 +129,14 @@ class Tokenizer:
     def pad_id(self) -> int:
         return self.id_of(PAD)
 
-    def encode(self, text: str, *, named: bool = True) -> list[int]:
+    def encode(self, text: str, *, named: bool = True, most_tokens: int | None = None) -> list[int]:
         """The ids of a text. Nothing is added: a prompt brings its own BOS.
 
         With `named=False` the names of special tokens in the text are ordinary characters, which
-        is what documents and anything a stranger wrote should be.
+        is what documents and anything a stranger wrote should be. Raises TooManyTokens for a text
+        of more than `most_tokens`, as soon as that is certain.
         """
-        ids: list[int] = self._core(named).encode(_checked(text), add_special_tokens=False).ids
+        ids: list[int] = self._encoding(text, named, most_tokens).ids
         return ids
 
     def encode_many(self, texts: Sequence[str], *, named: bool = True) -> list[list[int]]:
@@ -130,10 +145,9 @@ class Tokenizer:
         encoded = self._core(named).encode_batch(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
-    def count(self, text: str, *, named: bool = True) -> int:
-        """How many tokens a text has."""
-        core = self._core(named)
-        return len(core.encode(_checked(text), add_special_tokens=False))
+    def count(self, text: str, *, named: bool = True, most_tokens: int | None = None) -> int:
+        """How many tokens a text has; raises TooManyTokens as `encode` does."""
+        return len(self._encoding(text, named, most_tokens))
 
     def count_bytes(self, ids: Iterable[int]) -> int:
         """How many bytes of UTF-8 the ids stand for, without decoding them."""
@@ -168,6 +182,11 @@ class Tokenizer:
         return table
 
     @cached_property
+    def longest_token_bytes(self) -> int:
+        """No token stands for more bytes of text than this."""
+        return max(self._lengths)
+
+    @cached_property
     def structural(self) -> frozenset[int]:
         """Tokens that structure a prompt or stand for none, and are never part of an answer."""
         special = {i for i, token in self.core.get_added_tokens_decoder().items() if token.special}
@@ -186,6 +205,34 @@ class Tokenizer:
 
     def _core(self, named: bool) -> tokenizers.Tokenizer:
         return self.core if named else self._nameless
+
+    def _encoding(self, text: str, named: bool, most_tokens: int | None) -> tokenizers.Encoding:
+        # The library holds the GIL while it encodes one text, and lets it go for a batch: a server
+        # would answer nobody for as long as a long prompt takes. The fast batch leaves offsets out.
+        core = self._core(named)
+        text = _checked(text)
+        if most_tokens is not None:
+            self._refuse_early(core, text, most_tokens)
+        encoding = core.encode_batch_fast([text], add_special_tokens=False)[0]
+        if most_tokens is not None and len(encoding) > most_tokens:
+            raise TooManyTokens(len(encoding), most_tokens)
+        return encoding
+
+    def _refuse_early(self, core: tokenizers.Tokenizer, text: str, most_tokens: int) -> None:
+        """Raise TooManyTokens for a text that cannot have so few, without encoding all of it: an
+        encoding takes a hundred times the memory of its text."""
+        num_bytes = len(text.encode())
+        if num_bytes > most_tokens * self.longest_token_bytes:
+            raise TooManyTokens(-(-num_bytes // self.longest_token_bytes), most_tokens, exact=False)
+        if num_bytes <= max(most_tokens, _PAGE_CHARACTERS):
+            return
+        count = 0
+        for start in range(0, len(text), _PAGE_CHARACTERS):
+            page = text[start : start + _PAGE_CHARACTERS]
+            # A cut adds a token or two to those of the whole; a tenth is far more than that.
+            count += len(core.encode_batch_fast([page], add_special_tokens=False)[0]) * 9 // 10
+            if count > most_tokens:
+                raise TooManyTokens(count, most_tokens, exact=False)
 
 
 def _suffix_first(path: Path) -> bool:

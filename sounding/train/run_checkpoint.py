@@ -1,11 +1,12 @@
-"""Everything a run needs to go on as if it had never stopped, in one folder per saved step.
+"""Checkpoints: everything a run needs to resume to the same bits, in one folder per saved step.
 
 `model` has the float32 weights in the published layout, so that every command takes it as it is;
 `optimizer.safetensors` the moments, `state.json` the rest. A milestone is a model in bf16 with
-just its step and tokens: to be measured, not to go on from. A folder appears whole or not at all;
-nothing in it can carry code.
+only its step and tokens: to be measured, not resumed. A folder appears whole or not at all;
+no file in it can carry code.
 """
 
+import itertools
 import json
 import re
 import shutil
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sounding.config import ModelConfig
-from sounding.files import sync
+from sounding.files import parse_json, sync
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.layout import BF16, parameters
 from sounding.weights.state_dict import read_state, stacks, write_state
@@ -32,8 +34,8 @@ _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A saved step: tensors lie in the file's pages until copied."""
+class SavedStep:
+    """A checkpoint in memory; its tensors are views of the mapped files."""
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -108,6 +110,10 @@ def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
     sync(folder / _STATE)
 
 
+def _read_state(folder: Path) -> dict[str, Any]:
+    return parse_json((folder / _STATE).read_bytes(), str(folder / _STATE))
+
+
 def steps(root: Path) -> list[int]:
     """The steps saved under `root`, ascending."""
     if not root.is_dir():
@@ -116,29 +122,69 @@ def steps(root: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def load(root: Path, step: int) -> Saved:
-    """Read a saved step."""
+def load(root: Path, step: int) -> SavedStep:
+    """Read a saved step. Raises ValueError or OSError naming the file that cannot be read."""
     folder = root / f"step-{step:08d}"
-    return Saved(
-        read_state(Checkpoint(folder / MODEL_NAME)),
-        safetensors.torch.load_file(folder / _OPTIMIZER),
-        json.loads((folder / _STATE).read_text(encoding="utf-8")),
-    )
+    try:
+        optimizer = safetensors.torch.load_file(folder / _OPTIMIZER)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / _OPTIMIZER} is damaged: {error}") from None
+    state = _read_state(folder)
+    if state.get("step") != step:
+        raise ValueError(f"{folder / _STATE} is of step {state.get('step')!r:.20}, not of {step}")
+    return SavedStep(read_state(Checkpoint(folder / MODEL_NAME)), optimizer, state)
+
+
+def set_aside(root: Path, step: int) -> Path:
+    """Rename the folder of a damaged step, so that it is neither found nor in the way."""
+    places = (root / f"damaged-{number}-step-{step:08d}" for number in itertools.count(1))
+    place = next(place for place in places if not place.exists())
+    return (root / f"step-{step:08d}").rename(place)
+
+
+def require_room(folder: Path, num_bytes: int, advice: str) -> None:
+    """Raise ValueError where the disk of a folder lacks so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise ValueError(
+            f"what the run will save in {folder} takes {num_bytes:,} bytes and the disk has "
+            f"{free:,} free; make room, choose another disk, or {advice}"
+        )
+
+
+def model_of(folder: Path) -> Path:
+    """The model folder of a saved step; any other folder is taken to be one itself."""
+    return folder / MODEL_NAME if (folder / _STATE).is_file() else folder
+
+
+def moments_of(folder: Path) -> dict[str, Tensor]:
+    """The moments of a saved step; none for the folder of a model.
+
+    Raises ValueError for a milestone, which has no moments to go on with.
+    """
+    if not (folder / _STATE).is_file():
+        return {}
+    if not (folder / _OPTIMIZER).is_file():
+        raise ValueError(
+            f"{folder} is a milestone and has no moments: begin with a checkpoint, or with "
+            f"{folder / MODEL_NAME}, which is weights alone"
+        )
+    return safetensors.torch.load_file(folder / _OPTIMIZER)
 
 
 def saved_models(run: Path) -> list[tuple[int, int, Path]]:
-    """Step, tokens and model folder of what a run's folder keeps, by step; milestones first."""
+    """Step, tokens and model folder of every saved step; a milestone where a step is both."""
     found: dict[int, tuple[int, int, Path]] = {}
     for root in (run / CHECKPOINTS_NAME, run / MILESTONES_NAME):
         for step in steps(root):
             folder = root / f"step-{step:08d}"
-            state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+            state = _read_state(folder)
             found[step] = step, int(state["tokens"]), folder / MODEL_NAME
     return [found[step] for step in sorted(found)]
 
 
 def clean(root: Path) -> None:
-    """Finish or undo what killed saves left behind."""
+    """Finish or undo saves that were interrupted by the end of their process."""
     if not root.is_dir():
         return
     for path in list(root.iterdir()):

@@ -5,7 +5,8 @@ import pytest
 from sounding.completion.completer import Completer, Completion
 from sounding.completion.context import relevant_context
 from sounding.completion.endings import Gap
-from sounding.completion.prompt import Settings
+from sounding.completion.healing import Healing
+from sounding.completion.prompt import Prompts, Settings
 from sounding.engine.batch import Request
 from sounding.engine.sampling import SamplingParams
 from sounding.text.markup import BOS, FIM_BEGIN, FIM_END, FIM_HOLE
@@ -261,3 +262,39 @@ def test_other_files_are_chosen_by_the_names_they_share() -> None:
     author = Author("x = parse_duration(", "text")
     complete(author, Gap(author.prefix, ")\n"), files=files)
     assert prefix_shown(author.requests[0].prompt).startswith("# near.py\ndef parse_duration")
+
+
+def test_of_many_files_no_more_is_looked_at_than_is_quick() -> None:
+    """Once for each piece a text was tokenized that was as long as the longest line."""
+    counted: list[int] = []
+
+    def count(text: str) -> int:
+        counted.append(len(text))
+        return len(text)
+
+    needle = "def parse_duration(text):\n    return 1\n"
+    files = [("near.py", needle), ("long.py", "parse_duration " * 500_000)]
+    files += [(f"{n}.py", f"parse_duration({n})\n" * 24) for n in range(500)]
+    found = relevant_context(files, "parse_duration(", "", budget_tokens=200, count=count)
+    assert "def parse_duration" in found
+    assert len(counted) <= 64 and max(counted) < 500_000
+
+
+def test_a_line_of_any_length_is_healed_near_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it was encoded with its offsets, which nothing else could run beside."""
+    prompts = Prompts(TOKENIZER)
+    long = "x = [" + "alpha, beta, " * 20_000 + "gam"
+    settings = Settings(context_tokens=300, max_tokens=100)
+    healed: list[str] = []
+    heal = prompts.healer.heal
+
+    def recorded(text: str) -> Healing:
+        healed.append(text)
+        return heal(text)
+
+    monkeypatch.setattr(prompts.healer, "heal", recorded)
+    ids, healing = prompts.make(Gap(long), settings)
+    assert healing is not None and healing.rest
+    text = TOKENIZER.decode(ids[1:]) + healing.rest.decode()
+    assert long.endswith(text) and len(text) > 100
+    assert max(map(len, healed)) < 2100

@@ -201,3 +201,31 @@ def test_the_scanner_agrees_with_pythons_own(name: str) -> None:
             assert scanner.depth == depths[line], line
         scanner.feed(text)
         line += 1
+
+
+# --------------------------------------------------------------------------------------------------
+# Long texts
+
+_FUNCTION = "def f(x):\n    if x:\n        y = 1\n    else:\n        y = 2\n    return y\n\n\n"
+
+
+def test_a_long_text_is_cut_near_the_cursor_between_statements() -> None:
+    whole = Gap(_FUNCTION * 500 + "z = ", "\n" + _FUNCTION * 500)
+    near = whole.near(1000)
+    assert whole.prefix.endswith(near.prefix) and whole.suffix.startswith(near.suffix)
+    assert 700 <= len(near.prefix) <= 1000 and 700 <= len(near.suffix) <= 1000
+    assert near.prefix.startswith("def f(x):\n") and near.suffix.endswith("\n")
+    assert parses(near.prefix + "1" + near.suffix)
+    assert near.natural_kind() == whole.natural_kind()
+    assert whole.near(1 << 20) == whole
+
+
+def test_a_long_line_is_cut_where_it_has_to_be() -> None:
+    near = Gap("x" * 5000, "y" * 5000).near(1000)
+    assert 750 <= len(near.prefix) <= 1000 and near.suffix == "y" * 1000
+
+
+def test_what_is_left_out_stays_the_same_while_somebody_types() -> None:
+    text = _FUNCTION * 500
+    begins = {at - len(Gap(text[:at]).near(1000).prefix) for at in range(20_000, 20_400)}
+    assert len(begins) <= 3

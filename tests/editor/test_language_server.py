@@ -117,6 +117,7 @@ def test_typing_along_needs_no_model(editor: Editor) -> None:
     uri = "file:///w/along.py"
     editor.open(uri, "# says foo(bar)\nx = ")
     assert editor.inline(uri, 1, 4)[0]["insertText"] == "foo(bar)"
+    editor.wait_until_asked("# says foo(bar)\nx = ")  # the log comes through another pipe
     editor.change(uri, edit((1, 4), (1, 4), "fo"))
     asked = len(editor.log)
     assert editor.inline(uri, 1, 6)[0]["insertText"] == "o(bar)"
@@ -238,3 +239,52 @@ def test_a_closed_stdin_ends_it() -> None:
         check=False,
     )
     assert (result.returncode, result.stdout) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"Content-Length: abc\r\n\r\n{}",
+        b'Content-Length: 9\r\n\r\n{"jsonrpc":"2.0","method":"x"}',  # shorter than what is sent
+    ],
+)
+def test_a_frame_that_cannot_be_read_ends_it(sent: bytes) -> None:
+    """So that the editor starts it anew; whatever came behind would be misread."""
+    with Editor(SCRIPTED) as editor:
+        assert editor.process.stdin is not None
+        editor.process.stdin.write(sent)
+        editor.process.stdin.flush()
+        editor.wait_for_message("the editor sent what cannot be read")
+        assert editor.process.wait(SECONDS) == 1
+
+
+def test_other_documents_do_not_wait(editor: Editor) -> None:
+    editor.open("file:///w/busy.py", "# endless\nx = ")
+    busy = editor.begin_inline("file:///w/busy.py", 1, 4)
+    editor.wait_until_asked("# endless\nx = ")
+    editor.open("file:///w/other.py", "# says + 1\nx = y ")
+    (item,) = editor.inline("file:///w/other.py", 1, 6)
+    assert item["insertText"] == "+ 1"
+    editor.close("file:///w/busy.py")
+    assert editor.end(busy)["result"] is None
+
+
+def test_of_a_long_document_what_is_near_is_looked_at(editor: Editor) -> None:
+    uri = "file:///w/long.py"
+    lines = "x = 1234\n" * 100_000
+    editor.open(uri, lines + "# says + 1\ny = x \n" + lines)
+    (item,) = editor.inline(uri, 100_001, 6)
+    assert item["insertText"] == "+ 1"
+    editor.change(uri, edit((100_001, 6), (100_001, 6), "+ 2 "))
+    (item,) = editor.inline(uri, 100_001, 10)
+    assert item["range"]["start"] == {"line": 100_001, "character": 10}
+
+
+def test_a_place_beyond_the_end_is_the_end(editor: Editor) -> None:
+    uri = "file:///w/end.py"
+    editor.open(uri, "# says + 1\ny = x ")
+    (item,) = editor.inline(uri, 1_000_000_000, 0)
+    place = {"line": 1, "character": 6}
+    assert item["range"] == {"start": place, "end": place}
+    (entry,) = editor.menu(uri, 1, 4_000)
+    assert entry["textEdit"]["range"]["end"] == place

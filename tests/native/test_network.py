@@ -230,15 +230,15 @@ def test_each_layer_is_the_reference(name: str) -> None:
     for index, block in enumerate(model.blocks):
         mine = run_layer(simulation, index, streams.view(torch.uint16).numpy())
         state = reference_state(model.config).layers[index]
-        expected, routing = block(streams, chunk, [state])
+        expected, report = block(streams, chunk, [state])
         error = (numbers(mine.streams) - expected.float()).flatten(1).norm(dim=1)
         error /= expected.float().flatten(1).norm(dim=1)
-        same = (torch.from_numpy(mine.chosen[0]) == routing.chosen).all(1)
+        same = (torch.from_numpy(mine.chosen[0]) == report.routing.chosen).all(1)
         assert same.float().mean() > 0.97
         assert error[same].median() < typical
         assert error[same].quantile(0.95) < worst
         scores = torch.from_numpy(mine.scores[0])[same]
-        torch.testing.assert_close(scores, routing.scores[same], atol=0.1, rtol=0.1)
+        torch.testing.assert_close(scores, report.routing.scores[same], atol=0.1, rtol=0.1)
         streams = expected
 
 

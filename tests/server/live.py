@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from sounding.engine.requests import EngineLike
+from sounding.server.http.connections import Connections
 from sounding.server.http.serve import Server, listen
 from sounding.server.options import Settings
 from sounding.server.service import Service
@@ -42,13 +43,14 @@ def live(
     *,
     tokenizer: Tokenizer | None = None,
     grace_seconds: float = 5.0,
+    connections: Connections | None = None,
 ) -> Iterator[Live]:
     engine = ScriptedEngine() if engine is None else engine
     if tokenizer is None:
         assert isinstance(engine, ScriptedEngine)
         tokenizer = engine.tokenizer
     service = Service(engine, tokenizer, settings or Settings())
-    server = Server(service, grace_seconds=grace_seconds)
+    server = Server(service, grace_seconds=grace_seconds, connections=connections)
     listener = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -191,7 +191,7 @@ def samples(text: str) -> dict[str, float]:
 
 
 def test_a_trace_says_what_happened(tmp_path: Path) -> None:
-    with live(ScriptedEngine("word " * 9), Settings(trace=tmp_path)) as server:
+    with live(ScriptedEngine("</think>" + "word " * 9), Settings(trace=tmp_path)) as server:
         asked = {"messages": HI, "model": "sounding", "stop": "rd w", "seed": 4}
         post(server.url + "/v1/chat/completions", json=asked)
     (path,) = tmp_path.glob("*.json")
@@ -200,7 +200,7 @@ def test_a_trace_says_what_happened(tmp_path: Path) -> None:
     assert tokenizer.decode(trace["prompt_token_ids"]).endswith(
         "<｜User｜>Hi<｜Assistant｜><think>"
     )
-    assert tokenizer.decode(trace["completion_token_ids"]).startswith("word w")
+    assert tokenizer.decode(trace["completion_token_ids"]).startswith("</think>word w")
     assert (trace["finish_reason"], trace["found_stop"]) == ("stop", "rd w")
     assert trace["params"]["seed"] == 4
     assert trace["usage"]["miss_reason"] == "never seen"

@@ -1,6 +1,7 @@
 """Ids are the published ones; our own vocabularies are laid out alike; streams are whole."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from sounding.text.coverage import measure, script
 from sounding.text.markup import NAMED_TOKENS
-from sounding.text.tokenizer import SMALLEST_VOCABULARY, Tokenizer, train
+from sounding.text.tokenizer import SMALLEST_VOCABULARY, Tokenizer, TooManyTokens, train
 from tests.text.vectors import published_tokenizer
 
 TEXT = (Path(__file__).parents[2] / "docs" / "prompt.md").read_text(encoding="utf-8")
@@ -57,6 +58,58 @@ def test_decoding_gives_the_text_back(small: Tokenizer, text: str) -> None:
         assert tokenizer.decode(ids) == text
         assert tokenizer.count(text, named=False) == len(ids)
         assert tokenizer.count_bytes(ids) == len(text.encode())
+
+
+@given(st.lists(st.one_of(ANY_TEXT, st.sampled_from(NAMED_TOKENS))), st.booleans())
+def test_ids_are_those_of_the_library_one_text_at_a_time(
+    small: Tokenizer, parts: list[str], named: bool
+) -> None:
+    text = "".join(parts)
+    for tokenizer in (published_tokenizer(), small):
+        core = tokenizer.core if named else tokenizer._nameless
+        assert tokenizer.encode(text, named=named) == core.encode(text).ids
+
+
+def test_other_threads_go_on_while_a_text_is_encoded() -> None:
+    """With the GIL held throughout, the loop would not come to a second round."""
+    tokenizer = published_tokenizer()
+    text = "a b " * 500_000
+    done = threading.Event()
+
+    def count() -> None:
+        tokenizer.count(text)
+        done.set()
+
+    worker = threading.Thread(target=count)
+    rounds = 0
+    worker.start()
+    while not done.wait(0.001):
+        rounds += 1
+    worker.join()
+    assert rounds > 20
+
+
+@pytest.mark.parametrize("text", ["a b " * 200_000, "x" * 900_000, TEXT * 20, "好" * 300_000])
+def test_a_text_of_too_many_tokens(text: str) -> None:
+    tokenizer = published_tokenizer()
+    count = tokenizer.count(text)
+    assert len(tokenizer.encode(text, most_tokens=count)) == count
+    for most in (count - 1, count // 2, 10):
+        with pytest.raises(TooManyTokens) as refused:
+            tokenizer.encode(text, most_tokens=most)
+        assert most < refused.value.num_tokens <= count
+        assert refused.value.exact == (refused.value.num_tokens == count)
+
+
+def test_a_text_that_is_far_too_long_is_refused_by_its_bytes_or_its_beginning() -> None:
+    tokenizer = published_tokenizer()
+    text = "a b " * 1_000_000
+    with pytest.raises(TooManyTokens) as refused:
+        tokenizer.encode(text, most_tokens=1000)
+    assert refused.value.num_tokens == -(-len(text) // tokenizer.longest_token_bytes)
+    with pytest.raises(TooManyTokens) as refused:
+        tokenizer.encode(text, most_tokens=100_000)
+    assert 100_000 < refused.value.num_tokens < 300_000  # of two million
 
 
 @settings(max_examples=200)

@@ -1,9 +1,9 @@
 """States of prompts on disk, where they survive restarts.
 
-The same blocks and tails as in memory (`prefixes`), a file each, in a folder for each model. Files
+The same blocks and tails as in memory (`cache`), a file each, in a folder for each model. Files
 appear whole or not at all; what is damaged is a miss. Writing happens in a thread of its own, and
 when it fails that is a warning: a store only ever saves work. Only folders that a store has marked
-are used, and in them only files with a name that a store gives (`store_folder`, `prefix_files`).
+are used, and in them only files with a name that a store gives (`store_folder`, `store_files`).
 
 Invariant: `nbytes` is the sum over the files known, within the limit while nothing is written.
 """

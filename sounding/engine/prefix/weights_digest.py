@@ -7,7 +7,6 @@ time just to name them, under what the file system says of the files they came f
 import hashlib
 import logging
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from sounding.engine.network import Network
@@ -19,26 +18,12 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
 
 
-def file_facts(paths: Iterable[Path]) -> str:
-    """What tells whether files are still the same: size, times of change, inode.
-
-    To be asked before they are read: what changes afterwards then has other facts. The time of the
-    last change of the inode is among them because no program can set it.
-    """
-    found = []
-    for path in sorted(paths):
-        facts = path.stat()
-        times = (facts.st_mtime_ns, facts.st_ctime_ns)
-        found.append((path.name, facts.st_size, times, facts.st_ino, facts.st_dev))
-    return repr(found)
-
-
 def weights_digest(network: Network, facts: str = "", store: Path | None = None) -> str:
     """SHA-256 over names, formats and all bytes of the weights.
 
     That of a large network is looked up in the folder of a prefix store, where `facts` are those of
-    the files it was read from (see `file_facts`), and kept there. Raises ValueError as `open_root`
-    does.
+    the files it was read from (see `files.file_facts`), and kept there. Raises ValueError as
+    `open_root` does.
     """
     if store is None or not facts or network.nbytes < _LARGE_BYTES:
         return network.fingerprint()

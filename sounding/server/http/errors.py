@@ -29,16 +29,19 @@ class Refusal(Exception):
             self.headers["retry-after"] = str(retry_after_seconds)
 
 
-def context_overflow(prompt_tokens: int, context_tokens: int, param: str = "messages") -> Refusal:
-    """A prompt that leaves no room for an answer.
+def context_overflow(
+    prompt_tokens: int, context_tokens: int, param: str = "messages", *, exact: bool = True
+) -> Refusal:
+    """A prompt that leaves no room for an answer; without `exact` it has even more tokens.
 
     Agents shorten their history when they read this, and recognise it by its code or by one of
     the two sentences that the hosted services write.
     """
+    about = "" if exact else "at least "
     return Refusal(
         400,
-        f"prompt is too long: {prompt_tokens} tokens > {context_tokens - 1} maximum. This model's "
-        f"maximum context length is {context_tokens} tokens, the answer included; "
+        f"prompt is too long: {about}{prompt_tokens} tokens > {context_tokens - 1} maximum. "
+        f"This model's maximum context length is {context_tokens} tokens, the answer included; "
         f"shorten the {param} or start anew",
         param=param,
         code="context_length_exceeded",

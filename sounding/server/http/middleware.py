@@ -6,6 +6,7 @@ after everything else: a client never gets a traceback, always its protocol's ow
 
 import asyncio
 import logging
+import re
 import time
 from urllib.parse import SplitResult, urlsplit
 
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 # Loaded by browsers before anybody could type a key, and asked by whatever starts the server.
 _OPEN = ("/", "/health", "/ui", "/openapi.json")
+# Nothing but a name or an address, and a port: no user, nothing behind a bracket.
+_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::\d*)?", re.ASCII)
+_LARGE_BYTES = 1 << 20  # a body after which memory is tidied up
 
 
 class Gate:
@@ -114,11 +118,16 @@ class _Visit:
 
     def _check_host(self) -> None:
         hosts = self._settings.hosts
-        host = _split("//" + self._headers.get("host", "")).hostname
-        if hosts is not None and host not in hosts:
+        if hosts is None:
+            return
+        given = self._headers.get("host", "")
+        parts = _HOST.fullmatch(given)
+        host = (parts[1] or parts[2]).lower() if parts is not None else None
+        if host not in hosts:
             raise Refusal(
                 403,
-                f"this server does not answer to the name {host!r}; it is one of {list(hosts)}",
+                f"this server does not answer to the name {given[:200]!r}; it is one of "
+                f"{list(hosts)} (serve --allowed-host adds others)",
                 code="wrong_host",
             )
 
@@ -145,11 +154,11 @@ class _Visit:
         keys = self._settings.keys
         if keys is None or self._path in _OPEN or self._path.startswith("/ui/"):
             return
-        given = self._headers.get("x-api-key")
         scheme, _, bearer = self._headers.get("authorization", "").partition(" ")
-        if given is None and scheme.lower() == "bearer":
-            given = bearer.strip()
-        owner = keys.owner(given) if given else None
+        # Libraries send both where both are set, one of them often empty or a placeholder.
+        given = [self._headers.get("x-api-key", ""), bearer if scheme.lower() == "bearer" else ""]
+        given = [key.strip() for key in given if key.strip()]
+        owner = next((owner for owner in map(keys.owner, given) if owner is not None), None)
         if owner is None:
             what = "is not one of this server's" if given else "is missing"
             raise Refusal(
@@ -207,6 +216,8 @@ class _Visit:
     def leave(self) -> None:
         if self._counted:
             self._service.in_flight -= 1
+        if self._body_bytes > _LARGE_BYTES:
+            self._service.give_back_memory()
         route = self._scope.get("sounding.route", "other")
         self._service.metrics.answers.labels(route, str(self._status or "none")).inc()
 

@@ -1,24 +1,36 @@
 """Listening: sockets, signals, and an end in which nobody's answer is cut off.
 
 The first SIGTERM or SIGINT begins the drain: what runs may end within the grace, new requests are
-told to go elsewhere (503). A second one stops at once.
+told to go elsewhere (503). A second one cancels what runs; within a second the process is over.
 """
 
 import asyncio
 import ipaddress
 import logging
+import os
 import socket
+import threading
 from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 
 from sounding.server.app import application
+from sounding.server.http.connections import (
+    ACCEPTED_AT_ONCE,
+    WAITING,
+    Connection,
+    Connections,
+    most_connections,
+    quiet,
+)
 from sounding.server.service import Service
 
 log = logging.getLogger(__name__)
 
 _LAST_WORDS_SECONDS = 2  # for answers on their way after the engine has stopped
+_HURRY_SECONDS = 0.4  # for the same after a second signal
+_LAST_RESORT_SECONDS = 0.9  # after which a second signal ends the process, whatever it still does
 
 
 class Server(uvicorn.Server):
@@ -30,33 +42,39 @@ class Server(uvicorn.Server):
         *,
         grace_seconds: float = 30.0,
         ready: Callable[[], None] = lambda: None,
+        connections: Connections | None = None,
     ) -> None:
         """`ready` is called once requests are taken."""
         config = uvicorn.Config(
             application(service),
-            http="h11",
+            http=Connection,
             ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
+            backlog=ACCEPTED_AT_ONCE,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
         )
         super().__init__(config)
+        self.server_state = connections or Connections(most_connections())
         self._service, self._grace_seconds, self._ready = service, grace_seconds, ready
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        quiet(self._loop)
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(WAITING)
         if self.started:
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._service.draining or self._loop is None:
-            self.should_exit = self.force_exit = True
+            self.hurry()
         else:
             self.drain()
 
@@ -65,6 +83,26 @@ class Server(uvicorn.Server):
         self._service.draining = True
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._begin_drain)
+
+    def hurry(self) -> None:
+        """Wait for nobody any more; from any thread.
+
+        What the engine runs is cancelled, so that clients are told, and the drain goes on from
+        there. Who has not taken leave soon after is cut off.
+        """
+        if self._loop is None:
+            self.should_exit = self.force_exit = True
+            return
+        threading.Thread(target=self._service.engine.close, daemon=True).start()
+        self._loop.call_soon_threadsafe(
+            lambda loop: loop.call_later(_HURRY_SECONDS, self._cut_off), self._loop
+        )
+
+    def _cut_off(self) -> None:
+        self.should_exit = True
+        self.config.timeout_graceful_shutdown = 0
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     def _begin_drain(self) -> None:
         self._draining = asyncio.ensure_future(self._drain())
@@ -102,6 +140,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+class _OfProcess(Server):
+    """The server that a process is for: it ends the process where something does not end.
+
+    A thread that tokenizes cannot be cancelled, and Python would wait for it.
+    """
+
+    def hurry(self) -> None:
+        timer = threading.Timer(_LAST_RESORT_SECONDS, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
+        super().hurry()
+
+
 def serve(
     service: Service,
     listener: socket.socket,
@@ -111,7 +162,7 @@ def serve(
 ) -> None:
     """Serve until told to stop; see `Server`."""
     service.warm()
-    server = Server(service, grace_seconds=grace_seconds, ready=ready)
+    server = _OfProcess(service, grace_seconds=grace_seconds, ready=ready)
     try:
         server.run(sockets=[listener])
     finally:

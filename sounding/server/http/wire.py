@@ -10,13 +10,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from sounding.server.http.errors import Refusal
 
 Json = dict[str, Any]
+
+MOST_COLLECTIONS = 50_000  # objects and arrays in one request
+_MOST_NAMES = 3 * MOST_COLLECTIONS
+MOST_VALUES = 4 * MOST_COLLECTIONS
+_PAGE_BYTES = 1 << 18
+_LONGEST_NAME = 80  # of a field, in what is said about it
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,17 @@ class Refused:
         return value is None or any(
             type(value) is type(other) and value == other for other in self.harmless
         )
+
+
+def _end_at_first_fault(schema: Any) -> None:
+    if isinstance(schema, dict):
+        if schema.get("type") in ("list", "dict"):
+            schema["fail_fast"] = True
+        for part in schema.values():
+            _end_at_first_fault(part)
+    elif isinstance(schema, list | tuple):
+        for part in schema:
+            _end_at_first_fault(part)
 
 
 class Wire(BaseModel):
@@ -65,6 +91,15 @@ class Wire(BaseModel):
         return kept
 
     @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: type[BaseModel], handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Lists and objects that end at their first fault: of a million none is worth having."""
+        schema = handler(source)
+        _end_at_first_fault(schema)
+        return schema
+
+    @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> Json:
         """The declared fields, and those that are accepted with any value."""
         schema = handler.resolve_ref_schema(handler(core))
@@ -77,12 +112,56 @@ class Wire(BaseModel):
 Model = TypeVar("Model", bound=Wire)
 
 
-def read_json(body: bytes) -> Any:
-    """Parse a request's body. Raises Refusal for what is no JSON, NaN and half surrogates too."""
+def read_json(body: bytes, most_values: int = MOST_VALUES) -> Any:
+    """Parse a request's body.
+
+    Raises Refusal for what is no JSON, NaN and half surrogates too, and for too many parts.
+    """
+    _check_structure(body, most_values)
     try:
         return pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise Refusal(400, f"the body is not JSON: {error}", code="invalid_json") from None
+
+
+def _check_structure(body: bytes, most_values: int) -> None:
+    """Raise Refusal for JSON of so many parts that nothing else would run while it is read.
+
+    A long text is read at once; what costs is values, names more, and objects and arrays most.
+    """
+    limits = (
+        ("[{", MOST_COLLECTIONS, "objects and arrays"),
+        (":", _MOST_NAMES, "names"),
+        (",", most_values, "values"),
+    )
+    if len(body) <= min(most for _, most, _ in limits):
+        return
+    marks = _count_marks(body)
+    for characters, most, what in limits:
+        count = sum(marks[ord(character)] for character in characters)
+        if count > most:
+            raise Refusal(
+                400,
+                f"the body has {count} {what}; at most {most} are read: send fewer, longer texts",
+                code="invalid_value",
+            )
+
+
+def _count_marks(body: bytes) -> NDArray[np.int64]:
+    """How often each byte stands outside of strings. By the page, so that other threads may run."""
+    counts = np.zeros(256, np.int64)
+    inside, start = False, 0
+    while start < len(body):
+        page = body[start : start + _PAGE_BYTES]
+        if (len(page) - len(page.rstrip(b"\\"))) % 2:  # an escape needs its second byte
+            page = body[start : start + len(page) + 1]
+        start += len(page)
+        page = page.replace(b"\\\\", b"").replace(b'\\"', b"")
+        characters = np.frombuffer(page, np.uint8)
+        quoted = np.logical_xor.accumulate(characters == ord('"')) ^ inside
+        counts += np.bincount(characters[~quoted], minlength=256)
+        inside = bool(quoted[-1]) if len(quoted) else inside
+    return counts
 
 
 def read_model(model: type[Model], given: Any) -> Model:
@@ -121,7 +200,8 @@ def _path(place: list[int | str], given: Any, *, absent: bool) -> str:
         if isinstance(given, list) and isinstance(step, int) and step < len(given):
             path, given = f"{path}[{step}]", given[step]
         elif isinstance(given, dict) and (step in given or (last and absent)):
-            path, given = f"{path}.{step}" if path else str(step), given.get(step)
+            name = str(step)[:_LONGEST_NAME]
+            path, given = f"{path}.{name}" if path else name, given.get(step)
     return path
 
 
@@ -130,9 +210,10 @@ def _names(model: type[Wire]) -> set[str]:
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), 1)
+    short = len(name) < _LONGEST_NAME  # looking for what is near takes long for long names
+    near = difflib.get_close_matches(name, sorted(known), 1) if short else []
     hint = f"; did you mean {near[0]!r}?" if near else f"; the fields are {sorted(known)}"
-    return f"{name[:80]!r} is no field of this request{hint}"
+    return f"{name[:_LONGEST_NAME]!r} is no field of this request{hint}"
 
 
 def fault(field: str, message: str) -> PydanticCustomError:

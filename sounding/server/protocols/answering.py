@@ -1,13 +1,14 @@
 """Answering a conversation, for every protocol that has one: prompt, runs, replies."""
 
-import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
 
+from sounding.engine.requests import GenerationRequest
 from sounding.server.conversation import Conversation, Sampling, render, request_for
 from sounding.server.exchange import Exchange
 from sounding.server.reply import Answered, Piece, Reply
 from sounding.server.service import Service
+from sounding.server.turn_memory import Rendered
 
 
 class Answering:
@@ -49,12 +50,16 @@ async def answer(
     The ids of calls begin with `call_prefix`, by which some clients tell protocols apart.
     """
     settings, tokenizer = service.settings, service.tokenizer
-    prompt = await asyncio.to_thread(render, service.memory, owner, chat, settings)
     context = service.engine.context_tokens
-    requests = [
-        request_for(prompt, chat, one, tokenizer, context, settings)
-        for one in several(sampling, count)
-    ]
+
+    def prepare() -> tuple[Rendered, list[GenerationRequest]]:
+        prompt = render(service.memory, owner, chat, settings, context)
+        return prompt, [
+            request_for(prompt, chat, one, tokenizer, context, settings)
+            for one in several(sampling, count)
+        ]
+
+    prompt, requests = await service.threads.run(prepare)
     exchange = await service.begin(route, requests)
     replies = [
         Reply(
@@ -63,6 +68,7 @@ async def answer(
             tokenizer=tokenizer,
             memory=service.memory,
             owner=owner,
+            stop=sampling.stop,
             call_prefix=call_prefix,
         )
         for _ in requests

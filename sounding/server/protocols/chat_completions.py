@@ -4,6 +4,7 @@ What DeepSeek adds: `thinking`, `reasoning_content` both ways, `prefix` on a las
 message, the cache's hits in `usage`.
 """
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -25,6 +26,7 @@ from sounding.server.protocols.chat_completions_writer import ChatWriter
 from sounding.server.protocols.fields import (
     METADATA,
     MOST_CHOICES,
+    MOST_TOOLS,
     ONLY_TEXT,
     UNSUPPORTED_SAMPLING,
     Effort,
@@ -231,7 +233,7 @@ class ChatCompletionRequest(Wire):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
-    tools: list[FunctionTool] | None = None
+    tools: list[FunctionTool] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     thinking: Thinking | None = None
@@ -350,7 +352,9 @@ class ChatCompletions:
             wants_logprobs=bool(asked.logprobs),
             wants_usage=bool(asked.stream_options and asked.stream_options.include_usage),
         )
-        chat = conversation_of(asked, self._service.settings.thinking)
+        chat = await self._service.threads.run(
+            partial(conversation_of, asked, self._service.settings.thinking)
+        )
 
         async def begin() -> Answering:
             return await answer(

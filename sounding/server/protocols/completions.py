@@ -4,11 +4,11 @@ A prompt is raw: the names of special tokens in it are those tokens, and a BOS i
 where there is none. Around a cursor (`suffix`) they are ordinary characters.
 """
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -19,7 +19,7 @@ from sounding.completion.endings import Gap
 from sounding.engine.requests import Finished, GenerationRequest, TokenEvent
 from sounding.server.conversation import Sampling, answer_tokens, sampling_params
 from sounding.server.exchange import Exchange, require_ended
-from sounding.server.http.errors import Refusal, openai_error
+from sounding.server.http.errors import Refusal, context_overflow, openai_error
 from sounding.server.http.streaming import DONE, Answer, Frames, sse, whole
 from sounding.server.http.wire import Json, Wire, fault
 from sounding.server.protocols.answering import several
@@ -79,7 +79,7 @@ class CompletionRequest(Wire):
         if self.suffix is not None and (self.echo or not isinstance(self.prompt, str)):
             name = "echo" if self.echo else "prompt"
             raise fault(name, "a suffix goes with one prompt of text, and without echo")
-        if isinstance(self.prompt, list) and not 1 <= len(self.prompt) <= _MOST_PROMPTS:
+        if not 1 <= len(_prompts(self.prompt)) <= _MOST_PROMPTS:
             raise fault("prompt", f"prompt: give 1 to {_MOST_PROMPTS}")
         return self
 
@@ -133,15 +133,11 @@ class Completions:
             stop=stop_strings(asked.stop),
             top_logprobs=asked.logprobs,
         )
-        pairs = []
-        for one in several(sampling, asked.n or 1):
-            if asked.suffix is not None:
-                pairs.append(await self._fill(asked, one))
-            else:
-                pairs += await asyncio.to_thread(self._continue, asked, one)
-        if asked.suffix is None:  # by prompt first, then by answer
-            count = len(pairs) // (asked.n or 1)
-            pairs = [pairs[k] for p in range(count) for k in range(p, len(pairs), count)]
+        samplings = several(sampling, asked.n or 1)
+        if asked.suffix is not None:
+            pairs = [await self._fill(asked, one) for one in samplings]
+        else:
+            pairs = await self._service.threads.run(partial(self._continue, asked, samplings))
         exchange = await self._service.begin(ROUTE, [request for request, _ in pairs])
         return exchange, [choice for _, choice in pairs]
 
@@ -151,40 +147,46 @@ class Completions:
         assert isinstance(asked.prompt, str) and asked.suffix is not None
         service = self._service
         filling = await fill_in(
-            service.require_completer(),
+            service,
             Gap(asked.prompt, asked.suffix),
             None,
             max_tokens=sampling.max_tokens or 0,
             context_tokens=service.engine.context_tokens,
+            stop=sampling.stop,
             whole=True,
         )
         return filling.request(sampling, service.settings.max_seconds), _Choice(filling, "")
 
     def _continue(
-        self, asked: CompletionRequest, sampling: Sampling
+        self, asked: CompletionRequest, samplings: Sequence[Sampling]
     ) -> list[tuple[GenerationRequest, _Choice]]:
+        """By prompt first, then by answer."""
         service, tokenizer = self._service, self._service.tokenizer
         pairs = []
         for prompt in _prompts(asked.prompt):
             ids = self._ids(prompt)
-            wanted = sampling.max_tokens
-            room = answer_tokens(len(ids), wanted, service.engine.context_tokens, "prompt")
-            request = GenerationRequest(
-                prompt=ids,
-                params=sampling.params,
-                max_tokens=room,
-                max_seconds=service.settings.max_seconds,
-                stop=tuple(sampling.stop),
-                top_logprobs=sampling.top_logprobs,
-            )
             shown = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
-            pairs.append((request, _Choice(Plain(tokenizer.eos_id), shown)))
+            for sampling in samplings:
+                wanted = sampling.max_tokens
+                room = answer_tokens(len(ids), wanted, service.engine.context_tokens, "prompt")
+                request = GenerationRequest(
+                    prompt=ids,
+                    params=sampling.params,
+                    max_tokens=room,
+                    max_seconds=service.settings.max_seconds,
+                    stop=tuple(sampling.stop),
+                    top_logprobs=sampling.top_logprobs,
+                )
+                pairs.append((request, _Choice(Plain(tokenizer.eos_id), shown)))
         return pairs
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
         tokenizer = self._service.tokenizer
         if isinstance(prompt, str):
             return self._service.raw_prompt(prompt)
+        context = self._service.engine.context_tokens
+        if len(prompt) > context:
+            raise context_overflow(len(prompt), context, "prompt")
         if not prompt or not all(0 <= token < tokenizer.num_tokens for token in prompt):
             raise Refusal(
                 400,

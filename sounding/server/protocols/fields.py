@@ -1,5 +1,6 @@
 """What several protocols have in common on the wire: fields, what is refused, and checks."""
 
+from collections import Counter
 from typing import ClassVar, Literal
 
 from sounding.server.conversation import Choice, Message
@@ -7,6 +8,9 @@ from sounding.server.http.errors import Refusal
 from sounding.server.http.wire import Refused, Wire
 
 MOST_CHOICES = 16
+MOST_TOOLS = 1024
+_SHOWN_TOOLS = 20
+_MOST_STOPS, _LONGEST_STOP = 64, 1000  # each is looked for at every token
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
 ONLY_TEXT = "this model reads and writes text alone"
@@ -40,8 +44,15 @@ METADATA: dict[str, str] = {
 
 
 def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
-    """Raises Refusal for one that would stop everything."""
+    """Raises Refusal for one that would stop everything, and for more than can be looked for."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(stops) > _MOST_STOPS or any(len(one) > _LONGEST_STOP for one in stops):
+        raise Refusal(
+            400,
+            f"stop: give at most {_MOST_STOPS} stop strings of at most {_LONGEST_STOP} characters",
+            param="stop",
+            code="invalid_value",
+        )
     if not all(stops):
         raise Refusal(400, "stop: a stop string is empty", param="stop", code="invalid_value")
     return stops
@@ -55,12 +66,14 @@ def check_choice(
     Raises Refusal for a call that is due without a tool that could be called.
     """
     known = [tool["function"]["name"] for tool in tools]
-    twice = next((name for name in known if known.count(name) > 1), None)
+    twice = next((name for name, count in Counter(known).items() if count > 1), None)
     if twice is not None:
         raise _refused_tool("tools", f"there are two tools named {twice!r}")
-    missing = next((name for name in names or () if name not in known), None)
+    offered = set(known)
+    missing = next((name for name in names or () if name not in offered), None)
     if missing is not None:
-        raise _refused_tool("tool_choice", f"there is no tool {missing!r} among {known}")
+        among = f"{known[:_SHOWN_TOOLS]}" + (" and others" if known[_SHOWN_TOOLS:] else "")
+        raise _refused_tool("tool_choice", f"there is no tool {missing[:128]!r} among {among}")
     if word == "required" and not tools:
         raise _refused_tool("tool_choice", "a call is required, but there are no tools")
     return word, names

@@ -1,14 +1,23 @@
 """Text that is written at a cursor, for the protocols that fill in the middle."""
 
-import asyncio
+from collections.abc import Sequence
+from functools import partial
 
-from sounding.completion.completer import Completer, Fill
+from sounding.completion.completer import Fill
 from sounding.completion.context import File
 from sounding.completion.endings import Gap, Kind, trim
 from sounding.completion.prompt import Settings
-from sounding.engine.requests import Event, GenerationRequest, Priority, TokenEvent
+from sounding.engine.requests import (
+    Event,
+    Finished,
+    GenerationRequest,
+    Priority,
+    TokenEvent,
+)
 from sounding.server.conversation import Sampling
 from sounding.server.http.errors import Refusal, context_overflow
+from sounding.server.service import Service
+from sounding.text.tokenizer import TooManyTokens
 
 
 class Filling:
@@ -16,23 +25,25 @@ class Filling:
 
     def __init__(self, gap: Gap, kind: Kind | None, fill: Fill) -> None:
         self._gap, self._kind, self.fill = gap, kind, fill
-        self._text = ""  # as the engine tells it: without stop strings, with what was healed
         self._shown = 0
 
     @property
     def truncated(self) -> bool:
         return self.fill.truncated
 
+    @property
+    def stop(self) -> str | None:
+        """The stop string that was found."""
+        return self.fill.reader.found
+
     def feed(self, event: Event) -> str:
         """The text that became certain with an event of the engine; the rest with the last."""
         reader = self.fill.reader
-        self._text += event.text
-        written = self._text[len(self.fill.healed) :]
         if isinstance(event, TokenEvent):
             reader.push(event.token, 0.0)
-            certain = reader.certain[: len(written)]
+            certain = reader.certain
         else:
-            certain = written if event.stop is not None else self.fill.answer.finish()[0].text
+            certain = self.fill.answer.finish()[0].text
             if self._kind is not None:
                 short = reader.cut_short or event.reason in ("length", "time")
                 certain = trim(certain, self._gap, cut_short=short)
@@ -46,7 +57,6 @@ class Filling:
             params=sampling.params,
             max_tokens=0 if self.fill.blank else sampling.max_tokens or 0,
             max_seconds=max_seconds,
-            stop=tuple(sampling.stop),
             top_logprobs=sampling.top_logprobs,
             answer=self.fill.answer,
             priority=Priority.KEYSTROKE,
@@ -61,20 +71,25 @@ class Plain:
 
     def __init__(self, eos_id: int) -> None:
         self._eos_id = eos_id
+        self.stop: str | None = None
+        """The stop string that was found."""
 
     def feed(self, event: Event) -> str:
+        if isinstance(event, Finished):
+            self.stop = event.stop
         if isinstance(event, TokenEvent) and event.token == self._eos_id:
             return ""
         return event.text
 
 
 async def fill_in(
-    completer: Completer,
+    service: Service,
     gap: Gap,
     kind: Kind | None,
     *,
     max_tokens: int,
     context_tokens: int,
+    stop: Sequence[str] = (),
     files: tuple[File, ...] = (),
     whole: bool = False,
 ) -> Filling:
@@ -83,6 +98,7 @@ async def fill_in(
     `kind` None goes on to the end of the text. The prompt is what of the text around the cursor
     fits; with `whole` that must be all of it.
     """
+    completer, threads = service.require_completer(), service.threads
     try:
         settings = Settings(
             max_tokens=max(1, max_tokens), context_tokens=context_tokens, typing=True
@@ -90,10 +106,18 @@ async def fill_in(
     except ValueError as error:
         raise Refusal(400, f"{error}", param="max_tokens", code="context_length_exceeded") from None
     try:
-        fill = await asyncio.to_thread(completer.begin, gap, kind, settings, files=files)
+        if whole:
+            await threads.run(partial(completer.count, gap, context_tokens))
+        fill = await threads.run(
+            partial(completer.begin, gap, kind, settings, files=files, stop=stop)
+        )
+    except TooManyTokens as error:
+        raise context_overflow(
+            error.num_tokens, context_tokens, param="prompt", exact=error.exact
+        ) from None
     except ValueError as error:
         raise Refusal(400, f"{error}", code="invalid_value") from None
     if whole and fill.truncated:
-        num_tokens = await asyncio.to_thread(completer.count, gap)
+        num_tokens = await threads.run(partial(completer.count, gap))
         raise context_overflow(num_tokens, context_tokens, param="prompt")
-    return Filling(gap, kind, fill)
+    return Filling(fill.gap, kind, fill)

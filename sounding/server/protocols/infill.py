@@ -90,7 +90,7 @@ class InfillRequest(Wire):
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = None
     """-1 draws one."""
-    response_fields: list[str] | None = None
+    response_fields: list[str] | None = Field(default=None, max_length=100)
     """Which fields to send, such as "content" and "timings/prompt_n"; the others stay away."""
 
 
@@ -118,11 +118,12 @@ class Infill:
         sampling = _sampling(asked, context)
         gap = Gap(asked.input_prefix + asked.prompt, asked.input_suffix)
         filling = await fill_in(
-            service.require_completer(),
+            service,
             gap,
             gap.natural_kind(),
             max_tokens=sampling.max_tokens or 0,
             context_tokens=context,
+            stop=sampling.stop,
             files=tuple((extra.filename, extra.text) for extra in asked.input_extra),
         )
         request = filling.request(sampling, _seconds(asked, service.settings.max_seconds))
@@ -167,8 +168,8 @@ class Infill:
             "tokens_cached": usage.hit_tokens,
             "truncated": filling.truncated,
             "has_new_line": "\n" in text,
-            "stop_type": _stop_type(finished),
-            "stopping_word": finished.stop or "",
+            "stop_type": _stop_type(finished, filling.stop),
+            "stopping_word": filling.stop or "",
             "generation_settings": {
                 "n_predict": request.max_tokens,
                 "temperature": request.params.temperature,
@@ -206,9 +207,9 @@ def _seconds(asked: InfillRequest, limit: float | None) -> float | None:
     return min(limits, default=None)
 
 
-def _stop_type(finished: Finished) -> str:
+def _stop_type(finished: Finished, stop: str | None) -> str:
     if finished.reason == "stop":
-        return "word" if finished.stop is not None else "eos"
+        return "word" if stop is not None else "eos"
     return "limit"
 
 

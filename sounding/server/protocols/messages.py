@@ -4,9 +4,9 @@ Thinking is off unless asked for, as that protocol has it. With `display: "omitt
 block's signature is the reasoning itself in disguise (opaque.py), so that it comes back.
 """
 
-import asyncio
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, Tag, model_validator
@@ -26,10 +26,17 @@ from sounding.server.conversation import (
 from sounding.server.http.streaming import Answer, Frames, sse, whole
 from sounding.server.http.wire import Json, Refused, Wire, fault
 from sounding.server.protocols.answering import Answering, answer
-from sounding.server.protocols.fields import ONLY_TEXT, Effort, check_choice, stop_strings
+from sounding.server.protocols.fields import (
+    MOST_TOOLS,
+    ONLY_TEXT,
+    Effort,
+    check_choice,
+    stop_strings,
+)
 from sounding.server.protocols.messages_writer import MessageWriter
 from sounding.server.protocols.opaque import unwrap
 from sounding.server.service import Service, owner_of
+from sounding.server.turn_memory import Rendered
 
 ROUTE = "/v1/messages"
 COUNT_ROUTE = "/v1/messages/count_tokens"
@@ -221,7 +228,7 @@ class CountTokensRequest(Wire):
     model: str
     messages: list[MessageParam] = Field(min_length=1)
     system: str | list[TextBlock] | None = None
-    tools: list[Tool] | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -283,10 +290,13 @@ class CountTokens:
     async def __call__(self, request: Request) -> Response:
         asked = await self._service.read(request, CountTokensRequest)
         self._service.require_model(asked.model)
-        chat = conversation_of(asked)
-        prompt = await asyncio.to_thread(
-            render, self._service.memory, owner_of(request), chat, self._service.settings
-        )
+        service, owner = self._service, owner_of(request)
+
+        def count() -> Rendered:
+            context = service.engine.context_tokens
+            return render(service.memory, owner, conversation_of(asked), service.settings, context)
+
+        prompt = await service.threads.run(count)
         return Answer({"input_tokens": len(prompt.ids)})
 
 
@@ -303,7 +313,7 @@ class Messages:
             asked.max_tokens,
             omits_thinking=asked.thinking is not None and asked.thinking.display == "omitted",
         )
-        chat = conversation_of(asked)
+        chat = await self._service.threads.run(partial(conversation_of, asked))
 
         async def begin() -> Answering:
             sampling = Sampling(

@@ -7,6 +7,7 @@ on with. Answers stream as lines of JSON.
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -185,17 +186,18 @@ class Generate:
                 stop=sampling.stop,
             )
             source = await fill_in(
-                service.require_completer(),
+                service,
                 Gap(asked.prompt, asked.suffix),
                 None,
                 max_tokens=sampling.max_tokens or 0,
                 context_tokens=context,
+                stop=sampling.stop,
                 whole=True,
             )
             request = source.request(sampling, limit)
         else:
             source = Plain(service.tokenizer.eos_id)
-            ids = service.raw_prompt(asked.prompt)
+            ids = await service.threads.run(partial(service.raw_prompt, asked.prompt))
             request = GenerationRequest(
                 prompt=ids,
                 params=sampling.params,

@@ -5,6 +5,7 @@ for, which here is the same text in disguise (opaque.py).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, Tag, model_validator
@@ -26,6 +27,7 @@ from sounding.server.http.wire import Json, Refused, Wire, fault
 from sounding.server.protocols.answering import Answering, answer
 from sounding.server.protocols.fields import (
     METADATA,
+    MOST_TOOLS,
     ONLY_TEXT,
     Effort,
     check_choice,
@@ -232,7 +234,7 @@ class ResponseRequest(Wire):
     )
     reasoning: Reasoning | None = None
     text: TextConfig | None = None
-    tools: list[FunctionTool] | None = None
+    tools: list[FunctionTool] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | AllowedFunctions | None = (
         None
     )
@@ -341,8 +343,11 @@ class Responses:
     async def __call__(self, request: Request) -> Response:
         asked = await self._service.read(request, ResponseRequest)
         model = self._service.require_model(asked.model)
-        chat = conversation_of(asked, self._service.settings.thinking)
-        writer = ResponseWriter(self._service.tokenizer, model, _echoed(asked), asked.include or ())
+        chat = await self._service.threads.run(
+            partial(conversation_of, asked, self._service.settings.thinking)
+        )
+        echoed = await self._service.threads.run(partial(_echoed, asked))
+        writer = ResponseWriter(self._service.tokenizer, model, echoed, asked.include or ())
 
         async def begin() -> Answering:
             wants_logprobs = "message.output_text.logprobs" in (asked.include or ())
@@ -374,7 +379,8 @@ class Responses:
 
 def _echoed(asked: ResponseRequest) -> Json:
     """What a response repeats of its request."""
-    given = asked.model_dump(by_alias=True, exclude_none=True)
+    repeated = {"text", "tool_choice", "tools"}
+    given = asked.model_dump(by_alias=True, exclude_none=True, include=repeated)
     effort = asked.reasoning.effort if asked.reasoning is not None else None
     return {
         "instructions": asked.instructions,

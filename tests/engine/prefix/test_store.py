@@ -22,9 +22,10 @@ from sounding.engine.prefix import weights_digest as digests
 from sounding.engine.prefix.snapshot import Entries, Tail, entries_between, put_together, take_tail
 from sounding.engine.prefix.store import PrefixStore, state_identity
 from sounding.engine.prefix.store_folder import MARK_NAME, StoreFolder
-from sounding.engine.prefix.weights_digest import file_facts, weights_digest
+from sounding.engine.prefix.weights_digest import weights_digest
 from sounding.engine.requests import Event, Finished, Priority
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
+from sounding.files import file_facts
 from sounding.model.reference_network import ReferenceNetwork
 from sounding.model.state import growing_state
 from tests.conftest import make_network

@@ -62,6 +62,18 @@ def test_both_ways_to_send_a_key(locked: Live) -> None:
             assert post(locked.url + CHAT, json=ASK, headers=header).status_code == 200
 
 
+def test_an_empty_or_foreign_key_beside_a_good_one(locked: Live) -> None:
+    """Libraries send both headers where both are set."""
+    good = {"authorization": f"Bearer {KEY}"}
+    for other in ("", "placeholder"):
+        headers = good | {"x-api-key": other}
+        assert post(locked.url + CHAT, json=ASK, headers=headers).status_code == 200
+        headers = {"x-api-key": KEY, "authorization": f"Bearer {other}".strip()}
+        assert post(locked.url + CHAT, json=ASK, headers=headers).status_code == 200
+    headers = {"x-api-key": "", "authorization": "Bearer"}
+    assert post(locked.url + CHAT, json=ASK, headers=headers).status_code == 401
+
+
 def test_without_a_key_nothing_is_told(locked: Live) -> None:
     begun = len(engine(locked).requests)
     for path in (CHAT, "/v1/messages", "/infill", "/api/generate"):
@@ -149,7 +161,10 @@ def test_a_name_that_is_not_ours() -> None:
         assert get(server.url + "/status").status_code == 200
         header = {"host": f"evil.example:{server.port}"}
         assert get(server.url + "/status", headers=header).status_code == 403
-        for broken in ({"host": "["}, {"origin": "http://["}, {"host": ""}):
+        for ours in ("127.0.0.1", f"LOCALHOST:{server.port}", "localhost:"):
+            assert get(server.url + "/status", headers={"host": ours}).status_code == 200
+        hosts = ("[", "", "evil@127.0.0.1", "evil:pw@localhost", "[::1]evil", "127.0.0.1/x", "[::1")
+        for broken in (*({"host": host} for host in hosts), {"origin": "http://["}):
             assert get(server.url + "/status", headers=broken).status_code == 403
 
 

@@ -9,6 +9,7 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel
 
+from sounding.server.stopping import ContentRule
 from tests.server.live import Live, live
 from tests.server.scripted import ScriptedEngine
 
@@ -122,7 +123,8 @@ def test_sampling_reaches_the_engine(client: OpenAI, server: Live) -> None:
     chat(client, temperature=0.3, top_p=0.8, seed=7, max_tokens=50, stop="xyz")
     request = engine(server).requests[-1]
     assert (request.params.temperature, request.params.top_p, request.params.seed) == (0.3, 0.8, 7)
-    assert (request.max_tokens, tuple(request.stop)) == (50, ("xyz",))
+    assert isinstance(request.answer, ContentRule)
+    assert (request.max_tokens, request.answer.stops) == (50, ("xyz",))
     chat(client)
     request, other = engine(server).requests[-1], engine(server).requests[-2]
     assert request.params.temperature == 1.0
