@@ -199,7 +199,6 @@ class Service:
         return len(self._generated) / _RATE_SECONDS
 
     def close(self) -> None:
-        self.threads.close()
         if self.trace is not None:
             self.trace.close()
 
