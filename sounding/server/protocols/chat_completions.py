@@ -5,9 +5,9 @@ message, the cache's hits in `usage`.
 """
 
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -31,6 +31,7 @@ from sounding.server.protocols.fields import (
     UNSUPPORTED_SAMPLING,
     Effort,
     StreamOptions,
+    arguments_of,
     check_choice,
     stop_strings,
 )
@@ -62,8 +63,8 @@ class TextPart(Wire):
 
 class CalledFunction(Wire):
     name: str
-    arguments: str = "{}"
-    """JSON."""
+    arguments: Annotated[str, AfterValidator(arguments_of)] = "{}"
+    """JSON; blank or null is `{}`."""
 
 
 class ToolCall(Wire):

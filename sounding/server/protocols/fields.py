@@ -58,6 +58,12 @@ def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
     return stops
 
 
+def arguments_of(text: str | None) -> str:
+    """A call's arguments as clients send them back: blank ones and null are those of a call that
+    takes none, as some clients add them up from a stream."""
+    return "{}" if text is None or text.strip() in ("", "null") else text
+
+
 def check_choice(
     word: Choice, names: tuple[str, ...] | None, tools: list[Message]
 ) -> tuple[Choice, tuple[str, ...] | None]:
