@@ -40,6 +40,8 @@ METADATA: dict[str, str] = {
     "cache_prompt": "prefixes are always cached",
     "id_slot": "every slot finds every prefix",
     "samplers": "the parameters say which run; their order is fixed",
+    "response_fields": "the protocol has its own; /infill sends those that are asked for",
+    "timings_per_token": "times are in the trace",
 }
 
 
@@ -62,6 +64,11 @@ def arguments_of(text: str | None) -> str:
     """A call's arguments as clients send them back: blank ones and null are those of a call that
     takes none, as some clients add them up from a stream."""
     return "{}" if text is None or text.strip() in ("", "null") else text
+
+
+def most_tokens(*asked: int | None) -> int | None:
+    """The least of the limits that are given; -1 is none."""
+    return min((most for most in asked if most is not None and most >= 0), default=None)
 
 
 def check_choice(

@@ -43,6 +43,7 @@ class InfillRequest(Wire):
         "cache_prompt": "prefixes are always cached",
         "id_slot": "every slot finds every prefix",
         "n_indent": "the cursor's own line says how deep its block is",
+        "n_cmpl": "there is one answer; at temperature 0 the others would be the same",
         "n_keep": "the prompt is cut at its far ends",
         "samplers": "the parameters say which run; their order is fixed",
         "timings_per_token": "timings come with the end",

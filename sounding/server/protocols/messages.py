@@ -124,7 +124,8 @@ class CountTokensRequest(Wire):
         "speed": Refused("there is one speed", ("standard",)),
     }
 
-    model: str
+    model: str | None = None
+    """The one that is served where it is empty or absent."""
     messages: Annotated[list[MessageParam], AfterValidator(asked_in_text)] = Field(min_length=1)
     system: str | list[TextBlock] | None = None
     tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)

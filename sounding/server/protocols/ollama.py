@@ -29,7 +29,7 @@ from sounding.server.http.streaming import Answer, Endpoint, Frames, to_json, wh
 from sounding.server.http.wire import Json, Refused, Wire, fault
 from sounding.server.protocols.answering import Answering, answer
 from sounding.server.protocols.fields import ONLY_TEXT, stop_strings
-from sounding.server.protocols.filling import Filling, Plain, fill_in
+from sounding.server.protocols.filling import Filling, Plain, fill_in, marked_gap
 from sounding.server.reply import Answered, Piece
 from sounding.server.service import Service, owner_of
 from sounding.text import ContentDelta, ReasoningDelta
@@ -84,7 +84,8 @@ class GenerateRequest(Wire):
         "top_logprobs": Refused("probabilities are told in /v1/completions", (0,)),
     }
 
-    model: str
+    model: str | None = None
+    """The one that is served where it is empty or absent."""
     prompt: str = ""
     suffix: str | None = None
     """The text after the cursor: what is between the prompt and it is written."""
@@ -92,7 +93,8 @@ class GenerateRequest(Wire):
     stream: bool | None = None
     """True if not given."""
     raw: bool | None = None
-    """Go on with the prompt as it is; names of special tokens in it are those tokens."""
+    """Go on with the prompt as it is; names of special tokens in it are those tokens. A prompt that
+    the FIM tokens make a gap is filled in, in the order that the model learned."""
     format: Literal["", "json"] | dict[str, Any] | None = None
     """`json` for any object, or the JSON schema of the answer."""
     think: bool | Literal["low", "medium", "high", "max"] | None = None
@@ -143,6 +145,8 @@ class Generate:
 
     async def _begin(self, asked: GenerateRequest, owner: str) -> "_Asked | _Continued":
         options = asked.options or Options()
+        gap = Gap(asked.prompt, asked.suffix) if asked.suffix else None
+        marked = marked_gap(asked.prompt) if asked.raw and gap is None else None
         wanted = options.num_predict if options.num_predict is not None else -1
         sampling = Sampling(
             params=sampling_params(
@@ -151,12 +155,13 @@ class Generate:
                 top_k=options.top_k,
                 min_p=options.min_p,
                 seed=options.seed,
+                default_temperature=1.0 if marked is None else 0.0,
             ),
             max_tokens=wanted if wanted >= 0 else None,
             stop=stop_strings(options.stop),
         )
         if asked.continues:
-            return await self._continue(asked, sampling)
+            return await self._continue(asked.prompt, gap or marked, sampling)
         chat = self._chat(asked)
         return _Asked(await answer(self._service, ROUTE, owner, chat, sampling))
 
@@ -174,11 +179,11 @@ class Generate:
             effort=EFFORTS[think] if isinstance(think, str) else "high",
         )
 
-    async def _continue(self, asked: GenerateRequest, sampling: Sampling) -> "_Continued":
+    async def _continue(self, prompt: str, gap: Gap | None, sampling: Sampling) -> "_Continued":
         service = self._service
         context, limit = service.engine.context_tokens, service.settings.max_seconds
         source: Filling | Plain
-        if asked.suffix:
+        if gap is not None:
             most = sampling.max_tokens
             sampling = Sampling(
                 params=sampling.params,
@@ -187,7 +192,7 @@ class Generate:
             )
             source = await fill_in(
                 service,
-                Gap(asked.prompt, asked.suffix),
+                gap,
                 None,
                 max_tokens=sampling.max_tokens or 0,
                 context_tokens=context,
@@ -197,7 +202,7 @@ class Generate:
             request = source.request(sampling, limit)
         else:
             source = Plain(service.tokenizer.eos_id)
-            ids = await service.threads.run(partial(service.raw_prompt, asked.prompt))
+            ids = await service.threads.run(partial(service.raw_prompt, prompt))
             request = GenerationRequest(
                 prompt=ids,
                 params=sampling.params,

@@ -98,7 +98,8 @@ class ResponseRequest(Wire):
         "moderation": Refused("nothing is moderated"),
     }
 
-    model: str
+    model: str | None = None
+    """The one that is served where it is empty or absent."""
     input: str | list[Item]
     instructions: str | None = None
     stream: bool | None = None
