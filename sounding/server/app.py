@@ -19,6 +19,8 @@ from sounding.server.protocols import (
     infill,
     messages,
     ollama,
+    ollama_chat,
+    ollama_model,
     responses,
 )
 from sounding.server.service import Service
@@ -55,7 +57,18 @@ OPERATIONS = [
         stream="application/x-ndjson",
     ),
     Operation(
-        ollama.SHOW_ROUTE, ollama.ShowRequest, "Describe the model.", ollama_error, stream=None
+        ollama_chat.ROUTE,
+        ollama_chat.ChatRequest,
+        "Answer a conversation (Ollama).",
+        ollama_error,
+        stream="application/x-ndjson",
+    ),
+    Operation(
+        ollama_model.SHOW_ROUTE,
+        ollama_model.ShowRequest,
+        "Describe the model.",
+        ollama_error,
+        stream=None,
     ),
 ]
 
@@ -81,9 +94,10 @@ def application(service: Service) -> ASGIApp:
         messages.COUNT_ROUTE: messages.CountTokens(service),
         infill.ROUTE: infill.Infill(service),
         ollama.ROUTE: ollama.Generate(service),
-        ollama.SHOW_ROUTE: ollama.Show(service),
+        ollama_chat.ROUTE: ollama_chat.Chat(service),
+        ollama_model.SHOW_ROUTE: ollama_model.Show(service),
     }
-    gets = status.endpoints(service) | ollama.listings(service)
+    gets = status.endpoints(service) | ollama_model.listings(service)
     described = document(OPERATIONS, [path.replace(":path", "") for path in gets])
 
     async def openapi(request: Request) -> Response:
