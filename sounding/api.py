@@ -17,7 +17,7 @@ from sounding.completion.completer import Completer
 from sounding.completion.endings import Gap
 from sounding.completion.prompt import Settings
 from sounding.engine.batch import Batch
-from sounding.engine.requests import Event, Finished, GenerationRequest
+from sounding.engine.requests import EngineFault, Event, Finished, GenerationRequest
 from sounding.engine.sampling import SamplingParams
 from sounding.loading import LoadedModel, open_model
 from sounding.text import encode, parse
@@ -126,7 +126,7 @@ class Model:
         Temperature 0 takes the likeliest token. Raises ValueError for a prompt that does not fit
         into the context.
         """
-        ids = self._opened.tokenizer.encode(prompt)
+        ids = self._ids(prompt)
         params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
         return _collected(self._events(ids, params, max_tokens, stop))
 
@@ -144,7 +144,7 @@ class Model:
 
         Closing the iterator cancels the rest.
         """
-        ids = self._opened.tokenizer.encode(prompt)
+        ids = self._ids(prompt)
         params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
         for event in self._events(ids, params, max_tokens, stop):
             if event.text:
@@ -166,8 +166,8 @@ class Model:
         Raises ValueError naming the message that cannot be encoded.
         """
         mode = "thinking" if thinking else "chat"
-        prompt = encode(_with_tools(messages, tools), mode)
-        ids = self._opened.tokenizer.encode(prompt)
+        prompt = encode(_with_tools(messages, tools), mode, always_answer=True)
+        ids = self._ids(prompt)
         params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
         answer = _collected(self._events(ids, params, max_tokens, ()))
         ended = EOS if answer.finish_reason == "stop" else ""
@@ -205,6 +205,9 @@ class Model:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _ids(self, prompt: str) -> list[int]:
+        return self._opened.tokenizer.encode(prompt, most_tokens=self._engine().context_tokens)
+
     def _engine(self) -> "Engine":
         with self._lock:
             if self._running is None:
@@ -214,14 +217,14 @@ class Model:
     def _events(
         self, prompt: Sequence[int], params: SamplingParams, max_tokens: int, stop: Sequence[str]
     ) -> Iterator[Event]:
-        """The events of one request. Raises RuntimeError where the engine fails."""
+        """The events of one request. Raises EngineFault where the engine fails."""
         stream = self._engine().submit(
             GenerationRequest(prompt=prompt, params=params, max_tokens=max_tokens, stop=stop)
         )
         try:
             for event in stream:
                 if isinstance(event, Finished) and event.error is not None:
-                    raise RuntimeError(f"the model could not go on: {event.error}")
+                    raise EngineFault(f"the model could not go on: {event.error}")
                 yield event
         finally:
             stream.cancel()  # the caller may have stopped reading

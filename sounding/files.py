@@ -1,30 +1,37 @@
-"""Writing files that are whole or not there, and that stay; reading lines of JSON."""
+"""Writing files that are whole or not there, and that stay; reading JSON that may be damaged."""
 
+import contextlib
 import gzip
 import json
 import os
-import tempfile
+import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+_SUFFIX_BYTES = 4
 
-def write_file(path: Path, data: bytes) -> None:
+
+def write_file(path: Path, data: bytes, *, folder: int | None = None) -> None:
     """Write a file so that readers see the old content or the new, never a part.
 
-    The data goes to a temporary file beside it, reaches the disk, and takes over the name.
+    The data goes to a temporary file beside it (`.NAME.` and eight hexadecimal digits), reaches the
+    disk, and takes over the name. `folder` is the descriptor of the folder that `path` is relative
+    to, where links in the way to it must not be followed.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(_SUFFIX_BYTES)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o666, dir_fd=folder)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        os.replace(temporary, path, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=folder)
         raise
 
 
@@ -35,12 +42,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -79,3 +80,40 @@ def _read_bytes(path: Path) -> bytes:
         if data.startswith(mark):
             raise ValueError(f"{path} is {name}; give lines of JSON in UTF-8, plain or gzipped")
     return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def file_facts(paths: Iterable[Path]) -> str:
+    """What tells whether files are still the same: size, times of change, inode.
+
+    To be asked before they are read: what changes afterwards then has other facts. The time of the
+    last change of the inode is among them because no program can set it.
+    """
+    found = []
+    for path in sorted(paths):
+        facts = path.stat()
+        times = (facts.st_mtime_ns, facts.st_ctime_ns)
+        found.append((path.name, facts.st_size, times, facts.st_ino, facts.st_dev))
+    return repr(found)
+
+
+def parse_json(text: bytes, where: str) -> dict[str, Any]:
+    """A JSON object from untrusted bytes; raises ValueError for anything else or repeated keys."""
+    repeated: list[str] = []
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                repeated.append(key)
+            found[key] = value
+        return found
+
+    try:
+        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=no_duplicates)
+    except (ValueError, RecursionError) as error:  # also a number of too many digits
+        raise ValueError(f"{where} is not readable JSON ({error}); download it again") from error
+    if repeated:
+        raise ValueError(f"{where} names {repeated[0]!r:.80} twice; the file is damaged")
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{where} must be a JSON object, not {type(parsed).__name__}")
+    return parsed

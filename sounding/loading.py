@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sounding.files import file_facts
 from sounding.presets import PRESETS
 from sounding.runtime import keep_what_is_loaded, prepare_process
 
@@ -53,7 +54,8 @@ def _shipped() -> Path:
         raise ValueError(
             f"no model was named, and none is shipped in {SHIPPED}: give the folder of a "
             "checkpoint (--model); or make one with `data build`, `data vocabulary`, `data "
-            "tokenize` and `train nano`, and put it there with `scripts/ship runs/nano`"
+            "tokenize` and `train nano`, and put it there with `scripts/ship runs/nano "
+            f"{SHIPPED}`"
         )
     return SHIPPED
 
@@ -133,12 +135,25 @@ def _load_network(name: str | Path | None, *, simulate: bool, exact: bool) -> "T
 
 
 def load_tokenizer(folder: Path) -> "Tokenizer":
-    """The tokenizer beside a model's weights. Raises ValueError where there is none."""
+    """The tokenizer beside a model's weights.
+
+    Raises ValueError where there is none, and for one of another model.
+    """
+    from sounding.text.markup import EOS
     from sounding.text.tokenizer import Tokenizer
 
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder} has no tokenizer.json, without which no text can be read")
-    return Tokenizer.from_file(folder)
+    prepare_process()
+    config = open_checkpoint(folder).config
+    tokenizer = Tokenizer.from_file(folder, config.vocab_size)
+    ends = tokenizer.named.get(EOS, config.eos_token_id)
+    if config.eos_token_id not in (None, ends):
+        raise ValueError(
+            f"the tokenizer in {folder} ends texts with token {ends}, the model with "
+            f"{config.eos_token_id}: they do not belong together"
+        )
+    return tokenizer
 
 
 @dataclass
@@ -148,13 +163,19 @@ class LoadedModel:
     folder: Path
     network: "Transformer"
     tokenizer: "Tokenizer"
+    files: str = ""
+    """Facts of the files of its weights, from before they were read (see `file_facts`)."""
     _engines: "list[Engine]" = field(default_factory=list)
 
     def engine(
         self, prefix_store: Path | None = None, store_bytes: int | None = None, **settings: Any
     ) -> "Engine":
         """An engine that runs it until `close`; `settings` are those of `EngineSettings`."""
-        engine = start_engine(self.network, self.tokenizer, prefix_store, store_bytes, **settings)
+        engine = start_engine(
+            *(self.network, self.tokenizer, prefix_store, store_bytes),
+            files=self.files,
+            **settings,
+        )
         self._engines.append(engine)
         return engine
 
@@ -176,13 +197,8 @@ def open_model(name: str | Path | None = None) -> LoadedModel:
     """Load network and tokenizer of a model. Raises ValueError saying what is missing or wrong."""
     folder = find_model(name)
     tokenizer = load_tokenizer(folder)  # first: it is quick, and its errors need no weights
-    network = load_network(folder)
-    if tokenizer.num_tokens > network.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer in {folder} has {tokenizer.num_tokens} tokens, the model only "
-            f"{network.config.vocab_size}: they do not belong together"
-        )
-    return LoadedModel(folder, network, tokenizer)
+    files = file_facts(folder.glob("*.safetensors"))
+    return LoadedModel(folder, load_network(folder), tokenizer, files)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -194,22 +210,28 @@ def start_engine(
     tokenizer: "Tokenizer | None",
     prefix_store: Path | None = None,
     store_bytes: int | None = None,
+    *,
+    files: str = "",
     **settings: Any,
 ) -> "Engine":
     """An engine for a network, closed at the latest when the process ends.
 
-    `prefix_store` is the folder where prefixes are kept on disk, within `store_bytes`.
+    `prefix_store` is the folder where prefixes are kept on disk, within `store_bytes`; `files` are
+    facts of the files the weights were read from, as `file_facts` gives them. Raises ValueError for
+    a folder that is no store.
     """
     from sounding.engine.engine import Engine
     from sounding.engine.exact import splits_are_exact
     from sounding.engine.prefix.store import PrefixStore, state_identity
+    from sounding.engine.prefix.weights_digest import weights_digest
     from sounding.engine.settings import EngineSettings
 
     options = EngineSettings(exact_splits=splits_are_exact(network), **settings)
     store = None
     if prefix_store is not None:
         limit = {} if store_bytes is None else {"limit_bytes": store_bytes}
-        store = PrefixStore(prefix_store, state_identity(network, options), **limit)
+        weights = weights_digest(network, files, prefix_store)
+        store = PrefixStore(prefix_store, state_identity(network, options, weights), **limit)
     engine = Engine(network, tokenizer, options, store=store)
     # A thread that still runs native code while the interpreter ends would abort the process.
     atexit.register(engine.close)

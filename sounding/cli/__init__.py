@@ -8,6 +8,8 @@ import sys
 
 import click
 
+from sounding.engine.faults import EngineFault
+
 # name: (module under sounding.cli, one-line help). The help is repeated here so that
 # `sounding --help` imports none of the modules; a test keeps it equal to the command's own.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -62,7 +64,8 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; a user's mistake becomes one line on stderr and exit code 1."""
+    """Run the command line; a user's mistake and an engine's fault become one line on
+    stderr and exit code 1."""
     try:
         cli(prog_name="sounding", standalone_mode=False)
     except click.ClickException as error:
@@ -73,6 +76,6 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EngineFault) as error:
         click.echo(f"sounding: {error}", err=True)
         sys.exit(1)

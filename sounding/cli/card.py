@@ -51,6 +51,7 @@ class Facts(NamedTuple):
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write.  [default: README.md in the model's folder]",
 )
+@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 def card(
     folder: Path,
     results: tuple[Path, ...],
@@ -58,6 +59,7 @@ def card(
     model: str | None,
     notes: tuple[str, ...],
     out: Path | None,
+    overwrite: bool,
 ) -> None:
     """Write the model card of a trained model from the files of its making.
 
@@ -75,6 +77,9 @@ def card(
     if not (folder / RUN_NAME).is_file():
         raise ValueError(f"{folder} has no {RUN_NAME}; give the folder of a run")
     path = find_model(model)
+    written = out or path / "README.md"
+    if written.exists() and not overwrite:
+        raise ValueError(f"{written} exists; --overwrite replaces it, --out names another file")
     run = parse_run(json.loads((folder / RUN_NAME).read_text(encoding="utf-8")))
     step, tokens = _moment(path)
     mark = fingerprint(path)
@@ -90,7 +95,6 @@ def card(
         results=found,
         notes=notes,
     )
-    written = out or path / "README.md"
     write_file(written, card_text(facts).encode())
     click.echo(f"wrote {written}", err=True)
 

@@ -14,6 +14,7 @@ import click
 
 from sounding.cli.completion import open_model
 from sounding.cli.transcript import EFFORTS, Conversation, Effort, Write
+from sounding.engine.faults import EngineFault
 from sounding.loading import LoadedModel
 
 if TYPE_CHECKING:
@@ -98,19 +99,22 @@ def writer(opened: LoadedModel, params: "SamplingParams", max_tokens: int) -> Wr
 
     from sounding.engine.requests import Finished, GenerationRequest
     from sounding.text.markup import EOS
+    from sounding.text.tokenizer import TooManyTokens
 
     engine = opened.engine(width=1)
     answers = 0
 
     def write(prompt: str) -> Iterator[str]:
         nonlocal answers
-        ids = opened.tokenizer.encode(prompt)
-        budget = min(max_tokens, engine.context_tokens - len(ids))
-        if budget < 1:
+        try:
+            ids = opened.tokenizer.encode(prompt, most_tokens=engine.context_tokens - 1)
+        except TooManyTokens as error:
+            about = "" if error.exact else "at least "
             raise ValueError(
-                f"the conversation has {len(ids)} tokens, and no more fit into the model's "
-                f"{engine.context_tokens}; /clear begins anew"
-            )
+                f"the conversation has {about}{error.num_tokens} tokens, and no more fit into the "
+                f"model's {engine.context_tokens}; /clear begins anew"
+            ) from None
+        budget = min(max_tokens, engine.context_tokens - len(ids))
         how = dataclasses.replace(params, seed=(params.seed + answers) % 2**63)
         answers += 1
         stream = engine.submit(GenerationRequest(prompt=ids, params=how, max_tokens=budget))
@@ -118,7 +122,7 @@ def writer(opened: LoadedModel, params: "SamplingParams", max_tokens: int) -> Wr
             for event in stream:
                 yield event.text
                 if isinstance(event, Finished) and event.error is not None:
-                    raise ValueError(f"the model could not go on: {event.error}")
+                    raise EngineFault(f"the model could not go on: {event.error}")
                 if isinstance(event, Finished) and event.reason == "stop":
                     yield EOS
         finally:
@@ -183,7 +187,7 @@ def talk(conversation: Conversation, history: Path) -> None:
         except KeyboardInterrupt:
             click.echo()
             _note("stopped; Ctrl-D leaves")
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EngineFault) as error:
             click.secho(f"{error}", err=True, fg="red")
 
 

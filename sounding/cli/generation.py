@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from sounding.engine.requests import Event
 
+
 # --------------------------------------------------------------------------------------------------
 # logits
 
@@ -163,7 +164,7 @@ def generate(
       sounding generate --prompt 'def fibonacci(n):' --stop $'\\n\\n'
       sounding generate MODEL --tokens 0,17,4 --max-tokens 8
     """
-    from sounding.engine.requests import Finished, GenerationRequest
+    from sounding.engine.requests import EngineFault, Finished, GenerationRequest
     from sounding.engine.sampling import SamplingParams
     from sounding.loading import find_model, load_network, start_engine
 
@@ -194,7 +195,7 @@ def generate(
     for event in stream:
         click.echo(dialect.render(event), nl=False)
         if isinstance(event, Finished) and event.reason == "error":
-            raise RuntimeError(event.error)
+            raise EngineFault(event.error)
     click.echo()
 
 
@@ -223,11 +224,11 @@ class _Text:
     """A prompt and an answer as text, through the tokenizer beside the weights."""
 
     def __init__(self, folder: Path, text: str) -> None:
-        from sounding.text.tokenizer import Tokenizer
+        from sounding.loading import load_tokenizer
 
         if not (folder / "tokenizer.json").is_file():
             raise ValueError(f"{folder} has no tokenizer.json; give token ids with --tokens")
-        self.tokenizer = Tokenizer.from_file(folder)
+        self.tokenizer = load_tokenizer(folder)
         self.prompt = self.tokenizer.encode(text)
 
     def render(self, event: "Event") -> str:

@@ -68,7 +68,8 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 @click.option(
     "--prefix-store",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder that keeps what was read of long prompts, over restarts.",
+    help="Keep what was read of long prompts over restarts, in this folder: a new or empty one, or "
+    "that of an earlier run.",
 )
 @click.option(
     "--prefix-store-gib",
@@ -179,7 +180,7 @@ def serve(
     \b
     Examples:
       sounding serve
-      sounding serve MODEL --name deepseek-v4 --prefix-store ~/.cache/sounding
+      sounding serve MODEL --name deepseek-v4 --prefix-store ~/.cache/sounding/prefixes
       sounding serve MODEL --host 0.0.0.0 --api-keys keys.txt
 
     Ctrl-C or SIGTERM lets running answers end within the grace; a second one does not wait. What

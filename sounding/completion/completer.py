@@ -64,6 +64,8 @@ class Fill(NamedTuple):
     """What of the text around the cursor was looked at."""
     truncated: bool
     """Whether the prompt leaves out some of the text around the cursor."""
+    blank: bool
+    """Whether the prompt shows no text at all, so that there is nothing to complete."""
 
 
 class Completer:
@@ -158,10 +160,12 @@ class Completer:
         The first is made as `params` say; the others are sampled, each with its own seed. Of those
         in `python`, lines after which the source cannot be correct are cut off, and answers that
         keep it correct come first. Where none of those asked for can be correct, a few more are
-        tried.
+        tried. In a blank file without other files there is nothing to complete.
         """
         gap = _near(gap, settings)
         context = self._prompts.context(gap, files, settings)
+        if _blank(gap, context):
+            return []
         ids, healing = self._prompts.make(gap, settings, context)
         how = [params, *_sampled(params, alternatives - 1)]
         copies = _copies(gap, kind, settings)
@@ -229,7 +233,8 @@ class Completer:
         )
         whole = len(context.encode()) + num_bytes - len(rest)
         shown = self._prompts.count_text_bytes(ids)
-        return Fill(ids, answer, reader, rest.decode(), gap, shown < whole)
+        blank = _blank(gap, context)
+        return Fill(ids, answer, reader, rest.decode(), gap, shown < whole, blank)
 
     def count(self, gap: Gap, most_tokens: int | None = None) -> int:
         """Tokens of a prompt with all the text around the cursor.
@@ -322,6 +327,10 @@ def _up_to_own(ranked: Sequence[_One]) -> tuple[list[_One], list[_One]]:
     """What is at least as likely as the network's own line, which comes last; and the rest."""
     own = next(number for number, one in enumerate(ranked) if one.written)
     return list(ranked[: own + 1]), list(ranked[own + 1 :])
+
+
+def _blank(gap: Gap, context: str) -> bool:
+    return not (context + gap.prefix + gap.suffix).strip()
 
 
 def _copies(gap: Gap, kind: Kind | None, settings: Settings) -> Copies | None:

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 from sounding.engine.engine import Engine
 from sounding.engine.requests import (
     Answer,
+    EngineFault,
     Finished,
     GenerationRequest,
     Overloaded,
@@ -59,7 +60,7 @@ class Batch:
 
     def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, bool]]:
         """See `Generate`. Raises ValueError for a request the engine cannot answer, before any is
-        begun, and RuntimeError where one fails."""
+        begun, and EngineFault where one fails."""
         asked = [self._message(request) for request in requests]
         for message in asked:
             self._engine.check(message)
@@ -89,7 +90,7 @@ class Batch:
             if not isinstance(event, Finished):
                 yield index, False
             elif event.reason in ("error", "cancelled"):
-                raise RuntimeError(f"continuing prompt {index} failed: {event.error or 'closed'}")
+                raise EngineFault(f"continuing prompt {index} failed: {event.error or 'closed'}")
             else:
                 yield index, True
 
@@ -100,5 +101,6 @@ class Batch:
             max_tokens=request.max_tokens,
             answer=request.answer,
             priority=self._priority,
+            markup=False,
             guard_repetition=False,
         )

@@ -24,6 +24,7 @@ from sounding.engine.settings import EngineSettings
 from sounding.engine.stream import EventStream
 from sounding.model.transformer import Transformer
 from sounding.runtime import give_back_free_memory
+from sounding.text.markup import EOS
 from sounding.text.tokenizer import Tokenizer
 
 _TIDY_SECONDS = 2.0  # without anything to do, before memory is tidied up
@@ -51,12 +52,14 @@ class Engine:
     ) -> None:
         """Starts the thread; `close` ends it, and closes the store.
 
-        Without a tokenizer there is no text: stop strings and grammars are refused. Stop tokens are
-        by default the end of sentence of the config.
+        Without a tokenizer there is no text: stop strings and grammars are refused, and any token
+        may be chosen. Stop tokens are by default the end of sentence of the config.
         """
         self._model, self._tokenizer = model, tokenizer
         self._settings = settings = settings or EngineSettings()
         eos = model.config.eos_token_id
+        if eos is None and tokenizer is not None:
+            eos = tokenizer.named.get(EOS)
         default = () if eos is None else (eos,)
         self._stop_tokens = frozenset(default if stop_tokens is None else stop_tokens)
         self._constraints = None
@@ -133,6 +136,7 @@ class Engine:
                 tokenizer=self._tokenizer,
                 constraint=constraint,
                 stop_tokens=self._stop_tokens,
+                barred_tokens=self._barred_tokens(request),
                 repetition_tokens=self._settings.repetition_tokens,
             )
             self._submitted = serial
@@ -175,6 +179,11 @@ class Engine:
         self._thread.join()
         if self._runner.store is not None:
             self._runner.store.close()
+
+    def _barred_tokens(self, request: GenerationRequest) -> Collection[int]:
+        if self._tokenizer is None:
+            return ()
+        return self._tokenizer.structural if request.markup else self._tokenizer.named.values()
 
     def _send(self, message: _Message) -> None:
         with self._changed:

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sounding.config import ModelConfig
+from sounding.engine.faults import DamagedModel
 from sounding.model.state import growing_state
 from sounding.model.transformer import Transformer
 
@@ -52,7 +53,8 @@ def split_logits(
     """Logits of every position, float32; splits[i] says how sequence i comes in pieces.
 
     Step k is one ragged chunk of the k-th piece of every sequence that has one. `progress` is
-    told the tokens done in each step.
+    told the tokens done in each step. Raises ValueError for ids outside of the vocabulary,
+    `DamagedModel` for logits that are not finite.
     """
     require_tokens(tokens, model.config.vocab_size)
     states = [growing_state(model.config) for _ in tokens]
@@ -66,6 +68,8 @@ def split_logits(
         output = model(chunk, sizes, [states[index] for index in active])
         rows = model.logits(model.hidden(output.streams)).float().split(sizes)
         for index, span, row in zip(active, spans, rows, strict=True):
+            if not row.isfinite().all():
+                raise DamagedModel(f"of sequence {index} behind token {span.start}")
             logits[index, span] = row
         progress(sum(sizes))
     return logits

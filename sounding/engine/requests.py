@@ -9,7 +9,26 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from sounding.engine.faults import DamagedModel, EngineFault
 from sounding.engine.sampling import SamplingParams
+
+__all__ = [
+    "Answer",
+    "DamagedModel",
+    "EngineFault",
+    "EngineLike",
+    "EngineStats",
+    "Event",
+    "FinishReason",
+    "Finished",
+    "GenerationRequest",
+    "Grammar",
+    "Overloaded",
+    "Priority",
+    "Stream",
+    "TokenEvent",
+    "Usage",
+]
 
 FinishReason = Literal[
     "stop",  # the model's own end, or a stop string
@@ -69,6 +88,9 @@ class GenerationRequest:
     """A rule over tokens in process, such as where a completion of code ends."""
     priority: Priority = Priority.CHAT
     speculate: bool = True
+    markup: bool = True
+    """Whether the answer may hold the tokens of thoughts and tool calls, as those of conversations
+    do. Tokens that structure a prompt are never part of an answer."""
     guard_repetition: bool = True
     """End an answer that goes round in circles."""
 
@@ -110,6 +132,7 @@ class Finished:
     stop: str | None = None
     """The stop string that was found."""
     error: str | None = None
+    """Why, where the reason is "error"; that of a `DamagedModel` among others."""
     usage: Usage = field(default_factory=Usage)
 
 

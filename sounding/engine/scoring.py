@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sounding.engine.faults import DamagedModel
 from sounding.engine.generate import require_tokens
 from sounding.model.transformer import Transformer
 
@@ -16,7 +17,8 @@ def token_logprobs(model: Transformer, sequences: Sequence[Sequence[int]]) -> li
     """Natural logarithm of the probability of each token after the first, given those before it.
 
     All sequences are one ragged chunk, so their tokens together decide the memory it takes.
-    Raises ValueError for an empty sequence or a token outside of the vocabulary.
+    Raises ValueError for an empty sequence or a token outside of the vocabulary, `DamagedModel` for
+    weights that give none.
     """
     if not all(sequences):
         raise ValueError("a sequence has no tokens; give at least one")
@@ -34,6 +36,8 @@ def token_logprobs(model: Transformer, sequences: Sequence[Sequence[int]]) -> li
             )
         ]
     )
+    if not found.isfinite().all():
+        raise DamagedModel(f"of token {int((~found.isfinite()).nonzero()[0])}")
     return [row[:-1].tolist() for row in found.cpu().split(lengths)]
 
 

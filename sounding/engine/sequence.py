@@ -5,6 +5,7 @@ goes on. The scheduler decides when it moves, the engine moves it.
 """
 
 import logging
+import math
 import time
 from collections.abc import Collection
 from dataclasses import replace
@@ -17,6 +18,8 @@ from sounding.engine.constrain import Constraint
 from sounding.engine.drafting.cost_model import Speculation
 from sounding.engine.repetition import RepetitionGuard
 from sounding.engine.requests import (
+    DamagedModel,
+    EngineFault,
     Finished,
     FinishReason,
     GenerationRequest,
@@ -45,6 +48,7 @@ class Generation:
         tokenizer: Tokenizer | None,
         constraint: Constraint | None,
         stop_tokens: Collection[int],
+        barred_tokens: Collection[int],
         repetition_tokens: int,
     ) -> None:
         self.request, self.stream = request, stream
@@ -72,6 +76,7 @@ class Generation:
         self.error: str | None = None
         self._constraint = constraint
         self._stop_tokens = frozenset(stop_tokens)
+        self._barred_tokens = frozenset(barred_tokens) - self._stop_tokens
         self._generator = torch.Generator().manual_seed(request.params.seed)
         self._text = None if tokenizer is None else tokenizer.stream()
         self._stops = StopStrings(request.stop)
@@ -136,6 +141,10 @@ class Generation:
         """
         try:
             return self._choose(logits)
+        except EngineFault as fault:
+            _log.error("request %s failed: %s", self.stream.request_id, fault)
+            self.finished, self.error = "error", str(fault)
+            return None
         except Exception as error:
             _log.exception("request %s failed", self.stream.request_id)
             self.finished, self.error = "error", str(error)
@@ -189,14 +198,31 @@ class Generation:
     # ----------------------------------------------------------------------------------------------
 
     def _choose(self, logits: Float[Tensor, " v"]) -> int | None:
-        token = sample(self._allowed(logits), self.request.params, self._generator)
-        if token in self._stop_tokens:
+        if not math.isfinite(float(logits.sum())) and not logits.isfinite().all():
+            raise DamagedModel(f"behind token {len(self.tokens)}")
+        token = self._sample(self._allowed(logits))
+        if token is None or token in self._stop_tokens:
             self.finished = "stop"
             return None
         self.tokens.append(token)
         self._tell(token, logits)
         self._decide(token, logits)
         return token
+
+    def _sample(self, logits: Float[Tensor, " v"]) -> int | None:
+        """A token that may be part of an answer; None if there is none.
+
+        Another is drawn in place of one that may not, which comes to the same as taking those out
+        before and costs nothing as long as a network behaves.
+        """
+        token = sample(logits, self.request.params, self._generator)
+        if token not in self._barred_tokens:
+            return token
+        logits = logits.clone()
+        logits[[other for other in self._barred_tokens if other < len(logits)]] = float("-inf")
+        if not logits.isfinite().any():
+            return None
+        return sample(logits, self.request.params, self._generator)
 
     def _allowed(self, logits: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
         """The logits, everything but the allowed tokens at -inf."""

@@ -9,7 +9,8 @@ case the program is never run.
 
 A jail is three processes: the first enters the namespaces, the second is process 1 of them (when it
 ends, the kernel ends all others in there), the third becomes the program, or one side of a trial
-(`answering.py`, `testing.py`). When the other side cuts the lifeline, the first ends them all.
+(`answer_process.py`, `test_process.py`). When the other side cuts the lifeline, the first ends them
+all.
 """
 
 import contextlib

@@ -26,7 +26,11 @@ ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTH
 BARE = ("-s", "-S", "-B", "-P")  # no site packages, no bytecode files, no folder of the program
 SETUP_SECONDS = 60.0  # for a busy machine to build the walls; not counted as the program's time
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-_INSIDE = ("wire", "answering", "testing")  # in the order in which they import each other
+_INSIDE = (
+    "typed_json",
+    "answer_process",
+    "test_process",
+)  # in the order in which they import each other
 
 
 class NoIsolation(OSError):

@@ -2,8 +2,8 @@
 
 The answer's process gets its program and, call by call, arguments; it sends values. The tests'
 process has the tests and what they expect; what comes from the answer is plain data there, made of
-exact builtin types (`wire.py`). Each has namespaces of its own and they share one socket, so an
-answer can neither read nor change, signal or replace what judges it, and the verdict goes to us
+exact builtin types (`typed_json.py`). Each has namespaces of its own and they share one socket, so
+an answer can neither read nor change, signal or replace what judges it, and the verdict goes to us
 over a pipe that it never had. What is left to an answer is to return values.
 """
 
@@ -76,8 +76,8 @@ def judge(trial: Trial, limits: Limits | None = None, *, isolate: bool = True) -
         stack.callback(os.close, verdict)
         start = functools.partial(_start, stack, limits, isolate)
         try:
-            answer = start("answering", answering, [null, null, ours.fileno()])
-            tests = start("testing", orders, [write, null, theirs.fileno()])
+            answer = start("answer_process", answering, [null, null, ours.fileno()])
+            tests = start("test_process", orders, [write, null, theirs.fileno()])
         finally:
             ours.close()
             theirs.close()

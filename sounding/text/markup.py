@@ -88,6 +88,9 @@ NAMED_TOKENS = (
 # Among them the only one the published file marks special.
 END_OF_QUERY = NAMED_TOKENS[-1]
 
+# What an answer consists of besides text: its end, thoughts, and calls of tools.
+IN_ANSWERS = (EOS, THINK, END_THINK, DSML, "<dsml:", "</dsml:")
+
 # Neither content nor reasoning may contain these: the parser could not tell text from structure.
 FORBIDDEN_IN_TEXT = (BOS, EOS, THINK, END_THINK, DSML)
 

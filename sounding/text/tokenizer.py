@@ -16,8 +16,17 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
-from sounding.files import write_file
-from sounding.text.markup import BOS, END_OF_QUERY, EOS, FIRST_TOKENS, NAMED_TOKENS, PAD
+from sounding.files import parse_json, write_file
+from sounding.text.markup import (
+    BOS,
+    END_OF_QUERY,
+    EOS,
+    FIRST_TOKENS,
+    IN_ANSWERS,
+    NAMED_TOKENS,
+    PAD,
+)
+from sounding.text.tokenizer_file import read_core
 
 # Each match stands alone, in this order: digits by threes, CJK runs, then everything else.
 _DIGITS = r"\p{N}{1,3}"
@@ -38,6 +47,8 @@ SUFFIX_FIRST = "fim_suffix_first"  # ours, in that file
 SMALLEST_VOCABULARY = len(FIRST_TOKENS) + 256 + len(NAMED_TOKENS)
 
 
+# Ids of a model without a token are fewer: more is no rounding up, but another vocabulary.
+MOST_PADDING = 1024
 _PAGE_CHARACTERS = 1 << 18  # of a text that may be too long, encoded at once
 
 
@@ -64,30 +75,35 @@ class Tokenizer:
         """Whether its model fills gaps whose suffix stands before the prefix."""
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+    def from_file(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> "Tokenizer":
         """Load a tokenizer.json, or the one in a checkpoint's folder; a tokenizer_config.json
         beside it may say in which order gaps are asked for.
 
-        Raises ValueError for a file of another kind, OSError for one that cannot be read.
+        `vocab_size` is that of the model it belongs to, where there is one. Raises ValueError for a
+        file of another kind or another model, OSError for one that cannot be read.
         """
         file = Path(path)
         if file.is_dir():
             file = file / "tokenizer.json"
         try:
-            tokenizer = cls.from_json(file.read_text(encoding="utf-8"))
+            tokenizer = cls.from_json(file.read_text(encoding="utf-8"), vocab_size)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
         tokenizer.suffix_first = _suffix_first(file.parent / CONFIG_NAME)
         return tokenizer
 
     @classmethod
-    def from_json(cls, text: str) -> "Tokenizer":
-        """Load the text of a tokenizer.json. Raises ValueError if it is none."""
-        try:
-            core = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises nothing more special
-            raise ValueError(f"not a tokenizer.json ({error})") from None
-        return cls(core)
+    def from_json(cls, text: str, vocab_size: int | None = None) -> "Tokenizer":
+        """Load the text of a tokenizer.json. Raises ValueError as `read_core` does, and for a
+        vocabulary that leaves more ids of the model unused than a table is padded by."""
+        core = read_core(text, vocab_size)
+        made = cls(core)
+        if vocab_size is not None and vocab_size - made.num_tokens >= MOST_PADDING:
+            raise ValueError(
+                f"it has {made.num_tokens:,} tokens and the model {vocab_size:,}: they do not "
+                "belong together; put the model's own tokenizer.json beside its weights"
+            )
+        return made
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write tokenizer.json, whole or not at all."""
@@ -171,6 +187,13 @@ class Tokenizer:
         return max(self._lengths)
 
     @cached_property
+    def structural(self) -> frozenset[int]:
+        """Tokens that structure a prompt or stand for none, and are never part of an answer."""
+        special = {i for i, token in self.core.get_added_tokens_decoder().items() if token.special}
+        known = {self.named[name] for name in (*FIRST_TOKENS, *NAMED_TOKENS) if name in self.named}
+        return frozenset(special | known) - {self.named.get(name) for name in IN_ANSWERS}
+
+    @cached_property
     def _lengths(self) -> list[int]:
         return [len(token) for token in self.token_bytes]
 
@@ -199,7 +222,7 @@ class Tokenizer:
         """Raise TooManyTokens for a text that cannot have so few, without encoding all of it: an
         encoding takes a hundred times the memory of its text."""
         num_bytes = len(text.encode())
-        if num_bytes > most_tokens * self.longest_token_bytes and not self._changes_text:
+        if num_bytes > most_tokens * self.longest_token_bytes:
             raise TooManyTokens(-(-num_bytes // self.longest_token_bytes), most_tokens, exact=False)
         if num_bytes <= max(most_tokens, _PAGE_CHARACTERS):
             return
@@ -211,25 +234,11 @@ class Tokenizer:
             if count > most_tokens:
                 raise TooManyTokens(count, most_tokens, exact=False)
 
-    @cached_property
-    def _changes_text(self) -> bool:
-        """Whether tokens may stand for more text than their own."""
-        layout = json.loads(self.core.to_str())
-        strips = any(token["lstrip"] or token["rstrip"] for token in layout["added_tokens"])
-        # The published file has a sequence of no normalizers.
-        return strips or bool(
-            (layout["normalizer"] or {"normalizers": []}).get("normalizers", True)
-        )
-
 
 def _suffix_first(path: Path) -> bool:
     if not path.is_file():
         return False
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    value = found.get(SUFFIX_FIRST, False) if isinstance(found, dict) else None
+    value = parse_json(path.read_bytes(), str(path)).get(SUFFIX_FIRST, False)
     if not isinstance(value, bool):
         raise ValueError(f"{path}: {SUFFIX_FIRST} = {value!r} must be true or false")
     return value

@@ -180,11 +180,18 @@ class Optimizers:
             for key, value in self._state_of(name)[param].items()
         }
 
+    @property
+    def state_bytes(self) -> int:
+        """What `state_tensors` takes once every parameter was updated, but for step counts."""
+        return sum((2 - is_matrix(name)) * param.nbytes for name, param in self._named.items())
+
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `state_tensors` gave.
+        """Take over what `state_tensors` gave, in place of all there is.
 
         Raises ValueError for the state of a parameter that this network does not train.
         """
+        for optimizer in (self.muon, self.adamw):
+            optimizer.state.clear()
         for full, value in tensors.items():
             name, _, key = full.rpartition(".")
             if name not in self._named:

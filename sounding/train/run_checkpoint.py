@@ -6,6 +6,7 @@ just its step and tokens: to be measured, not to go on from. A folder appears wh
 nothing in it can carry code.
 """
 
+import itertools
 import json
 import re
 import shutil
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sounding.config import ModelConfig
-from sounding.files import sync
+from sounding.files import parse_json, sync
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.layout import BF16, parameters
 from sounding.weights.shards import TORCH_DTYPES
@@ -108,6 +110,10 @@ def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
     sync(folder / _STATE)
 
 
+def _read_state(folder: Path) -> dict[str, Any]:
+    return parse_json((folder / _STATE).read_bytes(), str(folder / _STATE))
+
+
 def steps(root: Path) -> list[int]:
     """The steps saved under `root`, ascending."""
     if not root.is_dir():
@@ -117,13 +123,33 @@ def steps(root: Path) -> list[int]:
 
 
 def load(root: Path, step: int) -> Saved:
-    """Read a saved step."""
+    """Read a saved step. Raises ValueError or OSError naming the file that cannot be read."""
     folder = root / f"step-{step:08d}"
-    return Saved(
-        read_state(Checkpoint(folder / MODEL_NAME)),
-        safetensors.torch.load_file(folder / _OPTIMIZER),
-        json.loads((folder / _STATE).read_text(encoding="utf-8")),
-    )
+    try:
+        optimizer = safetensors.torch.load_file(folder / _OPTIMIZER)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / _OPTIMIZER} is damaged: {error}") from None
+    state = _read_state(folder)
+    if state.get("step") != step:
+        raise ValueError(f"{folder / _STATE} is of step {state.get('step')!r:.20}, not of {step}")
+    return Saved(read_state(Checkpoint(folder / MODEL_NAME)), optimizer, state)
+
+
+def set_aside(root: Path, step: int) -> Path:
+    """Rename the folder of a damaged step, so that it is neither found nor in the way."""
+    places = (root / f"damaged-{number}-step-{step:08d}" for number in itertools.count(1))
+    place = next(place for place in places if not place.exists())
+    return (root / f"step-{step:08d}").rename(place)
+
+
+def require_room(folder: Path, num_bytes: int, advice: str) -> None:
+    """Raise ValueError where the disk of a folder lacks so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise ValueError(
+            f"what the run will save in {folder} takes {num_bytes:,} bytes and the disk has "
+            f"{free:,} free; make room, choose another disk, or {advice}"
+        )
 
 
 def saved_models(run: Path) -> list[tuple[int, int, Path]]:
@@ -132,7 +158,7 @@ def saved_models(run: Path) -> list[tuple[int, int, Path]]:
     for root in (run / CHECKPOINTS_NAME, run / MILESTONES_NAME):
         for step in steps(root):
             folder = root / f"step-{step:08d}"
-            state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+            state = _read_state(folder)
             found[step] = step, int(state["tokens"]), folder / MODEL_NAME
     return [found[step] for step in sorted(found)]
 

@@ -18,7 +18,7 @@ from sounding.data.fim import FimSettings
 from sounding.data.loader import Loader, LoaderSettings
 from sounding.files import write_file
 from sounding.ops.loss import IGNORED
-from sounding.text.tokenizer import CONFIG_NAME, SUFFIX_FIRST
+from sounding.text.tokenizer import CONFIG_NAME, MOST_PADDING, SUFFIX_FIRST
 from sounding.train.run_config import RunConfig
 
 _PREFETCH_BATCHES = 4
@@ -179,11 +179,12 @@ def _loader(
 
 def _dataset(path: str, run: RunConfig) -> Dataset:
     dataset = Dataset.open(path)
-    if dataset.tokenizer.num_tokens > run.model.vocab_size:
+    tokens, known = dataset.tokenizer.num_tokens, run.model.vocab_size
+    if tokens > known or known - tokens >= MOST_PADDING:
         raise ValueError(
-            f"{path} has {dataset.tokenizer.num_tokens} different tokens and the model knows "
-            f"model.vocab_size = {run.model.vocab_size}: tokenize with a smaller vocabulary, or "
-            "enlarge the model's"
+            f"{path} has {tokens} different tokens and the model model.vocab_size = {known}: "
+            f"tokenize with its vocabulary, or make a model for this one with "
+            f"--set model.vocab_size={tokens}"
         )
     return dataset
 

@@ -89,6 +89,8 @@ class Trainer:
             self._claim(allow_change)
         group.wait()
         self._resume()
+        if group.is_main:
+            self._require_room()
         self._stream = source(self._data_state)
 
     # ----------------------------------------------------------------------------------------------
@@ -358,21 +360,32 @@ class Trainer:
         path.write_text(json.dumps(self.run_config.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def _resume(self) -> None:
-        root = self.folder / CHECKPOINTS_NAME
-        saved_steps = run_checkpoint.steps(root)
         known_bytes = 0
-        if saved_steps:
-            state = self._take_over(run_checkpoint.load(root, saved_steps[-1]))
+        if run_checkpoint.steps(self.folder / CHECKPOINTS_NAME):
+            state = self._take_over_last()
             self._data_state, known_bytes = state["data"], int(state["metrics_bytes"])
-            self.guard.restore(state["guard"])
             logger.info("resumed at step %d", self.step)
         if self.group.is_main:
             self.metrics.cut(known_bytes)
 
+    def _require_room(self) -> None:
+        """Raise ValueError where the disk is too small for what is still to be saved."""
+        log, left = self.run_config.log, self.run_config.train.steps - self.step
+        weights = sum(param.nbytes for param in self.model.parameters())
+        saves = math.ceil(left / log.checkpoint_every)
+        # A new one is written before an old one goes.
+        room = log.keep_checkpoints + 1 - len(run_checkpoint.steps(self.folder / CHECKPOINTS_NAME))
+        needed = min(saves, max(1, room)) * (weights + self.optimizers.state_bytes)
+        if log.milestone_every:
+            ends = (self.step, self.run_config.train.steps)
+            before, after = (step // log.milestone_every for step in ends)
+            needed += (after - before) * weights // 2  # in bf16
+        advice = "lower log.keep_checkpoints, or save fewer milestones with log.milestone_every"
+        run_checkpoint.require_room(self.folder, needed, advice)
+
     def _roll_back(self) -> None:
         """Back to the last checkpoint's weights, on with later data."""
-        root = self.folder / CHECKPOINTS_NAME
-        saved_steps = run_checkpoint.steps(root)
+        saved_steps = run_checkpoint.steps(self.folder / CHECKPOINTS_NAME)
         rollbacks = self.guard.rollbacks + 1
         reason = f"{self.guard.skipped_in_a_row} steps in a row were skipped"
         if not saved_steps or rollbacks > self.run_config.guard.rollbacks:
@@ -382,12 +395,52 @@ class Trainer:
                 "lower train.lr, or raise guard.rollbacks"
             )
         gone = self.step
-        state = self._take_over(run_checkpoint.load(root, saved_steps[-1]))
+        state = self._take_over_last()
         self.guard.restore({**state["guard"], "rollbacks": rollbacks})
         reason = f"at step {gone}: {reason}"
         logger.warning("back to step %d: %s", self.step, reason)
         event = {"event": "rolled back", "reason": reason}
         self._record({"step": self.step, "tokens": self.tokens, **event})
+
+    def _take_over_last(self) -> State:
+        """Take over the last checkpoint; where that is damaged, the one before, with a warning.
+
+        Damaged ones are set aside once a whole one is found. Raises ValueError if there is none.
+        """
+        root = self.folder / CHECKPOINTS_NAME
+        damaged: list[int] = []
+        for step in reversed(run_checkpoint.steps(root)):
+            state, reason = self._try_to_take_over(root, step)
+            if not self.group.any(state is None):
+                break
+            damaged.append(step)
+            logger.warning("the checkpoint of step %d cannot be used: %s", step, reason)
+        else:
+            raise ValueError(
+                f"no checkpoint in {root} can be used ({reason}); move that folder away to begin "
+                "anew, or choose another --out"
+            )
+        assert state is not None
+        if self.group.is_main:
+            for gone in damaged:
+                place = run_checkpoint.set_aside(root, gone)
+                logger.warning("it is kept as %s; the run goes on from step %d", place, step)
+        self.group.wait()
+        return state
+
+    def _try_to_take_over(self, root: Path, step: int) -> tuple[State | None, str]:
+        """The state of a saved step, or None and why it cannot be used."""
+        try:
+            saved = run_checkpoint.load(root, step)
+            missing = {"tokens", "data", "guard", "metrics_bytes"} - saved.state.keys()
+            if missing:
+                return None, f"its state lacks {min(missing)!r}"
+            self.guard.restore(saved.state["guard"])
+            return self._take_over(saved), ""
+        except (ValueError, OSError) as error:
+            return None, str(error)
+        except (KeyError, TypeError, RuntimeError) as error:  # of another form than ours
+            return None, f"{type(error).__name__}: {error}"
 
     def _take_over(self, saved: run_checkpoint.Saved) -> State:
         """Copy weights and moments of a checkpoint into this run's own tensors.

@@ -18,6 +18,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from sounding.config import ModelConfig, QuantizationConfig, parse_config
+from sounding.files import parse_json
 from sounding.weights.layout import (
     FLOATS,
     Kind,
@@ -28,7 +29,7 @@ from sounding.weights.layout import (
     stored_as,
 )
 from sounding.weights.names import expert_parts, fused_experts, is_transformers, published_name
-from sounding.weights.shards import Shard, parse_json, read_folder
+from sounding.weights.shards import Shard, read_folder
 
 CONFIG_NAME = "config.json"
 

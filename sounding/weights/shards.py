@@ -7,7 +7,6 @@ mean is left to `checkpoint`.
 
 import ctypes
 import functools
-import json
 import mmap
 import os
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sounding.files import parse_json
 from sounding.weights.layout import DTYPE_BYTES
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -35,6 +35,8 @@ DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 _LENGTH_BYTES = 8  # the header's length, little-endian, opens the file
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format
+_MAX_NAME = 1000  # characters of a tensor's name, which messages repeat
+_MAX_DIMENSIONS = 64  # of a tensor, in torch and in NumPy
 # Without a reservation of memory for pages that may be written: a model larger than memory would be
 # refused. Linux had the flag long before Python 3.13 named it.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -78,6 +80,11 @@ class Shard:
             header, data_begin = _read_header(file.read, size, path)
         self.metadata = _metadata(header.pop("__metadata__", {}), path)
         for name, raw in header.items():
+            if len(name) > _MAX_NAME:
+                raise ValueError(
+                    f"{path}: a tensor's name has {len(name):,} characters ({name[:40]!r}...); at "
+                    f"most {_MAX_NAME:,} are read, so the file is damaged: download it again"
+                )
             self.entries[name] = _entry(raw, data_begin, f"{path}: tensor {name!r}")
         _require_seamless(self.entries, data_begin, size, path)
 
@@ -161,26 +168,6 @@ def _foreign(start: bytes, size: int) -> str:
     return "not a safetensors file (no header where one must be)"
 
 
-def parse_json(text: bytes, where: str) -> dict[str, Any]:
-    """A JSON object from untrusted bytes; raises ValueError for anything else or repeated keys."""
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [key for key, _ in pairs]
-            repeated = next(key for key in names if names.count(key) > 1)
-            raise ValueError(f"{where} names {repeated!r} twice; the file is damaged")
-        return found
-
-    try:
-        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=no_duplicates)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{where} is not readable JSON ({error}); download it again") from error
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{where} must be a JSON object, not {type(parsed).__name__}")
-    return parsed
-
-
 def _metadata(raw: Any, path: Path) -> dict[str, str]:
     sound = isinstance(raw, dict) and all(isinstance(value, str) for value in raw.values())
     if not sound:
@@ -197,7 +184,7 @@ def _entry(raw: Any, data_begin: int, where: str) -> Entry:
         raise ValueError(
             f"{where} has the unknown dtype {dtype!r:.40}; known are {', '.join(DTYPE_BYTES)}"
         )
-    if not _is_sizes(shape):
+    if not _is_sizes(shape) or len(shape) > _MAX_DIMENSIONS or prod(shape) >= 2**63:
         raise ValueError(f"{where} has the impossible shape {shape!r:.60}")
     if not (_is_sizes(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
         raise ValueError(f"{where} has the impossible data_offsets {offsets!r:.60}")

@@ -73,9 +73,10 @@ def ship(clone: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def shipped(made: Path) -> Path:
-    done = ship(made / "clone", made / "run")
+    place = made / "clone" / "sounding" / "assets" / "nano"
+    done = ship(made / "clone", made / "run", place)
     assert done.returncode == 0, done.stderr
-    return made / "clone" / "sounding" / "assets" / "nano"
+    return place
 
 
 def test_the_last_checkpoint_is_shipped_as_fp4(made: Path, shipped: Path) -> None:
@@ -94,15 +95,55 @@ def test_what_cannot_be_shipped_leaves_the_old_model(
     made: Path, shipped: Path, tmp_path: Path
 ) -> None:
     before = (shipped / "training.json").read_bytes()
-    none = ship(made / "clone", tmp_path)
+    none = ship(made / "clone", tmp_path, shipped, "--replace")
     assert none.returncode == 1 and "holds no checkpoint" in none.stderr
     large = tmp_path / "large"
     shutil.copytree(made / "run" / "checkpoints" / "step-00000004", large)
     with (large / "model" / "LICENSE").open("wb") as file:
         file.truncate(48_000_000)  # a companion that convert copies
-    refused = ship(made / "clone", large)
+    refused = ship(made / "clone", large, shipped, "--replace")
     assert refused.returncode == 1 and "has at most 48000000" in refused.stderr
     assert (shipped / "training.json").read_bytes() == before
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def test_nothing_is_replaced_without_being_told(made: Path, tmp_path: Path) -> None:
+    clone, saved, place = made / "clone", made / "run", tmp_path / "export"
+    step = saved / "milestones" / "step-00000002"
+    for arguments in ((), (saved,), (saved, place, place), (saved, place, "--force")):
+        assert ship(clone, *arguments).returncode == 2
+    place.mkdir()  # empty: nothing to lose
+    assert ship(clone, saved, place).returncode == 0
+    (place / "README.md").write_text("a card\n")
+    before = everything(place)
+    again = ship(clone, step, place)
+    assert again.returncode == 1 and "--replace replaces what is there" in again.stderr
+    assert everything(place) == before
+    assert ship(clone, step, place, "--replace").returncode == 0
+    assert json.loads((place / "training.json").read_text())["step"] == 2
+    assert not (place / "README.md").exists()  # it was of the other weights
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_what_is_no_export_is_never_replaced(made: Path, tmp_path: Path) -> None:
+    clone, saved = made / "clone", made / "run"
+    home = tmp_path / "home"
+    (home / "src").mkdir(parents=True)
+    (home / "src" / "work.py").write_text("x")
+    more = tmp_path / "more"
+    assert ship(clone, saved, more).returncode == 0
+    (more / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(more)
+    before = everything(tmp_path)
+    for place in (home, more, tmp_path / "file", tmp_path / "link", tmp_path):
+        done = ship(clone, saved, place, "--replace")
+        assert done.returncode == 1 and "name a new" in done.stderr, done.stderr
+    assert everything(tmp_path) == before
 
 
 def test_the_card_says_what_the_files_say(made: Path, shipped: Path, tmp_path: Path) -> None:
@@ -117,6 +158,10 @@ def test_the_card_says_what_the_files_say(made: Path, shipped: Path, tmp_path: P
     given = (made / "run", results, growth, "--corpus", made / "corpus", "--model", shipped)
     call("card", *given, "--note", "On two cores.")
     text = (shipped / "README.md").read_text()
+    refused = CliRunner().invoke(cli, ["card", *map(str, given)])
+    assert "--overwrite replaces it" in str(refused.exception)
+    call("card", *given, "--note", "On two cores.", "--overwrite")
+    assert (shipped / "README.md").read_text() == text
     state = json.loads((shipped / "training.json").read_text())
     stats = json.loads((made / "corpus" / "stats.json").read_text())
     bits, lines = _objects(results)
@@ -155,7 +200,8 @@ def test_results_of_another_model_are_refused(made: Path, shipped: Path, tmp_pat
     before = (shipped / "training.json").read_bytes()
 
     def refused(*arguments: object) -> str:
-        given = ("card", made / "run", *arguments, "--corpus", made / "corpus")
+        out = ("--out", tmp_path / "card.md")
+        given = ("card", made / "run", *arguments, "--corpus", made / "corpus", *out)
         result = CliRunner().invoke(cli, list(map(str, given)))
         assert isinstance(result.exception, ValueError), result.output
         return str(result.exception)

@@ -1,6 +1,9 @@
 """The commands that run a model, through their runner, on the golden checkpoint."""
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sounding.cli import cli
 from sounding.cli.generation import _pieces
 from sounding.text.tokenizer import train
-from tests.weights.folders import TINY
+from tests.weights.folders import SHARD, TINY
 
 
 def run(*arguments: object, stdin: str | None = None) -> Result:
@@ -129,6 +132,39 @@ def test_seed_and_temperature_reach_the_sampler(folder: Path) -> None:
     assert text("--temperature", 1, "--seed", 1) == text("--temperature", 1, "--seed", 1)
     assert text("--temperature", 1, "--seed", 1) != text("--temperature", 1, "--seed", 2)
     assert text("--temperature", 1, "--top-p", 1e-9) == text()
+
+
+def test_a_damaged_model_is_one_line(folder: Path) -> None:
+    shard = folder / SHARD
+    tensors = load_file(shard)
+    tensors["hc_head_base"].fill_(float("nan"))
+    save_file(tensors, shard)
+    source = folder / "a.py"
+    source.write_text("x = 1\n")
+    for arguments in (
+        ("generate", folder, "--prompt", "def"), ("generate", folder, "--tokens", "5"),
+        ("write", "x = ", "--model", folder), ("complete", f"{source}:1", "--model", folder),
+        ("eval", "bpb", source, "--model", folder),
+    ):  # fmt: skip
+        command = [sys.executable, "-m", "sounding", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1, done.stderr
+        assert "the model is damaged" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    layout = json.loads(path.read_text())
+    layout["model"]["vocab"]["a"] = 2**31
+    path.write_text(json.dumps(layout))
+    source = folder / "a.py"
+    source.write_text("x = 1\n")
+    for arguments in (
+        ("generate", folder, "--prompt", "def"),
+        ("write", "x = ", "--model", folder), ("eval", "bpb", source, "--model", folder),
+    ):  # fmt: skip
+        assert "tokenizer.json: token 'a' has id 2147483648" in str(run(*arguments).exception)
 
 
 @pytest.mark.parametrize(

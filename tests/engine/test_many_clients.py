@@ -26,7 +26,7 @@ def test_many_clients(network_maker: NetworkMaker, tmp_path: Any) -> None:
         state_limit_bytes=3_000_000,
         patience_steps=10,
     )
-    engine = Engine(network, settings=settings, store=PrefixStore(tmp_path, "a", 10**7))
+    engine = Engine(network, settings=settings, store=PrefixStore(tmp_path, "a" * 16, 10**7))
     threads = set(threading.enumerate())
     answers: list[tuple[GenerationRequest, list[int]]] = []
     failures: list[object] = []

@@ -188,3 +188,24 @@ def test_all_tell_the_engine_s_own_numbers(server: Live) -> None:
         assert total == status["engine"][name] == metrics[f"sounding_{name}_total"], name
     load = status["engine"]["expert_load"]
     assert metrics['sounding_expert_choices_total{expert="0",layer="1"}'] == load[1][0]
+
+
+def test_a_damaged_model_is_a_500_that_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = small_tokenizer()
+    config = dataclasses.replace(tiny(), vocab_size=tokenizer.num_tokens)
+    network = make_network(config)
+    network.get_parameter("norm.weight").data.fill_(float("nan"))
+    engine = Engine(network, tokenizer, EngineSettings(context_tokens=1500))
+    with live(engine, Settings(), tokenizer=tokenizer) as running:
+        for route, body in (
+            ("/v1/completions", {"model": "sounding", "prompt": "x", "logprobs": 2}),
+            (
+                "/v1/chat/completions",
+                {"model": "sounding", "messages": HI, "logprobs": True, "top_logprobs": 2},
+            ),
+            ("/infill", {"input_prefix": "x = "}),
+        ):
+            done = httpx.post(running.url + route, json=body, timeout=HANG_SECONDS)
+            assert done.status_code == 500 and "the model is damaged" in done.text
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len([line for line in lines if "the model is damaged" in line]) == 3

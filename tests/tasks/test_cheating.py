@@ -198,7 +198,7 @@ CHEATS = {
         import json, sys
         json.dumps = lambda *_, **__: '{"contents": [], "value": ["float", "nan"]}'
         for name, module in list(sys.modules.items()):
-            if name.endswith("wire"): module.Packer.pack = lambda *_: ["builtin", "max"]
+            if name.endswith("typed_json"): module.Packer.pack = lambda *_: ["builtin", "max"]
         return 7
     """,
     "a trace that jumps": """

@@ -199,8 +199,8 @@ def test_the_order_of_a_gap_is_read_beside_the_tokenizer(small: Tokenizer, tmp_p
     assert Tokenizer.from_file(tmp_path / "tokenizer.json").suffix_first
     for wrong, message in (
         ('{"fim_suffix_first": "yes"}', "must be true or false"),
-        ("[]", "must be true or false"),
-        ("{", "is not JSON"),
+        ("[]", "must be a JSON object"),
+        ("{", "is not readable JSON"),
     ):
         config.write_text(wrong)
         with pytest.raises(ValueError, match=f"tokenizer_config.json.*{message}"):

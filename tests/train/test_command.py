@@ -72,5 +72,7 @@ def test_mistakes_are_named(tmp_path: Path, dataset: Path) -> None:
     assert "did you mean 'nano'" in mistake("nanno")
     assert "did you mean 'lr'" in mistake("nano", "--set", "train.lrr=1")
     assert "--set data.path=FOLDER" in mistake("nano")
-    few = settings(dataset, "model.vocab_size=64")
-    assert "340 different tokens" in mistake("copying", *few)
+    for size in (64, 340 + 1024):
+        wrong = settings(dataset, f"model.vocab_size={size}")
+        assert "340 different tokens" in (said := mistake("copying", *wrong))
+        assert "--set model.vocab_size=340" in said

@@ -6,12 +6,15 @@ import logging
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -380,6 +383,96 @@ def test_checkpoints_are_tensors_and_json_and_only_the_last_stay(tmp_path: Path)
     held = safetensors.torch.load_file(root / "step-00000004" / "optimizer.safetensors")
     assert "layers.1.ffn.experts.w1.weight.momentum" in held
     assert "embed.weight.exp_avg_sq" in held
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def other(path: Path) -> None:
+    path.write_text('{"step": 6}')
+
+
+SHARD = "model/model-00001-of-00001.safetensors"
+DAMAGE = [
+    (cut, "optimizer.safetensors"), (gone, "optimizer.safetensors"), (cut, "state.json"),
+    (other, "state.json"), (gone, "state.json"), (cut, SHARD), (gone, SHARD),
+    (gone, "model/config.json"), (other, "optimizer.safetensors"), (other, "model/config.json"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of eight steps, of which the sixth and the last are saved."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    trainer(small(), folder).train()
+    assert run_checkpoint.steps(folder / CHECKPOINTS_NAME) == [6, 8]
+    return folder
+
+
+@pytest.mark.parametrize(("damage", "name"), DAMAGE)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    damage: Callable[[Path], None],
+    name: str,
+    finished: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The run ends in the same bits, and the damaged one is kept beside."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    root = folder / CHECKPOINTS_NAME
+    damage(root / "step-00000008" / name)
+    again = trainer(small(), folder)
+    assert again.step == 6
+    assert "the checkpoint of step 8 cannot be used" in caplog.text
+    assert (root / "damaged-1-step-00000008").is_dir() and run_checkpoint.steps(root) == [6]
+    assert again.train()
+    assert_same_bits(finished, folder)
+    assert [step for step, *_ in saved_models(folder)] == [6, 8]
+
+
+def test_nothing_is_begun_anew_in_silence(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for path in folder.rglob("optimizer.safetensors"):
+        cut(path)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"no checkpoint in .* can be used \(.*damaged"):
+            trainer(small(), folder)
+    assert run_checkpoint.steps(folder / CHECKPOINTS_NAME) == [6, 8]
+
+
+def having(free: float) -> Callable[[Path], Any]:
+    """`shutil.disk_usage` of a disk with so much room."""
+    return lambda path: types.SimpleNamespace(free=int(free))
+
+
+def test_room_for_what_will_be_saved_is_asked_for_at_the_start(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of checkpoints as many as there are at once, and all milestones."""
+    saved = run_checkpoint.load(finished / CHECKPOINTS_NAME, 8)
+    size = sum(x.nbytes for x in (*saved.model.values(), *saved.optimizer.values()))
+    for settings, sizes in (
+        ((), 3),
+        (("log.keep_checkpoints=1",), 2),
+        (("log.keep_checkpoints=9",), 3),
+        (("log.checkpoint_every=1", "log.keep_checkpoints=5"), 6),
+    ):
+        monkeypatch.setattr(shutil, "disk_usage", having(size * (sizes + 0.1)))
+        trainer(small(*settings), tmp_path / f"{sizes}{settings}")
+        monkeypatch.setattr(shutil, "disk_usage", having(size * (sizes - 0.1)))
+        with pytest.raises(ValueError, match=r"takes [\d,]+ bytes and the disk has .*keep"):
+            trainer(small(*settings), tmp_path / f"no {sizes}{settings}")
+    run = small("log.milestone_every=1", "log.keep_checkpoints=1")
+    monkeypatch.setattr(shutil, "disk_usage", having(size * 2.1))
+    with pytest.raises(ValueError, match="milestone"):
+        trainer(run, tmp_path / "milestones")
 
 
 def test_milestones_stay_and_are_models_in_bf16(tmp_path: Path) -> None:

@@ -319,3 +319,24 @@ def test_files_without_an_index(tmp_path: Path) -> None:
 
 def test_the_golden_folder_ignores_its_neighbours() -> None:
     assert read_folder(TINY).keys() == tiny_tensors().keys()  # golden.safetensors lies beside it
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ('{"a": {"dtype": "F32", "shape": [' + "9" * 5000 + "]}}", "not readable JSON"),
+        ('{"a": ' + "[" * 100_000 + "}", "not readable JSON"),
+        (json.dumps({"a": {**F32, "shape": [1] * 100_000}}), "impossible shape"),
+        (json.dumps({"a": {**F32, "shape": [2**62] * 64}}), "impossible shape"),
+        (json.dumps({"a": {**F32, "data_offsets": [0] * 100_000}}), "impossible data_offsets"),
+        (json.dumps({"a" * 100_000: F32}), "name has 100,000 characters"),
+        ('{"' + "a" * 100_000 + '": 1, "' + "a" * 100_000 + '": 1}', "twice"),
+        (json.dumps({"__metadata__": {"a" * 100_000: 1}}), "must map names to texts"),
+    ],
+)
+def test_a_damaged_header_is_named_in_few_words(tmp_path: Path, header: str, message: str) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    with pytest.raises(ValueError, match=message) as found:
+        Shard(path)
+    assert str(path) in str(found.value) and len(str(found.value)) < 1500

@@ -1,8 +1,9 @@
 """States of prompts on disk, where they survive restarts.
 
-The same blocks and tails as in memory (`prefixes`), a file each, in a folder for each model. Files
+The same blocks and tails as in memory (`cache`), a file each, in a folder for each model. Files
 appear whole or not at all; what is damaged is a miss. Writing happens in a thread of its own, and
-when it fails that is a warning: a store only ever saves work.
+when it fails that is a warning: a store only ever saves work. Only folders that a store has marked
+are used, and in them only files with a name that a store gives (`store_folder`, `store_files`).
 
 Invariant: `nbytes` is the sum over the files known, within the limit while nothing is written.
 """
@@ -13,6 +14,7 @@ import hashlib
 import logging
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,21 +31,23 @@ from sounding.engine.prefix.store_files import (
     block_name,
     chain,
     extend,
+    is_kept,
+    is_unfinished,
     pack_block,
     pack_tail,
     unpack_block,
     unpack_tail,
 )
+from sounding.engine.prefix.store_folder import MARK_NAME, StoreFolder, open_root
+from sounding.engine.prefix.weights_digest import weights_digest
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
-from sounding.files import sync, write_file
 from sounding.model.transformer import Transformer
 from sounding.ops.cpu import library
 
 _LIMIT_BYTES = 8 << 30
-_LOCK = "lock"
+_IDENTITY = "[0-9a-f]{16}"
 _PENDING_BYTES = 256 << 20  # that may wait to be written; what comes beyond is not kept
 _PAUSE_SECONDS = 60.0  # after writing has failed
-_SAMPLE_BYTES = 1024  # of every weight
 
 _log = logging.getLogger(__name__)
 _Loaded = TypeVar("_Loaded")
@@ -57,6 +61,13 @@ class Stored(NamedTuple):
     """The last of its whole blocks, as many as were asked for."""
     tail: Tail
     whole: bool
+
+
+class _File(NamedTuple):
+    """Where a block or a tail is, or would be."""
+
+    folder: StoreFolder
+    name: str
 
 
 class _Job(NamedTuple):
@@ -73,14 +84,19 @@ class PrefixStore:
     def __init__(self, folder: Path, identity: str, limit_bytes: int = _LIMIT_BYTES) -> None:
         """Opens the folder and drops what was being written when its last user ended.
 
-        `identity` is whatever states depend on, see `state_identity`. A folder that cannot be used,
-        or is used by another process, is a warning, and then nothing is found or kept.
+        `identity` stands for whatever states depend on in 16 hexadecimal digits, see
+        `state_identity`. A folder that cannot be used, or is used by another process, is a warning,
+        and then nothing is found or kept. Raises ValueError for another form of identity and for a
+        folder that has contents and was not made by a store.
         """
+        if re.fullmatch(_IDENTITY, identity) is None:
+            raise ValueError(f"identity = {identity!r} must be 16 hexadecimal digits")
         self.limit_bytes = limit_bytes
         self.nbytes = 0
-        self._root, self._identity = folder, identity
-        self._folder = folder / identity
-        self._sizes: dict[Path, int] = {}  # the least recently used first
+        self._identity = identity
+        self._folders: list[StoreFolder] = []  # the root first, then this model's
+        self._folder: StoreFolder
+        self._sizes: dict[_File, int] = {}  # the least recently used first
         self._tails: dict[str, set[TailName]] = {}  # by the blocks before
         self._changed = threading.Lock()
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
@@ -88,7 +104,10 @@ class PrefixStore:
         self._paused_until = 0.0
         self._lock: IO[bytes] | None = None
         try:
-            self._open()
+            self._open(folder)
+        except ValueError:
+            self._release()
+            raise
         except OSError as error:
             _log.warning("prefixes are not kept on disk: %s", error)
             self._release()
@@ -113,18 +132,18 @@ class PrefixStore:
         names = list(chain(self._identity, tokens))
         for tail_name, length in self._candidates(names, tokens, beyond):
             wanted = range(min(known_blocks, length // BLOCK_TOKENS), length // BLOCK_TOKENS)
-            tail_path = self._folder / str(tail_name)
-            block_paths = [self._folder / block_name(names[1 + number]) for number in wanted]
+            tail_file = _File(self._folder, str(tail_name))
+            block_files = self._block_files(names, length)
             try:
-                tail = self._load(tail_path, unpack_tail)
-                blocks = [self._load(path, unpack_block) for path in block_paths]
+                tail = self._load(tail_file, unpack_tail)
+                blocks = [self._load(block_files[number], unpack_block) for number in wanted]
             except (Damaged, OSError) as error:
                 _log.warning("a kept prefix cannot be used: %s", error)
-                self._drop(tail_path)
+                self._drop(tail_file)
                 continue
             # The tail before the blocks, the last block before the first: what a state needs is
             # never older than the state.
-            self._touch([tail_path, *reversed(self._block_paths(names, length))])
+            self._touch([tail_file, *reversed(block_files)])
             return Stored(tokens[:length], blocks, tail, tail_name.whole)
         return None
 
@@ -154,30 +173,41 @@ class PrefixStore:
     # ----------------------------------------------------------------------------------------------
     # Files
 
-    def _open(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self._root / _LOCK).open("ab")
+    def _open(self, path: Path) -> None:
+        root = open_root(path)
+        self._folders.append(root)
+        self._lock = os.fdopen(root.open(MARK_NAME, os.O_RDWR), "rb")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise OSError(
-                errno.EBUSY, "another process uses this folder", str(self._root)
-            ) from None
+            raise OSError(errno.EBUSY, "another process uses this folder", str(path)) from None
+        self._folder = root.make_subfolder(self._identity)
+        self._folders.append(self._folder)
+        for name in root.names():
+            if name != self._identity and re.fullmatch(_IDENTITY, name):
+                other = root.subfolder(name)
+                self._folders += [] if other is None else [other]
         found = []
-        for path in self._root.glob("*/*"):
-            if path.name.startswith("."):
-                path.unlink()  # it was being written
-            elif path.suffix in (".block", ".tail"):
-                status = path.stat()
-                found.append((status.st_mtime_ns, path, status.st_size))
-        for _, path, size in sorted(found):
-            self._add(path, size)
+        for folder in self._folders[1:]:
+            for name, facts in folder.files():
+                if is_unfinished(name):
+                    folder.unlink(name)  # it was being written
+                elif is_kept(name):
+                    found.append((facts.st_mtime_ns, _File(folder, name), facts.st_size))
+        for _, file, size in sorted(found, key=lambda item: (item[0], item[1].name)):
+            self._add(file, size)
         self._shrink()
 
     def _release(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+        with self._changed:
+            self._sizes.clear()
+            self._tails.clear()
+            self.nbytes = 0
+        for folder in self._folders:
+            folder.close()
 
     def _candidates(
         self, names: Sequence[str], tokens: Sequence[int], beyond: int
@@ -198,50 +228,54 @@ class PrefixStore:
             if tail.digest == _name_of(tail.blocks, tokens[length - tail.rest : length])
         ]
 
-    def _block_paths(self, names: Sequence[str], length: int) -> list[Path]:
+    def _block_files(self, names: Sequence[str], length: int) -> list[_File]:
         whole = names[1 : 1 + length // BLOCK_TOKENS]
-        return [self._folder / block_name(name) for name in whole]
+        return [_File(self._folder, block_name(name)) for name in whole]
 
-    def _load(self, path: Path, unpack: Callable[[str, bytes], _Loaded]) -> _Loaded:
+    def _load(self, file: _File, unpack: Callable[[str, bytes], _Loaded]) -> _Loaded:
         """The contents of a file; one that is of no use is removed."""
         try:
-            return unpack(path.name, path.read_bytes())
+            return unpack(file.name, file.folder.read(file.name))
         except (Damaged, OSError):
-            self._drop(path)
+            self._drop(file)
             raise
 
-    def _add(self, path: Path, size: int) -> None:
-        self._sizes[path] = size
+    def _add(self, file: _File, size: int) -> None:
+        self._sizes[file] = size
         self.nbytes += size
-        tail = TailName.parse(path.name) if path.parent == self._folder else None
+        tail = self._tail_of(file)
         if tail is not None:
             self._tails.setdefault(tail.blocks, set()).add(tail)
 
-    def _drop(self, path: Path) -> None:
+    def _drop(self, file: _File) -> None:
         """Forget a file and remove it."""
         with self._changed:
-            self._forget(path)
-        path.unlink(missing_ok=True)
+            self._forget(file)
+        file.folder.unlink(file.name)
 
-    def _forget(self, path: Path) -> None:
-        self.nbytes -= self._sizes.pop(path, 0)
-        tail = TailName.parse(path.name)
-        if tail is not None and path.parent == self._folder and tail.blocks in self._tails:
+    def _forget(self, file: _File) -> None:
+        self.nbytes -= self._sizes.pop(file, 0)
+        tail = self._tail_of(file)
+        if tail is not None and tail.blocks in self._tails:
             self._tails[tail.blocks].discard(tail)
             if not self._tails[tail.blocks]:
                 del self._tails[tail.blocks]
 
-    def _touch(self, paths: Sequence[Path]) -> None:
+    def _tail_of(self, file: _File) -> TailName | None:
+        """What a file's name says, where it is a tail of this model."""
+        return TailName.parse(file.name) if file.folder is self._folder else None
+
+    def _touch(self, files: Sequence[_File]) -> None:
         """These were used now, in this order."""
         with self._changed:
-            for path in paths:
-                if path in self._sizes:
-                    self._sizes[path] = self._sizes.pop(path)
-        for path in paths:
+            for file in files:
+                if file in self._sizes:
+                    self._sizes[file] = self._sizes.pop(file)
+        for file in files:
             try:
-                os.utime(path)
+                file.folder.touch(file.name)
             except OSError:
-                self._drop(path)
+                self._drop(file)
 
     def _shrink(self) -> None:
         while self.nbytes > self.limit_bytes:
@@ -270,35 +304,34 @@ class PrefixStore:
 
     def _write(self, job: _Job) -> None:
         names = list(chain(self._identity, job.tokens))
-        paths = self._block_paths(names, len(job.tokens))
+        files = self._block_files(names, len(job.tokens))
         rest = len(job.tokens) % BLOCK_TOKENS
         digest = _name_of(names[-1], job.tokens[len(job.tokens) - rest :])
-        tail_path = self._folder / str(TailName(names[-1], rest, digest, job.whole))
-        for path, entries in zip(paths, job.blocks, strict=True):
-            self._write_one(path, partial(pack_block, entries=entries))
-        self._write_one(tail_path, partial(pack_tail, tail=job.tail))
-        sync(self._folder)
-        self._touch([tail_path, *reversed(paths)])
+        tail = _File(self._folder, str(TailName(names[-1], rest, digest, job.whole)))
+        for file, entries in zip(files, job.blocks, strict=True):
+            self._write_one(file, partial(pack_block, entries=entries))
+        self._write_one(tail, partial(pack_tail, tail=job.tail))
+        self._folder.sync()
+        self._touch([tail, *reversed(files)])
         self._shrink()
 
-    def _write_one(self, path: Path, pack: Callable[[str], bytes]) -> None:
-        if path in self._sizes:
+    def _write_one(self, file: _File, pack: Callable[[str], bytes]) -> None:
+        if file in self._sizes:
             return
-        data = pack(path.name)
-        write_file(path, data)
+        data = pack(file.name)
+        file.folder.write(file.name, data)
         with self._changed:
-            self._add(path, len(data))
+            self._add(file, len(data))
 
 
 def _name_of(blocks: str, rest: Sequence[int]) -> str:
     return extend(blocks, rest) if rest else blocks
 
 
-@torch.inference_mode()
-def state_identity(model: Transformer, settings: EngineSettings) -> str:
+def state_identity(model: Transformer, settings: EngineSettings, weights: str | None = None) -> str:
     """A name for all that states depend on besides tokens: the network and how it is run.
 
-    Of each weight only the beginning is read, which training changes as it does the rest.
+    `weights` is the digest of all its weights, which is made here where it is not at hand.
     """
     whole = hashlib.sha256(repr((model.config, model.dtype, torch.__version__)).encode())
     how = (settings.exact_splits, settings.piece_tokens, settings.guessed_tokens)
@@ -309,8 +342,5 @@ def state_identity(model: Transformer, settings: EngineSettings) -> str:
     for name, module in model.named_modules():
         for switch in ("simulate", "simulate_weight", "simulate_kv", "simulate_index"):
             whole.update(f"{name} {switch} {getattr(module, switch, None)}".encode())
-    for name, weight in model.state_dict().items():
-        first = weight.flatten()[: _SAMPLE_BYTES // weight.element_size()]
-        whole.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        whole.update(first.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    whole.update((weights or weights_digest(model)).encode())
     return whole.hexdigest()[:16]

@@ -7,6 +7,7 @@ what was asked for; everything else is as good as absent.
 
 import hashlib
 import json
+import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from sounding.engine.settings import BLOCK_TOKENS
 _MAGIC = b"SoundingPrefix1\n"
 _DIGEST_BYTES = 32
 _NAME_DIGITS = 32  # hexadecimal: 128 bits
+_DIGITS = f"[0-9a-f]{{{_NAME_DIGITS}}}"
+_BLOCK = f"{_DIGITS}\\.block"
+_TAIL = f"({_DIGITS})-(0|[1-9][0-9]{{0,8}})-({_DIGITS})-(whole|any)\\.tail"
+_UNFINISHED = f"\\.({_BLOCK}|{_TAIL})\\.[0-9a-f]{{8}}"
 
 
 class Damaged(ValueError):
@@ -61,11 +66,21 @@ class TailName:
     @classmethod
     def parse(cls, name: str) -> "TailName | None":
         """Read a file's name; None if it is none of a tail."""
-        parts = name.removesuffix(".tail").split("-")
-        if not name.endswith(".tail") or len(parts) != 4 or not parts[1].isdecimal():
+        found = re.fullmatch(_TAIL, name)
+        if found is None:
             return None
-        made = cls(parts[0], int(parts[1]), parts[2], parts[3] == "whole")
-        return made if str(made) == name else None
+        blocks, rest, digest, when = found.groups()
+        return cls(blocks, int(rest), digest, when == "whole")
+
+
+def is_kept(name: str) -> bool:
+    """Whether this is the name of a block's or a tail's file."""
+    return re.fullmatch(f"{_BLOCK}|{_TAIL}", name) is not None
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether `files.write_file` gives this name to such a file while it writes it."""
+    return re.fullmatch(_UNFINISHED, name) is not None
 
 
 def block_name(digest: str) -> str:

@@ -22,8 +22,12 @@ KEEP_ALIVE = b": keep-alive\n\n"
 
 
 def to_json(value: Any) -> bytes:
-    """Compact JSON in UTF-8, the form of everything we send."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    """Compact JSON in UTF-8, the form of everything we send.
+
+    Raises ValueError for NaN and infinities, which are not JSON.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode()
 
 
 def sse(data: Any, event: str | None = None) -> bytes:

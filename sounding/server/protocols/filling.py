@@ -92,11 +92,12 @@ class Filling:
         return GenerationRequest(
             prompt=self.fill.prompt,
             params=sampling.params,
-            max_tokens=sampling.max_tokens or 0,
+            max_tokens=0 if self.fill.blank else sampling.max_tokens or 0,
             max_seconds=max_seconds,
             top_logprobs=sampling.top_logprobs,
             answer=self.fill.answer,
             priority=Priority.KEYSTROKE,
+            markup=False,
         )
 
 

@@ -21,7 +21,7 @@ from sounding.text.dsml.broken_markup import (
     STRICT_NAME,
     VALUE_END,
 )
-from sounding.text.dsml.parse import Parser
+from sounding.text.dsml.parser import Parser
 from sounding.text.dsml.values import STRING, Schemas, read_value
 from sounding.text.events import Repair
 from sounding.text.markup import to_json

@@ -18,17 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sounding.engine.engine import Engine
-from sounding.engine.prefix import store as prefix_store
+from sounding.engine.prefix import weights_digest as digests
 from sounding.engine.prefix.snapshot import Entries, Tail, entries_between, put_together, take_tail
 from sounding.engine.prefix.store import PrefixStore, state_identity
+from sounding.engine.prefix.store_folder import MARK_NAME, StoreFolder
+from sounding.engine.prefix.weights_digest import weights_digest
 from sounding.engine.requests import Event, Finished, Priority
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
-from sounding.files import write_file
+from sounding.files import file_facts
 from sounding.model.state import growing_state
 from tests.conftest import make_network
 from tests.engine.running import CONFIG, prompt, request
 
 NETWORK = make_network(CONFIG)
+MODEL, OTHER = "a" * 16, "b" * 16
 KILLS = int(os.environ.get("SOUNDING_KILLS", "5"))
 
 
@@ -88,32 +91,32 @@ def check(store: PrefixStore, folder: Path, limit: int = 10**9) -> int:
             assert put(found.blocks, found.tail) == known[tuple(found.tokens)]
             assert found.tail.length == len(found.tokens)
             whole += len(found.tokens) == len(state.tokens)
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != MARK_NAME]
     assert not [path for path in files if path.name.startswith(".")]
     assert store.nbytes == sum(path.stat().st_size for path in files) <= limit
     return whole
 
 
 def test_what_was_put_is_found_after_a_restart(tmp_path: Path) -> None:
-    store = PrefixStore(tmp_path / "new" / "store", "a", 10**9)
+    store = PrefixStore(tmp_path / "new" / "store", MODEL, 10**9)
     fill(store)
     assert check(store, tmp_path) == len(some_states())
     store.close()
-    store = PrefixStore(tmp_path / "new" / "store", "a", 10**9)
+    store = PrefixStore(tmp_path / "new" / "store", MODEL, 10**9)
     assert check(store, tmp_path) == len(some_states()) and len(store) > 5
     state = some_states()[1]
     found = store.find(state.tokens, beyond=0, known_blocks=1)
     assert found is not None and len(found.blocks) == 1
     assert store.find(state.tokens, beyond=len(state.tokens), known_blocks=0) is None
     store.close()
-    other = PrefixStore(tmp_path / "new" / "store", "b", 10**9)
+    other = PrefixStore(tmp_path / "new" / "store", OTHER, 10**9)
     assert other.find(state.tokens, beyond=0, known_blocks=0) is None and len(other) == 0
     assert other.nbytes > 0  # the limit is for all models together
     other.close()
 
 
 def test_only_for_a_whole_prompt(tmp_path: Path) -> None:
-    store = PrefixStore(tmp_path, "a", 10**9)
+    store = PrefixStore(tmp_path, MODEL, 10**9)
     state = some_states()[2]
     store.put(state.tokens, state.blocks, state.tail, whole=True)
     store.flush()
@@ -127,10 +130,10 @@ def test_only_for_a_whole_prompt(tmp_path: Path) -> None:
 def test_damage_is_a_miss(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """A flipped bit, a file cut short, emptied, swapped with another or gone."""
     folder = tmp_path_factory.mktemp("store")
-    store = PrefixStore(folder, "a", 10**9)
+    store = PrefixStore(folder, MODEL, 10**9)
     fill(store)
     store.close()
-    files = sorted((folder / "a").iterdir())
+    files = sorted((folder / MODEL).glob("*.[bt]*"))
     file, other = (files[data.draw(st.integers(0, len(files) - 1))] for _ in range(2))
     contents = bytearray(file.read_bytes())
     kind = data.draw(st.sampled_from(["flip", "flip", "flip", "cut", "empty", "swap", "gone"]))
@@ -147,7 +150,7 @@ def test_damage_is_a_miss(tmp_path_factory: pytest.TempPathFactory, data: st.Dat
     if kind == "gone":
         file.unlink()
     logging.disable()
-    store = PrefixStore(folder, "a", 10**9)
+    store = PrefixStore(folder, MODEL, 10**9)
     found = check(store, folder)
     damaged = kind != "swap" or file != other
     assert (found < len(some_states())) == damaged
@@ -158,13 +161,13 @@ def test_damage_is_a_miss(tmp_path_factory: pytest.TempPathFactory, data: st.Dat
 
 
 def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
-    store = PrefixStore(tmp_path, "a", 10**9)
+    store = PrefixStore(tmp_path, MODEL, 10**9)
     fill(store)
     total, first = store.nbytes, some_states()[0]
     store.find(first.tokens, beyond=0, known_blocks=0)
     store.close()
     limit = total // 3
-    store = PrefixStore(tmp_path, "a", limit)
+    store = PrefixStore(tmp_path, MODEL, limit)
     assert 0 < check(store, tmp_path, limit) < len(some_states())
     assert store.find(first.tokens, beyond=0, known_blocks=0) is not None
     fill(store)
@@ -176,12 +179,12 @@ def test_a_folder_that_cannot_be_used_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    store = PrefixStore(tmp_path / "file", "a", 10**9)
+    store = PrefixStore(tmp_path / "file", MODEL, 10**9)
     fill(store)
     assert not store.usable and check(store, tmp_path / "none") == 0
     store.close()
-    first = PrefixStore(tmp_path, "a", 10**9)
-    second = PrefixStore(tmp_path, "a", 10**9)
+    first = PrefixStore(tmp_path / "store", MODEL, 10**9)
+    second = PrefixStore(tmp_path / "store", MODEL, 10**9)
     assert first.usable and not second.usable
     first.close()
     second.close()
@@ -193,15 +196,16 @@ def test_a_full_disk_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    def full(path: Path, data: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    def full(folder: StoreFolder, name: str, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", name)
 
-    monkeypatch.setattr(prefix_store, "write_file", full)
-    store = PrefixStore(tmp_path, "a", 10**9)
+    write = StoreFolder.write
+    monkeypatch.setattr(StoreFolder, "write", full)
+    store = PrefixStore(tmp_path, MODEL, 10**9)
     fill(store)
     assert check(store, tmp_path) == 0
     assert caplog.text.count("No space left") == 1  # and then no more is tried for a while
-    monkeypatch.setattr(prefix_store, "write_file", write_file)
+    monkeypatch.setattr(StoreFolder, "write", write)
     monkeypatch.setattr(store, "_paused_until", 0.0)
     fill(store)
     assert check(store, tmp_path) == len(some_states())
@@ -210,7 +214,7 @@ def test_a_full_disk_is_a_warning(
 
 def _write_for_ever(folder: Path, limit: int, seed: int) -> None:
     choose = random.Random(seed)
-    store = PrefixStore(folder, "a", limit)
+    store = PrefixStore(folder, MODEL, limit)
     while True:
         state = choose.choice(some_states())
         store.put(state.tokens, state.blocks, state.tail, whole=False)
@@ -220,7 +224,7 @@ def _write_for_ever(folder: Path, limit: int, seed: int) -> None:
 def test_killed_while_writing(tmp_path: Path) -> None:
     """At any moment: what was unfinished is dropped, the rest is right. Half the states fit, so
     that files come and go; set SOUNDING_KILLS for more kills."""
-    sizes = PrefixStore(tmp_path / "all", "a", 10**9)
+    sizes = PrefixStore(tmp_path / "all", MODEL, 10**9)
     fill(sizes)
     limit = sizes.nbytes // 2
     sizes.close()
@@ -235,7 +239,7 @@ def test_killed_while_writing(tmp_path: Path) -> None:
         time.sleep(choose.uniform(0.02, 0.3))
         os.kill(child, signal.SIGKILL)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
-        store = PrefixStore(folder, "a", limit)
+        store = PrefixStore(folder, MODEL, limit)
         assert store.usable
         found += check(store, folder, limit)
         store.close()
@@ -284,3 +288,44 @@ def test_identities_differ_where_states_do() -> None:
     ]
     assert len(set(names)) == len(names)
     assert names[0] == state_identity(make_network(CONFIG), plain)
+
+
+def test_every_byte_of_the_weights_is_in_the_identity() -> None:
+    """Rows edited far behind the beginning of a weight, or one bit of any of them."""
+    network, plain = make_network(CONFIG), EngineSettings()
+    digest, name = weights_digest(network), state_identity(network, plain)
+    for parameter in network.parameters():
+        flat = parameter.data.view(-1).view(torch.uint8)
+        for at in (flat.numel() // 2, flat.numel() - 1):
+            flat[at] ^= 1
+            assert weights_digest(network) != digest
+            flat[at] ^= 1
+    assert state_identity(network, plain) == name
+    network.embed.weight.data[5:].neg_()
+    assert state_identity(network, plain) != name
+
+
+def test_the_digest_of_a_large_network_is_kept_with_the_facts_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, store = tmp_path / "a.safetensors", tmp_path / "store"
+    shard.write_bytes(b"one")
+    network = make_network(CONFIG)
+    fresh = weights_digest(network)
+    monkeypatch.setattr(digests, "_LARGE_BYTES", 1)
+    facts = file_facts([shard])
+    assert weights_digest(network, facts, store) == fresh
+    network.embed.weight.data.neg_()
+    assert weights_digest(network, facts, store) == fresh  # was not read again
+    before = shard.stat()
+    shard.write_bytes(b"two")
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert weights_digest(network, file_facts([shard]), store) == weights_digest(network) != fresh
+    for kept in store.glob("*.digest"):
+        kept.write_text("damaged")
+    assert weights_digest(network, facts, store) == weights_digest(network)
+    PrefixStore(store, MODEL).close()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "file").write_text("")
+    with pytest.raises(ValueError, match="new or empty"):
+        weights_digest(network, facts, tmp_path / "theirs")

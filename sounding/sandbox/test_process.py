@@ -2,8 +2,8 @@
 
 Runs inside of the sandbox, because nobody has read the tests either; but no code of the answer runs
 here. The function under test is a stand-in: a call of it is a request, and what comes back is a
-value made here, of exact builtin types (`wire.py`). So an answer can return what it likes and no
-more: it sees neither tests nor expected values, and cannot touch what compares them.
+value made here, of exact builtin types (`typed_json.py`). So an answer can return what it likes and
+no more: it sees neither tests nor expected values, and cannot touch what compares them.
 
 Requests: {"do": "call" | "get" | "iter" | "next", "of": name or handle, "arguments": [...],
 "in_place": whether changes of the arguments are wanted}. Replies: {"value" or "raised" or
@@ -19,7 +19,7 @@ import sys
 import types
 from typing import Any, NoReturn
 
-from sounding.sandbox.wire import Channel, Malformed, NotPlain, Packer, Unpacker
+from sounding.sandbox.typed_json import Channel, Malformed, NotPlain, Packer, Unpacker
 
 MODULE = "__main__"
 

@@ -1,7 +1,7 @@
 """The process of an answer: loads the program and does what the tests ask of it.
 
 Runs inside of the sandbox, beside code nobody has read, so nothing in here is a secret and nothing
-that it says is taken for more than a value. Requests and replies are described in `testing.py`.
+that it says is taken for more than a value. `test_process.py` describes requests and replies.
 """
 
 import builtins
@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from sounding.sandbox.wire import Channel, Malformed, NotPlain, Packer, Unpacker
+from sounding.sandbox.typed_json import Channel, Malformed, NotPlain, Packer, Unpacker
 
 MODULE = "__main__"
 _OWN_FRAMES = 10  # the program has as many levels of recursion as if it ran alone
