@@ -17,6 +17,7 @@ from sounding.server.protocols import (
     chat_completions,
     completions,
     infill,
+    llama_completion,
     messages,
     ollama,
     ollama_chat,
@@ -49,6 +50,12 @@ OPERATIONS = [
         stream=None,
     ),
     Operation(infill.ROUTE, infill.InfillRequest, "Fill in at a cursor (llama.cpp).", llama_error),
+    Operation(
+        llama_completion.ROUTE,
+        llama_completion.LlamaCompletionRequest,
+        "Continue text (llama.cpp).",
+        llama_error,
+    ),
     Operation(
         ollama.ROUTE,
         ollama.GenerateRequest,
@@ -93,6 +100,7 @@ def application(service: Service) -> ASGIApp:
         messages.ROUTE: messages.Messages(service),
         messages.COUNT_ROUTE: messages.CountTokens(service),
         infill.ROUTE: infill.Infill(service),
+        llama_completion.ROUTE: llama_completion.LlamaCompletion(service),
         ollama.ROUTE: ollama.Generate(service),
         ollama_chat.ROUTE: ollama_chat.Chat(service),
         ollama_model.SHOW_ROUTE: ollama_model.Show(service),

@@ -34,8 +34,22 @@ def endpoints(service: Service) -> dict[str, Endpoint]:
     async def model(request: Request) -> Response:
         return Answer(_listed(service, service.require_model(request.path_params["name"])))
 
+    async def props(request: Request) -> Response:
+        """llama.cpp's: its clients ask for the length of the context."""
+        context = service.engine.context_tokens
+        return Answer(
+            {
+                "default_generation_settings": {"n_ctx": context},
+                "model_alias": service.model_name,
+                "total_slots": service.settings.max_requests,
+                "chat_template": "",
+            }
+        )
+
     return {
         "/health": health,
+        "/props": props,
+        "/v1/props": props,
         "/status": status,
         "/metrics": metrics,
         "/v1/models": models,

@@ -270,13 +270,16 @@ def _result(block: ToolResultBlock, library: Library) -> str:
     if isinstance(block.content, str):
         return block.content
     # Tools are lines, as at the prompt's beginning; texts are paragraphs.
-    text = ""
+    text, after_tool = "", False
     for index, part in enumerate(block.content):
         refers = isinstance(part, ToolReferenceBlock)
         if index:
-            both = refers and isinstance(block.content[index - 1], ToolReferenceBlock)
-            text += "\n" if both else "\n\n"
-        text += library.reference(part.tool_name) if refers else _text(part)
+            text += "\n" if refers and after_tool else "\n\n"
+        if isinstance(part, ToolReferenceBlock):
+            text += library.reference(part.tool_name)
+        else:
+            text += _text(part)
+        after_tool = refers
     return text
 
 

@@ -12,7 +12,7 @@ import pytest
 from sounding.completion.endings import Gap
 from sounding.server.options import Settings
 from sounding.server.protocols.filling import Newlines, marked_gap
-from tests.server.live import Live, live, post
+from tests.server.live import Live, get, live, post
 from tests.server.protocols.test_absent import prompt
 from tests.server.scripted import ScriptedEngine
 
@@ -208,3 +208,30 @@ def test_llama_cpp_s_name_of_the_limit(server: Live, given: dict[str, int], coun
         assert min(done["usage"]["completion_tokens"], 9) >= min(count, 3)
         if count == 2:
             assert done["usage"]["completion_tokens"] == 2
+
+
+def test_llama_cpp_s_own_route(server: Live) -> None:
+    """Continue's llama.cpp provider posts there."""
+    done = ask(server, "/completion", prompt="x = ", n_predict=3, stop=["zzz"], top_k=40)
+    assert (done["content"], done["tokens_predicted"]) == ("a + b", 3)
+    assert prompt(server) == BOS + "x = " and temperature(server) == 1
+    assert done["stop_type"] == "limit"
+    ask(server, "/completion", prompt=MARKED)
+    marked = prompt(server)
+    ask(server, "/v1/completions", prompt=BEFORE, suffix=AFTER)
+    assert prompt(server) == marked
+    body = {"prompt": "x = ", "stream": True}
+    lines = post(server.url + "/completion", json=body).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    assert "".join(event["content"] for event in events[:-1]) == "a + b\n    # so\n"
+    assert events[-1]["stop"] is True
+
+
+def test_llama_vscode_asks_for_the_context(server: Live) -> None:
+    for path in ("/props", "/v1/props"):
+        assert get(server.url + path).json()["default_generation_settings"]["n_ctx"] == 4096
+
+
+def test_its_errors_are_llama_cpp_s(server: Live) -> None:
+    answer = post(server.url + "/completion", json={"prompt": 5})
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == 400

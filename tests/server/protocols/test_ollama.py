@@ -118,7 +118,7 @@ def test_a_turn_with_a_tool(server: Live, streamed: bool) -> None:
 
 
 def test_results_are_in_the_order_of_their_calls(server: Live) -> None:
-    calls = [{"function": {"name": name, "arguments": {}}} for name in ("a", "b", "a")]
+    calls: list[Any] = [{"function": {"name": name, "arguments": {}}} for name in ("a", "b", "a")]
     results = [
         {"role": "tool", "content": f"r{number}", name_field: name}
         for number, (name_field, name) in enumerate(
@@ -131,7 +131,7 @@ def test_results_are_in_the_order_of_their_calls(server: Live) -> None:
 
 
 def test_results_without_any_name(server: Live) -> None:
-    calls = [{"function": {"name": name, "arguments": None}} for name in ("a", "b")]
+    calls: list[Any] = [{"function": {"name": name, "arguments": None}} for name in ("a", "b")]
     results = [{"role": "tool", "content": f"r{number}"} for number in range(2)]
     ask(server, [ASK, {"role": "assistant", "content": "", "tool_calls": calls}, *results])
     assert "<tool_result>r0</tool_result>\n\n<tool_result>r1</tool_result>" in prompt(server)
