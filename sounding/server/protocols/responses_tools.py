@@ -138,14 +138,36 @@ class NamedTool(Wire):
     namespace: str | None = None
 
 
+def _named_type(given: Any) -> Any:
+    kind = _tool_type(given)
+    return "named" if kind in ("function", "custom") else kind
+
+
+_UNKNOWN = "what tool_choice asks for is a function, a custom tool or allowed_tools"
+
+
 class AllowedTools(Wire):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[NamedTool | ToolSearch | HostedTool] = Field(min_length=1)
+    tools: list[
+        Annotated[
+            Annotated[NamedTool, Tag("named")]
+            | Annotated[ToolSearch, Tag("tool_search")]
+            | Annotated[HostedTool, Tag("hosted")],
+            Discriminator(_named_type, custom_error_type="tool", custom_error_message=_UNKNOWN),
+        ]
+    ] = Field(min_length=1)
 
 
 ToolChoice = (
-    Literal["none", "auto", "required"] | NamedTool | AllowedTools | ToolSearch | HostedTool
+    Literal["none", "auto", "required"]
+    | Annotated[
+        Annotated[NamedTool, Tag("named")]
+        | Annotated[AllowedTools, Tag("allowed_tools")]
+        | Annotated[ToolSearch, Tag("tool_search")]
+        | Annotated[HostedTool, Tag("hosted")],
+        Discriminator(_named_type, custom_error_type="tool", custom_error_message=_UNKNOWN),
+    ]
 )
 
 

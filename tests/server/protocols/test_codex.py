@@ -120,6 +120,21 @@ def test_offers_to_a_hosted_service_are_left_out(server: Live, offer: dict[str, 
     refused(server, tools=[offer], tool_choice="required")
 
 
+def test_allowed_tools(server: Live) -> None:
+    named = {"type": "function", "name": "clock", "namespace": "mcp__t"}
+    tools = [NAMESPACE, PATCH, OFFERS[0]]
+    allowed: dict[str, Any] = {"type": "allowed_tools", "mode": "required"}
+    ask(server, tools=tools, tool_choice=allowed | {"tools": [named, {"type": "web_search"}]})
+    assert isinstance(server.engine, ScriptedEngine)
+    grammar = server.engine.requests[-1].grammar
+    assert grammar is not None and "mcp__t__clock" in grammar.text
+    assert "apply_patch" not in grammar.text
+    refused(server, tools=tools, tool_choice=allowed | {"tools": [{"type": "web_search"}]})
+    refused(server, tools=tools, tool_choice=allowed | {"tools": [{"type": "function"}]})
+    refused(server, tools=tools, tool_choice=allowed | {"tools": [named, {"type": "fucntion"}]})
+    refused(server, tools=tools, tool_choice={"type": "fucntion", "name": "clock"})
+
+
 def test_a_type_that_nobody_knows_is_refused(server: Live) -> None:
     assert "type" in refused(server, tools=[{"type": "fucntion", "name": "f"}])
 
