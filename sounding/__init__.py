@@ -7,19 +7,27 @@
 Importing this imports nothing heavy; `load` does.
 """
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sounding.api import Model
 
+    __version__: str
+
 __all__ = ["__version__", "load"]
 
-try:
-    __version__ = version("sounding")
-except PackageNotFoundError:  # a checkout that is not installed
-    __version__ = "0+unknown"
+
+def __getattr__(name: str) -> str:
+    """`__version__`, looked up when it is asked for: that takes 50 ms."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("sounding")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "0+unknown"
 
 
 def load(name: str | Path | None = None) -> "Model":

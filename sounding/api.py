@@ -19,6 +19,7 @@ from sounding.completion.prompt import Settings
 from sounding.engine.batch import Batch
 from sounding.engine.requests import EngineFault, Event, Finished, GenerationRequest
 from sounding.engine.sampling import SamplingParams
+from sounding.engine.scoring import split_logits
 from sounding.loading import LoadedModel, open_model
 from sounding.text import encode, parse
 from sounding.text.markup import EOS
@@ -184,15 +185,9 @@ class Model:
 
         Raises ValueError for no tokens or ids outside the vocabulary.
         """
-        import torch
-
-        from sounding.engine.generate import require_tokens, split_logits
-
         if not tokens:
             raise ValueError("no tokens are given; logits need at least one")
-        ids = torch.tensor([list(tokens)])
-        require_tokens(ids, self._opened.network.config.vocab_size)
-        return split_logits(self._opened.network, ids, [[len(tokens)]])[0].float().numpy()
+        return split_logits(self._opened.network, [tokens], [[len(tokens)]])[0]
 
     def close(self) -> None:
         """Stop the engine. Safe to call twice."""

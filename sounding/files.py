@@ -109,7 +109,7 @@ def parse_json(text: bytes, where: str) -> dict[str, Any]:
         return found
 
     try:
-        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=no_duplicates)
+        parsed = json.loads(text.decode("utf-8-sig"), object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:  # also a number of too many digits
         raise ValueError(f"{where} is not readable JSON ({error}); download it again") from error
     if repeated:

@@ -6,23 +6,34 @@ Everything that needs a running model starts here: the commands, evaluation, ben
 
 import atexit
 import difflib
+import importlib.util
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sounding.files import file_facts
+from sounding.ops.cpu import library
 from sounding.presets import PRESETS
 from sounding.runtime import keep_what_is_loaded, prepare_process
+from sounding.simulation import DEPLOYED, EXACT, Simulation
 
-if TYPE_CHECKING:  # PyTorch takes a second to import, and many errors are found without it
+if TYPE_CHECKING:  # imported when called, since many errors are found without them
     from sounding.engine.batch import Batch
     from sounding.engine.engine import Engine
+    from sounding.engine.network import Network
+    from sounding.model.reference_network import ReferenceNetwork
     from sounding.model.transformer import Transformer
     from sounding.text.tokenizer import Tokenizer
     from sounding.weights.checkpoint import Checkpoint
 
+_log = logging.getLogger(__name__)
+
 SHIPPED_NAME = "nano"
 SHIPPED = Path(__file__).parent / "assets" / SHIPPED_NAME
+
+# What only training, conversion and the reference need: modules and their names.
+_TRAINING = {"torch": "PyTorch", "jaxtyping": "jaxtyping", "matplotlib": "Matplotlib"}
 
 _RESIDENT_SHARE = 4  # weights smaller than a quarter of free memory are read into it at once
 _CHECKPOINTS, _MODEL = "checkpoints", "model"  # where `train` leaves the models of a run
@@ -97,41 +108,80 @@ def open_checkpoint(name: str | Path | None = None) -> "Checkpoint":
 
 def load_network(
     name: str | Path | None = None, *, simulate: bool = False, exact: bool = False
-) -> "Transformer":
-    """The network of a model: on the native kernels in bfloat16, as the models are published.
+) -> "Network":
+    """The network of a model: by the C++ kernels in bfloat16, as the models are published.
 
-    Where they do not serve it, and with `exact`, it computes in float32. There a quantized weight
-    is unpacked at every use; where memory allows, once and for all here. `simulate` rounds
-    activations to FP8 and FP4 as the deployed network.
+    Where they do not serve it, and with `exact`, the PyTorch reference computes it in float32.
+    There a quantized weight is unpacked at every use; where memory allows, once and for all here.
+    `simulate` rounds activations to FP8 and FP4 as the deployed network. Raises ValueError, saying
+    what to install, where PyTorch is needed and missing.
     """
     prepare_process()
-    network = _load_network(name, simulate=simulate, exact=exact)
+    checkpoint = open_checkpoint(name)
+    simulation = DEPLOYED if simulate else EXACT
+    network: Network | None = None if exact else _load_kernels(checkpoint, simulation)
+    if network is None:
+        network = _load_reference(checkpoint, simulation, exact=exact)
     keep_what_is_loaded()
     return network
 
 
-def _load_network(name: str | Path | None, *, simulate: bool, exact: bool) -> "Transformer":
+def _load_kernels(checkpoint: "Checkpoint", simulation: Simulation) -> "Network | None":
+    """The network on the C++ kernels; None where they were not built or do not serve it."""
+    if library() is None:
+        return None
+    import psutil
+
+    from sounding.native.describe import NotServed
+    from sounding.native.memory import bring_into_memory
+    from sounding.native.network import KernelNetwork
+
+    tensors = checkpoint.read_all()
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    if size < psutil.virtual_memory().available / _RESIDENT_SHARE:
+        tensors = bring_into_memory(tensors)
+    try:
+        return KernelNetwork(checkpoint.config, tensors, simulation)
+    except NotServed as reason:
+        _log.info("the kernels do not serve this network: %s", reason)
+        return None
+
+
+def load_reference(name: str | Path | None = None) -> "Transformer":
+    """The PyTorch network of a model in float32, without gradients."""
+    prepare_process()
+    network = _load_reference(open_checkpoint(name), EXACT, exact=True)
+    return network.model
+
+
+def _load_reference(
+    checkpoint: "Checkpoint", simulation: Simulation, *, exact: bool
+) -> "ReferenceNetwork":
+    require_torch("float32" if exact else "running this model without the C++ kernels")
     import psutil
     import torch
 
-    from sounding.model.layers import DEPLOYED, EXACT
-    from sounding.model.native import serves
-    from sounding.weights.build import bring_into_memory, load_model
+    from sounding.model.from_checkpoint import load_model
+    from sounding.model.reference_network import ReferenceNetwork
     from sounding.weights.layout import count_parameters
 
-    checkpoint = open_checkpoint(name)
-    simulation = DEPLOYED if simulate else EXACT
-    available = psutil.virtual_memory().available
-    if not exact:
-        network = load_model(checkpoint, simulation=simulation, dtype=torch.bfloat16)
-        if serves(network):
-            size = sum(parameter.nbytes for parameter in network.parameters())
-            if size < available / _RESIDENT_SHARE:
-                bring_into_memory(network)
-            return network
     counts = count_parameters(checkpoint.config)
-    fits = 4 * (counts.main + counts.mtp) < available / 2
-    return load_model(checkpoint, simulation=simulation, dequantize=torch.float32 if fits else None)
+    fits = 4 * (counts.main + counts.mtp) < psutil.virtual_memory().available / 2
+    dequantize = torch.float32 if fits else None
+    return ReferenceNetwork(load_model(checkpoint, simulation=simulation, dequantize=dequantize))
+
+
+def require_torch(purpose: str) -> None:
+    """Raise ValueError, saying how to install it, where PyTorch is missing."""
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError(f"{purpose} needs {how_to_install('torch')}")
+
+
+def how_to_install(module: str | None) -> str | None:
+    """For a module that is missing: its name and how to install it; None for one that is no part
+    of the training extra."""
+    name = _TRAINING.get((module or "").partition(".")[0])
+    return name and f"{name}, which is not installed: pip install 'sounding[train]'"
 
 
 def load_tokenizer(folder: Path) -> "Tokenizer":
@@ -161,7 +211,7 @@ class LoadedModel:
     """A network with the tokenizer that lies beside its weights, and the engines that run it."""
 
     folder: Path
-    network: "Transformer"
+    network: "Network"
     tokenizer: "Tokenizer"
     files: str = ""
     """Facts of the files of its weights, from before they were read (see `file_facts`)."""
@@ -206,7 +256,7 @@ def open_model(name: str | Path | None = None) -> LoadedModel:
 
 
 def start_engine(
-    network: "Transformer",
+    network: "Network",
     tokenizer: "Tokenizer | None",
     prefix_store: Path | None = None,
     store_bytes: int | None = None,

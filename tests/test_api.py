@@ -52,7 +52,7 @@ def test_a_closed_stream_leaves_the_model_usable(model: Model) -> None:
 
 def test_logits_are_rows_of_the_vocabulary_that_depend_on_what_is_before(model: Model) -> None:
     rows = model.logits([0, 5, 6])
-    assert (rows.shape, rows.dtype) == ((3, 8192), np.float32)
+    assert rows.shape == (3, 8192) and rows.dtype == np.float32
     np.testing.assert_allclose(model.logits([0, 5])[1], rows[1], atol=0.05)
     assert not np.allclose(model.logits([0, 9, 6])[2], rows[2])
     with pytest.raises(ValueError, match="no tokens"):

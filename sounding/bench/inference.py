@@ -9,20 +9,21 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from sounding.config import CSA, ModelConfig
-from sounding.model.state import SequenceState, growing_state, packed_state
-from sounding.model.transformer import Transformer
-from sounding.ops.argmax import argmax
+from sounding.engine.network import Network
+from sounding.native.describe import describe_weight
+from sounding.native.kernels import multiply, num_threads
+from sounding.ops.cpu import library
+from sounding.weights.machine import sum_in_threads
+from sounding.weights.raw import RawTensor
 
 _CHUNK_TOKENS = 2048  # of a context that is only there to be decoded at
 _READ_BYTES = 1 << 28
-_PRODUCT_SIZE, _TRIAL_SIZE = 2048, 256
+_PRODUCT_SIZE = 2048
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Ceilings:
 
     read_bytes_per_second: float
     flops_per_second: float
-    dtype: torch.dtype = torch.bfloat16
+    dtype: str = "bfloat16"
     """Of the products."""
 
 
@@ -61,79 +62,57 @@ class Row:
 
 @runtime_checkable  # so that the shape checks of the tests can run
 class Runner(Protocol):
-    """A model that continues one sequence, used in inference mode: entered once for many
-    tokens, since that takes a fiftieth of a small model's token."""
+    """A model that continues one sequence."""
 
     def start(self) -> None:
         """Forget the sequence."""
 
-    def read(self, tokens: Tensor) -> int:
+    def read(self, tokens: Sequence[int]) -> int:
         """Append tokens and return the likeliest next one."""
 
 
-class Native:
-    """A `Transformer` as a runner; the state is packed where the network rounds what goes in."""
+class Ours:
+    """A `Network` as a runner; the state is packed where the network rounds what goes in."""
 
-    def __init__(self, model: Transformer, *, packed_tokens: int | None = None) -> None:
+    def __init__(self, network: Network, *, packed_tokens: int | None = None) -> None:
         """`packed_tokens` are the most that a packed state has to hold; None is a growing one."""
-        self._model = model
-        self._packed_tokens = packed_tokens
+        self._network, self._packed_tokens = network, packed_tokens
         self.start()
 
     def start(self) -> None:
-        config = self._model.config
-        self.state: SequenceState = (
-            growing_state(config)
-            if self._packed_tokens is None
-            else packed_state(config, max_tokens=self._packed_tokens)
-        )
+        self.state = self._network.new_state(packed_tokens=self._packed_tokens)
 
-    def read(self, tokens: Tensor) -> int:
-        last = [len(tokens) - 1]
-        return argmax(self._model.predict(tokens, last, states=[self.state]).logits[0])
-
-
-class Peer:
-    """The V4 of the `transformers` library as a runner, in bfloat16."""
-
-    def __init__(self, folder: Path) -> None:
-        """Load what `convert --to transformers` wrote. Raises ValueError without the library."""
-        try:
-            from transformers import AutoModelForCausalLM
-        except ImportError as error:
-            raise ValueError(
-                "there is no transformers library to compare with; install the extra 'dev'"
-            ) from error
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-        self._cache: object = None
-
-    def start(self) -> None:
-        self._cache = None
-
-    def read(self, tokens: Tensor) -> int:
-        output = self._model(
-            tokens[None], past_key_values=self._cache, use_cache=True, logits_to_keep=1
-        )
-        self._cache = output.past_key_values
-        return int(output.logits[0, -1].argmax())
+    def read(self, tokens: Sequence[int]) -> int:
+        made = self._network.predict(tokens, [len(tokens) - 1], [len(tokens)], [self.state])
+        return int(made.logits[0].argmax())
 
 
 def measure_ceilings() -> Ceilings:
-    """Best of a few sums over memory larger than any cache share, and of matrix products in bf16 or
-    float32: processors without bf16 instructions are hundreds of times slower in it."""
-    memory = torch.ones(_READ_BYTES // 8, dtype=torch.int64)
-    read = _best(lambda: memory.sum(), 5)
-    dtype = max((torch.bfloat16, torch.float32), key=lambda dtype: _multiplied(dtype, _TRIAL_SIZE))
-    return Ceilings(_READ_BYTES / read, _multiplied(dtype, _PRODUCT_SIZE), dtype)
+    """Best of a few sums over memory larger than any cache share, and of matrix products: NumPy's
+    in float32 or our kernels' in bfloat16, whichever are faster here."""
+    memory = np.ones(_READ_BYTES // 8, dtype=np.int64)
+    read = _best(lambda: sum_in_threads(memory, num_threads()), 5)
+    products = {"float32": _float32_products(), "bfloat16": _bfloat16_products()}
+    fastest = max(products, key=lambda dtype: products[dtype])
+    return Ceilings(_READ_BYTES / read, products[fastest], fastest)
 
 
-def _multiplied(dtype: torch.dtype, size: int) -> float:
-    """Operations per second of a matrix product."""
-    one = torch.randn(size, size).to(dtype)
-    return 2 * size**3 / _best(lambda: one @ one, 5)
+def _float32_products() -> float:
+    """Operations per second of NumPy's matrix product, on the threads that it takes."""
+    one = np.ones((_PRODUCT_SIZE, _PRODUCT_SIZE), dtype=np.float32)
+    return 2 * _PRODUCT_SIZE**3 / _best(lambda: one @ one, 5)
 
 
-def token_cost(model: Transformer, context: int) -> Cost:
+def _bfloat16_products() -> float:
+    """Operations per second of the kernels' matrix product; 0 where they were not built."""
+    if library() is None:
+        return 0.0
+    bits = RawTensor(np.full((_PRODUCT_SIZE, _PRODUCT_SIZE), 0x3F80, dtype=np.uint16), "BF16")
+    weight = describe_weight("ones", bits, None)
+    return 2 * _PRODUCT_SIZE**3 / _best(lambda: multiply(bits.array, weight), 5)
+
+
+def token_cost(model: Network, context: int) -> Cost:
     """Bytes and operations of the token after `context` others, MTP blocks left out.
 
     Of routed experts only the chosen ones count, of the embedding one row; of the state the window,
@@ -142,14 +121,13 @@ def token_cost(model: Transformer, context: int) -> Cost:
     config = model.config
     share = config.num_experts_per_tok / config.n_routed_experts
     bytes_read = numbers = 0.0
-    for name, parameter in model.named_parameters():
+    for name, size in model.parameter_sizes().items():
         if name.startswith("mtp.") or name.endswith("tid2eid") or name == "embed.weight":
             continue
         part = share if ".ffn.experts." in name else 1.0
-        bytes_read += part * parameter.nbytes
-        if parameter.ndim > 1 and not name.endswith((".scale", ".ape")):
-            packed = 2 if parameter.dtype == torch.int8 else 1
-            numbers += part * parameter.numel() * packed
+        bytes_read += part * size.nbytes
+        if size.is_matrix:
+            numbers += part * size.numbers
     keys, index_keys = _keys_read(config, context)
     bytes_read += 2 * (keys * config.head_dim + index_keys * config.index_head_dim)
     attention = 2 * keys * config.num_attention_heads * config.head_dim
@@ -171,7 +149,7 @@ def _keys_read(config: ModelConfig, context: int) -> tuple[int, int]:
     return keys, index_keys
 
 
-def measure_prefill(runner: Runner, tokens: Tensor, runs: int) -> float:
+def measure_prefill(runner: Runner, tokens: Sequence[int], runs: int) -> float:
     """Seconds of reading a prompt, the median of `runs` after one to warm up."""
 
     def once() -> float:
@@ -186,21 +164,20 @@ def measure_prefill(runner: Runner, tokens: Tensor, runs: int) -> float:
 
 def measure_decode(runner: Runner, count: int, runs: int) -> float:
     """Seconds of one decoded token behind what the runner has read: medians of `count` tokens."""
-    token = runner.read(torch.tensor([0]))
+    token = runner.read([0])
     medians = []
     for _ in range(runs):
         seconds = []
         for _ in range(count):
             start = time.perf_counter()
-            token = runner.read(torch.tensor([token]))
+            token = runner.read([token])
             seconds.append(time.perf_counter() - start)
         medians.append(statistics.median(seconds))
     return statistics.median(medians)
 
 
-@torch.inference_mode()
 def measure(
-    model: Transformer,
+    model: Network,
     runner: Runner,
     ceilings: Ceilings,
     *,
@@ -212,20 +189,21 @@ def measure(
 ) -> list[Row]:
     """Prefill of each length, then decoding after `context` tokens, which are read once: that is a
     row too. `on_read` is told how many of these are read."""
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
     vocabulary = model.config.vocab_size
     rows = []
     for length in prefill:
-        tokens = torch.randint(vocabulary, (length,), generator=generator)
+        tokens = generator.integers(vocabulary, size=length).tolist()
         seconds = measure_prefill(runner, tokens, runs)
         limit = ceilings.flops_per_second / token_cost(model, length // 2).flops
         rows.append(Row("prefill", length, 0, length / seconds, limit))
     if decode:
         runner.start()
         if context:
-            before = torch.randint(vocabulary, (context,), generator=generator)
+            before = generator.integers(vocabulary, size=context).tolist()
             start, done = time.perf_counter(), 0
-            for piece in before.split(_CHUNK_TOKENS):
+            for first in range(0, context, _CHUNK_TOKENS):
+                piece = before[first : first + _CHUNK_TOKENS]
                 runner.read(piece)
                 done += len(piece)
                 on_read(done)

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 
 from sounding.config import ModelConfig
+from sounding.data.batch import StreamState, TokenBatch
 from sounding.ops.loss import IGNORED
 from sounding.train.allocator import keep_freed_memory
 from sounding.train.numerics import repeatable
+from sounding.train.objective import BatchSource
 from sounding.train.run_config import DataConfig, RunConfig, SparsityConfig, TrainConfig
-from sounding.train.source import Source, State, Tokens
+from sounding.train.supervised import Supervised
 from sounding.train.trainer import Trainer
 
 Step = Callable[[], Any]
@@ -47,7 +49,8 @@ def ours(workload: Workload) -> Iterator[Step]:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder, repeatable(run.train.deterministic):
         device = torch.device("cpu")
-        yield Trainer(run, Path(folder), _same_batches(workload), device=device).take_step
+        source, objective = _same_batches(workload), Supervised(run)
+        yield Trainer(run, Path(folder), source, objective, device=device).take_step
 
 
 @contextmanager
@@ -112,16 +115,16 @@ def _num_batches(workload: Workload, at_once: int) -> int:
     )
 
 
-def _same_batches(workload: Workload) -> Source:
+def _same_batches(workload: Workload) -> BatchSource[TokenBatch]:
     rows = random_tokens(workload)
     following = rows.roll(-1, 1)
     following[:, -1] = IGNORED
     num_batches = _num_batches(workload, torch.get_num_threads())
     lengths = [workload.sequence_tokens] * (workload.sequences // num_batches)
     pairs = zip(rows.chunk(num_batches), following.chunk(num_batches), strict=True)
-    batches = [Tokens(said.flatten(), targets.flatten(), lengths) for said, targets in pairs]
+    batches = [TokenBatch(said.flatten(), targets.flatten(), lengths) for said, targets in pairs]
 
-    def open_stream(state: State | None) -> Iterator[tuple[Tokens, State]]:
+    def open_stream(state: StreamState | None) -> Iterator[tuple[TokenBatch, StreamState]]:
         for batch in itertools.cycle(batches):
             yield batch, {}
 

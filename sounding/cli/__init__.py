@@ -22,7 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "encode": ("prompts", "Turn conversations into prompt text, JSONL to JSONL."),
     "parse": ("prompts", "Turn completions into messages, JSONL to JSONL."),
     "tokenizer": ("prompts", "Train a tokenizer, or look into one."),
-    "train": ("train", "Train the named RUN, or go on where it was stopped."),
+    "train": ("train", "Train a model by the recipe RUN, or resume the run in the folder RUN."),
+    "finetune": ("finetune", "Train a model further on your code, and say how to try it."),
     "plot": ("train", "Draw loss, expert load and gradient norm of a run as PNG files."),
     "card": ("card", "Write the model card of a trained model from the files of its making."),
     "write": ("completion", "Continue code, streaming."),
@@ -76,6 +77,13 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    except ModuleNotFoundError as error:
+        from sounding.loading import how_to_install
+
+        if (hint := how_to_install(error.name)) is None:
+            raise
+        click.echo(f"sounding: this command needs {hint}", err=True)
+        sys.exit(1)
     except (ValueError, OSError, EngineFault) as error:
         click.echo(f"sounding: {error}", err=True)
         sys.exit(1)

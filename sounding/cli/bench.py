@@ -18,7 +18,8 @@ from sounding.progress import progress_bar
 from sounding.runtime import peak_resident_bytes
 
 if TYPE_CHECKING:
-    from sounding.bench.inference import Peer, Row
+    from sounding.bench.inference import Row
+    from sounding.bench.peers.transformers_v4 import Peer
 
 
 def _counts(ctx: click.Context, parameter: click.Parameter, value: str) -> list[int]:
@@ -152,22 +153,19 @@ def _infer(
 ) -> dict[str, Any]:
     """The report on prefill and decode; `how` goes to `measure`."""
     import psutil
-    import torch
 
-    from sounding.bench.inference import Native, between, measure, measure_ceilings, token_cost
-
-    # Here, because training is measured without what it asks of PyTorch.
+    from sounding.bench.inference import Ours, between, measure, measure_ceilings, token_cost
     from sounding.loading import load_network
-    from sounding.model.native import serves
+    from sounding.native.kernels import set_num_threads
+    from sounding.native.network import KernelNetwork
     from sounding.weights.description import StateSize
 
-    torch.set_num_threads(threads)
+    set_num_threads(threads)
     network = load_network(model, simulate=simulate)
     prefill = how["prefill"]
     longest = max([how["context"] + how["decode"] * how["runs"] + 1, *prefill])
-    runner = Native(network, packed_tokens=longest if simulate else None)
-    with torch.inference_mode():
-        runner.read(torch.zeros(prefill[0] if prefill else 1, dtype=torch.int64))
+    runner = Ours(network, packed_tokens=longest if simulate else None)
+    runner.read([0] * (prefill[0] if prefill else 1))
     first = time.time() - psutil.Process().create_time()
     ceilings = measure_ceilings()
     with progress_bar(MofNCompleteColumn()) as bar:
@@ -186,15 +184,15 @@ def _infer(
         rows = between(rows, measure(network, runner, ceilings, **how))
     costs = [token_cost(network, row.context or row.tokens // 2) for row in rows]
     return {
-        "native": serves(network),
-        "threads": torch.get_num_threads(),
+        "native": isinstance(network, KernelNetwork),
+        "threads": threads,
         "first_token_seconds": round(first, 3),
         "peak_bytes": peak_resident_bytes(),
         "state_bytes": runner.state.nbytes,
         "formula_state_bytes": StateSize(network.config).bytes_at(longest),
         "read_bytes_per_second": round(ceilings.read_bytes_per_second),
         "flops_per_second": round(ceilings.flops_per_second),
-        "flops_dtype": str(ceilings.dtype).removeprefix("torch."),
+        "flops_dtype": ceilings.dtype,
         "rows": [
             _as_json(row, cost.bytes, cost.flops, peers[number] if peers else None)
             for number, (row, cost) in enumerate(zip(rows, costs, strict=True))
@@ -203,7 +201,7 @@ def _infer(
 
 
 def _peer(model: str, folder: Path) -> "Peer":
-    from sounding.bench.inference import Peer
+    from sounding.bench.peers.transformers_v4 import Peer
     from sounding.weights.quantize import convert
 
     convert(open_checkpoint(model), folder / "peer", "transformers", plain="bfloat16")

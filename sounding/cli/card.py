@@ -16,10 +16,12 @@ from sounding.cli.models import describe
 from sounding.loading import find_model
 
 if TYPE_CHECKING:
-    from sounding.train.metrics import Row
+    from sounding.data.shares import Share
+    from sounding.train.metrics import MetricsRow
     from sounding.train.run_config import RunConfig
     from sounding.weights.description import Description
 
+_PLACES = 1000  # of a run, at which moving weights are looked at
 TRAINING_NAME = "training.json"  # beside a shipped model: which step of its run it is
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -31,10 +33,11 @@ class Facts(NamedTuple):
     run: "RunConfig"
     step: int
     tokens: int
-    rows: "list[Row]"
+    rows: "list[MetricsRow]"
     """Metrics up to that step."""
     description: "Description"
-    dataset: dict[str, Any]
+    datasets: "Sequence[tuple[Share, dict[str, Any]]]"
+    """What was read, with the descriptions that `data tokenize` wrote; one for a single dataset."""
     corpus: dict[str, Any]
     results: list[dict[str, Any]]
     notes: Sequence[str]
@@ -71,8 +74,9 @@ def card(
     from sounding.evaluation.measuring import fingerprint
     from sounding.files import write_file
     from sounding.train.metrics import read_metrics
+    from sounding.train.resolve import RUN_NAME
+    from sounding.train.run_folder import METRICS_NAME
     from sounding.train.runs import parse_run
-    from sounding.train.trainer import METRICS_NAME, RUN_NAME
 
     if not (folder / RUN_NAME).is_file():
         raise ValueError(f"{folder} has no {RUN_NAME}; give the folder of a run")
@@ -90,13 +94,22 @@ def card(
         tokens=tokens,
         rows=[row for row in read_metrics(folder / METRICS_NAME) if row["step"] <= step],
         description=describe(str(path))[0],
-        dataset=read_info(Path(run.data.path)) if run.data.path else {},
+        datasets=[(share, read_info(Path(share.path))) for share in _shares(run)],
         corpus=read_stats(corpus),
         results=found,
         notes=notes,
     )
     write_file(written, card_text(facts).encode())
     click.echo(f"wrote {written}", err=True)
+
+
+def _shares(run: "RunConfig") -> "Sequence[Share]":
+    """The mixture that a run reads; a single dataset is all of one."""
+    from sounding.data.shares import Share
+
+    if run.data.path is None:
+        return run.data.mixture
+    return [Share(name=Path(run.data.path).name, path=run.data.path, weight=1.0)]
 
 
 def _moment(model: Path) -> tuple[int, int]:
@@ -185,7 +198,7 @@ def _shape(facts: Facts) -> list[str]:
 
 
 def _data(facts: Facts) -> list[str]:
-    stats, dataset = facts.corpus, facts.dataset
+    stats = facts.corpus
     lines = [
         f"{stats['documents']:,} files, {stats['bytes'] / 1e6:.1f} MB, by whole package trained on "
         "or held out:",
@@ -206,14 +219,45 @@ def _data(facts: Facts) -> list[str]:
         lines += [f"**{split}**: {', '.join(names)}.", ""]
     reasons = sorted(stats["skipped"].items(), key=lambda pair: -pair[1])
     lines += ["Left out: " + ", ".join(f"{name} {count:,}" for name, count in reasons) + "."]
-    if dataset:
-        passes = facts.tokens / max(1, dataset["tokens"])
-        lines += [
-            "",
-            f"{dataset['tokens']:,} tokens of {dataset['bytes_per_token']} bytes; each was seen "
-            f"{passes:.2f} times on average (FIM tokens and repeated passes included).",
+    return lines + (["", *_mixture(facts)] if facts.datasets else [])
+
+
+def _mixture(facts: Facts) -> list[str]:
+    """How often each dataset was read, by its share of the mixture so far."""
+    note = "(FIM tokens and repeated passes included)"
+    if len(facts.datasets) == 1:
+        (_, info), times = facts.datasets[0], _times_read(facts)[0]
+        return [
+            f"{info['tokens']:,} tokens of {info['bytes_per_token']} bytes; each was seen "
+            f"{times:.2f} times on average {note}."
         ]
-    return lines
+    rows = [
+        (
+            share.name,
+            f"{share.weight:g}",
+            f"{share.at(1.0):g}",
+            f"{info['documents']:,}",
+            f"{info['tokens']:,}",
+            f"{times:.2f}",
+        )
+        for (share, info), times in zip(facts.datasets, _times_read(facts), strict=True)
+    ]
+    head = ("dataset", "weight", "at the end", "documents", "tokens", "times read")
+    return [f"Read as a mixture {note}:", "", *_table(head, rows)]
+
+
+def _times_read(facts: Facts) -> list[float]:
+    """Of each dataset, how often a token was seen on average."""
+    done = facts.step / facts.run.train.steps
+    places = [done * (at + 0.5) / _PLACES for at in range(_PLACES)]
+    totals = [sum(share.at(place) for share, _ in facts.datasets) for place in places]
+    return [
+        facts.tokens
+        / max(1, info["tokens"])
+        * sum(share.at(place) / total for place, total in zip(places, totals, strict=True))
+        / _PLACES
+        for share, info in facts.datasets
+    ]
 
 
 def _training(facts: Facts) -> list[str]:
@@ -233,13 +277,22 @@ def _training(facts: Facts) -> list[str]:
         "skipped steps": f"{sum(row.get('event') == 'skipped' for row in facts.rows):,}",
     }
     if train.initial_weights:
-        rows["begun with"] = f"the weights of {Path(train.initial_weights).name}"
+        rows["begun with"] = _beginning(Path(train.initial_weights))
     if bits:
         rows["held out"] = f"{bits[-1]:.4f} bits per byte at the last validation, unquantized"
     return [*_table(("", ""), rows.items()), *(line for note in facts.notes for line in ("", note))]
 
 
-def _rates(rows: "Sequence[Row]") -> str:
+def _beginning(folder: Path) -> str:
+    """What a run began with, by the names of the folders it was in."""
+    from sounding.train.run_checkpoint import CHECKPOINTS_NAME
+
+    if folder.parent.name == CHECKPOINTS_NAME:
+        return f"the weights and moments of {folder.parent.parent.name}, {folder.name}"
+    return f"the weights of {folder.name}"
+
+
+def _rates(rows: "Sequence[MetricsRow]") -> str:
     """The rates as they were, which settings that changed on the way do not say."""
     rates = [row["learning_rate"] for row in rows if "loss" in row]
     if not rates:
@@ -248,13 +301,13 @@ def _rates(rows: "Sequence[Row]") -> str:
     return "after each quarter of the steps " + ", ".join(f"{rate:.2g}" for rate in quarters[1:])
 
 
-def _phases(rows: "Sequence[Row]") -> str:
+def _phases(rows: "Sequence[MetricsRow]") -> str:
     steps = Counter(row["phase"] for row in rows if "phase" in row)
     said = {"dense": "dense", "indexer": "for the indexer alone", "sparse": "sparse"}
     return ", ".join(f"{steps[name]:,} steps {text}" for name, text in said.items() if steps[name])
 
 
-def _time(rows: "Sequence[Row]") -> tuple[float, int]:
+def _time(rows: "Sequence[MetricsRow]") -> tuple[float, int]:
     """Seconds and tokens that the metrics' speeds stand for."""
     seconds, tokens, before = 0.0, 0, 0
     for row in rows:

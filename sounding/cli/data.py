@@ -5,12 +5,16 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.progress import MofNCompleteColumn
 
+from sounding.cli.textbook import textbook
 from sounding.progress import progress_bar
+
+if TYPE_CHECKING:
+    from sounding.data.manifest import Manifest
 
 _COLUMNS = ("documents", "MB", "skipped", "copies")
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -21,6 +25,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.group()
 def data() -> None:
     """Build a corpus of documents and turn it into tokens."""
+
+
+data.add_command(textbook)
 
 
 @data.command()
@@ -53,17 +60,27 @@ def build(
     An interrupted build goes on where it was when the same command is given again.
     """
     from sounding.data import corpus, overlap
+    from sounding.data import manifest as pins
     from sounding.data.sources import folder_source
 
     keep_out, digest = None, ""
     if exclude:
         keep_out = overlap.Overlap(text for path in exclude for text in overlap.read_texts(path))
         digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in exclude)).hexdigest()
-    settings = corpus.Settings(suffixes=suffixes, threshold=threshold, overlap_digest=digest)
+    listed = None
+    if manifest or not folders:
+        shipped = manifest in (None, "shipped")
+        listed = pins.read_manifest(pins.SHIPPED if shipped else Path(str(manifest)))
+    settings = corpus.Settings(
+        suffixes=suffixes,
+        threshold=threshold,
+        overlap_digest=digest,
+        left_out=listed.left_out if listed else (),
+    )
     with _bar() as show:
         sources = [folder_source(folder, "train") for folder in folders]
-        if manifest or not folders:
-            sources = _public_sources(manifest or "shipped", cache, show) + sources
+        if listed:
+            sources = _public_sources(listed, cache, show) + sources
         sources = _held_out(sources, heldout)
         stats = corpus.build(
             out, sources, settings, overlap=keep_out, overwrite=overwrite, progress=show
@@ -74,12 +91,11 @@ def build(
         _print_stats(stats)
 
 
-def _public_sources(manifest: str, cache: Path | None, show: Any) -> list[Any]:
+def _public_sources(listed: "Manifest", cache: Path | None, show: Any) -> list[Any]:
     """The packages of a manifest, fetched, and the standard library. Says all that failed."""
     from sounding.data import manifest as pins
     from sounding.data.sources import standard_library_source, wheel_source
 
-    listed = pins.read_manifest(pins.SHIPPED if manifest == "shipped" else Path(manifest))
     folder = (cache or pins.user_cache_folder()) / "packages"
     sources, failures = [], []
     for index, package in enumerate(listed.packages):
@@ -200,6 +216,29 @@ def tokenize(corpus: Path, tokenizer: Path, out: Path, split: str, as_json: bool
 
 @data.command()
 @click.argument("corpus", type=_CORPUS)
+@click.argument("out", type=_FOLDER)
+@click.option("--split", default="train", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")
+def functions(corpus: Path, out: Path, split: str, as_json: bool) -> None:
+    """Take functions that stand alone out of the folder CORPUS; OUT is a corpus of them.
+
+    They are documented and short, and need nothing but the standard library, whose imports are put
+    above them. `data tokenize OUT` makes a dataset for a mixture.
+    """
+    from sounding.data.corpus import read_stats
+    from sounding.data.functions import mine
+
+    total = read_stats(corpus)["splits"].get(split, {}).get("documents", 0)
+    with _bar() as show:
+        stats = mine(corpus, out, split, progress=lambda done: show("reading", done, total))
+    if as_json:
+        click.echo(json.dumps(stats))
+    else:
+        _print_stats(stats)
+
+
+@data.command()
+@click.argument("corpus", type=_CORPUS)
 @click.option("--split", help="Print the documents of this split as JSONL instead.")
 @click.option("--package", help="Of --split, only the documents of this package.")
 @click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")
@@ -230,14 +269,14 @@ def show(corpus: Path, split: str | None, package: str | None, as_json: bool) ->
 def problems(file: Path, tokenizer: Path, out: Path) -> None:
     """Turn the rows of MBPP that are for training into a dataset.
 
-    Each is its description as a comment with the solution below. A run reads it beside its own
-    dataset: `train RUN --set data.more=OUT --set data.more_times=100`.
+    Each is its description as a comment with the solution below. Rows that repeat one which is
+    measured are left out. A run reads the dataset beside others in a mixture, `data.mixture`.
     """
     from sounding.data.dataset import tokenize as write_dataset
-    from sounding.tasks.mbpp import TRAIN_IDS, read_mbpp, training_text
+    from sounding.tasks.mbpp import REPEATED_IDS, TRAIN_IDS, read_mbpp, training_text
     from sounding.text.tokenizer import Tokenizer
 
-    rows = read_mbpp(file, TRAIN_IDS)
+    rows = [row for row in read_mbpp(file, TRAIN_IDS) if row.number not in REPEATED_IDS]
     texts = map(training_text, rows)
     info = write_dataset(texts, Tokenizer.from_file(tokenizer), out, source="MBPP, training rows")
     click.echo(f"{info['documents']:,} documents, {info['tokens']:,} tokens")

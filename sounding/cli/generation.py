@@ -11,7 +11,8 @@ from rich.progress import MofNCompleteColumn
 from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from numpy.typing import NDArray
 
     from sounding.engine.requests import Event
 
@@ -43,52 +44,61 @@ if TYPE_CHECKING:
     help="Feed the tokens in pieces: sizes such as 137,1,1, of which the last one repeats, or "
     "random:SEED for other random pieces in every sequence. The logits are the same.",
 )
-def logits(model: str, source: Path, out: Path, simulate: bool, split: str | None) -> None:
+@click.option(
+    "--bfloat16",
+    is_flag=True,
+    help="Compute in bfloat16 by the C++ kernels, as the engine does; needs no PyTorch.",
+)
+def logits(
+    model: str, source: Path, out: Path, simulate: bool, split: str | None, bfloat16: bool
+) -> None:
     """Compute logits for given tokens.
 
-    Every position of every sequence in the file, in float32. With --split the tokens arrive as
-    they would in a server, in chunks and one by one; whatever the split, the result is the same
-    up to rounding, which is how to convince yourself of that.
+    Every position of every sequence in the file, computed in float32 by the PyTorch reference.
+    With --split the tokens arrive as they would in a server, in chunks and one by one; whatever
+    the split, the result is the same up to rounding, which is how to convince yourself of that.
 
     \b
     Example:
       sounding logits MODEL --tokens in.safetensors --out out.safetensors --split random:1
     """
-    from safetensors.torch import save
+    from safetensors.numpy import save
 
-    from sounding.engine.generate import split_logits
+    from sounding.engine.scoring import split_logits
     from sounding.files import write_file
     from sounding.loading import load_network
 
     tokens = _read_tokens(source)
     splits = [_pieces(split, tokens.shape[1], row) for row in range(len(tokens))]
-    network = load_network(model, simulate=simulate, exact=True)
+    network = load_network(model, simulate=simulate, exact=not bfloat16)
     with progress_bar(MofNCompleteColumn()) as progress:
-        task = progress.add_task("logits", total=tokens.numel())
+        task = progress.add_task("logits", total=tokens.size)
         result = split_logits(
-            network, tokens, splits, lambda done: progress.update(task, advance=done)
+            network, tokens.tolist(), splits, lambda done: progress.update(task, advance=done)
         )
     write_file(out, save({"logits": result}))
     click.echo(f"wrote logits {list(result.shape)} to {out}", err=True)
 
 
-def _read_tokens(path: Path) -> "Tensor":
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _read_tokens(path: Path) -> "NDArray[np.int64]":
+    from safetensors import SafetensorError, safe_open
 
     try:
-        tensors = load_file(path)
+        with safe_open(path, framework="numpy") as file:
+            names = sorted(file.keys())
+            if "input_ids" not in names:
+                raise ValueError(f"{path} holds {names or 'nothing'}; it must hold 'input_ids'")
+            found = file.get_slice("input_ids")
+            dtype, shape = found.get_dtype(), found.get_shape()
+            # Asked first: NumPy cannot hold every format.
+            if dtype != "I64" or len(shape) != 2 or 0 in shape:
+                raise ValueError(
+                    f"input_ids in {path} is {dtype} of shape {shape}; it must be I64 "
+                    "[sequences, tokens] with at least one of each"
+                )
+            tokens: NDArray[np.int64] = file.get_tensor("input_ids")
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    if "input_ids" not in tensors:
-        raise ValueError(f"{path} holds {sorted(tensors) or 'nothing'}; it must hold 'input_ids'")
-    tokens = tensors["input_ids"]
-    if tokens.dtype != torch.int64 or tokens.ndim != 2 or 0 in tokens.shape:
-        raise ValueError(
-            f"input_ids in {path} is {tokens.dtype} of shape {list(tokens.shape)}; it must be "
-            "int64 [sequences, tokens] with at least one of each"
-        )
     return tokens
 
 
@@ -164,7 +174,8 @@ def generate(
       sounding generate --prompt 'def fibonacci(n):' --stop $'\\n\\n'
       sounding generate MODEL --tokens 0,17,4 --max-tokens 8
     """
-    from sounding.engine.requests import EngineFault, Finished, GenerationRequest
+    from sounding.engine.faults import EngineFault
+    from sounding.engine.requests import Finished, GenerationRequest
     from sounding.engine.sampling import SamplingParams
     from sounding.loading import find_model, load_network, start_engine
 

@@ -7,6 +7,7 @@ on after the last finished source, and its result is the same to the byte.
 
 import hashlib
 import json
+import logging
 import lzma
 import platform
 import shutil
@@ -26,6 +27,8 @@ from sounding.data.overlap import Overlap
 from sounding.data.sources import RawFile, Source
 from sounding.files import write_file
 
+logger = logging.getLogger(__name__)
+
 STATS_NAME = "stats.json"
 SHARD_BYTES = 64 * 2**20  # of text; about 10 MB compressed
 _RULES = 1  # raised when a change of the filters makes staged work stale
@@ -42,6 +45,7 @@ class Settings:
     threshold: float = THRESHOLD  # Jaccard similarity of near duplicates; 1 keeps them
     shard_bytes: int = SHARD_BYTES
     overlap_digest: str = ""  # identifies the texts to keep out
+    left_out: tuple[str, ...] = ()  # SHA-256 of texts that become no documents
 
     def __post_init__(self) -> None:
         for suffix in self.suffixes:
@@ -202,14 +206,26 @@ def _write(
             old.unlink()
     writers = {split: ShardWriter(out, split, settings.shard_bytes) for split in SPLITS}
     duplicates = Duplicates(settings.threshold)
-    packages = {}
+    packages, left_out = {}, set(settings.left_out)
     for index, (source, path) in enumerate(zip(sources, staged, strict=True)):
         progress(f"writing {source.name}", index, len(sources))
-        packages[source.name] = _write_source(source, path, duplicates, writers[source.split])
+        writer = writers[source.split]
+        packages[source.name] = _write_source(source, path, duplicates, left_out, writer)
+    if left_out:
+        logger.warning(
+            "%d of the %d texts that the manifest leaves out are in no source; the first is %s",
+            len(left_out),
+            len(settings.left_out),
+            min(left_out),
+        )
     for writer in writers.values():
         writer.finish()
     progress("written", len(sources), len(sources))
-    shards = [path for split in SPLITS for path in writers[split].paths]
+    return describe(packages, [path for split in SPLITS for path in writers[split].paths])
+
+
+def describe(packages: dict[str, dict[str, Any]], shards: Sequence[Path]) -> dict[str, Any]:
+    """Statistics of a corpus from those of its packages."""
     return {
         "documents": sum(entry["documents"] for entry in packages.values()),
         "bytes": sum(entry["bytes"] for entry in packages.values()),
@@ -222,8 +238,12 @@ def _write(
 
 
 def _write_source(
-    source: Source, path: Path, duplicates: Duplicates, writer: ShardWriter
+    source: Source, path: Path, duplicates: Duplicates, left_out: set[str], writer: ShardWriter
 ) -> dict[str, Any]:
+    """Write the documents that are neither copies nor left out; hashes that were met are removed.
+
+    A text that is left out still counts as seen, so its near copies go as well.
+    """
     num_documents = num_bytes = 0
     skipped: Counter[str] = Counter()
     with lzma.open(path, "rt") as stream:
@@ -234,6 +254,9 @@ def _write_source(
                 continue
             mark = np.frombuffer(bytes.fromhex(row.pop("signature")), np.uint32)
             reason = duplicates.reason(row["sha256"], mark)
+            if row["sha256"] in left_out:
+                left_out.remove(row["sha256"])
+                reason = "left-out"
             if reason:
                 skipped[reason] += 1
                 continue

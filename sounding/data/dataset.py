@@ -117,18 +117,6 @@ class Dataset:
         offsets = np.cumsum([0, *map(len, encoded)]).astype(np.int64)
         return cls(np.asarray([i for ids in encoded for i in ids], np.uint32), offsets, tokenizer)
 
-    def joined(self, other: "Dataset", times: int) -> "Dataset":
-        """These documents, then those of `other` so many times, in memory.
-
-        Raises ValueError if the two were not tokenized alike.
-        """
-        if other.tokenizer.core.to_str() != self.tokenizer.core.to_str():
-            raise ValueError("the datasets have different tokenizers; tokenize both with one")
-        repeated = np.tile(np.diff(other.offsets), times)
-        ends = np.cumsum(repeated) + self.offsets[-1]
-        tokens = np.concatenate([self.tokens, *[other.tokens] * times])
-        return Dataset(tokens, np.concatenate([self.offsets, ends]), self.tokenizer)
-
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

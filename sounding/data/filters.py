@@ -31,6 +31,7 @@ REASONS = {
     "duplicate": "identical to a kept document",
     "near-duplicate": "nearly identical to a kept document",
     "excluded": "overlaps with the texts to keep out",
+    "left-out": "the manifest names the hash of its text",
 }
 
 MAX_BYTES = 400_000

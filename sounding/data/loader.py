@@ -1,279 +1,77 @@
-"""Batches for training: documents shuffled, rearranged, cut, packed; each with its resume state.
+"""Batches for training: the rows of a stream dealt out, each batch with its resume state.
 
-One stream of rows is defined by dataset, settings and seed alone. Documents of an epoch are taken
-in a shuffled order, a window of them at a time; a window is rearranged, cut, packed best-fit into
-rows and its rows shuffled, without a look at other windows. A batch takes the next rows of the
-stream, dealt out over the ranks. A position in the stream is thus three numbers, and resuming
-costs the making of one window; the stream stays the same whatever the number of ranks and rows.
+A stream is the rows of one dataset or a mixture of several. A batch takes the next rows of it,
+dealt out over the ranks, so the stream stays the same whatever the number of ranks and rows.
 """
 
-import hashlib
 import queue
-import random
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int64
-from numpy.typing import NDArray
-from torch import Tensor
 
-from sounding.data.dataset import Dataset
-from sounding.data.fim import FimSettings, middle_span, piece_limit
-from sounding.data.line_ends import LineEnds
-from sounding.data.packing import best_fit, cut
-from sounding.data.token_cuts import Joints, Segment
-from sounding.text.markup import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
+from sounding.data.batch import StreamState, TokenBatch
+from sounding.data.rows import Piece, Row
+from sounding.ops.loss import IGNORED
 
-IGNORED = -100  # a target without loss
-State = dict[str, Any]
-
-_TEXT_TOKENS = 2  # BOS and EOS
-_FIM_TOKENS = 5  # BOS, begin, hole, end, EOS
-_FIM_SLACK = 16  # tokens by which cutting words apart may lengthen a text
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoaderSettings:
-    """What the stream of rows is made of; all of it decides what a state means."""
+@runtime_checkable
+class RowStream(Protocol):
+    """Rows in an order of their own, each with the state that resumes after it."""
 
-    sequence_length: int = 1024
-    seed: int = 0
-    window_documents: int = 512
-    fim: FimSettings = field(default_factory=FimSettings)
-    middle_only: bool = False  # of rearranged documents, train on the middle and EOS alone
-    # Share of punctuation-and-newline tokens that become two. Not in repr, which names a stream:
-    # streams without splits keep their names.
-    split_rate: float = field(default=0.0, repr=False)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.split_rate <= 1:
-            raise ValueError(f"split_rate = {self.split_rate} must be a share from 0 to 1")
-        if self.sequence_length < 2 * (_FIM_TOKENS + _FIM_SLACK):
-            raise ValueError(
-                f"sequence_length = {self.sequence_length} must be at least "
-                f"{2 * (_FIM_TOKENS + _FIM_SLACK)}, to leave room for the FIM tokens"
-            )
-        if self.window_documents < 1:
-            raise ValueError(f"window_documents = {self.window_documents} must be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Sequences laid end to end, without padding; none of them sees another.
-
-    `targets` holds the token after each one of the same sequence, and IGNORED where there is none
-    or no loss is wanted. `lengths` are the sequences' tokens, in order; they add up to t, which is
-    at most rows * sequence_length. `middles` are the tokens at the end of each sequence that fill a
-    gap in what stands before.
-    """
-
-    tokens: Int64[Tensor, " t"]
-    targets: Int64[Tensor, " t"]
-    lengths: list[int]
-    middles: list[int]
-
-
-@dataclass(frozen=True)
-class _Piece:
-    tokens: NDArray[np.int64]
-    loss_from: int  # the first token that is a target
-    middle: int = 0  # tokens of the middle that was cut out, which come last, with EOS
-
-
-@dataclass(frozen=True)
-class _Gap:
-    """A run of tokens to be rearranged, and its prefix, middle and suffix."""
-
-    run: NDArray[np.int64]
-    parts: list[Segment]
-    written: int | None = None  # bytes at the end of the middle that fill the gap; None is all
-
-
-_Row = list[_Piece]
-_Position = tuple[int, int, int]  # epoch, window of it, rows of the window that are used up
+    def follow(
+        self, state: StreamState | None = None, *, epochs: int | None = None
+    ) -> Iterator[tuple[Row, StreamState]]:
+        """Rows from a state on, or from the beginning; `epochs` None never ends."""
 
 
 class Loader:
     """Makes batches of `rows` rows for one of `world` ranks."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        settings: LoaderSettings,
-        *,
-        rows: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
+    def __init__(self, stream: RowStream, *, rows: int, rank: int = 0, world: int = 1) -> None:
         if rows < 1:
             raise ValueError(f"rows = {rows} must be at least 1")
         if not 0 <= rank < world:
             raise ValueError(f"rank = {rank} must be from 0 to {world - 1}")
-        self.dataset, self.settings, self.rows = dataset, settings, rows
-        self._rank, self._world = rank, world
-        splits = f" split_rate={settings.split_rate}" if settings.split_rate else ""
-        first = settings.fim.suffix_first
-        order = f" suffix_first={first}" if first else ""
-        identity = f"{dataset.digest} {settings}{splits}{order}"
-        self._stream = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        names = (BOS, EOS, FIM_BEGIN, FIM_HOLE, FIM_END)
-        self._bos, self._eos, *fim = map(dataset.tokenizer.id_of, names)
-        self._begin, self._hole, self._end = fim
-        self._joints = Joints(dataset.tokenizer)
-        self._line_ends = LineEnds(dataset.tokenizer)
-        self._window_count = -(-len(dataset) // settings.window_documents)
+        self.rows = rows
+        self._stream, self._rank, self._world = stream, rank, world
 
     def batches(
-        self, state: State | None = None, *, epochs: int | None = None, prefetch: int = 0
-    ) -> Iterator[tuple[Batch, State]]:
+        self, state: StreamState | None = None, *, epochs: int | None = None, prefetch: int = 0
+    ) -> Iterator[tuple[TokenBatch, StreamState]]:
         """Batches with the state that resumes after each; `epochs` None never ends.
 
         `state` is what came with the last batch that was used; rows and ranks may have changed
         since. `prefetch` batches are made ahead in a thread. At the end of the last epoch, rows
         that do not go evenly over the ranks are left out. Raises ValueError for a state of
-        another dataset or other settings.
+        another stream.
         """
-        made = self._make(self._start(state), epochs)
+        made = self._make(self._stream.follow(state, epochs=epochs))
         return _ahead(made, prefetch) if prefetch else made
 
-    def _start(self, state: State | None) -> _Position:
-        if state is None:
-            return 0, 0, 0
-        if state.get("stream") != self._stream:
-            raise ValueError(
-                "this loader state belongs to another dataset or other loader settings; resume "
-                "with those, or start without a state"
-            )
-        return state["epoch"], state["window"], state["row"]
-
-    def _make(self, start: _Position, epochs: int | None) -> Iterator[tuple[Batch, State]]:
-        held: list[_Row] = []
-        position = start
-        for row, position in self._row_stream(start, epochs):
+    def _make(
+        self, rows: Iterator[tuple[Row, StreamState]]
+    ) -> Iterator[tuple[TokenBatch, StreamState]]:
+        held: list[Row] = []
+        state: StreamState = {}
+        for row, state in rows:
             held.append(row)
             if len(held) == self.rows * self._world:
-                yield self._batch(held), self._state(position)
+                yield self._batch(held), state
                 held = []
         even = len(held) // self._world * self._world
         if even:
-            yield self._batch(held[:even]), self._state(position)
+            yield self._batch(held[:even]), state
 
-    def _batch(self, rows: list[_Row]) -> Batch:
+    def _batch(self, rows: list[Row]) -> TokenBatch:
         return _collate([piece for row in rows[self._rank :: self._world] for piece in row])
 
-    def _state(self, position: _Position) -> State:
-        epoch, window, row = position
-        return {"stream": self._stream, "epoch": epoch, "window": window, "row": row}
 
-    def _row_stream(self, start: _Position, epochs: int | None) -> Iterator[tuple[_Row, _Position]]:
-        """Rows from a position on, each with the position after it."""
-        epoch, window, used = start
-        while epochs is None or epoch < epochs:
-            order = _order(len(self.dataset), self.settings.seed, epoch)
-            while window < self._window_count:
-                size = self.settings.window_documents
-                rows = self._window_rows(epoch, order[window * size : (window + 1) * size])
-                for index in range(used, len(rows)):
-                    yield rows[index], (epoch, window, index + 1)
-                window, used = window + 1, 0
-            epoch, window = epoch + 1, 0
-
-    def _window_rows(self, epoch: int, documents: NDArray[np.int64]) -> list[_Row]:
-        pieces = self._pieces(epoch, documents)
-        capacity = self.settings.sequence_length
-        packed = best_fit([len(piece.tokens) for piece in pieces], capacity)
-        # Packing leaves the longest pieces first; rows come in random order instead.
-        first = int(documents[0])
-        return [
-            [pieces[index] for index in packed[row]]
-            for row in _order(len(packed), self.settings.seed, epoch, first)
-        ]
-
-    # Documents to pieces
-
-    def _pieces(self, epoch: int, documents: NDArray[np.int64]) -> list[_Piece]:
-        """Pieces of the documents; all the text that needs new tokens is encoded in one go."""
-        pieces: list[_Piece] = []
-        gaps: list[_Gap] = []
-        for document in documents.tolist():
-            # A string seeds through SHA-512, the same in every version and process.
-            rng = random.Random(f"{self.settings.seed} {epoch} {document}")
-            rearrange = rng.random() < self.settings.fim.rate
-            tokens = self._tokens(epoch, document)
-            room = _FIM_TOKENS + _FIM_SLACK if rearrange else _TEXT_TOKENS
-            limit = self.settings.sequence_length - room
-            if rearrange:
-                limit = piece_limit(rng, self.settings.fim, limit)
-            runs = cut(self._joints.find(tokens), len(tokens), limit) or [(0, 0)]
-            for number, (begin, end) in enumerate(runs, 1):
-                run = tokens[begin:end]
-                gap = self._gap(run, rng) if rearrange else None
-                if gap:
-                    gaps.append(gap)
-                else:
-                    pieces.append(self._plain(run, number == 1 or rearrange, number == len(runs)))
-        return pieces + self._filled(gaps)
-
-    def _tokens(self, epoch: int, document: int) -> NDArray[np.int64]:
-        """A document's tokens, some of them split: by draws of its own, which move no others."""
-        tokens = self.dataset.document(document).astype(np.int64)
-        if not self.settings.split_rate:
-            return tokens
-        rng = random.Random(f"{self.settings.seed} {epoch} {document} line ends")
-        return self._line_ends.split(tokens, self.settings.split_rate, rng)
-
-    def _plain(self, run: NDArray[np.int64], opens: bool, ends: bool) -> _Piece:
-        bos, eos = [self._bos] if opens else [], [self._eos] if ends else []
-        return _Piece(np.concatenate([bos, run, eos]).astype(np.int64), 0)
-
-    def _gap(self, run: NDArray[np.int64], rng: random.Random) -> _Gap | None:
-        """Where to cut a run, or None if it has no middle or ends inside of a character."""
-        content = self.dataset.bytes_of(run)
-        try:
-            text = content.decode()
-        except UnicodeDecodeError:
-            return None
-        span = middle_span(text, rng, self.settings.fim)
-        if span is None:
-            return None
-        if len(text) != len(content):
-            span = len(text[: span[0]].encode()), len(text[: span[1]].encode())
-        begin, end = span
-        suffix_first = self.settings.fim.suffix_first
-        if suffix_first and rng.random() < suffix_first:
-            return _Gap(run, self._joints.segments(run, content, (0, end)), end - begin)
-        return _Gap(run, self._joints.segments(run, content, span))
-
-    def _filled(self, gaps: list[_Gap]) -> list[_Piece]:
-        texts = [text for gap in gaps for part in gap.parts for text in (part.head, part.tail)]
-        encoded = iter(self.dataset.tokenizer.encode_many(texts, named=False))
-        pieces = []
-        for gap in gaps:
-            prefix, middle, suffix = (
-                np.concatenate([next(encoded), part.tokens, next(encoded)]).astype(np.int64)
-                for part in gap.parts
-            )
-            ids = np.concatenate(
-                [[self._bos, self._begin], prefix, [self._hole], suffix, [self._end], middle]
-            )
-            if len(ids) < self.settings.sequence_length:
-                count = len(middle)
-                if gap.written is not None:
-                    count = self._joints.last(middle, gap.written)
-                loss_from = len(ids) - count if self.settings.middle_only else 0
-                whole = np.append(ids, self._eos).astype(np.int64)
-                pieces.append(_Piece(whole, loss_from, count + 1))
-            else:  # the cuts made too many new tokens, which is rare
-                pieces.append(self._plain(gap.run, True, False))
-        return pieces
-
-
-def _collate(pieces: list[_Piece]) -> Batch:
+def _collate(pieces: list[Piece]) -> TokenBatch:
     lengths = [len(piece.tokens) for piece in pieces]
     tokens = np.concatenate([piece.tokens for piece in pieces])
     targets = np.full(len(tokens), IGNORED, np.int64)
@@ -282,24 +80,12 @@ def _collate(pieces: list[_Piece]) -> Batch:
     targets[ends - 1] = IGNORED
     for piece, end, length in zip(pieces, ends.tolist(), lengths, strict=True):
         targets[end - length : end - length + max(0, piece.loss_from - 1)] = IGNORED
-    return Batch(
+    return TokenBatch(
         tokens=torch.from_numpy(tokens),
         targets=torch.from_numpy(targets),
         lengths=lengths,
         middles=[piece.middle for piece in pieces],
     )
-
-
-def _order(count: int, *key: int) -> NDArray[np.int64]:
-    """A random permutation that depends on `count` and `key` alone, in every numpy version.
-
-    Sorting by a hash of the index (the finalizer of SplitMix64).
-    """
-    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little")
-    x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(x ^ (x >> np.uint64(31)), kind="stable").astype(np.int64)
 
 
 def _ahead(made: Iterator[_T], depth: int) -> Iterator[_T]:

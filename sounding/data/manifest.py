@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,7 @@ class Package:
         require_split(f"split of {self.name}", self.split)
         if not self.file.endswith(".whl") or "/" in self.file:
             raise ValueError(f"file of {self.name} = {self.file!r} must be the name of a wheel")
-        if len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
-            raise ValueError(
-                f"sha256 of {self.name} = {self.sha256!r} must be 64 lower-case hex digits"
-            )
+        _require_hash(f"sha256 of {self.name}", self.sha256)
         if not families(self.license):
             raise ValueError(f"license of {self.name} = {self.license!r} must be a permissive one")
 
@@ -66,6 +63,7 @@ class Manifest:
     packages: tuple[Package, ...]
     target: Target
     standard_library: str  # a split, or "" for none
+    left_out: tuple[str, ...] = ()  # SHA-256 of texts that become no documents
 
 
 def require_split(name: str, value: str) -> None:
@@ -74,11 +72,17 @@ def require_split(name: str, value: str) -> None:
         raise ValueError(f"{name} = {value!r} must be {' or '.join(SPLITS)}")
 
 
+def _require_hash(name: str, value: str) -> None:
+    if len(value) != 64 or set(value) - set("0123456789abcdef"):
+        raise ValueError(f"{name} = {value!r} must be 64 lower-case hex digits")
+
+
 def read_manifest(path: Path = SHIPPED) -> Manifest:
     """Read a manifest; raises ValueError naming the file and what is wrong in it."""
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        refuse_unknown(raw, ("package", "target", "standard_library"), "the manifest")
+        known = ("package", "target", "standard_library", "left_out")
+        refuse_unknown(raw, known, "the manifest")
         packages = tuple(_package(entry) for entry in raw.get("package", []))
         known_target = [entry.name for entry in fields(Target)]
         refuse_unknown(raw.get("target", {}), known_target, "target")
@@ -86,15 +90,30 @@ def read_manifest(path: Path = SHIPPED) -> Manifest:
         standard_library = raw.get("standard_library", "")
         if standard_library:
             require_split("standard_library", standard_library)
-        names = [package.name for package in packages]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"packages listed twice: {', '.join(twice)}")
+        left_out = _left_out(raw.get("left_out", []))
+        _require_once("packages", [package.name for package in packages])
         if len(packages) > MAX_PACKAGES:
             raise ValueError(f"{len(packages)} packages; at most {MAX_PACKAGES} are allowed")
     except (ValueError, TypeError) as error:
         raise ValueError(f"manifest {path}: {error}") from error
-    return Manifest(packages=packages, target=target, standard_library=standard_library)
+    return Manifest(
+        packages=packages, target=target, standard_library=standard_library, left_out=left_out
+    )
+
+
+def _left_out(hashes: Any) -> tuple[str, ...]:
+    if not isinstance(hashes, list) or not all(isinstance(value, str) for value in hashes):
+        raise ValueError(f"left_out = {hashes!r} must be a list of SHA-256 hashes of texts")
+    for value in hashes:
+        _require_hash("left_out", value)
+    _require_once("left_out: hashes", hashes)
+    return tuple(hashes)
+
+
+def _require_once(what: str, names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{what} listed twice: {', '.join(twice)}")
 
 
 def _package(entry: Mapping[str, Any]) -> Package:

@@ -11,11 +11,9 @@ from collections.abc import Collection, Sequence
 
 import llguidance
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from sounding.engine.requests import Grammar
+from sounding.engine.sampling import Logits
 from sounding.text.grammar import constraint_tokenizer, matcher
 from sounding.text.markup import END_THINK, THINK
 from sounding.text.tokenizer import Tokenizer
@@ -78,19 +76,19 @@ class Constraint:
         self._begins_behind = begins_behind
         self._forbidden = sorted(forbidden)
 
-    def mask(self, logits: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
+    def mask(self, logits: Logits) -> Logits:
         """The logits with every token that may not come next at -inf.
 
         Raises RuntimeError when the grammar has become too costly to follow.
         """
-        logits = logits.clone()
+        logits = logits.copy()
         if self._begins_behind is not None:
-            logits[[token for token in self._forbidden if token < len(logits)]] = float("-inf")
+            logits[[token for token in self._forbidden if token < len(logits)]] = -np.inf
             return logits
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
-        allowed = torch.from_numpy(np.unpackbits(bits, count=len(logits), bitorder="little"))
-        logits[allowed == 0] = float("-inf")
+        allowed = np.unpackbits(bits, count=len(logits), bitorder="little")
+        logits[allowed == 0] = -np.inf
         return logits
 
     def push(self, token: int) -> bool:

@@ -10,11 +10,9 @@ from collections import deque
 from collections.abc import Collection
 from typing import Literal, NamedTuple
 
-import torch
-
 from sounding.engine.constrain import Constraints
-from sounding.engine.generate import checked_prompt
 from sounding.engine.memory_budget import StatePool, state_bytes
+from sounding.engine.network import Network
 from sounding.engine.prefix.store import PrefixStore
 from sounding.engine.requests import EngineStats, FinishReason, GenerationRequest, Overloaded
 from sounding.engine.runner import Runner
@@ -22,7 +20,7 @@ from sounding.engine.scheduler import Scheduler
 from sounding.engine.sequence import Generation
 from sounding.engine.settings import EngineSettings
 from sounding.engine.stream import EventStream
-from sounding.model.transformer import Transformer
+from sounding.engine.token_checks import check_prompt
 from sounding.runtime import give_back_free_memory
 from sounding.text.markup import EOS
 from sounding.text.tokenizer import Tokenizer
@@ -43,7 +41,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Network,
         tokenizer: Tokenizer | None = None,
         settings: EngineSettings | None = None,
         *,
@@ -100,11 +98,11 @@ class Engine:
             )
         if self._tokenizer is None and (request.stop or request.grammar):
             raise ValueError("stop strings and grammars need a tokenizer, and there is none")
-        checked_prompt(request.prompt, request.max_tokens, config, self.context_tokens)
+        check_prompt(request.prompt, request.max_tokens, config, self.context_tokens)
         num_bytes = state_bytes(
             config,
             len(request.prompt) + request.max_tokens,
-            number_bytes=self._model.dtype.itemsize,
+            number_bytes=self._model.number_bytes,
             rewind_tokens=settings.guessed_tokens,
         )
         if num_bytes > settings.state_limit_bytes:
@@ -193,7 +191,6 @@ class Engine:
     # ----------------------------------------------------------------------------------------------
     # The engine's own thread
 
-    @torch.inference_mode()  # once: entering it takes a thirtieth of a small network's step
     def _run(self) -> None:
         try:
             while self._receive():

@@ -7,13 +7,14 @@ Nothing here depends on which sequences share a step, except how the network rou
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from sounding.engine.drafting.cost_model import Noted
 from sounding.engine.drafting.drafter import Drafter
+from sounding.engine.network import Network, Streams
 from sounding.engine.prefix.cache import Found, PrefixCache
 from sounding.engine.prefix.snapshot import put_together
 from sounding.engine.prefix.store import PrefixStore
@@ -21,9 +22,6 @@ from sounding.engine.requests import Priority
 from sounding.engine.scheduler import Move
 from sounding.engine.sequence import Generation
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
-from sounding.model.moe import Routing, StackedRouting
-from sounding.model.state import growing_state
-from sounding.model.transformer import Transformer
 
 
 @dataclass
@@ -41,11 +39,11 @@ class Counters:
 
 
 class Runner:
-    """A network and what it is given to do, in inference mode."""
+    """A network and what it is given to do."""
 
     def __init__(
         self,
-        model: Transformer,
+        model: Network,
         settings: EngineSettings,
         num_tokens: int,
         store: PrefixStore | None = None,
@@ -53,7 +51,6 @@ class Runner:
         """Token ids from `num_tokens` on are never chosen."""
         config = model.config
         self._model, self._settings, self._num_tokens = model, settings, num_tokens
-        self._device = next(model.parameters()).device
         self._drafter = Drafter(model, settings.guessed_tokens, num_tokens)
         self.store = store
         self.prefixes = PrefixCache(settings.prefix_limit_bytes)
@@ -64,7 +61,7 @@ class Runner:
     def start(self, generation: Generation) -> None:
         """Give a sequence its state: the longest that is kept, or an empty one."""
         settings = self._settings
-        state = growing_state(self._model.config, rewind_tokens=settings.guessed_tokens)
+        state = self._model.new_state(rewind_tokens=settings.guessed_tokens)
         found = self._find(generation.request.prompt)
         if found.tail is not None:
             put_together(state, found.blocks, found.tail)
@@ -123,10 +120,11 @@ class Runner:
                 logits.append(mine)
         found = [move.generation for move in moves if not move.num_tokens]  # with the whole prompt
         if found:
-            last = torch.cat([generation.streams for generation in found])
+            last = np.concatenate([generation.streams for generation in found])
             choosing += found
-            wanted += last.split(1)
-            logits += self._known(self._model.logits(self._model.hidden(last))).split(1)
+            known = self._known(self._model.logits(last))
+            wanted += [last[i : i + 1] for i in range(len(found))]
+            logits += [known[i : i + 1] for i in range(len(found))]
         if choosing:
             for generation, streams, mine in zip(choosing, wanted, logits, strict=True):
                 self._choose(generation, streams, mine)
@@ -154,7 +152,7 @@ class Runner:
         self.prefixes.put(stored.tokens, stored.blocks, stored.tail, whole=stored.whole)
         return self.prefixes.find(prompt)
 
-    def _feed(self, moves: Sequence[Move]) -> Iterator[tuple[Move, Tensor, Tensor]]:
+    def _feed(self, moves: Sequence[Move]) -> Iterator[tuple[Move, Streams, NDArray[np.float32]]]:
         """Append each sequence's next tokens; its streams, and the logits that are read: of an
         answer's tokens, and of a prompt's last one."""
         if not moves:
@@ -170,17 +168,18 @@ class Runner:
             row_counts.append(count if generation.answered else int(whole))
             rows += range(len(tokens) - row_counts[-1], len(tokens))
         lengths = [move.num_tokens for move in moves]
-        given = torch.tensor(tokens).to(self._device)
-        streams, routing, logits = self._model.predict(given, rows, lengths, states)
-        self._count_experts(routing)
-        read = self._known(logits).split(row_counts)
-        yield from zip(moves, streams.split(lengths), read, strict=True)
+        made = self._model.predict(tokens, rows, lengths, states)
+        self._count_experts(made.chosen)
+        streams = _split(made.streams, lengths)
+        yield from zip(moves, streams, _split(self._known(made.logits), row_counts), strict=True)
 
-    def _known(self, logits: Tensor) -> Tensor:
-        """Those of tokens that may be chosen, where they are chosen from."""
-        return logits[:, : self._num_tokens].cpu()
+    def _known(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Those of tokens that may be chosen."""
+        return logits[:, : self._num_tokens]
 
-    def _choose(self, generation: Generation, streams: Tensor, logits: Tensor) -> None:
+    def _choose(
+        self, generation: Generation, streams: Streams, logits: NDArray[np.float32]
+    ) -> None:
         """Choose tokens as long as the drafts foresaw them; take back what came otherwise."""
         if not generation.answered:
             generation.prefilled()
@@ -200,7 +199,7 @@ class Runner:
             generation.streams = streams[accepted : accepted + 1]
             self._verified(generation, streams[: accepted + 1], len(drafts))
 
-    def _verified(self, generation: Generation, streams: Tensor, drafted: int) -> None:
+    def _verified(self, generation: Generation, streams: Streams, drafted: int) -> None:
         """Take back the drafts that did not come true; `streams` are those of the other tokens."""
         assert generation.state is not None
         accepted = len(streams) - 1
@@ -211,12 +210,16 @@ class Runner:
             self.counters.accepted_tokens += accepted
         self._drafter.note(generation, streams)
 
-    def _count_experts(self, routing: Sequence[Routing]) -> None:
+    def _count_experts(self, chosen: NDArray[np.int64]) -> None:
         load = self.counters.expert_load
-        if isinstance(routing, StackedRouting):
-            chosen = routing.chosen
-        else:
-            chosen = torch.stack([routed.chosen for routed in routing])
-        # All layers at once, by NumPy: in PyTorch these small steps take longer than a layer.
-        numbers = chosen.cpu().numpy().reshape(len(load), -1) + self._first_experts
+        numbers = chosen.reshape(len(load), -1) + self._first_experts  # all layers at once
         load += np.bincount(numbers.ravel(), minlength=load.size).reshape(load.shape)
+
+
+def _split(rows: NDArray[Any], counts: Sequence[int]) -> list[NDArray[Any]]:
+    """The first counts[0] rows, the next counts[1], and so on."""
+    parts, low = [], 0
+    for count in counts:
+        parts.append(rows[low : low + count])
+        low += count
+    return parts

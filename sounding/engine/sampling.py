@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from sounding.ops.argmax import argmax
+Logits = NDArray[np.float32]
+"""Scores of every next token, [vocabulary]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,45 +37,60 @@ class SamplingParams:
             raise ValueError(f"seed = {self.seed} must be an integer from 0 to 2^63 - 1")
 
 
-def sample(logits: Float[Tensor, " v"], params: SamplingParams, generator: torch.Generator) -> int:
+def sample(logits: Logits, params: SamplingParams, generator: np.random.Generator) -> int:
     """Choose a token; with temperature 0 the likeliest, ties to the lower id.
 
     Takes one number from the generator for every token sampled, so that how tokens are grouped into
     calls cannot change them. Each limit looks at the model's distribution at this temperature.
     """
     if params.temperature == 0:
-        return argmax(logits)  # the first of equals
-    probabilities = (logits.double() / params.temperature).softmax(-1)
+        return int(logits.argmax())  # the first of equals
+    probabilities = _softmax(logits.astype(np.float64) / params.temperature)
     _limit(probabilities, params)
-    reached = probabilities.cumsum(-1)
-    point = torch.rand((), generator=generator, dtype=torch.float64) * reached[-1]
-    token = int(torch.searchsorted(reached, point, right=True))
+    reached = probabilities.cumsum()
+    token = int(np.searchsorted(reached, generator.random() * reached[-1], side="right"))
     if token < len(reached):
         return token
-    return int(probabilities.nonzero()[-1])  # the point was rounded up to the very end
+    return int(probabilities.nonzero()[0][-1])  # the point was rounded up to the very end
 
 
-def _limit(probabilities: Float[Tensor, " v"], params: SamplingParams) -> None:
+def _limit(probabilities: NDArray[np.float64], params: SamplingParams) -> None:
     """Set to 0, in place, what the parameters leave out; never everything."""
-    if params.min_p:
-        least = params.min_p * probabilities.max()
+    least = params.min_p * probabilities.max()
     if params.top_p < 1 or 0 < params.top_k < len(probabilities):
-        ordered, order = probabilities.sort(descending=True, stable=True)
+        order = (-probabilities).argsort(kind="stable")
+        ordered = probabilities[order]
         # A token stays while the likelier ones before it have not reached top_p: never none.
-        dropped = ordered.cumsum(-1) - ordered >= params.top_p
+        dropped = ordered.cumsum() - ordered >= params.top_p
         if params.top_k:
             dropped[params.top_k :] = True
         probabilities[order[dropped]] = 0
-    if params.min_p:
-        probabilities[probabilities < least] = 0
+    probabilities[probabilities < least] = 0
 
 
-def logprob_of(
-    logits: Float[Tensor, " v"], token: int, top: int
-) -> tuple[float, list[tuple[int, float]]]:
+def logprob_of(logits: Logits, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
     """Natural logarithm of a token's probability under the logits as the model gave them, and the
     `top` likeliest tokens with theirs."""
-    logprobs = logits.double().log_softmax(-1)
-    ordered, order = logprobs.sort(descending=True, stable=True) if top else (logprobs, logprobs)
-    best = zip(order[:top].tolist(), ordered[:top].tolist(), strict=True)
-    return float(logprobs[token]), [(int(other), value) for other, value in best]
+    logprobs = log_softmax(logits)
+    order = (-logprobs).argsort(kind="stable")[:top] if top else ()
+    return float(logprobs[token]), [(int(other), float(logprobs[other])) for other in order]
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Natural logarithms of the probabilities, along the last dimension, in double precision."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(-1, keepdims=True)
+    wide -= np.log(np.exp(wide).sum(-1, keepdims=True))
+    return wide
+
+
+def logsumexp(logits: Logits) -> float:
+    """The natural logarithm of the sum of the exponentials."""
+    largest = logits.max()
+    return float(largest + np.log(np.exp(logits - largest).sum()))
+
+
+def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    exponentials = np.exp(scores - scores.max())
+    made: NDArray[np.float64] = exponentials / exponentials.sum()
+    return made

@@ -1,45 +1,79 @@
-"""How likely a network finds given tokens."""
+"""Running a network over given tokens: logits under any split, and how likely the tokens are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from sounding.engine.faults import DamagedModel
-from sounding.engine.generate import require_tokens
-from sounding.model.transformer import Transformer
+from sounding.engine.network import Network
+from sounding.engine.sampling import log_softmax
+from sounding.engine.token_checks import require_tokens
 
 _LOGIT_ROWS = 1024  # logits of this many tokens exist at once
 
 
-@torch.inference_mode()
-def token_logprobs(model: Transformer, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+def token_logprobs(network: Network, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
     """Natural logarithm of the probability of each token after the first, given those before it.
 
     All sequences are one ragged chunk, so their tokens together decide the memory it takes.
-    Raises ValueError for an empty sequence or a token outside of the vocabulary, `DamagedModel` for
-    weights that give none.
+    Raises ValueError for an empty sequence or a token outside of the vocabulary, DamagedModel where
+    logits are not finite.
     """
     if not all(sequences):
         raise ValueError("a sequence has no tokens; give at least one")
-    device = next(model.parameters()).device
-    tokens = torch.cat([torch.tensor(list(sequence)) for sequence in sequences]).to(device)
-    require_tokens(tokens, model.config.vocab_size)
+    tokens = [token for sequence in sequences for token in sequence]
+    require_tokens(tokens, network.config.vocab_size)
     lengths = [len(sequence) for sequence in sequences]
-    hidden = model.hidden(model(tokens, lengths).streams)
-    targets = tokens.roll(-1)  # wrong at the end of each sequence, where none is read
-    found = torch.cat(
-        [
-            _pick(model.logits(rows), wanted)
-            for rows, wanted in zip(
-                hidden.split(_LOGIT_ROWS), targets.split(_LOGIT_ROWS), strict=True
-            )
+    states = [network.new_state() for _ in lengths]
+    streams = network.predict(tokens, (), lengths, states).streams
+    targets = np.roll(np.asarray(tokens, dtype=np.int64), -1)  # of each last token none is read
+    found = []
+    for low in range(0, len(tokens), _LOGIT_ROWS):
+        logits = network.logits(streams[low : low + _LOGIT_ROWS])
+        if not np.isfinite(logits).all():
+            first = int((~np.isfinite(logits).all(-1)).argmax())
+            raise DamagedModel(f"of token {low + first}")
+        wanted = targets[low : low + _LOGIT_ROWS]
+        found += log_softmax(logits)[np.arange(len(logits)), wanted].tolist()
+    scored, first = [], 0
+    for length in lengths:
+        scored.append(found[first : first + length - 1])
+        first += length
+    return scored
+
+
+def split_logits(
+    network: Network,
+    tokens: Sequence[Sequence[int]],
+    splits: Sequence[Sequence[int]],
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> NDArray[np.float32]:
+    """Logits of every position, [sequences, tokens, vocabulary]; all sequences are of one length.
+
+    splits[i] says in which pieces sequence i comes: step k is one ragged chunk of the k-th piece of
+    every sequence that has one. `progress` is told the tokens done in each step. Raises ValueError
+    for ids outside of the vocabulary, DamagedModel for logits that are not finite.
+    """
+    for sequence in tokens:
+        require_tokens(sequence, network.config.vocab_size)
+    states = [network.new_state() for _ in tokens]
+    logits = np.empty((len(tokens), len(tokens[0]), network.config.vocab_size), dtype=np.float32)
+    for step in range(max(map(len, splits), default=0)):
+        active = [index for index, sizes in enumerate(splits) if step < len(sizes)]
+        sizes = [splits[index][step] for index in active]
+        spans = [
+            (index, states[index].length, states[index].length + size)
+            for index, size in zip(active, sizes, strict=True)
         ]
-    )
-    if not found.isfinite().all():
-        raise DamagedModel(f"of token {int((~found.isfinite()).nonzero()[0])}")
-    return [row[:-1].tolist() for row in found.cpu().split(lengths)]
-
-
-def _pick(logits: Tensor, targets: Tensor) -> Tensor:
-    return logits.double().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        chunk = [token for index, low, high in spans for token in tokens[index][low:high]]
+        here = [states[index] for index in active]
+        made = network.predict(chunk, range(len(chunk)), sizes, here).logits
+        row = 0
+        for (index, low, high), size in zip(spans, sizes, strict=True):
+            if not np.isfinite(made[row : row + size]).all():
+                raise DamagedModel(f"of sequence {index} behind token {low}")
+            logits[index, low:high] = made[row : row + size]
+            row += size
+        progress(len(chunk))
+    return logits

@@ -10,26 +10,23 @@ import time
 from collections.abc import Collection
 from dataclasses import replace
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
 
 from sounding.engine.constrain import Constraint
 from sounding.engine.drafting.cost_model import Speculation
+from sounding.engine.faults import DamagedModel, EngineFault
+from sounding.engine.network import State, Streams
 from sounding.engine.repetition import RepetitionGuard
 from sounding.engine.requests import (
-    DamagedModel,
-    EngineFault,
     Finished,
     FinishReason,
     GenerationRequest,
     TokenEvent,
     Usage,
 )
-from sounding.engine.sampling import logprob_of, sample
+from sounding.engine.sampling import Logits, logprob_of, logsumexp, sample
 from sounding.engine.stop import StopStrings
 from sounding.engine.stream import EventStream
-from sounding.model.state import SequenceState
 from sounding.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -57,9 +54,9 @@ class Generation:
         self.state_bytes = state_bytes
         self.tokens = list(request.prompt)
         """The prompt and what was chosen so far."""
-        self.state: SequenceState | None = None
+        self.state: State | None = None
         """What the network remembers of it; None while it waits."""
-        self.streams = torch.empty(0)
+        self.streams: Streams = np.empty(0)
         """Of the last token that was fed."""
         self.drafts: list[int] = []
         """Guesses of what follows the last token."""
@@ -77,7 +74,7 @@ class Generation:
         self._constraint = constraint
         self._stop_tokens = frozenset(stop_tokens)
         self._barred_tokens = frozenset(barred_tokens) - self._stop_tokens
-        self._generator = torch.Generator().manual_seed(request.params.seed)
+        self._generator = np.random.default_rng(request.params.seed)
         self._text = None if tokenizer is None else tokenizer.stream()
         self._stops = StopStrings(request.stop)
         self._repetition = RepetitionGuard(repetition_tokens)
@@ -133,7 +130,7 @@ class Generation:
         """The whole prompt is read."""
         self._decoded = time.monotonic()
 
-    def choose(self, logits: Float[Tensor, " v"]) -> int | None:
+    def choose(self, logits: Logits) -> int | None:
         """Choose the next token and tell the reader; None if instead the text is over.
 
         Sets `finished` where it is the last one. Where a rule over tokens fails, only this request
@@ -197,8 +194,8 @@ class Generation:
 
     # ----------------------------------------------------------------------------------------------
 
-    def _choose(self, logits: Float[Tensor, " v"]) -> int | None:
-        if not math.isfinite(float(logits.sum())) and not logits.isfinite().all():
+    def _choose(self, logits: Logits) -> int | None:
+        if not math.isfinite(float(logits.sum())) and not np.isfinite(logits).all():
             raise DamagedModel(f"behind token {len(self.tokens)}")
         token = self._sample(self._allowed(logits))
         if token is None or token in self._stop_tokens:
@@ -209,7 +206,7 @@ class Generation:
         self._decide(token, logits)
         return token
 
-    def _sample(self, logits: Float[Tensor, " v"]) -> int | None:
+    def _sample(self, logits: Logits) -> int | None:
         """A token that may be part of an answer; None if there is none.
 
         Another is drawn in place of one that may not, which comes to the same as taking those out
@@ -218,26 +215,26 @@ class Generation:
         token = sample(logits, self.request.params, self._generator)
         if token not in self._barred_tokens:
             return token
-        logits = logits.clone()
-        logits[[other for other in self._barred_tokens if other < len(logits)]] = float("-inf")
-        if not logits.isfinite().any():
+        logits = logits.copy()
+        logits[[other for other in self._barred_tokens if other < len(logits)]] = -np.inf
+        if not np.isfinite(logits).any():
             return None
         return sample(logits, self.request.params, self._generator)
 
-    def _allowed(self, logits: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
+    def _allowed(self, logits: Logits) -> Logits:
         """The logits, everything but the allowed tokens at -inf."""
         answer = self.request.answer
         allowed = answer.allowed() if answer is not None else None
         if allowed is not None:
             kept = [token for token in allowed if token < len(logits)]
-            masked = torch.full_like(logits, float("-inf"))
+            masked = np.full_like(logits, -np.inf)
             masked[kept] = logits[kept]
             logits = masked
         if self._constraint is not None:
             logits = self._constraint.mask(logits)
         return logits
 
-    def _tell(self, token: int, logits: Float[Tensor, " v"]) -> None:
+    def _tell(self, token: int, logits: Logits) -> None:
         top = self.request.top_logprobs
         logprob, best = (None, []) if top is None else logprob_of(logits, token, top)
         text = ""
@@ -245,10 +242,10 @@ class Generation:
             text = self._stops.feed(self._text.push(token))
         self.stream.put(TokenEvent(token, text, logprob, best))
 
-    def _decide(self, token: int, logits: Float[Tensor, " v"]) -> None:
+    def _decide(self, token: int, logits: Logits) -> None:
         """Whether this was the last token, and why."""
         answer = self.request.answer
-        more = answer is None or answer.push(token, float(logits[token] - logits.logsumexp(-1)))
+        more = answer is None or answer.push(token, float(logits[token]) - logsumexp(logits))
         if self._constraint is not None:
             more = self._constraint.push(token) and more
         if not more or self._stops.found is not None:

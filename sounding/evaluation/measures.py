@@ -183,6 +183,9 @@ def measure_mechanisms(
     sizes: Sequence[int],
 ) -> Measured:
     """Drafts, expert load and the indexer's choice on documents as tokens."""
+    from sounding.loading import load_reference
+
+    reference = load_reference(model.folder)
     from sounding.evaluation import mechanisms
     from sounding.evaluation.observe import observe
     from sounding.evaluation.results import Results
@@ -199,7 +202,7 @@ def measure_mechanisms(
     rows = mechanisms.observe_documents(
         [document for document in documents if document[0] not in results],
         model.tokenizer.bos_id,
-        lambda tokens: observe(model.network, tokens, sizes),
+        lambda tokens: observe(reference, tokens, sizes),
     )
     interrupt = collect(results, "mechanisms", len(documents), rows)
     done = results.select([name for name, _ in documents])

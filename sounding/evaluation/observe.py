@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sounding.engine.generate import require_tokens
+from sounding.engine.token_checks import require_tokens
 from sounding.model.attention import Selection
 from sounding.model.moe import Routing
 from sounding.model.transformer import MTPBlock, Transformer
@@ -32,11 +32,11 @@ def observe(model: Transformer, tokens: Sequence[int], sizes: Sequence[int]) -> 
     outside of the vocabulary.
     """
     device = next(model.parameters()).device
+    require_tokens(tokens, model.config.vocab_size)
     row = torch.tensor(list(tokens), device=device)
-    require_tokens(row, model.config.vocab_size)
     output = model(row, selection=Selection(recall=tuple(sizes)))
     choices = _likeliest(model, model.hidden(output.streams))
-    routing, drafts, streams = list(output.routing), [], output.streams
+    routing, drafts, streams = output.routing, [], output.streams
     for depth, block in enumerate(model.mtp):
         assert isinstance(block, MTPBlock)
         # Of the last rows the next token is not known; causality keeps them from the others.
@@ -51,9 +51,9 @@ def observe(model: Transformer, tokens: Sequence[int], sizes: Sequence[int]) -> 
         "drafts": drafts,
         "loads": [_load(routed) for routed in routing],
         "recall": {
-            str(layer): routed.index_recall.tolist()
-            for layer, routed in enumerate(output.routing)
-            if routed.index_recall is not None
+            str(layer): report.index_recall.tolist()
+            for layer, report in enumerate(output.reports)
+            if report.index_recall is not None
         },
     }
 

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from sounding.config import CSA, ModelConfig
 from sounding.model.chunk import Chunk
 from sounding.model.compressor import Compressor, Index, Indexer, simulate_kv
-from sounding.model.layers import Linear, RMSNorm, Simulation
-from sounding.model.state import CompressorState, LayerState
+from sounding.model.layers import Linear, RMSNorm
+from sounding.model.state import TensorCompressorState, TensorLayerState
 from sounding.ops.attention import attend
 from sounding.ops.index_loss import index_loss
 from sounding.ops.index_recall import index_recall
 from sounding.ops.matmul import grouped_linear
 from sounding.ops.norm import rms_norm
 from sounding.ops.rope import rope_frequencies, rotate, rotation
+from sounding.simulation import Simulation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "t c"],
         chunk: Chunk,
-        states: list[LayerState],
+        states: list[TensorLayerState],
         selection: Selection = SPARSE,
     ) -> tuple[Float[Tensor, "t c"], Float[Tensor, ""] | None, Float[Tensor, "k fields"] | None]:
         """Read for every token of the chunk, and take the chunk into the states.
@@ -187,6 +188,6 @@ class Attention(nn.Module):
         )
 
 
-def _present(part: CompressorState | None) -> CompressorState:
+def _present(part: TensorCompressorState | None) -> TensorCompressorState:
     assert part is not None, "the state was made for layers of another kind"
     return part

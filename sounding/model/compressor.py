@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from sounding.config import CSA, ModelConfig
 from sounding.model.chunk import Chunk, Span
-from sounding.model.layers import Linear, RMSNorm, Simulation
-from sounding.model.state import CompressorState
+from sounding.model.layers import Linear, RMSNorm
+from sounding.model.state import TensorCompressorState
 from sounding.ops.attention import select_entries
 from sounding.ops.matmul import wide_linear
 from sounding.ops.pool import add_places, pool_groups
 from sounding.ops.quant import KV_BLOCK, hadamard, simulate_fp4, simulate_fp8
 from sounding.ops.rope import Rotation, rotate, rotation
+from sounding.simulation import Simulation
 
 
 def simulate_kv(x: Float[Tensor, "*t d"], rotary: int) -> Float[Tensor, "*t d"]:
@@ -62,7 +63,7 @@ class Compressor(nn.Module):
         self,
         x: Float[Tensor, "t c"],
         chunk: Chunk,
-        states: list[CompressorState],
+        states: list[TensorCompressorState],
         frequencies: Float[Tensor, " pairs"],
     ) -> list[Float[Tensor, "_ d"]]:
         """Take in the chunk's tokens; return all entries of each sequence so far."""
@@ -141,7 +142,7 @@ class Indexer(nn.Module):
         x: Float[Tensor, "t c"],
         qr: Float[Tensor, "t ql"],
         chunk: Chunk,
-        states: list[CompressorState],
+        states: list[TensorCompressorState],
         by: Rotation,
         frequencies: Float[Tensor, " pairs"],
     ) -> list[Index]:

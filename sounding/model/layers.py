@@ -4,7 +4,6 @@ A quantized weight is two parameters, `weight` in packed form and `scale`; a pla
 `format` is how the weight is deployed (docs/architecture.md 9.4), whatever it is stored as now.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,27 +12,9 @@ from torch import Tensor, nn
 
 from sounding.ops import matmul, norm
 from sounding.ops.quant import simulate_weight
+from sounding.simulation import EXACT, Simulation
 
 Format = Literal["fp8", "fp4"] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Simulation:
-    """Which activations are rounded, as in the deployed network. Source: docs/architecture.md 9."""
-
-    linear_inputs: bool = False
-    """Inputs of quantized linears to FP8, per 128 channels."""
-    kv: bool = False
-    """Window and compressed entries to FP8 per 64 channels, the rotary channels left alone."""
-    indexer: bool = False
-    """Index queries and keys rotated by Hadamard, then to FP4 per 32 channels."""
-    weights: bool = False
-    """Plain weights that are deployed in FP8 or FP4, for training; packed ones are so already."""
-
-
-EXACT = Simulation()
-DEPLOYED = Simulation(linear_inputs=True, kv=True, indexer=True)
-QUANTIZATION_AWARE = Simulation(linear_inputs=True, kv=True, indexer=True, weights=True)
 
 
 class Linear(nn.Module):

@@ -3,17 +3,17 @@
 Source: docs/architecture.md 10.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sounding.config import ModelConfig
-from sounding.model.layers import Format, Linear, Simulation
+from sounding.model.layers import Format, Linear
 from sounding.ops import experts as ops
 from sounding.ops.attention import top_k
+from sounding.simulation import Simulation
 
 
 class Routing(NamedTuple):
@@ -21,31 +21,6 @@ class Routing(NamedTuple):
 
     chosen: Int[Tensor, "t k"]
     scores: Float[Tensor, "t e"]  # affinity to every expert, before the selection bias
-    index_loss: Float[Tensor, ""] | None = None
-    """Of the same layer's indexer, summed over tokens, where the selection asks for it."""
-    index_recall: Float[Tensor, "n fields"] | None = None
-    """The same of its recall; fields as in `ops/index_recall.py`."""
-
-
-class StackedRouting(Sequence[Routing]):
-    """The routing of several layers as one tensor each, taken apart where somebody looks."""
-
-    def __init__(
-        self, chosen: Int[Tensor, "layers t k"], scores: Float[Tensor, "layers t e"]
-    ) -> None:
-        self.chosen, self._scores = chosen, scores
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    @overload
-    def __getitem__(self, layer: int) -> Routing: ...
-    @overload
-    def __getitem__(self, layer: slice) -> Sequence[Routing]: ...
-    def __getitem__(self, layer: int | slice) -> Routing | Sequence[Routing]:
-        if isinstance(layer, slice):
-            return StackedRouting(self.chosen[layer], self._scores[layer])
-        return Routing(self.chosen[layer], self._scores[layer])
 
 
 class Gate(nn.Module):

@@ -16,11 +16,25 @@ from torch import Tensor, nn
 from sounding.config import ModelConfig
 from sounding.model.attention import SPARSE, Attention, Selection
 from sounding.model.chunk import Chunk, make_chunk
-from sounding.model.layers import EXACT, Embedding, Linear, RMSNorm, Simulation
+from sounding.model.layers import Embedding, Linear, RMSNorm
 from sounding.model.moe import MoE, Routing
-from sounding.model.state import LayerState, SequenceState, growing_state
+from sounding.model.state import TensorLayerState, TensorState, growing_state
 from sounding.ops import hyper_connection, matmul
-from sounding.ops.dispatch import op
+from sounding.ops.vector_math import settle_vector_math
+from sounding.simulation import EXACT, Simulation
+
+
+class BlockReport(NamedTuple):
+    """What one block chose, and what was measured of its indexer where the selection asks for it.
+
+    Only CSA layers have an indexer; the measurements of every other block are None.
+    """
+
+    routing: Routing
+    index_loss: Float[Tensor, ""] | None = None
+    """Summed over tokens; see `ops/index_loss.py`."""
+    index_recall: Float[Tensor, "n fields"] | None = None
+    """A row per size that was asked for; fields as in `ops/index_recall.py`."""
 
 
 class Output(NamedTuple):
@@ -28,8 +42,13 @@ class Output(NamedTuple):
 
     streams: Float[Tensor, "t m c"]
     """Residual streams after the last block: `hidden` reads them, the MTP block extends them."""
-    routing: Sequence[Routing]
+    reports: Sequence[BlockReport]
     """One per layer."""
+
+    @property
+    def routing(self) -> list[Routing]:
+        """The routing of every layer."""
+        return [report.routing for report in self.reports]
 
 
 class Prediction(NamedTuple):
@@ -63,16 +82,16 @@ class Block(nn.Module):
         self,
         streams: Float[Tensor, "t m c"],
         chunk: Chunk,
-        states: list[LayerState],
+        states: list[TensorLayerState],
         selection: Selection = SPARSE,
-    ) -> tuple[Float[Tensor, "t m c"], Routing]:
+    ) -> tuple[Float[Tensor, "t m c"], BlockReport]:
         x, post, mix, streams = self._connect("attn", streams)
         output, index_loss, index_recall = self.attn(self.attn_norm(x), chunk, states, selection)
         streams = hyper_connection.write(streams, output, post, mix)
         x, post, mix, streams = self._connect("ffn", streams)
         output, routing = self.ffn(self.ffn_norm(x), chunk.tokens)
         streams = hyper_connection.write(streams, output, post, mix)
-        return streams, routing._replace(index_loss=index_loss, index_recall=index_recall)
+        return streams, BlockReport(routing, index_loss, index_recall)
 
     def _connect(self, name: str, streams: Tensor) -> hyper_connection.Connection:
         return hyper_connection.connect(
@@ -86,22 +105,21 @@ class Block(nn.Module):
         )
 
 
-@op(cpu="sounding.model.native:run_blocks")
-def run_blocks(
+def _run_blocks(
     streams: Float[Tensor, "t m c"],
     blocks: Sequence[Block],
     chunk: Chunk,
-    states: Sequence[Sequence[LayerState]],
+    states: Sequence[Sequence[TensorLayerState]],
     selection: Selection,
-) -> tuple[Float[Tensor, "t m c"], Sequence[Routing]]:
+) -> tuple[Float[Tensor, "t m c"], Sequence[BlockReport]]:
     """Take a chunk through blocks, one after the other; states[i] are those of sequence i, one
     per block."""
-    routing = []
+    reports = []
     for index, block in enumerate(blocks):
         own = [layers[index] for layers in states]
-        streams, routed = block(streams, chunk, own, selection)
-        routing.append(routed)
-    return streams, routing
+        streams, report = block(streams, chunk, own, selection)
+        reports.append(report)
+    return streams, reports
 
 
 def _register_head(module: nn.Module, config: ModelConfig) -> None:
@@ -154,6 +172,7 @@ class Transformer(nn.Module):
     ) -> None:
         """Uninitialised weights; `dtype` is what the network computes in, whatever they are."""
         super().__init__()
+        settle_vector_math()
         self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Block(config, ratio, simulation, hashed=layer < config.num_hash_layers)
@@ -163,6 +182,7 @@ class Transformer(nn.Module):
         self.head = Linear(config.hidden_size, config.vocab_size)
         self.mtp = nn.ModuleList(MTPBlock(config, simulation) for _ in range(config.num_mtp_layers))
         self.config = config
+        self.simulation = simulation
         self.dtype = dtype
 
     @property
@@ -174,7 +194,7 @@ class Transformer(nn.Module):
         self,
         tokens: Int[Tensor, " t"],
         lengths: Sequence[int] | None = None,
-        states: Sequence[SequenceState] | None = None,
+        states: Sequence[TensorState] | None = None,
         selection: Selection = SPARSE,
     ) -> Output:
         """Append a chunk: lengths[i] tokens to the sequence that states[i] remembers.
@@ -186,28 +206,26 @@ class Transformer(nn.Module):
         embedded = self.embed(tokens, self.dtype)
         streams = embedded[:, None].expand(-1, self.config.hc_mult, -1)
         layers = [state.layers for state in states]
-        return Output(*run_blocks(streams, self.blocks, chunk, layers, selection))
+        return Output(*_run_blocks(streams, self.blocks, chunk, layers, selection))
 
     def predict(
         self,
         tokens: Int[Tensor, " t"],
         rows: Sequence[int],
         lengths: Sequence[int] | None = None,
-        states: Sequence[SequenceState] | None = None,
+        states: Sequence[TensorState] | None = None,
     ) -> Prediction:
-        """`forward`, and the logits of some rows of the chunk.
-
-        Natively a single call: what stands between calls would take a fifth of a token's time.
-        """
-        lengths, states = self._sequences(tokens, lengths, states)
-        return predict(self.embed.weight, self, tokens, rows, lengths, states)
+        """`forward`, and the logits of some rows of the chunk."""
+        output = self(tokens, lengths, states)
+        wanted = output.streams[torch.tensor(rows, dtype=torch.long, device=output.streams.device)]
+        return Prediction(output.streams, output.routing, self.logits(self.hidden(wanted)))
 
     def draft(
         self,
         streams: Float[Tensor, "t m c"],
         next_tokens: Int[Tensor, " t"],
         lengths: Sequence[int] | None = None,
-        states: Sequence[SequenceState] | None = None,
+        states: Sequence[TensorState] | None = None,
         *,
         depth: int = 0,
     ) -> Output:
@@ -224,14 +242,14 @@ class Transformer(nn.Module):
         embedded = block.e_proj(block.enorm(self.embed(next_tokens, self.dtype)))
         combined = embedded[:, None] + block.h_proj(block.hnorm(streams))
         layers = [[draft] for draft in drafts]
-        return Output(*run_blocks(combined, [block], chunk, layers, SPARSE))
+        return Output(*_run_blocks(combined, [block], chunk, layers, SPARSE))
 
     def _sequences(
         self,
         tokens: Int[Tensor, " t"],
         lengths: Sequence[int] | None,
-        states: Sequence[SequenceState] | None,
-    ) -> tuple[Sequence[int], Sequence[SequenceState]]:
+        states: Sequence[TensorState] | None,
+    ) -> tuple[Sequence[int], Sequence[TensorState]]:
         """One sequence where no lengths are given; all begin here where no states are."""
         lengths = [len(tokens)] if lengths is None else lengths
         if states is None:
@@ -245,18 +263,3 @@ class Transformer(nn.Module):
     def logits(self, hidden: Float[Tensor, "t c"]) -> Float[Tensor, "t v"]:
         """Scores of every next token, in float32."""
         return matmul.wide_linear(hidden, self.head.stored)
-
-
-@op(cpu="sounding.model.native:predict")
-def predict(
-    embedding: Float[Tensor, "v c"],
-    network: Transformer,
-    tokens: Int[Tensor, " t"],
-    rows: Sequence[int],
-    lengths: Sequence[int],
-    states: Sequence[SequenceState],
-) -> Prediction:
-    """See `Transformer.predict`; `embedding` is the network's."""
-    output = network(tokens, lengths, states)
-    wanted = output.streams[torch.tensor(rows, dtype=torch.long, device=output.streams.device)]
-    return Prediction(output.streams, output.routing, network.logits(network.hidden(wanted)))

@@ -8,19 +8,3 @@ Shape letters, used in every signature of the package:
   r token within a group, e expert, k choice, v vocabulary; o and i are a linear's output and input;
   _ a size that differs from one sequence to the next.
 """
-
-import torch
-
-
-def _settle_vector_math() -> None:
-    """Call each elementwise function once on one number.
-
-    MKL picks the kernel of a function at its first call; when several threads make that call at
-    once, one of them can run a kernel of 1e-4 accuracy and nothing says so (pytorch issue 188792).
-    """
-    for dtype in (torch.float32, torch.float64):
-        for function in (torch.cos, torch.sin, torch.sqrt, torch.exp, torch.log, torch.tanh):
-            function(torch.ones(1, dtype=dtype))
-
-
-_settle_vector_math()

@@ -124,7 +124,6 @@ def collapse(
     return read(streams, pre)
 
 
-@op(cpu="sounding.ops.cpu.inference.network:read_out")
 def read_out(
     streams: Float[Tensor, "t m c"],
     fn: Float[Tensor, "m mc"],

@@ -36,10 +36,7 @@ class Weight(NamedTuple):
         return [Weight(*pair) for pair in zip(values, scales, strict=True)]
 
 
-@op(
-    cpu="sounding.ops.cpu.inference.network:packed_linear",
-    training="sounding.ops.cpu.training.products:linear",
-)
+@op(training="sounding.ops.cpu.training.products:linear")
 def linear(
     x: Float[Tensor, "*batch i"], weight: Weight, *, simulate: bool = False
 ) -> Float[Tensor, "*batch o"]:
@@ -52,10 +49,7 @@ def linear(
     return functional.linear(x, weight.dense(x.dtype))
 
 
-@op(
-    cpu="sounding.ops.cpu.inference.network:wide_linear",
-    training="sounding.ops.cpu.training.products:wide_linear",
-)
+@op(training="sounding.ops.cpu.training.products:wide_linear")
 def wide_linear(x: Float[Tensor, "t i"], *weights: Weight) -> Float[Tensor, "t o"]:
     """x W^T in float32 or wider, whatever the dtype of x, of each weight, side by side: the scores
     of a vocabulary, what is pooled into an entry."""

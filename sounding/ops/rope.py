@@ -3,7 +3,6 @@
 Source: docs/architecture.md 4.
 """
 
-import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sounding import rotary
 from sounding.config import RopeScaling
 from sounding.ops.dispatch import op
 from sounding.ops.norm import upcast
@@ -27,25 +27,8 @@ class Rotation(NamedTuple):
 def rope_frequencies(
     width: int, theta: float, scaling: RopeScaling | None, device: torch.device
 ) -> Float[Tensor, " pairs"]:
-    """Angle per position of each of the width / 2 channel pairs, float32.
-
-    Plain: theta^(-2i / width). YaRN blends that with itself / factor, by how many turns a pair
-    makes over the original context; unlike stock YaRN, V4 scales neither cosine nor sine.
-    """
-    exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
-    frequencies = 1.0 / torch.pow(torch.tensor(theta, dtype=torch.float32), exponents)
-    if scaling is not None:
-
-        def pair_with_turns(turns: float) -> float:
-            wavelength = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
-            return width * math.log(wavelength) / (2 * math.log(theta))
-
-        low = max(math.floor(pair_with_turns(scaling.beta_fast)), 0)
-        high = min(math.ceil(pair_with_turns(scaling.beta_slow)), width - 1)
-        pairs = torch.arange(width // 2, dtype=torch.float32)
-        ramp = ((pairs - low) / max(high - low, 1e-3)).clamp(0, 1)
-        frequencies = frequencies * (1 - ramp) + frequencies / scaling.factor * ramp
-    return frequencies.to(device)
+    """Angle per position of each channel pair, float32; see `sounding.rotary`."""
+    return torch.from_numpy(rotary.rope_frequencies(width, theta, scaling).copy()).to(device)
 
 
 def rotation(positions: Int[Tensor, " t"], frequencies: Float[Tensor, " pairs"]) -> Rotation:

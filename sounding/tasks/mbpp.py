@@ -6,20 +6,22 @@ taken from the solution. Source: Austin et al., "Program synthesis with large la
 """
 
 import ast
-import hashlib
-import io
-import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sounding.tasks import gaps
 from sounding.tasks.asserting import calls_check, parsed
-from sounding.tasks.code import Judge, Problem, read_rows, text_of, unfairness, whole_text
+from sounding.tasks.code import Judge, Problem, read_rows, text_of, whole_text
 
 TEST_IDS = range(11, 511)
 TRAIN_IDS = range(601, 975)
-_LETTERS = 4  # a line with fewer letters and digits asks for nothing
+REPEATED_IDS = frozenset(
+    (601, 602, 608, 625, 634, 699, 704, 767, 770, 831, 841, 842, 872, 927, 964)
+)
+"""Rows for training that repeat the description or, nearly, the solution of a row for testing or
+validation (11 to 600), and two whose tests need a class that only their solution defines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,64 +147,23 @@ def _outermost(node: ast.stmt) -> str:
 def infilling_problems(row: Row) -> list[Problem]:
     """The solution with one line taken out, for each line that asks for something.
 
-    These are lines inside of functions on which one whole statement stands, or the head of one:
-    no `def`, import, comment, docstring or part of a longer statement, and at least four letters
-    and digits. The gap goes from behind the indentation to the end of the line; the description
-    stands above the solution as a comment.
+    The description stands above the solution as a comment.
     """
     found = _parsed(row)
     if found is None:
         return []
-    tree, function = found
-    lines = row.code.split("\n")
-    problems = []
-    for number in sorted(_statement_lines(tree, lines)):
-        line = lines[number - 1]
-        indent = line[: len(line) - len(line.lstrip())]
-        above = [f"# {row.text}", *lines[: number - 1], indent]
-        below = "".join(f"\n{later}" for later in lines[number:]) + "\n"
-        problems.append(
-            Problem(
-                task_id=f"MBPP/{row.number}/L{number}",
-                prompt="\n".join(above),
-                suffix=below,
-                canonical_solution=line.strip(),
-                test=_test(row),
-                entry_point=function.name,
-            )
-        )
-    return problems
+    return gaps.line_gaps(
+        f"MBPP/{row.number}",
+        f"# {row.text}",
+        row.code,
+        test=_test(row),
+        entry_point=found[1].name,
+    )
 
 
 def fair_problems(row: Row, judge: Judge, per_row: int) -> tuple[list[Problem], str]:
-    """At most `per_row` infilling problems of a row that are fair, or why there are none.
-
-    Fair is a problem whose solution passes its tests, and whose tests notice when the line is
-    `pass` instead, or raises. Which lines are tried first is decided by a hash of their names.
-    """
-    problems = infilling_problems(row)
-    chosen: list[Problem] = []
-    if not problems:
-        return [], "no line that asks for something"
-    reasons = []
-    for problem in sorted(problems, key=_shuffled):
-        if len(chosen) < per_row:
-            why = unfairness(problem, judge)
-            reasons.append(why)
-            if not why:
-                chosen.append(problem)
-    if chosen:
-        return sorted(chosen, key=_line_number), ""
-    fails = all(why.startswith("its own solution fails") for why in reasons)
-    return [], "its own solution fails" if fails else "its tests do not notice a gap"
-
-
-def _shuffled(problem: Problem) -> str:
-    return hashlib.sha256(problem.task_id.encode()).hexdigest()
-
-
-def _line_number(problem: Problem) -> int:
-    return int(problem.task_id.rpartition("/L")[2])
+    """At most `per_row` infilling problems of a row that are fair, or why there are none."""
+    return gaps.fair(infilling_problems(row), judge, per_row)
 
 
 def _test(row: Row) -> str:
@@ -236,36 +197,3 @@ def _parsed(row: Row) -> tuple[ast.Module, ast.FunctionDef] | None:
             if function is not None:
                 return tree, function
     return None
-
-
-def _statement_lines(tree: ast.Module, lines: Sequence[str]) -> set[int]:
-    found: set[int] = set()
-    for function in ast.walk(tree):
-        if not isinstance(function, ast.FunctionDef):
-            continue
-        for node in ast.walk(function):
-            if isinstance(node, ast.stmt) and node is not function and _asks(node, lines):
-                found.add(node.lineno)
-    return found
-
-
-def _asks(node: ast.stmt, lines: Sequence[str]) -> bool:
-    """Whether a statement, or its head, is all that stands on its line, and is worth a gap."""
-    if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom | ast.Pass):
-        return False
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        return False  # a docstring
-    line = lines[node.lineno - 1]
-    if line[: node.col_offset].strip() or not _ends_on(line):
-        return False
-    return sum(character.isalnum() for character in line) >= _LETTERS
-
-
-def _ends_on(line: str) -> bool:
-    """Whether brackets, strings and continuations opened on this line end on it."""
-    try:
-        tokens = list(tokenize.generate_tokens(io.StringIO(line.strip() + "\n").readline))
-    except (tokenize.TokenError, IndentationError, SyntaxError):
-        return False
-    broken = any(token.type == tokenize.ERRORTOKEN for token in tokens)
-    return not broken and not line.rstrip().endswith("\\")

@@ -1,4 +1,4 @@
-"""How the process gets its memory: every step makes and drops the same large tensors."""
+"""Tune the C allocator for training: every step allocates and frees the same large tensors."""
 
 import ctypes
 import sys
@@ -8,10 +8,11 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_freed_memory() -> None:
-    """Have freed memory used again rather than given back to the system, where glibc allows it.
+    """Make glibc reuse freed memory instead of returning it to the system.
 
-    By default every large tensor is mapped anew, and touching its pages for the first time takes
-    longer than what is computed in them. The process then holds its peak until it ends.
+    By default every large tensor is mapped anew, and the first access to its pages takes longer
+    than the computation in them. In exchange the process keeps its peak memory until it ends.
+    Other C libraries are left as they are.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,11 +1,13 @@
-"""The network that a run trains, as it is before the first step."""
+"""Build the network of a run, with its initial weights."""
 
 import torch
 from torch import nn
 
-from sounding.model.layers import EXACT, QUANTIZATION_AWARE, Linear
+from sounding.model.layers import Linear
 from sounding.model.transformer import Transformer
+from sounding.simulation import EXACT, QUANTIZATION_AWARE
 from sounding.train.initialise import initialise
+from sounding.train.parallel import Group
 from sounding.train.run_config import RunConfig
 
 
@@ -30,8 +32,28 @@ def build_network(run: RunConfig, device: torch.device) -> Transformer:
     return model
 
 
+def freeze_all_but(model: Transformer, prefix: str | None, group: Group) -> None:
+    """Let only parameters whose names begin with `prefix` take gradients; None changes nothing.
+
+    Raises ValueError for a prefix that no name has, and for one in a group of several processes,
+    where parameters are sharded and train together.
+    """
+    if not prefix:
+        return
+    if not any(name.startswith(prefix) for name, _ in model.named_parameters()):
+        raise ValueError(
+            f"train.only = {prefix!r} begins no parameter's name; they begin with 'layers.0.', "
+            "'mtp.0.', 'embed.', 'head.' and the like"
+        )
+    if group.world > 1:
+        raise ValueError("train.only needs a single process: sharded weights train together")
+    for name, param in model.named_parameters():
+        if not name.startswith(prefix):
+            param.requires_grad_(False)
+
+
 def _assert_rounded(model: nn.Module) -> None:
-    """Quantization-aware training that silently is not would be found out only after the run."""
+    """Check that rounding is on: training without it would only be noticed after the run."""
     for name, module in model.named_modules():
         if isinstance(module, Linear) and module.format is not None:
             with torch.no_grad():

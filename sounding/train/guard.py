@@ -1,4 +1,4 @@
-"""When a step must not be taken: its loss or gradient is not a number, or far from recent ones."""
+"""Skip steps whose loss or gradient norm is not a number or far above recent ones."""
 
 import math
 import statistics
@@ -9,11 +9,11 @@ from sounding.train.run_config import GuardConfig
 
 
 class Guard:
-    """Remembers recent losses and gradient norms and judges the next ones against them.
+    """Compares the loss and gradient norm of each step with those of recent steps.
 
-    A norm is held against the largest recent one, not the usual one: when a network finds something
-    out its norms grow tenfold within steps, and that must not be mistaken for a spike. A norm up to
-    `harmless` never counts, since late in training norms are tiny and vary by large factors.
+    A norm is compared with the largest recent one, not the median: when a network discovers a
+    pattern its norms grow tenfold within a few steps, which is no spike. A norm up to `harmless` is
+    never a spike, since late in training norms are tiny and vary by large factors.
     """
 
     def __init__(self, config: GuardConfig, harmless: float) -> None:
@@ -26,9 +26,9 @@ class Guard:
         self._norms: list[float] = []
 
     def judge(self, loss: float, norm: float, kind: str) -> str | None:
-        """Why a step with this loss and gradient norm must be skipped, or None.
+        """The reason to skip a step with this loss and gradient norm, or None to take it.
 
-        Steps of another `kind` (a phase) have other losses: history begins anew.
+        Steps of another `kind` (a phase) have other losses: the history starts over.
         """
         if kind != self._kind:
             self._kind, self._losses, self._norms = kind, [], []
@@ -58,12 +58,12 @@ class Guard:
 
     @property
     def calm(self) -> bool:
-        """Whether the last step was taken, so that its result is worth saving."""
+        """Whether the last step was taken; otherwise its state is not worth saving."""
         return self.skipped_in_a_row == 0
 
     @property
     def gives_up(self) -> bool:
-        """Whether so many steps were skipped in a row that training should go back."""
+        """Whether `patience` steps in a row were skipped, so that training should roll back."""
         return self.skipped_in_a_row >= self.config.patience
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Guard:
         }
 
     def restore(self, raw: Mapping[str, Any]) -> None:
-        """Take over what `to_dict` gave."""
+        """Restore the state that `to_dict` returned."""
         self._kind = str(raw["kind"])
         self._losses = [float(loss) for loss in raw["losses"]]
         self._norms = [float(norm) for norm in raw["norms"]]

@@ -1,4 +1,4 @@
-"""The weights a network starts from, decided by a seed and a parameter's name alone.
+"""Initial weights, a function of the seed and of a parameter's name alone.
 
 Every matrix and the embedding are normal with standard deviation `initializer_range`; norms are 1;
 sinks, `ape` and biases 0. Hyper-connections begin as a plain residual: with `base` 0 and small

@@ -1,4 +1,4 @@
-"""Ctrl-C, or a request to terminate, while a run is training."""
+"""Handle SIGINT (Ctrl-C) and SIGTERM while a run is training."""
 
 import logging
 import signal
@@ -11,16 +11,16 @@ _log = logging.getLogger(__name__)
 
 
 class Interrupt:
-    """Whether somebody wants the run to stop."""
+    """Set by the first signal; the training loop reads it between steps."""
 
     def __init__(self) -> None:
         self.requested = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the first signal as a request, and let a second one raise KeyboardInterrupt.
+        """Record the first signal in `requested`, and raise KeyboardInterrupt on the second.
 
-        Only the main thread hears signals; in another one nothing changes.
+        Only the main thread receives signals; in any other thread this does nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield

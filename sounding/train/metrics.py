@@ -1,4 +1,4 @@
-"""What a run measured, as rows of JSON in one file that survives being killed.
+"""The metrics of a run: rows of JSON in one file that survives a killed process.
 
 A row has a `step` and either measurements or an `event` with its `reason`.
 """
@@ -11,22 +11,22 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
+MetricsRow = dict[str, Any]
 
 
-class Metrics:
-    """A file that rows are appended to, and that resuming cuts back to a checkpoint's length."""
+class MetricsFile:
+    """A file to append rows to; resuming truncates it to its length at the checkpoint."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def append(self, row: Row) -> None:
-        """Write one row and hand it to the operating system."""
+    def append(self, row: MetricsRow) -> None:
+        """Write one row and flush it to the operating system."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def sync(self) -> int:
-        """Make all rows survive a power cut; returns the length of the file in bytes."""
+        """Flush all rows to the disk; returns the length of the file in bytes."""
         if not self.path.exists():
             return 0
         with self.path.open("rb+") as file:
@@ -34,26 +34,26 @@ class Metrics:
             return file.seek(0, os.SEEK_END)
 
     def cut(self, num_bytes: int) -> None:
-        """Drop the rows after the first `num_bytes`: they belong to steps that are taken again.
+        """Truncate to the first `num_bytes`: later rows belong to steps that will be repeated.
 
         Raises ValueError when the file is shorter than that.
         """
         size = self.path.stat().st_size if self.path.exists() else 0
         if size < num_bytes:
             raise ValueError(
-                f"{self.path} has {size} bytes but the checkpoint saw {num_bytes}: it was changed; "
-                "resume from a copy of the whole run folder"
+                f"{self.path} has {size} bytes and had {num_bytes} at the checkpoint: it was "
+                "changed; resume from a copy of the whole run folder"
             )
         if size > num_bytes:
             os.truncate(self.path, num_bytes)
 
 
-def read_metrics(path: Path) -> list[Row]:
-    """All rows; a half-written last one is left out.
+def read_metrics(path: Path) -> list[MetricsRow]:
+    """All rows, without a half-written last one.
 
-    Raises ValueError naming the line for anything else that is no JSON.
+    Raises ValueError naming the line for any other line that is not JSON.
     """
-    rows: list[Row] = []
+    rows: list[MetricsRow] = []
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
         try:

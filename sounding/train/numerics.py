@@ -1,7 +1,7 @@
-"""Which arithmetic a run trains with."""
+"""Arithmetic of training: kernels, precision of products, determinism."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,9 +11,9 @@ from sounding.ops.dispatch import use_backend
 _log = logging.getLogger(__name__)
 
 
-def warn_of_slow_products(dtypes: dict[str, str], device: torch.device) -> None:
-    """Say which of these fields, `{name: dtype}`, ask this processor for products that it has no
-    instructions for: PyTorch's bf16 ones are hundreds of times slower there than in float32."""
+def warn_of_slow_products(dtypes: Mapping[str, str], device: torch.device) -> None:
+    """Warn where one of these fields, `{name: dtype}`, needs bf16 products and the processor has no
+    instructions for them: PyTorch's are then hundreds of times slower than float32 ones."""
     if device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return
     slow = [f"--set {name}=float32" for name, dtype in dtypes.items() if dtype == "bfloat16"]
@@ -25,9 +25,9 @@ def warn_of_slow_products(dtypes: dict[str, str], device: torch.device) -> None:
 
 @contextmanager
 def for_throughput(dtype: str) -> Iterator[None]:
-    """The ops' twins for training; and where the network computes in bf16, float32 matrices (of
-    compressors and gates, whose weights are deployed in bf16) are multiplied as bf16 too, added up
-    in float32."""
+    """Use the ops' twins for training. Where the network computes in bf16, also multiply float32
+    matrices (of compressors and gates, whose weights are deployed in bf16) as bf16, accumulated in
+    float32."""
     before = torch.get_float32_matmul_precision()
     if dtype == "bfloat16":
         torch.set_float32_matmul_precision("medium")
@@ -40,7 +40,7 @@ def for_throughput(dtype: str) -> Iterator[None]:
 
 @contextmanager
 def repeatable(on: bool) -> Iterator[None]:
-    """Only algorithms that give the same bits again, e.g. no atomic additions between threads."""
+    """Allow only deterministic algorithms, e.g. no atomic additions between threads, if `on`."""
     before, deterministic = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic
     filling = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(on)

@@ -63,7 +63,7 @@ class Muon(torch.optim.Optimizer):
         batch_elements: int | None = None,
     ) -> None:
         """`update_rms` is gamma; `dtype` that of the matrix products; a batch holds at most
-        `batch_elements` numbers, by default what a processor's cache or a GPU is filled by."""
+        `batch_elements` numbers, by default enough to fill a processor's cache or a GPU."""
         defaults = {"lr": lr, "mu": momentum, "weight_decay": weight_decay, "gamma": update_rms}
         super().__init__(params, defaults)
         self._dtype = dtype
@@ -126,7 +126,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_matrix(name: str) -> bool:
-    """Whether Muon trains the parameter of this name, rather than AdamW."""
+    """Whether Muon, not AdamW, updates the parameter of this name."""
     *path, leaf = name.split(".")
     owner = path[-1] if path else ""
     if leaf in _ADAMW_LEAVES or leaf.endswith(_ADAMW_SUFFIXES) or owner in ("embed", "head"):
@@ -135,7 +135,7 @@ def is_matrix(name: str) -> bool:
 
 
 class Optimizers:
-    """Both optimizers of a network as one thing that steps, and whose state has names."""
+    """Muon and AdamW over one network, stepped together; their state has names."""
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         """Raises ValueError for a trainable parameter stored packed, which no update can reach."""
@@ -182,11 +182,11 @@ class Optimizers:
 
     @property
     def state_bytes(self) -> int:
-        """What `state_tensors` takes once every parameter was updated, but for step counts."""
+        """Bytes of `state_tensors` once every parameter was updated, without step counts."""
         return sum((2 - is_matrix(name)) * param.nbytes for name, param in self._named.items())
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `state_tensors` gave, in place of all there is.
+        """Replace all state by what `state_tensors` returned.
 
         Raises ValueError for the state of a parameter that this network does not train.
         """

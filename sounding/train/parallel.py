@@ -1,9 +1,9 @@
-"""Several processes as one: sharding, sums over all, and who speaks. With one process a no-op.
+"""Train one network in several processes: sharding, sums over all. With one process a no-op.
 
 Parameters, gradients and moments are sharded over all processes by PyTorch's FSDP2: a block's
-weights are whole only while it runs. A run means the same on any number of processes: each takes
+weights are whole only while it runs. A run computes the same on any number of processes: each takes
 its part of a step's batches, sums go over all of them, and checkpoints hold whole tensors, so a run
-may go on with more or fewer. Started by `torchrun`.
+may resume with more or fewer. Started by `torchrun`.
 """
 
 import logging
@@ -49,7 +49,7 @@ class Group:
         fully_shard(model, mesh=self.mesh, ignored_params=whole, reshard_after_forward=False)
 
     def reshard(self, model: Transformer) -> None:
-        """Put parameters back in parts after a forward pass that no backward pass followed."""
+        """Shard parameters again after a forward pass without a backward pass."""
         if isinstance(model, FSDPModule):
             model.reshard()
 
@@ -61,17 +61,17 @@ class Group:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds in any process; all of them must ask."""
+        """Whether `flag` is true in any process. Collective: every process must call it."""
         return bool(self.sum(torch.tensor(int(flag), device=self.device)))
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Block until every process has called this."""
         if self.world > 1:
             dist.barrier()
 
     @property
     def device(self) -> torch.device:
-        """Where values that are exchanged must lie."""
+        """The device on which exchanged values must lie."""
         return torch.device("cpu" if self.mesh is None else self.mesh.device_type)
 
 
@@ -91,7 +91,7 @@ def processes(device: torch.device) -> Iterator[Group]:
     try:
         mesh = init_device_mesh(device.type, (world,))
         if dist.get_rank():
-            logging.getLogger().setLevel(logging.ERROR)  # the first process speaks for all
+            logging.getLogger().setLevel(logging.ERROR)  # only the first process logs
         yield Group(dist.get_rank(), world, mesh)
     finally:
         dist.destroy_process_group()
@@ -103,7 +103,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together, in every process; all of them must ask."""
+    """A sharded tensor gathered in every process. Collective: every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -116,8 +116,8 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def whole_matrices(part: Tensor, like: Tensor) -> Tensor:
-    """The matrices behind a part of parameter `like`: a stack is cut between matrices, so its part
-    has whole ones; a single matrix is put together."""
+    """The whole matrices that a part of parameter `like` belongs to: a stack is cut between
+    matrices, so its part has whole ones; a single matrix is gathered."""
     if not isinstance(like, DTensor) or like.ndim > 2:
         return part
     sharded = DTensor.from_local(

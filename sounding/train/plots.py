@@ -1,4 +1,4 @@
-"""Pictures of a run's metrics: loss, expert load, gradient norm."""
+"""Plots of a run's metrics: loss, expert load, gradient norm."""
 
 import math
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sounding.train.metrics import Row, read_metrics
-from sounding.train.trainer import METRICS_NAME
+from sounding.train.metrics import MetricsRow, read_metrics
+from sounding.train.run_folder import METRICS_NAME
 
 
 def draw(run: Path, out: Path) -> list[Path]:
@@ -20,7 +20,9 @@ def draw(run: Path, out: Path) -> list[Path]:
     path = run / METRICS_NAME
     rows = last_of_each_step(read_metrics(path)) if path.exists() else []
     if not rows:
-        raise ValueError(f"{run} has no metrics to draw; is it the folder of a run?")
+        raise ValueError(
+            f"{run} has no metrics to draw; give the folder of a run that has taken a step"
+        )
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for name, panel in (
@@ -38,20 +40,20 @@ def draw(run: Path, out: Path) -> list[Path]:
     return written
 
 
-def last_of_each_step(rows: Sequence[Row]) -> list[Row]:
-    """Rows in order of steps; of steps taken again after going back, the last time counts."""
-    kept: dict[tuple[int, bool], Row] = {}
+def last_of_each_step(rows: Sequence[MetricsRow]) -> list[MetricsRow]:
+    """Rows in order of steps; of a step repeated after a rollback, the last row."""
+    kept: dict[tuple[int, bool], MetricsRow] = {}
     for row in rows:
         kept[row["step"], "gradient_norm" in row] = row
     return [kept[key] for key in sorted(kept)]
 
 
-def _series(rows: Sequence[Row], name: str) -> tuple[list[int], list[Any]]:
-    held = [row for row in rows if name in row]
-    return [row["step"] for row in held], [row[name] for row in held]
+def _series(rows: Sequence[MetricsRow], name: str) -> tuple[list[int], list[Any]]:
+    measured = [row for row in rows if name in row]
+    return [row["step"] for row in measured], [row[name] for row in measured]
 
 
-def _loss(axes: Axes, rows: Sequence[Row]) -> None:
+def _loss(axes: Axes, rows: Sequence[MetricsRow]) -> None:
     for name, label in (("loss", "next token"), ("mtp_loss", "token after next")):
         axes.plot(*_series(rows, name), label=label, linewidth=0.8)
     axes.plot(*_series(rows, "validation_loss"), "k.-", label="held out")
@@ -59,7 +61,7 @@ def _loss(axes: Axes, rows: Sequence[Row]) -> None:
     axes.legend()
 
 
-def _expert_load(axes: Axes, rows: Sequence[Row]) -> None:
+def _expert_load(axes: Axes, rows: Sequence[MetricsRow]) -> None:
     steps, loads = _series(rows, "load_entropy")
     for layer in range(max(map(len, loads), default=0)):
         values = [load[layer] if layer < len(load) else math.nan for load in loads]
@@ -68,7 +70,7 @@ def _expert_load(axes: Axes, rows: Sequence[Row]) -> None:
     axes.legend(title="layer, then MTP", ncols=4, fontsize="small")
 
 
-def _gradient_norm(axes: Axes, rows: Sequence[Row]) -> None:
+def _gradient_norm(axes: Axes, rows: Sequence[MetricsRow]) -> None:
     axes.plot(*_series(rows, "gradient_norm"), linewidth=0.8)
     for row in rows:
         if "event" in row:

@@ -1,9 +1,9 @@
-"""Everything a run needs to go on as if it had never stopped, in one folder per saved step.
+"""Checkpoints: everything a run needs to resume to the same bits, in one folder per saved step.
 
 `model` has the float32 weights in the published layout, so that every command takes it as it is;
 `optimizer.safetensors` the moments, `state.json` the rest. A milestone is a model in bf16 with
-just its step and tokens: to be measured, not to go on from. A folder appears whole or not at all;
-nothing in it can carry code.
+only its step and tokens: to be measured, not resumed. A folder appears whole or not at all;
+no file in it can carry code.
 """
 
 import itertools
@@ -23,8 +23,8 @@ from sounding.config import ModelConfig
 from sounding.files import parse_json, sync
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.layout import BF16, parameters
-from sounding.weights.shards import TORCH_DTYPES
 from sounding.weights.state_dict import read_state, stacks, write_state
+from sounding.weights.tensors import TORCH_DTYPES
 from sounding.weights.writing import recover, replacing
 
 CHECKPOINTS_NAME, MILESTONES_NAME = "checkpoints", "milestones"
@@ -34,8 +34,8 @@ _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A saved step: tensors lie in the file's pages until copied."""
+class SavedStep:
+    """A checkpoint in memory; its tensors are views of the mapped files."""
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -122,7 +122,7 @@ def steps(root: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def load(root: Path, step: int) -> Saved:
+def load(root: Path, step: int) -> SavedStep:
     """Read a saved step. Raises ValueError or OSError naming the file that cannot be read."""
     folder = root / f"step-{step:08d}"
     try:
@@ -132,7 +132,7 @@ def load(root: Path, step: int) -> Saved:
     state = _read_state(folder)
     if state.get("step") != step:
         raise ValueError(f"{folder / _STATE} is of step {state.get('step')!r:.20}, not of {step}")
-    return Saved(read_state(Checkpoint(folder / MODEL_NAME)), optimizer, state)
+    return SavedStep(read_state(Checkpoint(folder / MODEL_NAME)), optimizer, state)
 
 
 def set_aside(root: Path, step: int) -> Path:
@@ -152,8 +152,28 @@ def require_room(folder: Path, num_bytes: int, advice: str) -> None:
         )
 
 
+def model_of(folder: Path) -> Path:
+    """The model folder of a saved step; any other folder is taken to be one itself."""
+    return folder / MODEL_NAME if (folder / _STATE).is_file() else folder
+
+
+def moments_of(folder: Path) -> dict[str, Tensor]:
+    """The moments of a saved step; none for the folder of a model.
+
+    Raises ValueError for a milestone, which has no moments to go on with.
+    """
+    if not (folder / _STATE).is_file():
+        return {}
+    if not (folder / _OPTIMIZER).is_file():
+        raise ValueError(
+            f"{folder} is a milestone and has no moments: begin with a checkpoint, or with "
+            f"{folder / MODEL_NAME}, which is weights alone"
+        )
+    return safetensors.torch.load_file(folder / _OPTIMIZER)
+
+
 def saved_models(run: Path) -> list[tuple[int, int, Path]]:
-    """Step, tokens and model folder of what a run's folder keeps, by step; milestones first."""
+    """Step, tokens and model folder of every saved step; a milestone where a step is both."""
     found: dict[int, tuple[int, int, Path]] = {}
     for root in (run / CHECKPOINTS_NAME, run / MILESTONES_NAME):
         for step in steps(root):
@@ -164,7 +184,7 @@ def saved_models(run: Path) -> list[tuple[int, int, Path]]:
 
 
 def clean(root: Path) -> None:
-    """Finish or undo what killed saves left behind."""
+    """Finish or undo saves that were interrupted by the end of their process."""
     if not root.is_dir():
         return
     for path in list(root.iterdir()):

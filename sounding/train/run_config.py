@@ -1,4 +1,4 @@
-"""What a training run is, as plain values: a tree of frozen dataclasses. Knows no tensors.
+"""The settings of a training run: a tree of frozen dataclasses without tensors.
 
 Named runs, and the ways to change, save and read one, are in `runs`.
 """
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from sounding.config import ModelConfig
 from sounding.data.fim import FimSettings
+from sounding.data.shares import Share, require_mixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class OptimizerConfig:
     muon_momentum: float = 0.95
     muon_update_rms: float = 0.18
     muon_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """In which Newton-Schulz multiplies matrices; weights and moments are float32 anyway."""
+    """The dtype of Newton-Schulz products; weights and moments are always float32."""
     clip_norm: float = 1.0
     """Gradients longer than this are scaled down to it."""
 
@@ -40,13 +41,13 @@ class ObjectiveConfig:
     """What is minimised. Source: docs/training.md 2 and 3."""
 
     mtp_weight: float = 0.3
-    """Of the MTP blocks' loss before the rate decays; where it is 0 they do not even run."""
+    """Weight of the MTP blocks' loss until the learning rate decays; at 0 the blocks do not run."""
     mtp_weight_in_decay: float = 0.1
     middle_weight: float = 1.0
-    """How much a token of a middle counts, where one of ordinary text counts 1: middles are short,
-    and only they teach to look at the text on both sides."""
+    """Weight of a token of a middle, where one of ordinary text has 1: middles are short, and only
+    they teach the network to read the text on both sides."""
     balance_weight: float = 1e-4
-    """Of the loss that evens out expert load within each sequence."""
+    """Weight of the loss that balances expert load within each sequence."""
     bias_speed: float = 0.001
     """How far each gate's bias moves per step against its expert's load."""
 
@@ -57,11 +58,11 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SparsityConfig:
-    """When CSA layers turn from all entries to chosen ones. Source: docs/training.md 4.1.
+    """The schedule of CSA layers from dense to sparse attention. Source: docs/training.md 4.1.
 
     Steps [0, dense_steps): CSA layers attend to every visible entry, the indexer rests. The next
-    `indexer_steps`: still so, and only the indexer learns, from the attention it sees. After that:
-    attention is sparse, the network learns by its losses and the indexer by its own.
+    `indexer_steps`: still dense, and only the indexer trains, on the attention it sees. After that:
+    attention is sparse, and the network and the indexer each train by their own losses.
     """
 
     dense_steps: int = 0
@@ -77,7 +78,7 @@ class SparsityConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """When a step is not taken, and when training goes back."""
+    """When a step is skipped, and when training rolls back."""
 
     loss_margin: float = 1.0
     """A loss this far above its recent median, in nats, is a spike; that step is skipped."""
@@ -85,11 +86,12 @@ class GuardConfig:
     """So is a gradient norm above this many times the largest recent one, if it is long enough to
     be clipped."""
     history_steps: int = 64
-    """How many steps are recent; half of them must have passed before anything is a spike."""
+    """Steps that count as recent; nothing is a spike until half as many were taken."""
     patience: int = 8
-    """So many skipped steps in a row lead back to the last checkpoint, with later data."""
+    """After so many skipped steps in a row training rolls back to the last checkpoint, and goes on
+    with later data."""
     rollbacks: int = 3
-    """After so many, training stops with an error."""
+    """Rollbacks of a run; one more ends it with an error."""
 
     def __post_init__(self) -> None:
         _require(self, "loss_margin", self.loss_margin > 0, "above 0")
@@ -104,30 +106,30 @@ class DataConfig:
     """Where tokens come from, and how a batch is made of them."""
 
     source: Literal["dataset", "copying", "repeats"] = "dataset"
-    """`copying` invents sequences whose second half repeats the first: needs no files. `repeats`
-    draws unrelated tokens from the dataset and says a stretch of them twice, which teaches a
-    network that knows the tokens already to look back for them."""
+    """`copying` generates sequences whose second half repeats the first; it needs no files.
+    `repeats` draws unrelated tokens from the dataset and repeats a stretch of them, which teaches a
+    network that knows the tokens already to look back (see `synthetic.py`)."""
     path: str | None = None
     """Folder of the dataset to train on, as `data tokenize` makes it."""
-    more: str | None = None
-    """Folder of a second dataset, whose documents come `more_times` as often."""
-    more_times: int = 1
+    mixture: tuple[Share, ...] = ()
+    """Or several datasets, with weights that may change over the run, as JSON:
+    `[{"name": "corpus", "path": "train", "weight": 0.7}, ...]`, and `"final_weight"`."""
     held_out: str | None = None
     """Folder of the dataset to validate on; without it there is no validation."""
     sequence_tokens: int = 1024
     """Longest sequence."""
     batch_tokens: int = 4096
-    """Most tokens of one forward pass; a step has `train.accumulation` of them."""
+    """Most tokens of a batch (one forward pass); a step has `train.accumulation` of them."""
     fim: FimSettings = field(default_factory=FimSettings)
     split_rate: float = 0.1
     """Share of tokens of punctuation and line ends that are split in two, so that a text which
     stops between them is no surprise."""
     validation_tokens: int = 65536
-    """At most so many held-out tokens are read by a validation."""
+    """Most held-out tokens of a validation."""
 
     @property
     def rows(self) -> int:
-        """Longest sequences that fit into a batch."""
+        """How many of the longest sequences fit into a batch."""
         return self.batch_tokens // self.sequence_tokens
 
     def __post_init__(self) -> None:
@@ -136,13 +138,21 @@ class DataConfig:
         rows, rest = divmod(self.batch_tokens, self.sequence_tokens)
         _require(self, "batch_tokens", rows >= 1 and rest == 0, rule)
         _require(self, "split_rate", 0 <= self.split_rate <= 1, "a share from 0 to 1")
-        _require(self, "more_times", self.more_times >= 1, "at least 1")
+        require_mixture(self.mixture)
+        if self.mixture and (self.path is not None or self.source != "dataset"):
+            other = (
+                f"path = {self.path!r}" if self.path is not None else f"source = {self.source!r}"
+            )
+            raise ValueError(
+                f"data.{other} and data.mixture both say what to read; take one of them out, such "
+                "as with data.path=none"
+            )
         _require(self, "validation_tokens", self.validation_tokens >= 1, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The loop itself, and how the learning rate moves. Source: docs/training.md 5.4."""
+    """The loop, and the schedule of the learning rate. Source: docs/training.md 5.4."""
 
     steps: int = 1000
     """Steps of the whole run."""
@@ -156,19 +166,21 @@ class TrainConfig:
     accumulation: int = 1
     """Batches whose gradients make one step."""
     seed: int = 0
-    """Of the initial weights, the hash tables and the order of data."""
+    """Seed of the initial weights, the hash tables and the order of data."""
     initial_weights: str | None = None
-    """Folder of a checkpoint to begin with instead of random weights; read at step 0 only."""
+    """Folder of a model to begin with instead of random weights, or of a run's checkpoint
+    (`RUN/checkpoints/step-N`) to begin with weights and moments; read at step 0 only."""
     only: str | None = None
-    """Train only parameters whose names begin so, such as `mtp.`; nothing else moves."""
+    """Train only parameters whose names begin with this, such as `mtp.`."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """What the network computes in; weights, gradients and moments are float32."""
+    """The dtype in which the network computes; weights, gradients and moments are float32."""
     qat: bool = False
-    """Weights and activations rounded as they are deployed. Source: docs/training.md 6."""
+    """Quantization-aware training: round weights and activations as they are
+    deployed. Source: docs/training.md 6."""
     compile: bool = False
     """Run the network's blocks through torch.compile, which takes minutes at first."""
     deterministic: bool = True
-    """Only algorithms that give the same bits again; resuming is exact only then."""
+    """Allow only deterministic algorithms; resuming is exact only then."""
 
     def __post_init__(self) -> None:
         _require(self, "steps", self.steps >= 1, "at least 1")
@@ -189,7 +201,7 @@ class LogConfig:
     checkpoint_every: int = 250
     keep_checkpoints: int = 2
     milestone_every: int = 0
-    """Weights alone, in bf16, that stay for good, to measure what more training brings; 0: none."""
+    """Steps between milestones: weights in bf16 that are kept for good, to be measured; 0: none."""
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -199,7 +211,7 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides what a run computes; the device it runs on is no part of it."""
+    """Everything that decides what a run computes; the device is not part of it."""
 
     name: str
     model: ModelConfig

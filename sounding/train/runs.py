@@ -1,8 +1,10 @@
-"""Named runs, and the strict ways to change one, save it, and read it back."""
+"""Recipes: named runs; and how to change, save and read a run, strictly."""
 
 import dataclasses
+import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -19,11 +21,11 @@ from sounding.train.run_config import (
 )
 
 # --------------------------------------------------------------------------------------------------
-# Presets
+# Recipes
 
 
 def copying() -> RunConfig:
-    """Learn to repeat what was said: every mechanism, no data files, minutes on a CPU."""
+    """Learn to repeat random sequences: every mechanism, no data files, minutes on a CPU."""
     return RunConfig(
         name="copying",
         model=ModelConfig(
@@ -55,7 +57,7 @@ def copying() -> RunConfig:
 
 
 def nano() -> RunConfig:
-    """The shipped model for code, in one sitting on two cores of a CPU: see docs/nano.md."""
+    """The shipped model for code, in about ten hours on two cores of a CPU: see docs/nano.md."""
     fim = FimSettings(
         rate=0.8,
         longest=384,
@@ -85,7 +87,7 @@ def nano() -> RunConfig:
 
 
 def repeats() -> RunConfig:
-    """An exercise for a `nano` that knows its tokens: to find again what was said before."""
+    """An exercise for a `nano` that knows its tokens: to look back for tokens seen before."""
     return RunConfig(
         name="repeats",
         model=models.nano(),
@@ -103,8 +105,13 @@ RUNS: dict[str, Callable[[], RunConfig]] = {run.__name__: run for run in (copyin
 
 
 def named_run(name: str) -> RunConfig:
-    """The preset of this name; ValueError with the nearest name if there is none."""
-    refuse_unknown([name], RUNS, "the list of runs")
+    """The recipe of this name. Raises ValueError with the nearest name if there is none."""
+    if name not in RUNS:
+        near = difflib.get_close_matches(name, RUNS, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{name!r} is neither a recipe ({', '.join(RUNS)}) nor the folder of a run{hint}"
+        )
     return RUNS[name]()
 
 
@@ -113,7 +120,7 @@ def named_run(name: str) -> RunConfig:
 
 
 def change(run: RunConfig, settings: Sequence[str]) -> RunConfig:
-    """Apply settings such as `train.lr=3e-4`, each by the type of its field, all at once.
+    """Apply settings such as `train.lr=3e-4`, each parsed by the type of its field, all at once.
 
     Raises ValueError for an unknown field (naming the nearest one) or a value of another type.
     """
@@ -127,7 +134,9 @@ def change(run: RunConfig, settings: Sequence[str]) -> RunConfig:
         for part in above:
             branch = branch.setdefault(part, {})
             if not isinstance(branch, dict):
-                raise ValueError(f"setting {setting!r} goes below a field that is set itself")
+                raise ValueError(
+                    f"setting {setting!r} names a part of a field that is set as a whole"
+                )
         branch[name] = text.strip()
     changed: RunConfig = _changed(run, tree, "")
     return changed
@@ -164,6 +173,8 @@ def _parse_text(text: str, kind: Any, where: str) -> Any:
             if text == str(option):
                 return option
         raise ValueError(f"{where} = {text!r} must be {' or '.join(map(str, options))}")
+    if origin is tuple and dataclasses.is_dataclass(options[0]):
+        return _parse_rows(text, options[0], where)
     if origin is tuple:
         items = text.strip("[]()").split(",")
         return tuple(_parse_text(item.strip(), options[0], where) for item in items if item.strip())
@@ -177,12 +188,23 @@ def _parse_text(text: str, kind: Any, where: str) -> Any:
     raise ValueError(f"{where} = {text!r} must be of type {getattr(kind, '__name__', kind)}")
 
 
+def _parse_rows(text: str, kind: Any, where: str) -> tuple[Any, ...]:
+    """Read a JSON list of objects as dataclasses."""
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} = {text!r} must be a JSON list of objects: {error}") from None
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise ValueError(f"{where} = {text!r} must be a JSON list of objects")
+    return tuple(_parse_group(kind, row, f"{where}[{at}]") for at, row in enumerate(rows))
+
+
 # --------------------------------------------------------------------------------------------------
 # JSON
 
 
 def parse_run(raw: Mapping[str, Any]) -> RunConfig:
-    """Read what `RunConfig.to_dict` gave.
+    """Parse the result of `RunConfig.to_dict`.
 
     Raises ValueError for unknown keys and values of another type.
     """
@@ -201,7 +223,13 @@ def parse_run(raw: Mapping[str, Any]) -> RunConfig:
 
 def _parse_group(kind: Any, raw: Mapping[str, Any], where: str) -> Any:
     fields = {entry.name: entry for entry in dataclasses.fields(kind)}
+    if kind is DataConfig:
+        raw = _without_second_dataset(raw)
     refuse_unknown(raw, fields, where)
+    for name, entry in fields.items():
+        needed = entry.default is MISSING and entry.default_factory is MISSING
+        if needed and name not in raw:
+            raise ValueError(f"{where} lacks {name!r}")
     values = {}
     for name, value in raw.items():
         if isinstance(value, Mapping):
@@ -210,6 +238,20 @@ def _parse_group(kind: Any, raw: Mapping[str, Any], where: str) -> Any:
             text = value if isinstance(value, str) else json.dumps(value)
             values[name] = _parse_text(text, fields[name].type, f"{where}.{name}")
     return kind(**values)
+
+
+def _without_second_dataset(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Data settings without those for a second dataset, which runs had before mixtures.
+
+    Raises ValueError where they were used: the order in which such a run read its text is gone.
+    """
+    if raw.get("more") is not None:
+        raise ValueError(
+            f"data.more = {raw['more']!r} is of a run from before data.mixture, which cannot go "
+            "on in the same order: begin a new run with the weights and moments of its last "
+            "checkpoint (--from RUN/checkpoints/step-N), and name both datasets in data.mixture"
+        )
+    return {name: value for name, value in raw.items() if name not in ("more", "more_times")}
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:

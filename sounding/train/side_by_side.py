@@ -1,4 +1,4 @@
-"""Batches worked on at the same time by the threads of one process."""
+"""Work on several items at once, one thread of the process for each."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +15,11 @@ _Result = TypeVar("_Result")
 def side_by_side(
     work: Callable[[_Item], _Result], items: Sequence[_Item], *, threaded: bool
 ) -> Iterator[_Result]:
-    """`work(item)` of every item, in order; where `threaded`, of several at once.
+    """Yield `work(item)` for every item, in order; where `threaded`, of several at once.
 
-    As many as torch has threads: each item then gets one, and torch all of them back at the end.
-    Processors that are shared, with other programs or other machines, differ in pace: kernels of
-    the items that are still at work when there are no others left use their threads too.
+    As many as torch has threads: each item gets one, and torch gets all of them back at the end.
+    Cores that are shared with other programs differ in pace: when no items are waiting, kernels of
+    those that are still running use the idle threads too.
     """
     threads = torch.get_num_threads()
     workers = min(len(items), threads)
@@ -35,7 +35,7 @@ def side_by_side(
 
     with ThreadPoolExecutor(workers, thread_name_prefix="batch") as pool:
         try:
-            torch.set_num_threads(1)  # whoever uses a result while others are at work
+            torch.set_num_threads(1)  # for code that uses a result while others are computed
             for left, result in zip(range(len(items))[::-1], pool.map(alone, items), strict=True):
                 if left == 0:
                     torch.set_num_threads(threads)

@@ -11,11 +11,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from jaxtyping import Shaped
-from torch import Tensor
+import numpy as np
 
 from sounding.config import ModelConfig, QuantizationConfig, parse_config
 from sounding.files import parse_json
@@ -29,7 +27,11 @@ from sounding.weights.layout import (
     stored_as,
 )
 from sounding.weights.names import expert_parts, fused_experts, is_transformers, published_name
+from sounding.weights.raw import RawTensor, to_float32
 from sounding.weights.shards import Shard, read_folder
+
+if TYPE_CHECKING:  # reading a checkpoint needs no PyTorch
+    from torch import Tensor
 
 CONFIG_NAME = "config.json"
 
@@ -43,6 +45,7 @@ ALLOWED_DTYPES = {
     Kind.PRECISE: FLOATS,
     Kind.TABLE: ("I64", "I32"),
 }
+_PACKED = ("I8", "F8_E4M3")  # formats with scales beside them
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _DRAFT = re.compile(r"mtp\.\d+\.")
 # Copies of the embedding and the vocabulary head inside a draft block, which shares the main ones.
@@ -70,7 +73,7 @@ class Source:
         """Bytes in the file."""
         return StoredTensor(self.stored_name, self.shape, self.dtype).num_bytes
 
-    def read(self) -> Tensor:
+    def read(self) -> RawTensor:
         """The tensor as stored, without a copy."""
         whole = self.shard.read(self.stored_name)
         if self.expert is None:
@@ -111,7 +114,7 @@ class Checkpoint:
         """Bytes of all tensors that belong to the network."""
         return sum(source.num_bytes for source in self.sources.values())
 
-    def read(self, name: str) -> Shaped[Tensor, "..."]:
+    def read_raw(self, name: str) -> RawTensor:
         """A tensor by its published name, as stored; scales and tables are checked on the way.
 
         Raises ValueError for scales that are not finite and for expert ids out of range.
@@ -124,13 +127,26 @@ class Checkpoint:
             _require_expert_ids(tensor, self.config.n_routed_experts, source.where)
         return tensor
 
-    def read_packed(
-        self, parameter: Parameter
-    ) -> tuple[Shaped[Tensor, "..."], Shaped[Tensor, "..."] | None]:
-        """A parameter as stored, and its scales if it is quantized."""
+    def read(self, name: str) -> "Tensor":
+        """`read_raw` as a PyTorch tensor of the same memory."""
+        from sounding.weights.tensors import to_torch
+
+        return to_torch(self.read_raw(name))
+
+    def read_packed(self, parameter: Parameter) -> tuple["Tensor", "Tensor | None"]:
+        """A parameter as stored, and its scales if it is quantized, as PyTorch tensors."""
+        has_scale = self.sources[parameter.name].dtype in _PACKED
         weight = self.read(parameter.name)
-        has_scale = weight.dtype in (torch.int8, torch.float8_e4m3fn)
         return weight, self.read(parameter.scale_name) if has_scale else None
+
+    def read_all(self) -> dict[str, RawTensor]:
+        """Every tensor of the network by its published name, scales included, each checked."""
+        found = {}
+        for parameter in self.parameters:
+            found[parameter.name] = self.read_raw(parameter.name)
+            if found[parameter.name].dtype in _PACKED:
+                found[parameter.scale_name] = self.read_raw(parameter.scale_name)
+        return found
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
@@ -289,7 +305,7 @@ def _validate(sources: Mapping[str, Source], network: Iterable[Parameter]) -> se
         if parameter.kind is Kind.EXPERT:
             _require_same_format(parameter, weight, expert_dtypes)
         scale = sources.get(parameter.scale_name)
-        packed = weight.dtype in ("I8", "F8_E4M3")
+        packed = weight.dtype in _PACKED
         if packed and scale is None:
             raise ValueError(
                 f"{weight.where} is quantized but its scales {parameter.scale_name!r} are "
@@ -333,22 +349,20 @@ def _require_shape(source: Source, expected: StoredTensor) -> None:
         )
 
 
-def _require_finite_scale(scale: Tensor, where: str) -> None:
-    if scale.dtype == torch.float8_e8m0fnu:
-        bad = scale.view(torch.uint8) == 255
-    else:
-        bad = ~torch.isfinite(scale)
+def _require_finite_scale(scale: RawTensor, where: str) -> None:
+    bad = scale.array == 255 if scale.dtype == "F8_E8M0" else ~np.isfinite(to_float32(scale))
     if bad.any():
-        place = bad.nonzero()[0].tolist()
+        place = np.argwhere(bad)[0].tolist()
         raise ValueError(
             f"{where} has {int(bad.sum())} scales that are not finite, the first at {place}; "
             "the file is damaged: download it again"
         )
 
 
-def _require_expert_ids(table: Tensor, experts: int, where: str) -> None:
-    if ((table < 0) | (table >= experts)).any():
+def _require_expert_ids(table: RawTensor, experts: int, where: str) -> None:
+    ids = table.array
+    if ((ids < 0) | (ids >= experts)).any():
         raise ValueError(
-            f"{where} has expert ids from {int(table.min())} to {int(table.max())}; they must be "
+            f"{where} has expert ids from {int(ids.min())} to {int(ids.max())}; they must be "
             f"below n_routed_experts = {experts}"
         )

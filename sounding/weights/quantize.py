@@ -40,7 +40,7 @@ from sounding.weights.layout import (
     stored_as,
 )
 from sounding.weights.names import expert_parts, fused_place, transformers_name
-from sounding.weights.shards import TORCH_DTYPES
+from sounding.weights.tensors import TORCH_DTYPES
 from sounding.weights.writing import CheckpointWriter, new_checkpoint
 
 Target = Literal["fp4", "fp8", "bf16", "transformers"]

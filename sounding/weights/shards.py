@@ -17,21 +17,13 @@ from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from sounding.files import parse_json
 from sounding.weights.layout import DTYPE_BYTES
+from sounding.weights.raw import ARRAY_DTYPES, RawTensor
 
 INDEX_NAME = "model.safetensors.index.json"
-TORCH_DTYPES = {
-    "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "F32": torch.float32,
-    "U32": torch.uint32, "I32": torch.int32, "BF16": torch.bfloat16, "F16": torch.float16,
-    "U16": torch.uint16, "I16": torch.int16, "F8_E8M0": torch.float8_e8m0fnu,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 _LENGTH_BYTES = 8  # the header's length, little-endian, opens the file
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format
@@ -88,24 +80,24 @@ class Shard:
             self.entries[name] = _entry(raw, data_begin, f"{path}: tensor {name!r}")
         _require_seamless(self.entries, data_begin, size, path)
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str) -> RawTensor:
         """The tensor itself: its pages come from disk when they are touched, without a copy.
 
-        The mapping is private: writing into the tensor changes memory, never the file.
+        The mapping is private: writing into the array changes memory, never the file.
         """
         entry = self.entries[name]
-        dtype = TORCH_DTYPES[entry.dtype]
+        dtype = np.dtype(ARRAY_DTYPES[entry.dtype])
         if entry.begin == entry.end:
-            return torch.empty(entry.shape, dtype=dtype)
-        # One mapping per tensor, which dies with it. Private and writable, because a tensor over
-        # read-only pages would crash whoever writes into it.
+            return RawTensor(np.empty(entry.shape, dtype), entry.dtype)
+        # One mapping per tensor, which dies with it. Private and writable, because an array over
+        # read-only pages would crash whatever writes into it.
         page = entry.begin - entry.begin % mmap.ALLOCATIONGRANULARITY
         with self.path.open("rb") as file:
             mapped = _map(file.fileno(), page, entry.end - page)
-        raw = torch.frombuffer(mapped, dtype=torch.uint8, offset=entry.begin - page)
-        if raw.data_ptr() % dtype.itemsize:
-            raw = raw.clone()  # legal in the format, but no CPU type may lie unaligned
-        return raw.view(dtype).view(entry.shape)
+        raw = np.frombuffer(mapped, dtype=np.uint8, offset=entry.begin - page)
+        if raw.ctypes.data % dtype.itemsize:
+            raw = raw.copy()  # legal in the format, but no CPU type may lie unaligned
+        return RawTensor(raw.view(dtype).reshape(entry.shape), entry.dtype)
 
 
 def _map(file: int, offset: int, length: int) -> Any:

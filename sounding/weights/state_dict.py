@@ -22,7 +22,7 @@ from sounding.weights.checkpoint import (
 )
 from sounding.weights.layout import Kind, Parameter, StoredTensor, parameters, stored_as
 from sounding.weights.names import expert_parts
-from sounding.weights.shards import DTYPE_NAMES
+from sounding.weights.tensors import DTYPE_NAMES
 from sounding.weights.writing import new_checkpoint
 
 

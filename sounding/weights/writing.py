@@ -24,7 +24,8 @@ from sounding.files import sync
 from sounding.weights.checkpoint import CONFIG_NAME
 from sounding.weights.layout import DTYPE_BYTES, StoredTensor, shard_groups
 from sounding.weights.names import published_name
-from sounding.weights.shards import DTYPE_NAMES, INDEX_NAME
+from sounding.weights.shards import INDEX_NAME
+from sounding.weights.tensors import DTYPE_NAMES
 
 SINGLE_SHARD_BYTES = 4 * 2**30  # up to here one shard is handier; above, one per layer
 _ALIGNMENT = 8  # headers are padded so that data begins aligned

@@ -18,16 +18,26 @@ from click.testing import CliRunner
 from sounding.bench import throughput
 from sounding.bench.inference import Row, between, token_cost
 from sounding.cli import cli
+from sounding.engine.network import Network
+from sounding.model.from_checkpoint import load_model
+from sounding.model.reference_network import ReferenceNetwork
+from sounding.native.network import KernelNetwork
 from sounding.presets import tiny
-from sounding.weights.build import load_model
 from sounding.weights.checkpoint import Checkpoint
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "tiny"
 
 
-def test_the_first_token_reads_every_weight_it_uses() -> None:
+@pytest.fixture(params=["kernels", "reference"])
+def model(request: pytest.FixtureRequest) -> Network:
+    checkpoint = Checkpoint(VECTORS)
+    if request.param == "reference":
+        return ReferenceNetwork(load_model(checkpoint, dtype=torch.bfloat16))
+    return KernelNetwork(checkpoint.config, checkpoint.read_all())
+
+
+def test_the_first_token_reads_every_weight_it_uses(model: Network) -> None:
     """tiny in its published formats: FP8 linears, FP4 experts, bf16 and float32 for the rest."""
-    model = load_model(Checkpoint(VECTORS), dtype=torch.bfloat16)
     config = model.config
     c = heads_wide = inner = 128
     heads_wide *= config.num_attention_heads
@@ -49,8 +59,7 @@ def test_the_first_token_reads_every_weight_it_uses() -> None:
     assert token_cost(model, 0).bytes == expected
 
 
-def test_context_costs_the_keys_it_leaves() -> None:
-    model = load_model(Checkpoint(VECTORS), dtype=torch.bfloat16)
+def test_context_costs_the_keys_it_leaves(model: Network) -> None:
     config = model.config
     few, many = token_cost(model, 127), token_cost(model, 127 + 1280)
     entries = 2 * 1280 // 128  # two HCA layers see ten more entries each; windows are full

@@ -1,6 +1,7 @@
 """From a folder of code to a shipped model with its card, through the commands and the script."""
 
 import json
+import math
 import shlex
 import shutil
 import subprocess
@@ -185,6 +186,32 @@ def test_the_card_says_what_the_files_say(made: Path, shipped: Path, tmp_path: P
     ):
         assert part in text, part
     assert "nan" not in text and "None" not in text
+
+
+def test_the_card_shows_a_mixture_and_what_a_run_began_with(made: Path, tmp_path: Path) -> None:
+    parts = [
+        {"name": "corpus", "path": str(made / "train"), "weight": 3, "final_weight": 1},
+        {"name": "book", "path": str(made / "heldout"), "weight": 1},
+    ]
+    given = [*SETTINGS.split(), f"data.mixture={json.dumps(parts)}"]
+    options = [part for setting in given for part in ("--set", setting)]
+    begun = ("--from", made / "run" / "checkpoints" / "step-00000004")
+    call("train", "copying", "--out", tmp_path / "next", "--device", "cpu", *begun, *options)
+    saved = tmp_path / "next" / "checkpoints" / "step-00000004"
+    card = tmp_path / "card.md"
+    arguments = (tmp_path / "next", "--corpus", made / "corpus", "--model", saved / "model")
+    call("card", *arguments, "--out", card)
+    text = card.read_text()
+    assert "| begun with | the weights and moments of run, step-00000004 |" in text
+    assert "| dataset | weight | at the end | documents | tokens | times read |" in text
+    tokens = json.loads((saved / "state.json").read_text())["tokens"]
+    shares = []
+    for name, weights in (("corpus", "3 | 1"), ("book", "1 | 1")):
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} | {weights} |"))
+        size = int(row.split(" | ")[4].replace(",", ""))
+        shares.append(float(row.rstrip(" |").split(" | ")[5]) * size / tokens)
+    assert abs(sum(shares) - 1) < 0.03
+    assert abs(shares[1] - math.log(2) / 2) < 0.02  # the mean of 1 / (4 - 2 t)
 
 
 def _objects(path: Path) -> list[dict[str, Any]]:

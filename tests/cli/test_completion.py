@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 
 from sounding import loading
 from sounding.cli import cli
+from sounding.model.from_checkpoint import save_model
 from sounding.presets import tiny
-from sounding.weights.build import save_model
 from tests.conftest import make_network
 from tests.engine.scripted import Author, small_tokenizer
 

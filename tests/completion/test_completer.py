@@ -5,6 +5,7 @@ import pytest
 from sounding.completion.completer import Completer, Completion
 from sounding.completion.context import relevant_context
 from sounding.completion.endings import Gap
+from sounding.completion.healing import Healing
 from sounding.completion.prompt import Prompts, Settings
 from sounding.engine.batch import Request
 from sounding.engine.sampling import SamplingParams
@@ -279,14 +280,19 @@ def test_of_many_files_no_more_is_looked_at_than_is_quick() -> None:
     assert len(counted) <= 64 and max(counted) < 500_000
 
 
-def test_a_line_of_any_length_is_healed_near_its_end() -> None:
+def test_a_line_of_any_length_is_healed_near_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it was encoded with its offsets, which nothing else could run beside."""
     prompts = Prompts(TOKENIZER)
     long = "x = [" + "alpha, beta, " * 20_000 + "gam"
     settings = Settings(context_tokens=300, max_tokens=100)
     healed: list[str] = []
     heal = prompts.healer.heal
-    prompts.healer.heal = lambda text: (healed.append(text), heal(text))[1]  # type: ignore[method-assign]
+
+    def recorded(text: str) -> Healing:
+        healed.append(text)
+        return heal(text)
+
+    monkeypatch.setattr(prompts.healer, "heal", recorded)
     ids, healing = prompts.make(Gap(long), settings)
     assert healing is not None and healing.rest
     text = TOKENIZER.decode(ids[1:]) + healing.rest.decode()

@@ -1,5 +1,6 @@
 """The commands from end to end, on folders and wheels made here."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -66,24 +67,27 @@ def test_from_folders_to_batches(tmp_path: Path, project: Path, make_folder: Fol
                 }
             )
             + "\n"
-            for number in (11, 600, 601, 974)
+            for number in (11, 600, 602, 603, 974)
         )
     )
     problems = tmp_path / "problems"
     run("problems", row, "--tokenizer", tmp_path / "tokenizer.json", "--out", problems)
     found = Dataset.open(problems)
     texts = [found.tokenizer.decode(found.document(i).tolist()) for i in range(len(found))]
-    assert texts == ["# Say 601.\nx = 1\n", "# Say 974.\nx = 1\n"]
+    assert texts == ["# Say 603.\nx = 1\n", "# Say 974.\nx = 1\n"]
 
 
 def test_from_a_manifest(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    package, wheel = make_wheel(tmp_path / "index", {"sample/a.py": code(50)})
+    package, wheel = make_wheel(
+        tmp_path / "index", {"sample/a.py": code(50), "sample/b.py": code(51)}
+    )
     manifest = tmp_path / "manifest.toml"
+    left_out = hashlib.sha256(code(51).encode()).hexdigest()
     manifest.write_text(
-        "[[package]]\n"
+        f"left_out = ['{left_out}']\n[[package]]\n"
         + "".join(f'{name} = "{value}"\n' for name, value in vars(package).items())
         + '[target]\npython = "3.11"\n'
     )
@@ -94,6 +98,8 @@ def test_from_a_manifest(tmp_path: Path, project: Path, monkeypatch: pytest.Monk
     wheel.write_bytes(content)
     stats = json.loads(run("build", tmp_path / "out", *words, "--json").stdout)
     assert stats["packages"].keys() == {"sample", "project"}
+    assert stats["packages"]["sample"]["documents"] == 1
+    assert stats["packages"]["sample"]["skipped"] == {"left-out": 1, "type": 3}
     assert (tmp_path / "cache" / "packages" / wheel.name).is_file()
 
 

@@ -1,7 +1,9 @@
 """Building: every reason is counted, the split is clean, an interruption changes nothing."""
 
 import dataclasses
+import hashlib
 import json
+import logging
 import lzma
 import shutil
 from collections.abc import Callable, Iterator
@@ -40,6 +42,7 @@ def reasons() -> dict[str, tuple[str, str | bytes]]:
         "duplicate": ("zz_copy.py", code(3)),
         "near-duplicate": ("zz_edited.py", NEAR),
         "excluded": ("answer.py", code(20)),
+        "left-out": ("named.py", code(21)),
     }
 
 
@@ -52,6 +55,10 @@ def small_sources(tmp_path: Path) -> list[Source]:
     leaky = {"leaky/a.py": code(30), "leaky/b.py": code(31).replace("return", "yield", 1)}
     leaky["leaky/c.py"] = code(32)
     return [train, wheel_source(*make_wheel(tmp_path / "wheels", leaky, name="leaky")), held]
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -68,7 +75,8 @@ def test_every_reason_is_counted_once(tmp_path: Path) -> None:
         yield broken
 
     sources[0] = dataclasses.replace(sources[0], files=files)
-    stats = build(tmp_path / "out", sources, overlap=Overlap([code(20)]))
+    settings = Settings(left_out=(digest(code(21)),))
+    stats = build(tmp_path / "out", sources, settings, overlap=Overlap([code(20)]))
     skipped = dict(stats["packages"]["sample"]["skipped"])
     assert skipped.pop("type") == 4  # the note and the wheel's three own files
     assert skipped == dict.fromkeys(REASONS.keys() - {"type"}, 1)
@@ -78,7 +86,8 @@ def test_every_reason_is_counted_once(tmp_path: Path) -> None:
 
 def test_documents_and_statistics(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    stats = build(out, small_sources(tmp_path), overlap=Overlap([code(20)]))
+    settings = Settings(left_out=(digest(code(21)),))
+    stats = build(out, small_sources(tmp_path), settings, overlap=Overlap([code(20)]))
     assert read_stats(out) == stats
     documents = [d for split in ("heldout", "train") for d in read_documents(out, split)]
     assert stats["documents"] == len(documents) == 5
@@ -101,6 +110,39 @@ def test_copies_across_the_split_stay_held_out(tmp_path: Path) -> None:
     assert stats["packages"]["leaky"]["documents"] == 1
     assert stats["packages"]["leaky"]["skipped"]["duplicate"] == 1
     assert stats["packages"]["leaky"]["skipped"]["near-duplicate"] == 1
+
+
+def test_texts_left_out_by_hash_take_their_copies_along(
+    tmp_path: Path, make_folder: FolderMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    files: dict[str, str | bytes] = {
+        "a.py": code(3),
+        "b.py": code(3),
+        "c.py": NEAR,
+        "d.py": code(4),
+    }
+    sources = [folder_source(make_folder("one", files), "train")]
+    plain = build(tmp_path / "plain", sources)
+    with caplog.at_level(logging.WARNING):
+        stats = build(tmp_path / "out", sources, Settings(left_out=(digest(code(3)),)))
+    assert not caplog.records
+    assert [d.path for d in read_documents(tmp_path / "out", "train")] == ["d.py"]
+    assert stats["skipped"] == {"left-out": 1, "duplicate": 1, "near-duplicate": 1}
+    assert stats["identity"] != plain["identity"]
+
+
+def test_a_hash_of_no_text_is_reported(
+    tmp_path: Path, make_folder: FolderMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sources differ from where the hash was taken, and what it was to leave out may be in."""
+    source = folder_source(make_folder("one", {"a.py": code(3), "b.py": code(4)}), "train")
+    settings = Settings(left_out=(digest(code(3)), "ab" * 32))
+    with caplog.at_level(logging.WARNING):
+        build(tmp_path / "out", [source], settings)
+    assert (
+        f"1 of the 2 texts that the manifest leaves out are in no source; the first is {'ab' * 32}"
+        in (caplog.text)
+    )
 
 
 class Killed(BaseException):

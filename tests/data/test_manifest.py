@@ -26,6 +26,7 @@ def entry(**changes: str) -> str:
 
 def test_the_shipped_manifest() -> None:
     shipped = pins.read_manifest()
+    assert len(shipped.left_out) == 128
     assert 40 <= len(shipped.packages) <= pins.MAX_PACKAGES
     held_out = {package.name for package in shipped.packages if package.split == "heldout"}
     assert held_out == {"boltons", "flask", "httpx", "rich", "scikit-image", "scrapy"}
@@ -47,6 +48,10 @@ def test_the_shipped_manifest() -> None:
         ("[[package]]\nname = 'x'\n", "package x lacks version, file"),
         ("[target]\npyhton = '3'\n", "did you mean 'python'"),
         ("standard_library = 'all'\n", "standard_library = 'all' must be train or heldout"),
+        ("left_out = ['AB']\n", "left_out = 'AB' must be 64 lower-case hex digits"),
+        (f"left_out = '{'ab' * 32}'\n", "must be a list of SHA-256 hashes"),
+        ("left_out = [1]\n", "must be a list of SHA-256 hashes"),
+        (f"left_out = ['{'ab' * 32}', '{'ab' * 32}']\n", "left_out: hashes listed twice: abab"),
         ("[[package\n", "manifest"),
         ("".join(entry(name=f"p{i}") for i in range(61)), "61 packages; at most 60"),
     ],

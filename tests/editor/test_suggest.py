@@ -21,6 +21,7 @@ from sounding.engine.engine import Engine
 from sounding.train.runs import copying
 from tests.conftest import NetworkMaker
 from tests.engine.scripted import Author, small_tokenizer
+from tests.networks import as_network
 
 
 def always(generate: Generate) -> Callable[[Stop], Generate]:
@@ -98,7 +99,7 @@ def engine(network_maker: NetworkMaker) -> Iterator[Engine]:
     config = dataclasses.replace(
         copying().model, vocab_size=small_tokenizer().num_tokens, max_position_embeddings=8192
     )
-    engine = Engine(network_maker(config), small_tokenizer(), stop_tokens=())
+    engine = Engine(as_network(network_maker(config)), small_tokenizer(), stop_tokens=())
     yield engine
     engine.close()
 

@@ -15,6 +15,7 @@ from sounding.model.transformer import Transformer
 from tests.conftest import NetworkMaker, make_network
 from tests.engine.running import CONFIG, Gate, naive, prompt, small_vocabulary_config
 from tests.engine.scripted import small_tokenizer
+from tests.networks import as_network
 
 
 class Collected:
@@ -39,7 +40,7 @@ def network(network_maker: NetworkMaker) -> Transformer:
 
 @pytest.fixture
 def engine(network: Transformer) -> Iterator[Engine]:
-    engine = Engine(network, settings=EngineSettings(width=3, queue=2), stop_tokens=[3])
+    engine = Engine(as_network(network), settings=EngineSettings(width=3, queue=2), stop_tokens=[3])
     yield engine
     engine.close()
 
@@ -97,7 +98,7 @@ def test_equal_prompts_are_read_once(
 def test_ids_without_a_token_are_never_chosen() -> None:
     tokenizer = small_tokenizer()
     wide = make_network(small_vocabulary_config(tokenizer.num_tokens))
-    engine = Engine(wide, tokenizer)
+    engine = Engine(as_network(wide), tokenizer)
     answers = [Collected(), Collected([5, tokenizer.num_tokens + 1])]
     list(Batch(engine)(requests(answers, max_tokens=40, temperature=50.0)))
     engine.close()

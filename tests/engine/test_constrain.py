@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from sounding.text.markup import ASSISTANT, END_THINK, EOS, THINK
 from tests.conftest import make_network
 from tests.engine.running import small_vocabulary_config
 from tests.engine.scripted import small_tokenizer
+from tests.networks import as_network
 
 TOKENIZER = small_tokenizer()
 NETWORK = make_network(small_vocabulary_config(TOKENIZER.num_tokens), dtype=torch.float64)
@@ -28,7 +30,7 @@ CONSTRAINTS = Constraints(TOKENIZER, [TOKENIZER.eos_id])
 def write(prompt: str, grammar: Grammar, **how: Any) -> tuple[str, Finished]:
     """What the engine writes; sampled, so that every way the grammar leaves is taken."""
     engine = Engine(
-        NETWORK,
+        as_network(NETWORK),
         TOKENIZER,
         EngineSettings(exact_splits=True),
         stop_tokens=[TOKENIZER.eos_id],
@@ -120,7 +122,7 @@ def feed(constraint: Constraint, text: str) -> bool:
     """Whether the tokens of a text are all allowed, one after the other, and then it is over."""
     more = True
     for token in TOKENIZER.encode(text):
-        allowed = constraint.mask(torch.zeros(TOKENIZER.num_tokens)) == 0
+        allowed = constraint.mask(np.zeros(TOKENIZER.num_tokens, dtype=np.float32)) == 0
         assert constraint.count_valid([token]) == int(allowed[token])
         if not more or not allowed[token]:
             return False
@@ -131,8 +133,8 @@ def feed(constraint: Constraint, text: str) -> bool:
 def test_when_it_begins() -> None:
     prompt = TOKENIZER.encode(f"{ASSISTANT}{THINK}")
     constraint = CONSTRAINTS.start(Grammar(kind="json_schema", text='{"const": 7}'), prompt)
-    masked = constraint.mask(torch.zeros(TOKENIZER.num_tokens))
-    assert masked.isinf().nonzero().flatten().tolist() == [TOKENIZER.eos_id]
+    masked = constraint.mask(np.zeros(TOKENIZER.num_tokens, dtype=np.float32))
+    assert np.flatnonzero(np.isinf(masked)).tolist() == [TOKENIZER.eos_id]
     end, seven, eight = (TOKENIZER.encode(text)[0] for text in (END_THINK, "7", "8"))
     assert constraint.count_valid([eight, end, eight]) == 2
     assert constraint.forced() == []

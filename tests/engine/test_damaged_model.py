@@ -6,17 +6,16 @@ Catches: a token chosen among NaNs, NaN as a log-probability, one damaged step e
 import logging
 
 import pytest
-import torch
 
 from sounding.engine.batch import Batch, Request
 from sounding.engine.engine import Engine
-from sounding.engine.generate import split_logits
 from sounding.engine.requests import DamagedModel, EngineFault
 from sounding.engine.sampling import SamplingParams
-from sounding.engine.scoring import token_logprobs
+from sounding.engine.scoring import split_logits, token_logprobs
 from sounding.model.transformer import Transformer
 from tests.conftest import make_network
 from tests.engine.running import CONFIG, collect, prompt, request
+from tests.networks import as_network
 
 
 class Whatever:
@@ -38,7 +37,7 @@ def damaged(value: float = float("nan")) -> Transformer:
 def test_a_request_ends_with_an_error(
     value: float, temperature: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = Engine(damaged(value))
+    engine = Engine(as_network(damaged(value)))
     asked = request(20, temperature=temperature, top_logprobs=2, max_tokens=3)
     for _ in range(2):  # the engine lives on
         tokens, end = collect(engine.submit(asked))
@@ -52,14 +51,14 @@ def test_a_request_ends_with_an_error(
 def test_one_weight_of_the_head_is_enough() -> None:
     """Its token may not even be the one that would be chosen."""
     network = make_network(CONFIG)
-    network.head.weight.data[7, 3] = float("nan")
-    engine = Engine(network)
+    network.get_parameter("head.weight").data[7, 3] = float("nan")
+    engine = Engine(as_network(network))
     assert collect(engine.submit(request(20, max_tokens=3)))[1].reason == "error"
     engine.close()
 
 
 def test_a_batch_and_measurements_raise_it() -> None:
-    network = damaged()
+    network = as_network(damaged())
     engine = Engine(network)
     with pytest.raises(EngineFault, match="the model is damaged"):
         asked = Request(prompt=prompt(5), answer=Whatever(), params=SamplingParams(), max_tokens=2)
@@ -68,4 +67,4 @@ def test_a_batch_and_measurements_raise_it() -> None:
     with pytest.raises(DamagedModel, match="not finite"):
         token_logprobs(network, [prompt(5)])
     with pytest.raises(DamagedModel, match="sequence 0"):
-        split_logits(network, torch.tensor([prompt(5)]), [[5]])
+        split_logits(network, [prompt(5)], [[5]])

@@ -25,6 +25,7 @@ from sounding.engine.settings import EngineSettings
 from sounding.model.transformer import Transformer
 from tests.conftest import NetworkMaker
 from tests.engine.running import CONFIG, Gate, collect, naive, request, tokens_of
+from tests.networks import as_network
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def gate(network: Transformer, monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_together_as_alone(network: Transformer, gate: Gate, temperature: float) -> None:
-    engine = Engine(network, settings=EngineSettings(width=3, step_tokens=150))
+    engine = Engine(as_network(network), settings=EngineSettings(width=3, step_tokens=150))
     lengths = (5, 300, 1, 140, 17, 128)
     asked = [
         request(length, seed=length, temperature=temperature, max_tokens=6) for length in lengths
@@ -55,7 +56,7 @@ def test_together_as_alone(network: Transformer, gate: Gate, temperature: float)
 
 def test_long_prompts_and_answers_share_steps(network: Transformer, gate: Gate) -> None:
     """The answer to a short prompt does not wait for a long one to be read, nor the other way."""
-    engine = Engine(network, settings=EngineSettings(step_tokens=128))
+    engine = Engine(as_network(network), settings=EngineSettings(step_tokens=128))
     short = engine.submit(request(3, max_tokens=4))
     long = engine.submit(request(300, max_tokens=2))
     gate.release()
@@ -67,7 +68,7 @@ def test_long_prompts_and_answers_share_steps(network: Transformer, gate: Gate) 
 
 
 def test_cancelled_within_a_step(network: Transformer, gate: Gate) -> None:
-    engine = Engine(network, settings=EngineSettings(width=1))
+    engine = Engine(as_network(network), settings=EngineSettings(width=1))
     first = engine.submit(request(400, max_tokens=50))
     second = engine.submit(request(3, max_tokens=2))
     gate.let(1)
@@ -87,7 +88,7 @@ def test_cancelled_within_a_step(network: Transformer, gate: Gate) -> None:
 
 
 def test_an_event_loop_reads_too(network: Transformer) -> None:
-    engine = Engine(network)
+    engine = Engine(as_network(network))
     asked = request(7, max_tokens=5)
 
     async def read() -> list[Event]:
@@ -101,7 +102,7 @@ def test_an_event_loop_reads_too(network: Transformer) -> None:
 
 def test_somebody_typing_goes_first(network: Transformer, gate: Gate) -> None:
     """Its prompt and its whole answer come before the rest of a long prompt."""
-    engine = Engine(network, settings=EngineSettings(width=2))
+    engine = Engine(as_network(network), settings=EngineSettings(width=2))
     long = engine.submit(request(600, max_tokens=1, priority=Priority.BATCH))
     gate.let(1)
     while not gate.lengths:
@@ -116,7 +117,7 @@ def test_somebody_typing_goes_first(network: Transformer, gate: Gate) -> None:
 
 
 def test_it_takes_the_place_of_a_running_one(network: Transformer, gate: Gate) -> None:
-    engine = Engine(network, settings=EngineSettings(width=1))
+    engine = Engine(as_network(network), settings=EngineSettings(width=1))
     asked = request(20, max_tokens=30, priority=Priority.BATCH)
     batch = engine.submit(asked)
     gate.let(5)
@@ -133,7 +134,7 @@ def test_it_takes_the_place_of_a_running_one(network: Transformer, gate: Gate) -
 
 def test_nobody_starves(network: Transformer, gate: Gate) -> None:
     """However much is typed, a prompt of the lowest priority goes on."""
-    engine = Engine(network, settings=EngineSettings(width=2, patience_steps=4))
+    engine = Engine(as_network(network), settings=EngineSettings(width=2, patience_steps=4))
     low = engine.submit(request(200, max_tokens=2, priority=Priority.BATCH))
     typing = [
         engine.submit(request(2, max_tokens=25, seed=seed, priority=Priority.KEYSTROKE))
@@ -149,7 +150,7 @@ def test_nobody_starves(network: Transformer, gate: Gate) -> None:
 
 
 def test_too_many_are_refused(network: Transformer, gate: Gate) -> None:
-    engine = Engine(network, settings=EngineSettings(width=1, queue=2))
+    engine = Engine(as_network(network), settings=EngineSettings(width=1, queue=2))
     running = engine.submit(request(3, max_tokens=2))
     while engine.stats().waiting:
         time.sleep(0.001)
@@ -166,7 +167,7 @@ def test_too_many_are_refused(network: Transformer, gate: Gate) -> None:
 
 def test_memory_is_waited_for(network: Transformer, gate: Gate) -> None:
     """Where states of two do not fit together, they run one after the other."""
-    engine = Engine(network, settings=EngineSettings(state_limit_bytes=150_000))
+    engine = Engine(as_network(network), settings=EngineSettings(state_limit_bytes=150_000))
     streams = [engine.submit(request(40, seed=seed, max_tokens=3)) for seed in range(3)]
     gate.release()
     for stream in streams:
@@ -191,14 +192,14 @@ def test_memory_is_waited_for(network: Transformer, gate: Gate) -> None:
 def test_what_cannot_be_answered_is_refused(
     network: Transformer, wrong: dict[str, Any], message: str
 ) -> None:
-    engine = Engine(network, settings=EngineSettings(context_tokens=100))
+    engine = Engine(as_network(network), settings=EngineSettings(context_tokens=100))
     with pytest.raises(ValueError, match=message):
         engine.submit(GenerationRequest(**wrong))
     engine.close()
 
 
 def test_budgets(network: Transformer, gate: Gate) -> None:
-    engine = Engine(network, settings=EngineSettings(repetition_tokens=8))
+    engine = Engine(as_network(network), settings=EngineSettings(repetition_tokens=8))
     slow = engine.submit(request(600, max_seconds=1e-6))
     nothing = engine.submit(request(9, max_tokens=0))
     gate.release()
@@ -225,7 +226,7 @@ def test_budgets(network: Transformer, gate: Gate) -> None:
 def test_a_failing_step_ends_its_sequences_and_no_others(
     network: Transformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = Engine(network)
+    engine = Engine(as_network(network))
     forward = network.forward
 
     def failing(*given: Any, **named: Any) -> Any:
@@ -243,13 +244,13 @@ def test_a_failing_step_ends_its_sequences_and_no_others(
 def test_a_state_that_cannot_be_made_ends_its_request(
     network: Transformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = Engine(network)
+    engine = Engine(as_network(network))
 
     def failing(*given: Any, **named: Any) -> Any:
         raise MemoryError("none left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sounding.engine.runner.growing_state", failing)
+        patch.setattr(engine._runner._model, "new_state", failing)
         _, end = collect(engine.submit(request(5)))
     assert (end.reason, end.error) == ("error", "none left")
     assert collect(engine.submit(request(5, max_tokens=2)))[1].reason == "length"
@@ -261,7 +262,7 @@ def test_a_state_that_cannot_be_made_ends_its_request(
 def test_nobody_waits_for_an_engine_that_has_failed(
     network: Transformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = Engine(network)
+    engine = Engine(as_network(network))
 
     def failing(self: Scheduler) -> Any:
         raise AssertionError("a mistake")
@@ -277,7 +278,7 @@ def test_nobody_waits_for_an_engine_that_has_failed(
 
 def test_memory_is_left_for_those_who_type(network: Transformer, gate: Gate) -> None:
     each = state_bytes(CONFIG, 43, number_bytes=8)
-    engine = Engine(network, settings=EngineSettings(state_limit_bytes=2 * each + 1000))
+    engine = Engine(as_network(network), settings=EngineSettings(state_limit_bytes=2 * each + 1000))
     long = [engine.submit(request(40, seed=seed, max_tokens=3)) for seed in range(2)]
     typed = engine.submit(request(10, max_tokens=3, priority=Priority.KEYSTROKE))
     gate.release()
@@ -290,7 +291,7 @@ def test_memory_is_left_for_those_who_type(network: Transformer, gate: Gate) -> 
 
 def test_an_answered_sequence_is_freed_without_looking_for_cycles(network: Transformer) -> None:
     """They hold prompts and states, and Python looks for cycles seldom."""
-    engine = Engine(network)
+    engine = Engine(as_network(network))
     gc.collect()
     gc.disable()
     try:
@@ -311,7 +312,7 @@ def test_an_idle_engine_gives_memory_back(
     given_back = threading.Event()
     monkeypatch.setattr(engine_module, "_TIDY_SECONDS", 0.02)
     monkeypatch.setattr(engine_module, "give_back_free_memory", given_back.set)
-    engine = Engine(network)
+    engine = Engine(as_network(network))
     collect(engine.submit(request(5, max_tokens=2)))
     assert given_back.wait(60)
     assert len(collect(engine.submit(request(5, max_tokens=2)))[0]) == 2
@@ -319,13 +320,13 @@ def test_an_idle_engine_gives_memory_back(
 
 
 def test_closing_with_and_without_grace(network: Transformer, gate: Gate) -> None:
-    engine = Engine(network, stop_tokens=())
+    engine = Engine(as_network(network), stop_tokens=())
     stream = engine.submit(request(5, max_tokens=10_000, guard_repetition=False))
     gate.let(3)
     threading.Timer(0.05, gate.release).start()
     engine.close()
     assert collect(stream)[1].reason == "cancelled"
-    engine = Engine(network, stop_tokens=())
+    engine = Engine(as_network(network), stop_tokens=())
     stream = engine.submit(request(5, max_tokens=20))
     engine.close(grace_seconds=60.0)
     assert collect(stream)[1].reason == "length"

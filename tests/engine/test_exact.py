@@ -15,9 +15,8 @@ from sounding.engine.exact import splits_are_exact
 from sounding.engine.requests import Event, Finished, GenerationRequest
 from sounding.engine.sampling import SamplingParams
 from sounding.engine.settings import EngineSettings
-from sounding.model.transformer import Transformer
+from sounding.native.network import KernelNetwork
 from sounding.ops import cpu
-from sounding.weights.build import load_model
 from sounding.weights.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no native kernels were built")
@@ -26,8 +25,9 @@ VECTORS = Path(__file__).parent.parent / "vectors" / "tiny"
 
 
 @cache
-def network() -> Transformer:
-    return load_model(Checkpoint(VECTORS), dtype=torch.bfloat16)
+def network() -> KernelNetwork:
+    checkpoint = Checkpoint(VECTORS)
+    return KernelNetwork(checkpoint.config, checkpoint.read_all())
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

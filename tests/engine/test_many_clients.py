@@ -13,6 +13,7 @@ from sounding.engine.requests import GenerationRequest, Priority
 from sounding.engine.settings import EngineSettings
 from tests.conftest import NetworkMaker
 from tests.engine.running import CONFIG, collect, naive, prompt, request
+from tests.networks import as_network
 
 CLIENTS = 64
 
@@ -26,7 +27,9 @@ def test_many_clients(network_maker: NetworkMaker, tmp_path: Any) -> None:
         state_limit_bytes=3_000_000,
         patience_steps=10,
     )
-    engine = Engine(network, settings=settings, store=PrefixStore(tmp_path, "a" * 16, 10**7))
+    engine = Engine(
+        as_network(network), settings=settings, store=PrefixStore(tmp_path, "a" * 16, 10**7)
+    )
     threads = set(threading.enumerate())
     answers: list[tuple[GenerationRequest, list[int]]] = []
     failures: list[object] = []

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
 
 from sounding.completion.completer import Completer
 from sounding.completion.endings import Gap
@@ -17,7 +16,7 @@ from sounding.engine.batch import Batch
 from sounding.engine.engine import Engine
 from sounding.engine.requests import GenerationRequest, Grammar
 from sounding.engine.runner import Runner
-from sounding.engine.sampling import SamplingParams
+from sounding.engine.sampling import Logits, SamplingParams
 from sounding.server.protocols.filling import Filling
 from sounding.text.markup import (
     ASSISTANT,
@@ -35,6 +34,7 @@ from sounding.text.markup import (
 from tests.conftest import make_network
 from tests.engine.running import collect, request, small_vocabulary_config
 from tests.engine.scripted import small_tokenizer
+from tests.networks import as_network
 from tests.text.vectors import published_tokenizer
 
 TOKENIZER = small_tokenizer()
@@ -54,8 +54,8 @@ class Prefer:
         self.names: Sequence[str] = ()
         known = Runner._known
 
-        def loving(runner: Runner, logits: Tensor) -> Tensor:
-            changed = known(runner, logits).clone()
+        def loving(runner: Runner, logits: Logits) -> Logits:
+            changed = known(runner, logits).copy()
             changed[:, [TOKENIZER.id_of(name) for name in self.names]] += LIKELY
             return changed
 
@@ -69,7 +69,7 @@ def names_in(tokens: Sequence[int]) -> set[str]:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_an_answer_has_no_structure(prefer: Prefer, temperature: float) -> None:
-    engine = Engine(NETWORK, TOKENIZER)
+    engine = Engine(as_network(NETWORK), TOKENIZER)
     every = (BOS, PAD, *(set(NAMED_TOKENS) - {THINK, END_THINK, DSML}))
     for prefer.names in [(name,) for name in (BOS, PAD, FIM_BEGIN, USER, ASSISTANT)] + [every]:
         asked = request(40, temperature=temperature, max_tokens=12)
@@ -80,7 +80,7 @@ def test_an_answer_has_no_structure(prefer: Prefer, temperature: float) -> None:
 
 
 def test_a_conversation_keeps_its_markup_and_plain_text_has_none(prefer: Prefer) -> None:
-    engine = Engine(NETWORK, TOKENIZER)
+    engine = Engine(as_network(NETWORK), TOKENIZER)
     prefer.names = (THINK, END_THINK, DSML)
     tokens, _ = collect(engine.submit(request(40, max_tokens=9)))
     assert names_in(tokens)
@@ -93,7 +93,7 @@ def test_a_conversation_keeps_its_markup_and_plain_text_has_none(prefer: Prefer)
 
 
 def test_within_a_grammar_too(prefer: Prefer) -> None:
-    engine = Engine(NETWORK, TOKENIZER)
+    engine = Engine(as_network(NETWORK), TOKENIZER)
     prefer.names = (FIM_HOLE, USER)
     prompt = TOKENIZER.encode(f"x{THINK}")
     asked = request(prompt, max_tokens=20, grammar=Grammar(kind="json_object"))
@@ -104,7 +104,7 @@ def test_within_a_grammar_too(prefer: Prefer) -> None:
 
 def test_what_is_drawn_instead_has_the_network_s_distribution(prefer: Prefer) -> None:
     """As if the others had been taken out beforehand."""
-    engine = Engine(NETWORK, TOKENIZER)
+    engine = Engine(as_network(NETWORK), TOKENIZER)
     prefer.names = (FIM_BEGIN, USER)
     counts: Counter[int] = Counter()
     for seed in range(300):
@@ -126,7 +126,7 @@ def test_what_is_drawn_instead_has_the_network_s_distribution(prefer: Prefer) ->
 
 def test_nothing_is_barred_without_a_tokenizer() -> None:
     """Ids are just numbers there: raw generation of any weights."""
-    plain, named = Engine(NETWORK), Engine(NETWORK, TOKENIZER)
+    plain, named = Engine(as_network(NETWORK)), Engine(as_network(NETWORK), TOKENIZER)
     tokens = [collect(engine.submit(request(30, max_tokens=3)))[0] for engine in (plain, named)]
     assert len(tokens[0]) == 3
     for engine in (plain, named):
@@ -134,7 +134,7 @@ def test_nothing_is_barred_without_a_tokenizer() -> None:
 
 
 def test_code_is_completed_without_markers(prefer: Prefer) -> None:
-    engine = Engine(NETWORK, TOKENIZER)
+    engine = Engine(as_network(NETWORK), TOKENIZER)
     completer = Completer(TOKENIZER, Batch(engine))
     prefer.names = (FIM_BEGIN, THINK)
     settings = Settings(max_tokens=8, context_tokens=300)
@@ -147,7 +147,7 @@ def test_code_is_completed_without_markers(prefer: Prefer) -> None:
 
 
 def test_in_an_empty_file_there_is_nothing_to_complete() -> None:
-    engine = Engine(NETWORK, TOKENIZER)
+    engine = Engine(as_network(NETWORK), TOKENIZER)
     completer = Completer(TOKENIZER, Batch(engine))
     settings = Settings(max_tokens=8, context_tokens=300)
     for gap in (Gap(""), Gap("\n"), Gap("", "\n"), Gap("  \n", "\n\n")):

@@ -25,13 +25,13 @@ from transformers.models.deepseek_v4 import DeepseekV4Config
 
 from sounding.config import ModelConfig
 from sounding.model import compressor
+from sounding.model.from_checkpoint import load_model
 from sounding.model.transformer import Transformer
 from sounding.ops import attention, experts
 from sounding.ops.dispatch import use_backend
 from sounding.ops.loss import cross_entropy
 from sounding.ops.matmul import Weight, linear
 from sounding.presets import tiny
-from sounding.weights.build import load_model
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.names import fused_experts, published_name
 

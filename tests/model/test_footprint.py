@@ -11,11 +11,11 @@ import psutil
 import pytest
 import torch
 
-from sounding.model.layers import Simulation
 from sounding.model.state import packed_state
 from sounding.model.transformer import Transformer
 from sounding.presets import nano, tiny
 from sounding.runtime import give_back_free_memory, peak_resident_bytes
+from sounding.simulation import Simulation
 from sounding.weights.description import StateSize
 from tests.conftest import make_network
 
@@ -82,7 +82,7 @@ import torch
 from sounding.ops.loss import cross_entropy
 from sounding.runtime import peak_resident_bytes
 from sounding.weights.checkpoint import Checkpoint
-from sounding.weights.build import load_model
+from sounding.model.from_checkpoint import load_model
 model = load_model(Checkpoint(Path({str(VECTORS)!r})), dequantize=torch.float32)
 """
 REPORT = """

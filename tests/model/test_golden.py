@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sounding.model.chunk import make_chunk
-from sounding.model.layers import DEPLOYED, EXACT, Simulation
+from sounding.model.from_checkpoint import load_model
 from sounding.model.state import growing_state
 from sounding.model.transformer import MTPBlock, Transformer
 from sounding.ops import attention
-from sounding.weights.build import load_model
+from sounding.simulation import DEPLOYED, EXACT, Simulation
 from sounding.weights.checkpoint import Checkpoint
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "tiny"

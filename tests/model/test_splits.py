@@ -26,11 +26,11 @@ from torch import Tensor
 
 from sounding.config import CSA
 from sounding.model.chunk import make_chunk
-from sounding.model.layers import EXACT, Simulation
-from sounding.model.state import SequenceState, growing_state, packed_state
+from sounding.model.state import TensorState, growing_state, packed_state
 from sounding.model.transformer import Block, Transformer
 from sounding.ops import attention
 from sounding.presets import tiny
+from sounding.simulation import EXACT, Simulation
 from tests.conftest import make_network
 
 CONFIG = tiny()
@@ -47,7 +47,7 @@ class Case:
     packed: bool
     tolerance: float
 
-    def new_state(self) -> SequenceState:
+    def new_state(self) -> TensorState:
         if self.packed:
             return packed_state(CONFIG, max_tokens=320, rewind_tokens=REWIND)
         return growing_state(CONFIG, rewind_tokens=REWIND)
@@ -350,7 +350,7 @@ def test_rounding_in_float32_is_explained(layer: int, seed: int) -> None:
             chunk = make_chunk(tokens[rows], [count], [done])
             outputs.append(block(streams[rows], chunk, [state])[0])
             done += count
-        stored = {name: rows.read() for name, rows in state.named_rows()}
+        stored = {name: torch.tensor(rows.read()) for name, rows in state.named_rows()}
         return torch.cat(outputs), stored
 
     (whole, kept), (split, also_kept) = run([total]), run(pieces)

@@ -21,19 +21,19 @@ from torch import Tensor
 
 from sounding.config import ModelConfig
 from sounding.model.compressor import simulate_index, simulate_kv
-from sounding.model.layers import Simulation
 from sounding.model.rows import (
     GrowingRows,
     PackedRows,
-    Retention,
-    Rows,
+    TensorRows,
     float_codec,
     index_codec,
     kv_codec,
 )
-from sounding.model.state import SequenceState, growing_state, packed_state
+from sounding.model.state import TensorState, growing_state, packed_state
 from sounding.model.transformer import Transformer
 from sounding.presets import flash, nano, pro, tiny
+from sounding.simulation import Simulation
+from sounding.state.rows import Retention
 from tests.conftest import make_network
 from tests.oracles import quant as oracle
 from tests.oracles.compare import array
@@ -72,19 +72,17 @@ class Model:
         return twin
 
 
-def growing(retention: Retention) -> Rows:
+def growing(retention: Retention) -> TensorRows:
     return GrowingRows(1, retention)
 
 
-def packed(retention: Retention) -> Rows:
+def packed(retention: Retention) -> TensorRows:
     return PackedRows(float_codec(1), retention, CAPACITY)
 
 
-def decoded(rows: Rows) -> list[float]:
+def decoded(rows: TensorRows) -> list[float]:
     stored = rows.read()
-    if stored.dtype == torch.uint8:
-        stored = stored.contiguous().view(torch.float32)
-    return stored.flatten().tolist()
+    return (stored.view(np.float32) if stored.dtype == np.uint8 else stored).flatten().tolist()
 
 
 OPERATIONS = st.lists(
@@ -102,7 +100,7 @@ OPERATIONS = st.lists(
 @settings(max_examples=150)
 @given(kept=st.one_of(st.none(), st.integers(1, 6)), spare=st.integers(0, 5), operations=OPERATIONS)
 def test_rows_are_a_list(
-    make: Callable[[Retention], Rows],
+    make: Callable[[Retention], TensorRows],
     kept: int | None,
     spare: int,
     operations: list[tuple[str, int, int]],
@@ -134,7 +132,7 @@ def test_rows_are_a_list(
             branches.append((rows.fork(), model.fork()))
         else:
             restored = make(retention)
-            restored.restore(rows.read().clone(), rows.length)
+            restored.restore(rows.read().copy(), rows.length)
             branches[which % len(branches)] = (restored, model)
         for rows, model in branches:
             assert rows.length == len(model.rows)
@@ -154,7 +152,7 @@ def test_gradients_flow_through_growing_rows() -> None:
 def test_a_growing_row_frees_what_it_dropped() -> None:
     rows = GrowingRows(4, Retention(2))
     rows.append(torch.zeros(1000, 4))
-    assert rows.read().untyped_storage().nbytes() == 2 * 4 * 4
+    assert rows._rows.untyped_storage().nbytes() == 2 * 4 * 4
 
 
 def test_packed_rows_never_move() -> None:
@@ -264,7 +262,7 @@ def test_constant_bytes(preset: Callable[[], ModelConfig]) -> None:
     assert packed_state(config, max_tokens=0).nbytes == expected
 
 
-def run(state: SequenceState, count: int, network: Transformer) -> Tensor:
+def run(state: TensorState, count: int, network: Transformer) -> Tensor:
     tokens = (torch.arange(state.length, state.length + count) * 37 + 11) % 512
     return network(tokens, None, [state]).streams
 
@@ -285,14 +283,14 @@ def test_a_growing_state_holds_what_it_must(network: Transformer) -> None:
 # --------------------------------------------------------------------------------------------------
 # Refusals
 
-STATES: dict[str, Callable[..., SequenceState]] = {
+STATES: dict[str, Callable[..., TensorState]] = {
     "growing": growing_state,
     "packed": lambda config, **how: packed_state(config, max_tokens=400, **how),
 }
 STORAGE = pytest.mark.parametrize("storage", STATES)
 
 
-def contents(state: SequenceState) -> dict[str, Any]:
+def contents(state: TensorState) -> dict[str, Any]:
     return {
         f"{layer}.{name}": (rows.length, rows.read().tolist())
         for layer, part in enumerate([*state.layers, *state.drafts])
@@ -408,10 +406,14 @@ def retype(lengths: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     tensors["layers.4.window"] = tensors["layers.4.window"].to(torch.int32)
 
 
+def squeeze(lengths: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    tensors["layers.4.window"] = tensors["layers.4.window"].float().to(torch.float8_e4m3fn)
+
+
 @STORAGE
 @pytest.mark.parametrize(
     "change",
-    [shorten, lengthen, negate, spell, drop_a_list, drop_an_entry, narrow, retype],
+    [shorten, lengthen, negate, spell, drop_a_list, drop_an_entry, narrow, retype, squeeze],
 )
 def test_damaged_state_is_refused(
     storage: str,

@@ -22,6 +22,7 @@ from sounding.presets import tiny
 from sounding.server.options import Settings
 from tests.conftest import make_network
 from tests.engine.scripted import small_tokenizer
+from tests.networks import as_network
 from tests.server.http.test_middleware import until
 from tests.server.live import HANG_SECONDS, Live, get, live, post
 from tests.server.test_events import samples
@@ -55,7 +56,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         compress_ratios=(128, 4, 0),
         vocab_size=tokenizer.num_tokens + 5,
     )
-    engine = Engine(make_network(config), tokenizer, EngineSettings(context_tokens=1500))
+    engine = Engine(
+        as_network(make_network(config)), tokenizer, EngineSettings(context_tokens=1500)
+    )
     trace = tmp_path_factory.mktemp("trace")
     with live(engine, Settings(trace=trace, thinking=False), tokenizer=tokenizer) as running:
         yield running
@@ -195,7 +198,7 @@ def test_a_damaged_model_is_a_500_that_says_so(caplog: pytest.LogCaptureFixture)
     config = dataclasses.replace(tiny(), vocab_size=tokenizer.num_tokens)
     network = make_network(config)
     network.get_parameter("norm.weight").data.fill_(float("nan"))
-    engine = Engine(network, tokenizer, EngineSettings(context_tokens=1500))
+    engine = Engine(as_network(network), tokenizer, EngineSettings(context_tokens=1500))
     with live(engine, Settings(), tokenizer=tokenizer) as running:
         for route, body in (
             ("/v1/completions", {"model": "sounding", "prompt": "x", "logprobs": 2}),

@@ -165,3 +165,9 @@ def test_nothing_is_allocated_for_an_id_that_is_refused() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20 * len(texts[0])
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(SMALL.core.to_str(), encoding="utf-8-sig")
+    (tmp_path / "tokenizer_config.json").write_text("{}", encoding="utf-8-sig")
+    assert Tokenizer.from_file(tmp_path).encode(TEXT) == SMALL.encode(TEXT)

@@ -9,23 +9,23 @@ import pytest
 import torch
 
 from sounding.train.run_config import RunConfig
-from sounding.train.source import open_source
-from sounding.train.trainer import Trainer
-from tests.train.test_trainer import CPU, last_weights, measured, small
+from tests.train.test_trainer import last_weights, measured, small, trainer
 
 SCRIPT = """
 import json, sys, torch
 from pathlib import Path
 from sounding.train.parallel import processes
 from sounding.train.runs import parse_run
-from sounding.train.source import open_held_out, open_source
+from sounding.train.source import open_source
+from sounding.train.supervised import Supervised
 from sounding.train.trainer import Trainer
 torch.set_num_threads(1)
 run = parse_run(json.loads(Path(sys.argv[1]).read_text()))
 cpu = torch.device("cpu")
 with processes(cpu) as group:
-    source = open_source(run, group.rank, group.world)
-    Trainer(run, Path(sys.argv[2]), source, device=cpu, group=group, allow_change=True).train()
+    source, objective = open_source(run, group.rank, group.world), Supervised(run)
+    folder = Path(sys.argv[2])
+    Trainer(run, folder, source, objective, device=cpu, group=group, allow_change=True).train()
 """
 
 
@@ -46,10 +46,10 @@ def test_two_processes_make_the_curve_of_one(tmp_path: Path) -> None:
     same.append("train.decay_steps=0")  # a shorter run would decay earlier
     half = small(*same, "train.steps=5")
     run = small(*same)
-    Trainer(run, tmp_path / "one", open_source(run), device=CPU).train()
+    trainer(run, tmp_path / "one").train()
     run_on_two(half, tmp_path / "two")
     # One process goes on with what two saved.
-    Trainer(run, tmp_path / "two", open_source(run), device=CPU, allow_change=True).train()
+    trainer(run, tmp_path / "two", allow_change=True).train()
     one, two = measured(tmp_path / "one"), measured(tmp_path / "two")
     assert len(one) == len(two) == 8
     for left, right in zip(one, two, strict=True):

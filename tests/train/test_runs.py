@@ -57,6 +57,13 @@ def test_settings_that_only_fit_together_are_taken_together() -> None:
         ("train=1", "train is a group of fields; set one of train.steps"),
         ("train.lr.peak=1", "train.lr = 0.005 has no field 'peak'"),
         ("data.batch_tokens=100", "batch_tokens = 100 must be a multiple of"),
+        ("data.mixture=corpus:1", "data.mixture = 'corpus:1' must be a JSON list of objects"),
+        ('data.mixture={"name": "a"}', "must be a JSON list of objects"),
+        ('data.mixture=[{"name": "a", "path": "a"}]', "data.mixture\\[0\\] lacks 'weight'"),
+        ('data.mixture=[{"name": "a", "weigth": 1}]', "did you mean 'weight'"),
+        ('data.mixture=[{"name": "a", "path": "a", "weight": "much"}]', "must be of type float"),
+        ('data.mixture=[{"name": "a", "path": "a", "weight": -1}]', "weight of 'a' = -1.0 must be"),
+        ('data.mixture=[{"name": "a", "path": "a", "weight": 1}]', "take one of them out"),
     ],
 )
 def test_other_settings_are_refused(setting: str, message: str) -> None:
@@ -73,4 +80,33 @@ def test_saved_runs_are_read_strictly() -> None:
     raw = copying().to_dict()
     raw["train"]["speed"] = 1
     with pytest.raises(ValueError, match="unknown key 'speed'"):
+        parse_run(raw)
+
+
+MIXTURE = [
+    {"name": "corpus", "path": "/data/train", "weight": 3, "final_weight": 1},
+    {"name": "book", "path": "/data/book", "weight": 1},
+]
+
+
+def test_a_mixture_survives_json() -> None:
+    setting = f"data.mixture={json.dumps(MIXTURE)}"
+    run = change(named_run("nano"), [setting])
+    corpus, book = run.data.mixture
+    assert (corpus.path, corpus.weight, corpus.final_weight) == ("/data/train", 3.0, 1.0)
+    assert (book.name, book.weight, book.final_weight) == ("book", 1.0, None)
+    assert parse_run(json.loads(json.dumps(run.to_dict()))) == run
+    assert change(run, ["data.mixture=[]", "data.path=x"]).data.mixture == ()
+    with pytest.raises(ValueError, match=r"data.path = 'x' and data.mixture both say what to read"):
+        change(run, ["data.path=x"])
+    assert "data.mixture: " in differences(named_run("nano"), run)[0]
+
+
+def test_runs_from_before_mixtures_are_read_unless_they_had_two_datasets() -> None:
+    raw = change(named_run("nano"), ["data.path=/data/train"]).to_dict()
+    del raw["data"]["mixture"]
+    raw["data"] |= {"more": None, "more_times": 1}
+    assert parse_run(raw).data.path == "/data/train"
+    raw["data"] |= {"more": "/data/problems", "more_times": 250}
+    with pytest.raises(ValueError, match=r"begin a new run .* \(--from RUN/checkpoints/step-N\)"):
         parse_run(raw)

@@ -1,6 +1,7 @@
 """Where batches come from, and what is saved beside a model that was made of them."""
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from sounding.data.dataset import tokenize
 from sounding.ops.loss import IGNORED
 from sounding.text.tokenizer import SMALLEST_VOCABULARY, Tokenizer, train
 from sounding.train.runs import change, named_run
-from sounding.train.source import files_beside, repeats
+from sounding.train.source import files_beside, open_source
+from sounding.train.synthetic import repeats
 
 TOKENS = np.arange(100, 400, dtype=np.uint16)
 
@@ -59,3 +62,26 @@ def test_the_order_of_gaps_is_saved_with_the_model(tmp_path: Path) -> None:
         for file in files_beside(change(named_run("nano"), settings), tmp_path / f"run-{share}"):
             shutil.copy(file, model)
         assert Tokenizer.from_file(model).suffix_first == first
+
+
+def test_a_mixture_is_read_by_its_weights_and_resumes(tmp_path: Path) -> None:
+    texts = {name: [f"# {name} {n}\n" + "x = 1\n" * 30 for n in range(9)] for name in ("a", "b")}
+    tokenizer = train([text for some in texts.values() for text in some], SMALLEST_VOCABULARY)
+    for name, some in texts.items():
+        tokenize(some, tokenizer, tmp_path / name)
+    parts = [
+        {"name": "a", "path": str(tmp_path / "a"), "weight": 1, "final_weight": 0},
+        {"name": "b", "path": str(tmp_path / "b"), "weight": 0, "final_weight": 1},
+    ]
+    settings = [f"data.mixture={json.dumps(parts)}", "train.steps=20", "train.decay_steps=0"]
+    settings += ["data.sequence_tokens=256", "data.batch_tokens=1024", "train.accumulation=1"]
+    settings.append(f"model.vocab_size={tokenizer.num_tokens}")
+    run = change(named_run("nano"), settings)
+    found = list(itertools.islice(open_source(run)(None), 20))
+    said = [b"".join(tokenizer.token_bytes[i] for i in batch.tokens.tolist()) for batch, _ in found]
+    shares = [text.count(b"# b") / text.count(b"# ") for text in said]
+    assert sum(shares[:5]) < 1 < 4 < sum(shares[15:])
+    resumed = list(itertools.islice(open_source(run)(found[7][1]), 12))
+    for (batch, state), (again, later) in zip(found[8:], resumed, strict=True):
+        assert torch.equal(batch.tokens, again.tokens) and state == later
+    assert files_beside(run, tmp_path / "run")[0] == tmp_path / "a" / "tokenizer.json"

@@ -10,20 +10,29 @@ from torch import Tensor
 from torch.nn import functional
 
 from sounding.config import ModelConfig
+from sounding.data.batch import TokenBatch
 from sounding.model.attention import Selection
-from sounding.model.layers import QUANTIZATION_AWARE, Linear
+from sounding.model.layers import Linear
 from sounding.model.moe import Routing
 from sounding.model.transformer import MTPBlock, Transformer
 from sounding.ops import cpu
 from sounding.ops.dispatch import Backend, use_backend
 from sounding.ops.loss import IGNORED
 from sounding.ops.quant import quantize_fp4, quantize_fp8
-from sounding.train import supervised
+from sounding.simulation import QUANTIZATION_AWARE
+from sounding.train import losses
+from sounding.train.expert_load import gates, load_entropy, steer
 from sounding.train.initialise import hash_table, initialise
+from sounding.train.losses import (
+    balance_loss,
+    count_targets,
+    sum_losses,
+    token_after,
+    weighted_loss,
+)
+from sounding.train.phases import Phase, phase_of
 from sounding.train.run_config import SparsityConfig
 from sounding.train.runs import copying
-from sounding.train.source import Tokens, filled
-from sounding.train.supervised import Counts, Phase, balance_loss, phase_of, token_after
 
 CONFIG = copying().model
 LENGTHS = [7, 1, 150, 12]  # one long enough for every kind of entry
@@ -35,12 +44,12 @@ def network(config: ModelConfig = CONFIG) -> Transformer:
     return model
 
 
-def batch() -> Tokens:
+def batch() -> TokenBatch:
     generator = torch.Generator().manual_seed(0)
     sequences = [torch.randint(CONFIG.vocab_size, (n,), generator=generator) for n in LENGTHS]
     targets = [functional.pad(tokens[1:], (0, 1), value=IGNORED) for tokens in sequences]
     targets[2][5:9] = IGNORED  # as for a prompt
-    return Tokens(torch.cat(sequences), torch.cat(targets), LENGTHS)
+    return TokenBatch(torch.cat(sequences), torch.cat(targets), LENGTHS)
 
 
 def test_the_target_after_a_target_stays_in_its_sequence() -> None:
@@ -72,58 +81,62 @@ def test_losses_are_those_of_each_sequence_alone() -> None:
             if t + 1 < len(tokens) and targets[t + 1] != IGNORED:
                 mtp -= float(ahead[t, targets[t + 1]].detach())
                 count[1] += 1
-    sums = supervised.losses(model, given, Phase.DENSE)
-    assert sums.next_token.item() == pytest.approx(next_token, rel=1e-5)
-    assert sums.mtp.item() == pytest.approx(mtp, rel=1e-5)
-    assert supervised.count(given, 1) == Counts(count[0], count[1], sum(LENGTHS))
+    sums = sum_losses(model, given, "dense")
+    assert sums["next_token"].item() == pytest.approx(next_token, rel=1e-5)
+    assert sums["mtp"].item() == pytest.approx(mtp, rel=1e-5)
+    assert count_targets(given, 1) == {
+        "targets": count[0],
+        "mtp_targets": count[1],
+        "tokens": sum(LENGTHS),
+        "middles": 0,
+    }
 
 
 def test_middles_weigh_more_as_if_they_had_come_more_often() -> None:
     model, given = network(), batch()
     given = dataclasses.replace(given, middles=[3, 0, 40, 0])
-    rows, wanted = supervised.middle_rows(given)
+    rows, wanted = losses.middle_rows(given)
     ends = list(itertools.accumulate(LENGTHS))
     expected = [*range(ends[0] - 4, ends[0] - 1), *range(ends[2] - 41, ends[2] - 1)]
     assert rows[:43].tolist() == expected
     assert torch.equal(wanted[:43], given.targets[rows[:43]])
     assert len(rows) == 256 and (wanted[43:] == IGNORED).all()
 
-    counts = supervised.count(given, 1)
-    assert counts.middles == 43
-    sums = supervised.losses(model, given, Phase.DENSE, middles=True)
+    counts = count_targets(given, 1)
+    assert counts["middles"] == 43
+    sums = sum_losses(model, given, "dense", middles=True)
     hidden = model.hidden(model(given.tokens, LENGTHS, selection=Selection(dense=True)).streams)
     loss = functional.cross_entropy(
         model.logits(hidden[expected]), given.targets[expected], reduction="sum"
     )
-    assert sums.middles.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert sums["middles"].item() == pytest.approx(loss.item(), rel=1e-5)
     one, four = (
-        supervised.total_loss(
-            sums, counts, mtp_weight=0.0, balance_weight=0.0, middle_weight=weight
-        )
+        weighted_loss(sums, counts, mtp_weight=0.0, balance_weight=0.0, middle_weight=weight)
         for weight in (1.0, 4.0)
     )
-    assert (four - one).item() == pytest.approx(3 * loss.item() / counts.targets, rel=1e-4)
-    assert supervised.losses(model, given, Phase.DENSE).middles == 0
-    more = filled(given, sum(LENGTHS) + 5)
-    assert torch.equal(supervised.middle_rows(more)[0], rows)
+    assert (four - one).item() == pytest.approx(3 * loss.item() / counts["targets"], rel=1e-4)
+    assert sum_losses(model, given, "dense")["middles"] == 0
+    more = given.padded(sum(LENGTHS) + 5)
+    assert torch.equal(losses.middle_rows(more)[0], rows)
 
 
-@pytest.mark.parametrize("phase", [Phase.DENSE, Phase.SPARSE])
+@pytest.mark.parametrize("phase", ["dense", "sparse"])
 def test_filling_a_batch_up_changes_no_loss(phase: Phase) -> None:
     model, given = network(), batch()
-    more = filled(given, 200)
+    more = given.padded(200)
     assert len(more.tokens) == 200 and sum(more.lengths) == 200
-    assert filled(more, 150) is more
-    assert supervised.count(given, 1).targets == supervised.count(more, 1).targets
-    before, after = (supervised.losses(model, one, phase) for one in (given, more))
-    torch.testing.assert_close(after[:2], before[:2])
+    assert more.padded(150) is more
+    assert count_targets(given, 1)["targets"] == count_targets(more, 1)["targets"]
+    before, after = (sum_losses(model, one, phase) for one in (given, more))
+    for name in ("next_token", "mtp"):
+        torch.testing.assert_close(after[name], before[name])
 
 
 @pytest.mark.skipif(cpu.library() is None, reason="no native kernels were built")
 @pytest.mark.parametrize(
     # Not both rounded and sparse: FP4 index scores tie so often that last bits decide.
     ("phase", "qat"),
-    [(Phase.DENSE, False), (Phase.SPARSE, False), (Phase.DENSE, True)],
+    [("dense", False), ("sparse", False), ("dense", True)],
 )
 def test_twins_for_training_give_the_same_losses_and_gradients(phase: Phase, qat: bool) -> None:
     found: list[tuple[Tensor, dict[str, Tensor]]] = []
@@ -134,9 +147,9 @@ def test_twins_for_training_give_the_same_losses_and_gradients(phase: Phase, qat
             model = Transformer(CONFIG, QUANTIZATION_AWARE)
             initialise(model, dataclasses.replace(CONFIG, initializer_range=0.2), seed=1)
         with use_backend(backend):
-            sums = supervised.losses(model, batch(), phase)
-            loss = supervised.total_loss(
-                sums, supervised.count(batch(), 1), mtp_weight=0.3, balance_weight=0.01
+            sums = sum_losses(model, batch(), phase)
+            loss = weighted_loss(
+                sums, count_targets(batch(), 1), mtp_weight=0.3, balance_weight=0.01
             )
             loss.backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -186,40 +199,40 @@ def test_balance_pushes_against_overload() -> None:
 def test_biases_are_steered_towards_an_even_load() -> None:
     model = network()
     loads = torch.tensor([[4, 0, 0, 0], [3, 1, 2, 2], [2, 2, 2, 2], [0, 0, 8, 0], [1, 3, 2, 2]])
-    supervised.steer(model, loads, 0.25)
-    gates = supervised.gates(model)
-    assert gates[0].bias is None  # hash-routed
-    assert gates[1].bias.tolist() == [-0.25, 0.25, 0, 0]
-    assert gates[2].bias.tolist() == [0, 0, 0, 0]
-    assert gates[3].bias.tolist() == [0.25, 0.25, -0.25, 0.25]
-    assert gates[4].bias.tolist() == [0.25, -0.25, 0, 0]  # of the MTP block
+    steer(model, loads, 0.25)
+    found = gates(model)
+    assert found[0].bias is None  # hash-routed
+    assert found[1].bias.tolist() == [-0.25, 0.25, 0, 0]
+    assert found[2].bias.tolist() == [0, 0, 0, 0]
+    assert found[3].bias.tolist() == [0.25, 0.25, -0.25, 0.25]
+    assert found[4].bias.tolist() == [0.25, -0.25, 0, 0]  # of the MTP block
 
 
 def test_load_entropy_tells_even_from_collapsed() -> None:
     loads = torch.tensor([[5, 5, 5, 5], [20, 0, 0, 0], [10, 10, 0, 0]])
-    assert supervised.load_entropy(loads) == pytest.approx([1.0, 0.0, 0.5])
+    assert load_entropy(loads) == pytest.approx([1.0, 0.0, 0.5])
 
 
 def test_phases_follow_each_other() -> None:
     config = SparsityConfig(dense_steps=2, indexer_steps=1)
     found = [phase_of(step, config) for step in range(5)]
-    assert found == [Phase.DENSE, Phase.DENSE, Phase.INDEXER, Phase.SPARSE, Phase.SPARSE]
-    assert phase_of(0, SparsityConfig()) is Phase.SPARSE
+    assert found == ["dense", "dense", "indexer", "sparse", "sparse"]
+    assert phase_of(0, SparsityConfig()) == "sparse"
 
 
 def gradients(model: Transformer, phase: Phase) -> dict[str, Tensor | None]:
     model.zero_grad()
     given = batch()
-    counts = supervised.count(given, 1)
-    sums = supervised.losses(model, given, phase)
-    supervised.total_loss(sums, counts, mtp_weight=0.3, balance_weight=1e-4).backward()
+    counts = count_targets(given, 1)
+    sums = sum_losses(model, given, phase)
+    weighted_loss(sums, counts, mtp_weight=0.3, balance_weight=1e-4).backward()
     return {name: param.grad for name, param in model.named_parameters() if param.requires_grad}
 
 
 def test_the_indexer_learns_from_its_own_loss_and_nobody_else_does() -> None:
     model = network()
-    dense, indexer = gradients(model, Phase.DENSE), gradients(model, Phase.INDEXER)
-    sparse = gradients(model, Phase.SPARSE)
+    dense, indexer = gradients(model, "dense"), gradients(model, "indexer")
+    sparse = gradients(model, "sparse")
     for name in dense:
         mine = ".indexer." in name
         assert (dense[name] is None) == mine, name
@@ -227,8 +240,8 @@ def test_the_indexer_learns_from_its_own_loss_and_nobody_else_does() -> None:
         assert sparse[name] is not None, name
     # With as many picks as entries sparse attention is dense, so the network's gradients agree.
     plenty = network(dataclasses.replace(CONFIG, index_topk=64))
-    wide = gradients(plenty, Phase.SPARSE)
-    for name, gradient in gradients(plenty, Phase.DENSE).items():
+    wide = gradients(plenty, "sparse")
+    for name, gradient in gradients(plenty, "dense").items():
         if gradient is not None:
             torch.testing.assert_close(wide[name], gradient, rtol=1e-4, atol=1e-6)
 

@@ -20,20 +20,23 @@ import pytest
 import safetensors.torch
 import torch
 
+from sounding.data.batch import StreamState, TokenBatch
 from sounding.model.attention import Selection
+from sounding.model.from_checkpoint import load_model
 from sounding.ops.loss import IGNORED
-from sounding.train import run_checkpoint, supervised
+from sounding.train import run_checkpoint
 from sounding.train.build_network import build_network
 from sounding.train.guard import Guard
-from sounding.train.metrics import Row, read_metrics
+from sounding.train.metrics import MetricsRow, read_metrics
+from sounding.train.objective import BatchSource
 from sounding.train.plots import draw
 from sounding.train.run_checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME, saved_models
 from sounding.train.run_config import GuardConfig, RunConfig
+from sounding.train.run_folder import METRICS_NAME
 from sounding.train.runs import change, copying
-from sounding.train.source import Batch, HeldOut, Source, State, Tokens, open_source
-from sounding.train.supervised import Counts, Phase
-from sounding.train.trainer import METRICS_NAME, Trainer
-from sounding.weights.build import load_model
+from sounding.train.source import HeldOut, open_source
+from sounding.train.supervised import Supervised
+from sounding.train.trainer import Trainer
 from sounding.weights.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
@@ -61,11 +64,14 @@ def small(*settings: str) -> RunConfig:
     )
 
 
-def trainer(run: RunConfig, folder: Path, source: Source | None = None) -> Trainer:
-    return Trainer(run, folder, source or open_source(run), device=CPU)
+def trainer(
+    run: RunConfig, folder: Path, source: BatchSource[TokenBatch] | None = None, **options: Any
+) -> Trainer[TokenBatch]:
+    source = source or open_source(run)
+    return Trainer(run, folder, source, Supervised(run), device=CPU, **options)
 
 
-def measured(folder: Path) -> list[Row]:
+def measured(folder: Path) -> list[MetricsRow]:
     """Metrics without what a clock says."""
     rows = read_metrics(folder / METRICS_NAME)
     return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
@@ -83,8 +89,8 @@ def assert_same_bits(one: Path, two: Path) -> None:
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-def always(batch: Batch) -> Source:
-    def open_stream(state: State | None) -> Iterator[tuple[Batch, State]]:
+def always(batch: TokenBatch) -> BatchSource[TokenBatch]:
+    def open_stream(state: StreamState | None) -> Iterator[tuple[TokenBatch, StreamState]]:
         while True:
             yield batch, {}
 
@@ -104,8 +110,8 @@ def test_one_batch_is_memorised(tmp_path: Path) -> None:
     )
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(run.model.vocab_size, (100,), generator=generator)
-    batch = Tokens(tokens, tokens.roll(-1), [40, 60])
-    Trainer(run, tmp_path, always(batch), device=CPU).train()
+    batch = TokenBatch(tokens, tokens.roll(-1), [40, 60])
+    trainer(run, tmp_path, always(batch)).train()
     rows = measured(tmp_path)
     assert rows[0]["loss"] == pytest.approx(4.16, abs=0.1)  # ln 64
     assert rows[-1]["loss"] < 0.02
@@ -132,11 +138,13 @@ import sys, torch
 from pathlib import Path
 from sounding.train.runs import parse_run
 from sounding.train.source import open_source
+from sounding.train.supervised import Supervised
 from sounding.train.trainer import Trainer
 import json
 torch.set_num_threads(1)
 run = parse_run(json.loads(Path(sys.argv[1]).read_text()))
-Trainer(run, Path(sys.argv[2]), open_source(run), device=torch.device("cpu")).train()
+source, objective = open_source(run), Supervised(run)
+Trainer(run, Path(sys.argv[2]), source, objective, device=torch.device("cpu")).train()
 """
 
 
@@ -166,11 +174,11 @@ def test_killed_at_a_random_moment_and_resumed_ends_in_the_same_bits(tmp_path: P
 def test_an_interrupt_saves_and_stops(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = small("log.checkpoint_every=100")
 
-    def report(row: Row) -> None:
+    def report(row: MetricsRow) -> None:
         if row["step"] == 5:
             signal.raise_signal(signal.SIGINT)
 
-    interrupted = Trainer(run, tmp_path / "a", open_source(run), device=CPU, report=report)
+    interrupted = trainer(run, tmp_path / "a", report=report)
     before = signal.getsignal(signal.SIGINT)  # whoever started this may have it ignored
     assert not interrupted.train()
     assert interrupted.step == 5
@@ -180,34 +188,33 @@ def test_an_interrupt_saves_and_stops(tmp_path: Path, caplog: pytest.LogCaptureF
     assert_same_bits(tmp_path / "a", tmp_path / "b")
 
 
-def gradients(one: Trainer) -> dict[str, torch.Tensor]:
+def gradients(one: Trainer[TokenBatch]) -> dict[str, torch.Tensor]:
     batches = one._next_batches()
-    counts = sum((supervised.count(batch, 1) for batch in batches), Counts())
-    one._differentiate(batches, counts, Phase.DENSE)
+    one._differentiate(batches, one._counts(batches), one.objective.plan(one.step))
     named = one.model.named_parameters()
     return {name: param.grad for name, param in named if param.grad is not None}
 
 
 def test_accumulated_batches_have_the_gradient_of_one_large_batch(tmp_path: Path) -> None:
-    def halves(state: State | None) -> Iterator[tuple[Batch, State]]:
+    def halves(state: StreamState | None) -> Iterator[tuple[TokenBatch, StreamState]]:
         for batch, _ in open_source(small())(state):
             at = batch.lengths[0]
             fewer = batch.targets.clone()
             fewer[:100] = IGNORED  # counts differ, so averages of averages would be wrong
-            yield Tokens(batch.tokens[:at], fewer[:at], [at]), {}
-            yield Tokens(batch.tokens[at:], batch.targets[at:], [at]), {}
+            yield TokenBatch(batch.tokens[:at], fewer[:at], [at]), {}
+            yield TokenBatch(batch.tokens[at:], batch.targets[at:], [at]), {}
 
-    def wholes(state: State | None) -> Iterator[tuple[Batch, State]]:
+    def wholes(state: StreamState | None) -> Iterator[tuple[TokenBatch, StreamState]]:
         stream = halves(state)
         while True:
             (one, _), (two, _) = next(stream), next(stream)
             targets = torch.cat((one.targets, two.targets))
             tokens = torch.cat((one.tokens, two.tokens))
-            yield Tokens(tokens, targets, one.lengths + two.lengths), {}
+            yield TokenBatch(tokens, targets, one.lengths + two.lengths), {}
 
     run = small("train.dtype=float32")
     whole = gradients(trainer(run, tmp_path / "whole", wholes))
-    run = small("train.dtype=float32", "train.accumulation=2")
+    run = small("train.dtype=float32", "train.accumulation=2", "data.batch_tokens=136")
     split = gradients(trainer(run, tmp_path / "split", halves))
     assert whole.keys() == split.keys()
     for name, gradient in split.items():
@@ -318,15 +325,15 @@ def test_bad_data_leads_back_and_on(tmp_path: Path, caplog: pytest.LogCaptureFix
         "log.checkpoint_every=2",
         "sparsity.dense_steps=100",
     )
-    rows: list[Row] = []
+    rows: list[MetricsRow] = []
 
-    def report(row: Row) -> None:
+    def report(row: MetricsRow) -> None:
         rows.append(row)
         if row["step"] == 3 and not any("event" in row for row in rows):
             with torch.no_grad():
                 one.model.get_parameter("norm.weight").fill_(torch.inf)
 
-    one = Trainer(run, tmp_path, open_source(run), device=CPU, report=report)
+    one = trainer(run, tmp_path, report=report)
     with caplog.at_level(logging.WARNING):
         assert one.train()
     assert [row["step"] for row in rows if row.get("event") == "skipped"] == [4]
@@ -352,15 +359,15 @@ def test_a_folder_keeps_one_run(tmp_path: Path, caplog: pytest.LogCaptureFixture
     with pytest.raises(ValueError, match=r"train\.lr: 0\.005 -> 0\.01"):
         trainer(small("train.lr=0.01"), tmp_path)
     other = small("train.lr=0.01")
-    Trainer(other, tmp_path, open_source(other), device=CPU, allow_change=True)
+    trainer(other, tmp_path, allow_change=True)
     assert json.loads((tmp_path / "run.json").read_text())["train"]["lr"] == 0.01
 
 
 def test_validation_is_bits_per_byte(tmp_path: Path) -> None:
     run = small("train.steps=1", "train.decay_steps=0", "train.dtype=float32")
     batch = next(open_source(run)(None))[0]
-    held_out = HeldOut([Tokens(batch.tokens, batch.targets, batch.lengths)] * 2, 100)
-    one = Trainer(run, tmp_path, open_source(run), device=CPU, held_out=held_out)
+    held_out = HeldOut([TokenBatch(batch.tokens, batch.targets, batch.lengths)] * 2, 100)
+    one = Trainer(run, tmp_path, open_source(run), Supervised(run, held_out), device=CPU)
     one.train()
     row = measured(tmp_path)[-1]
     output = one.model(batch.tokens, batch.lengths, selection=Selection(dense=True))
@@ -479,7 +486,7 @@ def test_milestones_stay_and_are_models_in_bf16(tmp_path: Path) -> None:
     tokenizer = tmp_path / "tokenizer.json"
     tokenizer.write_text("{}")
     run = small("log.checkpoint_every=2", "train.steps=8", "log.milestone_every=3")
-    one = Trainer(run, tmp_path, open_source(run), device=CPU, beside=[tokenizer])
+    one = trainer(run, tmp_path, beside=[tokenizer])
     one.train()
     kept = saved_models(tmp_path)
     assert [step for step, _, _ in kept] == [3, 6, 8]  # 6 is a checkpoint too, 2 and 4 are gone

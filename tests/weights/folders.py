@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sounding.weights.raw import RawTensor
+
 TINY = Path(__file__).parent.parent / "vectors" / "tiny"
 SHARD = "model-00001-of-00001.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -58,8 +60,10 @@ def raw_file(path: Path, header: Any, data: bytes = b"", length: int | None = No
     return path
 
 
-def tensor_bytes(tensor: Tensor) -> bytes:
+def tensor_bytes(tensor: Tensor | RawTensor) -> bytes:
     """A tensor's bytes as stored."""
+    if isinstance(tensor, RawTensor):
+        return tensor.array.tobytes()
     flat = tensor.detach().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 

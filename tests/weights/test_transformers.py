@@ -20,6 +20,7 @@ from sounding.weights.names import (
 )
 from sounding.weights.quantize import convert
 from sounding.weights.state_dict import read_state
+from sounding.weights.tensors import TORCH_DTYPES, to_torch
 from tests.weights.folders import TINY, tiny_config, write_model
 
 
@@ -124,7 +125,7 @@ def test_quantized_fused_experts_are_split(tmp_path: Path) -> None:
     for name, source in Checkpoint(TINY).sources.items():
         parts = expert_parts(name.replace(".scale", ".weight"))
         if parts is None:
-            tensors[name] = source.read().clone()
+            tensors[name] = to_torch(source.read()).clone()
             continue
         fused, position, count = fused_place(parts[0], parts[2])
         suffix = "_scale_inv" if name.endswith(".scale") else ""
@@ -132,7 +133,7 @@ def test_quantized_fused_experts_are_split(tmp_path: Path) -> None:
         leaf = "scale" if suffix else "weight"
         whole = [stacked[f"{parts[0]}.{linear}.{leaf}"].view(torch.uint8) for linear in linears]
         assert position < len(whole)
-        dtype = source.read().dtype
+        dtype = TORCH_DTYPES[source.dtype]
         tensors[fused + suffix] = torch.cat(whole, 1).view(dtype)
     checkpoint = Checkpoint(write_model(tmp_path, tensors, tiny_config()))
     assert any(map(is_transformers, tensors))

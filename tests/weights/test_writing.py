@@ -14,8 +14,8 @@ from sounding.presets import tiny
 from sounding.weights import writing
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.layout import StoredTensor
-from sounding.weights.shards import DTYPE_NAMES
 from sounding.weights.state_dict import read_state, write_state
+from sounding.weights.tensors import DTYPE_NAMES
 from sounding.weights.writing import new_checkpoint, replacing
 from tests.weights.folders import (
     INDEX,

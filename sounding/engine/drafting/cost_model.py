@@ -3,9 +3,9 @@
 from array import array
 from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
+
+from sounding.engine.network import Streams
 
 _LOOKUP_TOKENS = (4, 3)  # as many last tokens must have stood together before
 _LOOKUP_BACK = 1 << 16  # tokens that are searched
@@ -144,27 +144,27 @@ class Noted:
     """Streams of the tokens fed last, in pieces until somebody reads them: putting each token's
     behind the others as it comes would copy them all every time."""
 
-    def __init__(self, streams: Float[Tensor, "t m c"]) -> None:
+    def __init__(self, streams: Streams) -> None:
         self._parts, self._rows = [streams], len(streams)
 
     def __len__(self) -> int:
         return self._rows
 
-    def append(self, streams: Float[Tensor, "t m c"]) -> None:
+    def append(self, streams: Streams) -> None:
         """What was fed next."""
         self._parts.append(streams)
         self._rows += len(streams)
 
-    def take(self, count: int) -> Float[Tensor, "t m c"]:
+    def take(self, count: int) -> Streams:
         """The first `count` rows, which are gone then."""
-        whole = torch.cat(self._parts)
+        whole = np.concatenate(self._parts)
         self._parts, self._rows = [whole[count:]], len(whole) - count
         return whole[:count]
 
     def keep(self, count: int) -> None:
         """Forget all rows but the last `count`."""
         self.take(self._rows - count)
-        self._parts = [part.clone() for part in self._parts]
+        self._parts = [part.copy() for part in self._parts]
 
 
 class Speculation:

@@ -12,32 +12,28 @@ chosen. Source: docs/architecture.md 11.
 import time
 from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
 
 from sounding.engine.drafting.cost_model import Clock, Noted
+from sounding.engine.network import Network, State, Streams
 from sounding.engine.sequence import Generation
-from sounding.model.state import LayerState, SequenceState, growing_state
-from sounding.model.transformer import MTPBlock, Transformer
 
 
 class Drafter:
     """Makes guesses for all sequences of a step together."""
 
-    def __init__(self, model: Transformer, draft_tokens: int, num_tokens: int) -> None:
+    def __init__(self, model: Network, draft_tokens: int, num_tokens: int) -> None:
         """At most `draft_tokens` each, of ids below `num_tokens`."""
         self._model, self._most, self._num_tokens = model, draft_tokens, num_tokens
-        self._device = next(model.parameters()).device
-        self._block = model.mtp[0] if len(model.mtp) else None
-        self.clock = Clock(1 / len(model.layers))
+        self._has_block = model.num_drafters > 0
+        self.clock = Clock(1 / model.config.num_hidden_layers)
 
     @property
     def reads_along(self) -> bool:
         """Whether there is a block that must see what the network sees."""
-        return self._block is not None and self._most > 0
+        return self._has_block and self._most > 0
 
-    def note(self, generation: Generation, streams: Float[Tensor, "t m c"]) -> None:
+    def note(self, generation: Generation, streams: Streams) -> None:
         """Remember streams of the tokens a sequence was just fed.
 
         The block reads them when it is asked, and of a prompt only the last window.
@@ -77,7 +73,7 @@ class Drafter:
             if not generation.drafts:
                 generation.drafts = self._look_up(generation, len(generations))
             count = 0
-            if self._block is not None and not generation.drafts:
+            if self._has_block and not generation.drafts:
                 count = self._worth(generation, len(generations))
             if count:
                 asking.append((generation, count))
@@ -114,25 +110,24 @@ class Drafter:
     def _ask(self, asking: Sequence[tuple[Generation, int]]) -> None:
         """Let the block read what it has not seen, and go on from there on its own."""
         rows = self._read([g for g, _ in asking], [_noted(g) for g, _ in asking])
-        states = [_drafts_of(generation) for generation, _ in asking]
+        states = [_state_of(generation) for generation, _ in asking]
         for depth in range(max(count for _, count in asking)):
             going = [i for i, (_, count) in enumerate(asking) if count > depth]
             if depth:
                 if depth == 1:  # what is guessed must not stay in the block's window
-                    states = [[layer.fork() for layer in state] for state in states]
-                last = torch.tensor([asking[i][0].drafts[-1] for i in going])
-                ahead = [SequenceState([], states[i]) for i in going]
-                streams = torch.cat([rows[i] for i in going])
-                read = self._model.draft(streams, last.to(self._device), [1] * len(going), ahead)
-                for i, row in zip(going, read.streams.split(1), strict=True):
-                    rows[i] = row
-            assert isinstance(self._block, MTPBlock)
-            hidden = self._block.hidden(torch.cat([rows[i] for i in going]))
-            guesses = self._model.logits(hidden)[:, : self._num_tokens].argmax(-1).tolist()
-            for i, guess in zip(going, guesses, strict=True):
-                asking[i][0].drafts.append(guess)
+                    states = [state.fork_drafts() for state in states]
+                last = [asking[i][0].drafts[-1] for i in going]
+                ahead = [states[i] for i in going]
+                streams = np.concatenate([rows[i] for i in going])
+                read = self._model.draft(streams, last, [1] * len(going), ahead)
+                for number, i in enumerate(going):
+                    rows[i] = read[number : number + 1]
+            logits = self._model.draft_logits(np.concatenate([rows[i] for i in going]))
+            likeliest = logits[:, : self._num_tokens].argmax(-1).tolist()
+            for i, token in zip(going, likeliest, strict=True):
+                asking[i][0].drafts.append(token)
 
-    def _read(self, generations: Sequence[Generation], counts: Sequence[int]) -> list[Tensor]:
+    def _read(self, generations: Sequence[Generation], counts: Sequence[int]) -> list[Streams]:
         """Give the block the first noted rows of each; the last row of what it made of them."""
         streams, tokens = [], []
         for generation, count in zip(generations, counts, strict=True):
@@ -141,16 +136,15 @@ class Drafter:
             first = generation.fed - len(noted)
             streams.append(noted.take(count))
             tokens += generation.tokens[first + 1 : first + 1 + count]
-        states = [SequenceState([], _drafts_of(generation)) for generation in generations]
-        output = self._model.draft(
-            torch.cat(streams), torch.tensor(tokens).to(self._device), list(counts), states
-        )
-        return [rows[-1:] for rows in output.streams.split(list(counts))]
+        states = [_state_of(generation) for generation in generations]
+        read = self._model.draft(np.concatenate(streams), tokens, list(counts), states)
+        ends = np.cumsum(counts)
+        return [read[end - 1 : end] for end in ends]
 
     def _forget(self, generation: Generation) -> None:
         """Begin anew: what the block has read does not reach up to here."""
         assert generation.state is not None
-        generation.state.drafts = growing_state(self._model.config).drafts
+        generation.state.drafts = self._model.new_state().drafts
 
 
 def _noted(generation: Generation) -> int:
@@ -158,6 +152,6 @@ def _noted(generation: Generation) -> int:
     return 0 if streams is None else len(streams)
 
 
-def _drafts_of(generation: Generation) -> list[LayerState]:
+def _state_of(generation: Generation) -> State:
     assert generation.state is not None
-    return generation.state.drafts
+    return generation.state

@@ -11,11 +11,9 @@ Invariants: `nbytes` is the sum over blocks and tails; every block has a tail so
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
-from sounding.engine.prefix.snapshot import Entries, Tail, entries_between, take_tail, tensor_bytes
+from sounding.engine.network import State, Streams
+from sounding.engine.prefix.snapshot import Entries, Tail, entries_between, take_tail
 from sounding.engine.settings import BLOCK_TOKENS
-from sounding.model.state import SequenceState
 
 _Tokens = tuple[int, ...]
 
@@ -33,7 +31,7 @@ class _Block:
 
     @property
     def nbytes(self) -> int:
-        return sum(map(tensor_bytes, self.entries.values()))
+        return sum(rows.nbytes for rows in self.entries.values())
 
 
 @dataclass(eq=False)
@@ -114,8 +112,8 @@ class PrefixCache:
     def keep(
         self,
         tokens: Sequence[int],
-        state: SequenceState,
-        streams: Tensor,
+        state: State,
+        streams: Streams,
         *,
         drafting: bool = False,
         whole: bool = False,

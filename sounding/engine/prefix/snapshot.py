@@ -9,14 +9,13 @@ Source: docs/architecture.md 8 and 8.2.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from sounding.engine.network import State, Streams
 from sounding.engine.settings import BLOCK_TOKENS
-from sounding.model.rows import Rows
-from sounding.model.state import SequenceState
+from sounding.state.rows import Rows, StoredRows
 
-Entries = Mapping[str, Tensor]
+Entries = Mapping[str, StoredRows]
 """Rows of every list of entries, by name."""
 
 
@@ -27,34 +26,32 @@ class Tail:
     length: int
     entries: Entries
     """Behind the last whole block."""
-    rows: Mapping[str, Tensor]
+    rows: Mapping[str, StoredRows]
     lengths: Mapping[str, int]
     """Of the lists in `rows`: of some only the last rows are kept."""
-    streams: Tensor
+    streams: Streams
     """Of the last token, from which the next one is chosen."""
     drafting: bool
     """Whether the MTP blocks have read everything before the last token."""
 
     @property
     def nbytes(self) -> int:
-        return sum(map(tensor_bytes, (*self.entries.values(), *self.rows.values(), self.streams)))
+        return sum(
+            array.nbytes for array in (*self.entries.values(), *self.rows.values(), self.streams)
+        )
 
 
-def tensor_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def entries_between(state: SequenceState, start: int, end: int) -> dict[str, Tensor]:
+def entries_between(state: State, start: int, end: int) -> dict[str, StoredRows]:
     """Copies of the entries that tokens from `start` to `end` have brought."""
     first, last = _entry_counts(state, start), _entry_counts(state, end)
     return {
-        name: rows.read()[first[name] : last[name]].detach().clone()
+        name: rows.read()[first[name] : last[name]].copy()
         for name, rows, _ in _lists(state, end)
         if name in first
     }
 
 
-def take_tail(state: SequenceState, streams: Tensor, *, drafting: bool = False) -> Tail:
+def take_tail(state: State, streams: Streams, *, drafting: bool = False) -> Tail:
     """Copy what is not in blocks; for the arguments see `Tail`."""
     length = state.length
     entries = entries_between(state, length - length % BLOCK_TOKENS, length)
@@ -62,23 +59,23 @@ def take_tail(state: SequenceState, streams: Tensor, *, drafting: bool = False) 
     return Tail(
         length,
         entries,
-        {name: rows.read().detach().clone() for name, rows in others},
+        {name: rows.read().copy() for name, rows in others},
         {name: rows.length for name, rows in others},
-        streams.detach().clone(),
+        streams.copy(),
         drafting,
     )
 
 
-def put_together(state: SequenceState, blocks: Sequence[Entries], tail: Tail) -> None:
+def put_together(state: State, blocks: Sequence[Entries], tail: Tail) -> None:
     """Make an empty state what the blocks and the tail were taken from."""
     for name, rows, length in _lists(state, tail.length):
         if name in tail.entries:
-            rows.restore(torch.cat([part[name] for part in (*blocks, tail.entries)]), length)
+            rows.restore(np.concatenate([part[name] for part in (*blocks, tail.entries)]), length)
         else:
             rows.restore(tail.rows[name], tail.lengths[name])
 
 
-def _lists(state: SequenceState, length: int) -> Iterator[tuple[str, Rows, int]]:
+def _lists(state: State, length: int) -> Iterator[tuple[str, Rows, int]]:
     """Every list with its name and the length it has after `length` tokens."""
     for group, layers in (("layers", state.layers), ("drafts", state.drafts)):
         for index, layer in enumerate(layers):
@@ -86,5 +83,5 @@ def _lists(state: SequenceState, length: int) -> Iterator[tuple[str, Rows, int]]
                 yield f"{group}.{index}.{name}", rows, rows_length
 
 
-def _entry_counts(state: SequenceState, length: int) -> dict[str, int]:
-    return {name: count for name, _, count in _lists(state, length) if name.endswith(".entries")}
+def _entry_counts(state: State, length: int) -> dict[str, int]:
+    return {name: count for name, rows, count in _lists(state, length) if rows.per_group}

@@ -22,9 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
-import torch
-
-from sounding.engine.prefix.snapshot import Entries, Tail, tensor_bytes
+from sounding.engine.network import Network
+from sounding.engine.prefix.snapshot import Entries, Tail
 from sounding.engine.prefix.store_files import (
     Damaged,
     TailName,
@@ -41,8 +40,6 @@ from sounding.engine.prefix.store_files import (
 from sounding.engine.prefix.store_folder import MARK_NAME, StoreFolder, open_root
 from sounding.engine.prefix.weights_digest import weights_digest
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
-from sounding.model.transformer import Transformer
-from sounding.ops.cpu import library
 
 _LIMIT_BYTES = 8 << 30
 _IDENTITY = "[0-9a-f]{16}"
@@ -153,7 +150,7 @@ class PrefixStore:
         """Keep a state, given all its blocks; returns at once."""
         if not self.usable or time.monotonic() < self._paused_until:
             return
-        size = tail.nbytes + sum(tensor_bytes(t) for block in blocks for t in block.values())
+        size = tail.nbytes + sum(rows.nbytes for block in blocks for rows in block.values())
         with self._changed:
             if self._pending_bytes + size > min(_PENDING_BYTES, self.limit_bytes):
                 return
@@ -328,19 +325,13 @@ def _name_of(blocks: str, rest: Sequence[int]) -> str:
     return extend(blocks, rest) if rest else blocks
 
 
-def state_identity(model: Transformer, settings: EngineSettings, weights: str | None = None) -> str:
+def state_identity(network: Network, settings: EngineSettings, weights: str | None = None) -> str:
     """A name for all that states depend on besides tokens: the network and how it is run.
 
     `weights` is the digest of all its weights, which is made here where it is not at hand.
     """
-    whole = hashlib.sha256(repr((model.config, model.dtype, torch.__version__)).encode())
-    how = (settings.exact_splits, settings.piece_tokens, settings.guessed_tokens)
-    whole.update(repr((how, torch.backends.cpu.get_cpu_capability())).encode())
-    kernels = library()
-    if kernels is not None:  # which may round otherwise than those of another build
-        whole.update(Path(kernels._name).read_bytes())
-    for name, module in model.named_modules():
-        for switch in ("simulate", "simulate_weight", "simulate_kv", "simulate_index"):
-            whole.update(f"{name} {switch} {getattr(module, switch, None)}".encode())
-    whole.update((weights or weights_digest(model)).encode())
+    run = (settings.exact_splits, settings.piece_tokens, settings.guessed_tokens)
+    parts = (network.config, network.dtype_name, network.identity, run)
+    whole = hashlib.sha256(repr(parts).encode())
+    whole.update((weights or weights_digest(network)).encode())
     return whole.hexdigest()[:16]

@@ -12,12 +12,13 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import safetensors
-import safetensors.torch
-from torch import Tensor
+import safetensors.numpy
 
 from sounding.engine.prefix.snapshot import Entries, Tail
 from sounding.engine.settings import BLOCK_TOKENS
+from sounding.state.rows import StoredRows
 
 _MAGIC = b"SoundingPrefix1\n"
 _DIGEST_BYTES = 32
@@ -90,7 +91,7 @@ def block_name(digest: str) -> str:
 
 def pack_block(name: str, entries: Entries) -> bytes:
     """The file of a block's entries."""
-    return _seal(name, safetensors.torch.save(_plain(entries)))
+    return _seal(name, safetensors.numpy.save(_plain(entries)))
 
 
 def unpack_block(name: str, data: bytes) -> Entries:
@@ -101,18 +102,18 @@ def unpack_block(name: str, data: bytes) -> Entries:
 
 def pack_tail(name: str, tail: Tail) -> bytes:
     """The file of a tail."""
-    tensors = {f"entries/{key}": value for key, value in tail.entries.items()}
-    tensors |= {f"rows/{key}": value for key, value in tail.rows.items()}
-    tensors["streams"] = tail.streams
+    arrays = {f"entries/{key}": value for key, value in tail.entries.items()}
+    arrays |= {f"rows/{key}": value for key, value in tail.rows.items()}
+    arrays["streams"] = tail.streams
     facts = {"length": tail.length, "lengths": dict(tail.lengths), "drafting": tail.drafting}
-    return _seal(name, safetensors.torch.save(_plain(tensors), {"facts": json.dumps(facts)}))
+    return _seal(name, safetensors.numpy.save(_plain(arrays), {"facts": json.dumps(facts)}))
 
 
 def unpack_tail(name: str, data: bytes) -> Tail:
     """The tail in a file. Raises `Damaged`."""
     tensors, metadata = _open(name, data)
     facts = json.loads(metadata["facts"])
-    parts: dict[str, dict[str, Tensor]] = {"entries": {}, "rows": {}}
+    parts: dict[str, dict[str, StoredRows]] = {"entries": {}, "rows": {}}
     for key, value in tensors.items():
         part, _, rest = key.partition("/")
         if rest:
@@ -127,21 +128,22 @@ def unpack_tail(name: str, data: bytes) -> Tail:
     )
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+def _plain(arrays: Mapping[str, StoredRows]) -> dict[str, StoredRows]:
+    """In C order, since the NumPy half of safetensors 0.8.0 writes other arrays wrongly."""
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
 def _seal(name: str, contents: bytes) -> bytes:
     return _MAGIC + _checksum(name, contents) + contents
 
 
-def _open(name: str, data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _open(name: str, data: bytes) -> tuple[dict[str, StoredRows], dict[str, str]]:
     start = len(_MAGIC) + _DIGEST_BYTES
     contents = data[start:]
     if data[:start] != _MAGIC + _checksum(name, contents):
         raise Damaged(f"{name} is damaged: its checksum is another")
     header = json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])
-    return safetensors.torch.load(contents), header.get("__metadata__", {})
+    return safetensors.numpy.load(contents), header.get("__metadata__", {})
 
 
 def _checksum(name: str, contents: bytes) -> bytes:

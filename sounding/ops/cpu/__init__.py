@@ -8,8 +8,10 @@ import ctypes
 import functools
 import importlib.util
 import os
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # the kernels are loaded by programs that run without PyTorch
+    from torch import Tensor
 
 
 @functools.cache
@@ -32,7 +34,7 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def address(tensor: Tensor) -> ctypes.c_void_p:
+def address(tensor: "Tensor") -> ctypes.c_void_p:
     """A contiguous tensor's memory, for a kernel."""
     assert tensor.is_contiguous()
     return ctypes.c_void_p(tensor.data_ptr())

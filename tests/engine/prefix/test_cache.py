@@ -6,6 +6,7 @@ The network is in float32, where another split into chunks would already show.
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,12 +17,14 @@ from sounding.engine.prefix.cache import PrefixCache, common_prefix
 from sounding.engine.prefix.snapshot import put_together
 from sounding.engine.requests import Event, Finished
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
+from sounding.model.reference_network import ReferenceNetwork
 from sounding.model.state import growing_state
 from sounding.model.transformer import Transformer
 from tests.conftest import NetworkMaker, make_network
 from tests.engine.running import CONFIG, Gate, collect, prompt, request
+from tests.networks import as_network
 
-NETWORK = make_network(CONFIG)
+NETWORK = ReferenceNetwork(make_network(CONFIG))
 
 
 @pytest.fixture
@@ -71,7 +74,9 @@ def test_an_agents_growing_history(network: Transformer, monkeypatch: pytest.Mon
     for exact in (False, True):
         gate = Gate(network, monkeypatch)
         gate.release()
-        engine = Engine(network, settings=EngineSettings(exact_splits=exact), stop_tokens=())
+        engine = Engine(
+            as_network(network), settings=EngineSettings(exact_splits=exact), stop_tokens=()
+        )
         tokens, known = prompt(400), 0
         for turn in range(4):
             gate.lengths.clear()
@@ -91,7 +96,7 @@ def test_the_end_of_a_prompt_may_change(network: Transformer) -> None:
     """A thought that a client leaves out replaces the last token of the prompt before."""
     for exact in (False, True):
         for length in (384, 385, 420):
-            engine = Engine(network, settings=EngineSettings(exact_splits=exact))
+            engine = Engine(as_network(network), settings=EngineSettings(exact_splits=exact))
             tokens = prompt(length)
             collect(engine.submit(request(tokens, max_tokens=2)))
             changed = [*tokens[:-1], 3, *prompt(40)]
@@ -103,7 +108,7 @@ def test_the_end_of_a_prompt_may_change(network: Transformer) -> None:
 
 def test_where_prompts_part_is_learned(network: Transformer) -> None:
     """The third that shares a beginning finds it, though no prompt ended there."""
-    engine = Engine(network)
+    engine = Engine(as_network(network))
     shared, hits = prompt(450), []
     for seed in range(3):
         _, end = collect(engine.submit(request([*shared, *prompt(200, seed)], max_tokens=1)))
@@ -120,7 +125,7 @@ def test_prompts_in_flight_are_read_once(
     network: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(network, monkeypatch)
-    engine = Engine(network, stop_tokens=())
+    engine = Engine(as_network(network), stop_tokens=())
     shared = prompt(300)
     asked = [request([*shared, *prompt(20, seed)], max_tokens=2) for seed in range(3)]
     asked += [request([*shared, *prompt(20, 2)], seed=5, temperature=1.0, max_tokens=2)]
@@ -136,7 +141,7 @@ def test_a_leader_that_is_cancelled_is_not_waited_for(
     network: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(network, monkeypatch)
-    engine = Engine(network)
+    engine = Engine(as_network(network))
     first, second = (engine.submit(request(600, max_tokens=1)) for _ in range(2))
     gate.let(1)
     first.cancel()
@@ -156,10 +161,9 @@ class Book:
     def run(self, tokens: list[int]) -> Any:
         """The state after tokens, always in chunks that end at blocks."""
         state = growing_state(CONFIG)
-        with torch.inference_mode():
-            for start in range(0, len(tokens), BLOCK_TOKENS):
-                chunk = torch.tensor(tokens[start : start + BLOCK_TOKENS])
-                streams = NETWORK(chunk, states=[state]).streams[-1:]
+        for start in range(0, len(tokens), BLOCK_TOKENS):
+            chunk = tokens[start : start + BLOCK_TOKENS]
+            streams = NETWORK.predict(chunk, (), [len(chunk)], [state]).streams[-1:]
         return state, streams
 
     def keep(self, tokens: list[int]) -> None:
@@ -204,7 +208,7 @@ def test_the_tree_is_what_a_list_of_states_would_be(seed: int, limit: int) -> No
         put_together(state, found.blocks, found.tail)
         expected, streams = book.states[tuple(tokens[: found.length])]
         assert state.serialize() == expected.serialize()
-        assert torch.equal(found.tail.streams, streams)
+        assert np.array_equal(found.tail.streams, streams)
     book.cache.clear()
     book.check()
     assert book.cache.nbytes == 0
@@ -235,7 +239,7 @@ def test_common_prefix(one: list[int], other: list[int]) -> None:
 
 def test_reading_only(network: Transformer) -> None:
     """A request for no tokens leaves its prompt in the cache."""
-    engine = Engine(network)
+    engine = Engine(as_network(network))
     collect(engine.submit(request(200, max_tokens=0)))
     _, end = collect(engine.submit(request(200, max_tokens=2)))
     engine.close()

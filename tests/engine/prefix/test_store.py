@@ -26,11 +26,12 @@ from sounding.engine.prefix.weights_digest import weights_digest
 from sounding.engine.requests import Event, Finished, Priority
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
 from sounding.files import file_facts
+from sounding.model.reference_network import ReferenceNetwork
 from sounding.model.state import growing_state
 from tests.conftest import make_network
 from tests.engine.running import CONFIG, prompt, request
 
-NETWORK = make_network(CONFIG)
+NETWORK = ReferenceNetwork(make_network(CONFIG))
 MODEL, OTHER = "a" * 16, "b" * 16
 KILLS = int(os.environ.get("SOUNDING_KILLS", "5"))
 
@@ -49,7 +50,7 @@ def put(blocks: Sequence[Entries], tail: Tail) -> bytes:
     """All of a state, to compare."""
     state = growing_state(CONFIG)
     put_together(state, blocks, tail)
-    return state.serialize() + tail.streams.numpy().tobytes()
+    return state.serialize() + tail.streams.tobytes()
 
 
 @cache
@@ -59,16 +60,14 @@ def some_states() -> list[State]:
     shared = prompt(260)
     for tokens in (shared, shared[:200] + prompt(90), prompt(150), prompt(40), shared[:140]):
         state = growing_state(CONFIG)
-        with torch.inference_mode():
-            for start in range(0, len(tokens), BLOCK_TOKENS):
-                chunk = torch.tensor(tokens[start : start + BLOCK_TOKENS])
-                streams = NETWORK(chunk, states=[state]).streams[-1:]
-                blocks = [
-                    entries_between(state, at, at + BLOCK_TOKENS)
-                    for at in range(0, state.length - BLOCK_TOKENS + 1, BLOCK_TOKENS)
-                ]
-                seen = tokens[: state.length]
-                made.append(State(seen, blocks, take_tail(state, streams)))
+        for start in range(0, len(tokens), BLOCK_TOKENS):
+            chunk = tokens[start : start + BLOCK_TOKENS]
+            streams = NETWORK.predict(chunk, (), [len(chunk)], [state]).streams[-1:]
+            blocks = [
+                entries_between(state, at, at + BLOCK_TOKENS)
+                for at in range(0, state.length - BLOCK_TOKENS + 1, BLOCK_TOKENS)
+            ]
+            made.append(State(tokens[: state.length], blocks, take_tail(state, streams)))
     return made
 
 
@@ -278,30 +277,30 @@ def test_an_engine_goes_on_where_another_ended(tmp_path: Path) -> None:
 
 def test_identities_differ_where_states_do() -> None:
     plain = EngineSettings()
-    other = make_network(dataclasses.replace(CONFIG, rms_norm_eps=1e-5))
+    other = ReferenceNetwork(make_network(dataclasses.replace(CONFIG, rms_norm_eps=1e-5)))
     names = [
         state_identity(NETWORK, plain),
         state_identity(NETWORK, EngineSettings(exact_splits=True)),
-        state_identity(make_network(CONFIG, seed=1), plain),
-        state_identity(make_network(CONFIG, dtype=torch.bfloat16), plain),
+        state_identity(ReferenceNetwork(make_network(CONFIG, seed=1)), plain),
+        state_identity(ReferenceNetwork(make_network(CONFIG, dtype=torch.bfloat16)), plain),
         state_identity(other, plain),
     ]
     assert len(set(names)) == len(names)
-    assert names[0] == state_identity(make_network(CONFIG), plain)
+    assert names[0] == state_identity(ReferenceNetwork(make_network(CONFIG)), plain)
 
 
 def test_every_byte_of_the_weights_is_in_the_identity() -> None:
     """Rows edited far behind the beginning of a weight, or one bit of any of them."""
-    network, plain = make_network(CONFIG), EngineSettings()
+    network, plain = ReferenceNetwork(make_network(CONFIG)), EngineSettings()
     digest, name = weights_digest(network), state_identity(network, plain)
-    for parameter in network.parameters():
+    for parameter in network.model.parameters():
         flat = parameter.data.view(-1).view(torch.uint8)
         for at in (flat.numel() // 2, flat.numel() - 1):
             flat[at] ^= 1
             assert weights_digest(network) != digest
             flat[at] ^= 1
     assert state_identity(network, plain) == name
-    network.embed.weight.data[5:].neg_()
+    network.model.embed.weight.data[5:].neg_()
     assert state_identity(network, plain) != name
 
 
@@ -310,12 +309,12 @@ def test_the_digest_of_a_large_network_is_kept_with_the_facts_of_its_files(
 ) -> None:
     shard, store = tmp_path / "a.safetensors", tmp_path / "store"
     shard.write_bytes(b"one")
-    network = make_network(CONFIG)
+    network = ReferenceNetwork(make_network(CONFIG))
     fresh = weights_digest(network)
     monkeypatch.setattr(digests, "_LARGE_BYTES", 1)
     facts = file_facts([shard])
     assert weights_digest(network, facts, store) == fresh
-    network.embed.weight.data.neg_()
+    network.model.embed.weight.data.neg_()
     assert weights_digest(network, facts, store) == fresh  # was not read again
     before = shard.stat()
     shard.write_bytes(b"two")

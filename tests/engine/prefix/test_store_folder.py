@@ -9,8 +9,8 @@ import re
 import string
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from sounding.engine.prefix.snapshot import Tail
 from sounding.engine.prefix.store import PrefixStore
@@ -18,7 +18,7 @@ from sounding.engine.prefix.store_folder import MARK_NAME
 
 MODEL, OTHER = "a" * 16, "0123456789abcdef"
 HEX = "0123456789abcdef"
-TAIL = Tail(3, {"e": torch.ones(3)}, {"r": torch.zeros(2)}, {"r": 2}, torch.ones(4), False)
+TAIL = Tail(3, {"e": np.ones(3)}, {"r": np.zeros(2)}, {"r": 2}, np.ones(4), False)
 
 
 def snapshot(folder: Path) -> dict[str, object]:

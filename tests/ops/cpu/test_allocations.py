@@ -21,18 +21,15 @@ pytestmark = [
 
 PROGRAM = """
 import ctypes, sys
-import torch
 from pathlib import Path
-from sounding.model.layers import DEPLOYED
-from sounding.model.state import packed_state
-from sounding.ops import cpu
-from sounding.ops.cpu.inference import network as native
+from sounding.native import network
+from sounding.native.kernels import kernels, set_num_threads
+from sounding.simulation import DEPLOYED
 from sounding.weights.checkpoint import Checkpoint
-from sounding.weights.build import load_model
 
-torch.set_num_threads(2)
+set_num_threads(2)
 counter = ctypes.CDLL(sys.argv[1])
-real = cpu.library()
+real = kernels()
 
 class Counted:
     network_run = counter.counted_run
@@ -41,20 +38,20 @@ class Counted:
 
 counter.set_target(ctypes.cast(real.network_run, ctypes.c_void_p))
 counter.counted_run.restype = counter.requests_so_far.restype = ctypes.c_int64
-native.library = lambda: Counted()
+network.kernels = lambda: Counted()
 
-model = load_model(Checkpoint(Path(sys.argv[2])), dtype=torch.bfloat16, simulation=DEPLOYED)
-tokens = torch.randint(512, (800,), generator=torch.Generator().manual_seed(3))
-state = packed_state(model.config, max_tokens=900)
-with torch.inference_mode():
-    model(tokens[:400], states=[state])
-    print(counter.requests_so_far())
-    for token in tokens[400:656]:
-        model.predict(token[None], [0], states=[state])
-    before = counter.requests_so_far()
-    for token in tokens[656:]:
-        model.predict(token[None], [0], states=[state])
-    print(counter.requests_so_far() - before)
+checkpoint = Checkpoint(Path(sys.argv[2]))
+model = network.KernelNetwork(checkpoint.config, checkpoint.read_all(), DEPLOYED)
+tokens = [37 * i % 512 for i in range(800)]
+state = model.new_state(packed_tokens=900)
+model.predict(tokens[:400], [], [400], [state])
+print(counter.requests_so_far())
+for token in tokens[400:656]:
+    model.predict([token], [0], [1], [state])
+before = counter.requests_so_far()
+for token in tokens[656:]:
+    model.predict([token], [0], [1], [state])
+print(counter.requests_so_far() - before)
 """
 VECTORS = Path(__file__).parent.parent.parent / "vectors" / "tiny"
 

@@ -116,9 +116,9 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
     for (int64_t i = 0; i < active.size(); i++) {
         const int64_t e = active[i];
         const int64_t first = groups.starts[e], count = groups.starts[e + 1] - first;
-        const Panel panel = make_panel(arena, count, layer.w1);
-        products.push_back({layer.w1.matrix(e), panel, gates + first * inner, inner});
-        products.push_back({layer.w3.matrix(e), panel, ups + first * inner, inner});
+        const Panel panel = make_panel(arena, count, layer.w1[e]);
+        products.push_back({layer.w1[e], panel, gates + first * inner, inner});
+        products.push_back({layer.w3[e], panel, ups + first * inner, inner});
     }
     const int64_t active_count = active.size();
     // Experts whose rows a thread puts in order at a time: sharing out takes longer than doing it for a few.
@@ -150,7 +150,7 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
     for (int64_t i = 0; i < active.size(); i++) {
         const int64_t e = active[i];
         const int64_t first = groups.starts[e], count = groups.starts[e + 1] - first;
-        products.push_back({layer.w2.matrix(e), make_panel(arena, count, layer.w2),
+        products.push_back({layer.w2[e], make_panel(arena, count, layer.w2[e]),
                             results + first * c, c});
     }
     products.push_back({layer.shared_w2, make_panel(arena, t_count, layer.shared_w2),

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 
+#include "../parallel.h"
 #include "tiles.h"
 
 #ifdef WITH_TILES
@@ -65,4 +66,9 @@ bool reads_past_caches() {
 #else
     return false;
 #endif
+}
+
+// Which instructions the kernels use here, as SOUNDING_INSTRUCTION_SET numbers them.
+extern "C" int instructions_in_use() {
+    return has_tiles() ? 6 : has_pairs() ? 5 : instruction_set();
 }

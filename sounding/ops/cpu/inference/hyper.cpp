@@ -71,12 +71,6 @@ void collapse(const Network& net, const HyperConnection& hc, const Vector& norm,
     });
 }
 
-extern "C" void network_collapse(const Network* net, const HyperConnection* hc, const Vector* norm,
-                                 const BFloat16* streams, int64_t count, BFloat16* out,
-                                 int threads) {
-    collapse(*net, *hc, *norm, streams, nullptr, count, out, threads);
-}
-
 #else
 
 namespace {

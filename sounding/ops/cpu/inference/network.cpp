@@ -3,6 +3,7 @@
 #include "network.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <mutex>
 
 #include "../parallel.h"
@@ -112,6 +113,38 @@ void read_logits(const Task& task, const Ends& ends, const BFloat16* streams, co
     linear(ends.head, hidden, count, logits, task.threads, arena);
 }
 
+void begin_draft(const Network& net, const DraftEnds& ends, const BFloat16* streams, const int64_t* tokens,
+                 int64_t count, BFloat16* out, int threads, Arena& arena) {
+    Scope scope(arena);
+    const int64_t m = net.streams, c = net.channels, rows = count * m;
+    auto weights_of = [&](const Vector& norm) { return norm.floats(c, arena.take<float>(c)); };
+    const float *enorm = weights_of(ends.enorm), *hnorm = weights_of(ends.hnorm);
+    BFloat16* embedded = arena.take<BFloat16>(count * c);
+    BFloat16* normed = arena.take<BFloat16>(rows * c);
+    float* wide = arena.take<float>(c);
+    for (int64_t t = 0; t < count; t++) {
+        unpack(ends.embedding, tokens[t], 1, 0, c, embedded + t * c, 0, ends.embedding.values);
+        to_float(embedded + t * c, c, wide);
+        rms_norm(wide, c, enorm, float(net.norm_eps), embedded + t * c);
+    }
+    for (int64_t i = 0; i < rows; i++) {
+        to_float(streams + i * c, c, wide);
+        rms_norm(wide, c, hnorm, float(net.norm_eps), normed + i * c);
+    }
+    float* from_token = arena.take<float>(count * c);
+    float* from_streams = arena.take<float>(rows * c);
+    linear(ends.e_proj, embedded, count, from_token, threads, arena);
+    linear(ends.h_proj, normed, rows, from_streams, threads, arena);
+    // Both terms as bfloat16, then their sum, as a network that computes in bfloat16 adds them.
+    to_bfloat16(from_token, count * c, embedded);
+    to_float(embedded, count * c, from_token);
+    to_bfloat16(from_streams, rows * c, normed);
+    to_float(normed, rows * c, from_streams);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t k = 0; k < c; k++) from_streams[i * c + k] += from_token[i / m * c + k];
+    to_bfloat16(from_streams, rows * c, out);
+}
+
 }  // namespace
 
 extern "C" {
@@ -137,6 +170,61 @@ int64_t network_run(const Network* net, const Layer* const* layers, int64_t laye
     run_blocks(task, streams, chosen, scores, memory.arena());
     if (ends != nullptr) read_logits(task, *ends, streams, rows, row_count, logits, memory.arena());
     return -1;
+}
+
+// What an MTP block begins with: out[t, j] = e_proj(enorm(embedding of token t)) + h_proj(hnorm(streams[t, j])),
+// each term rounded to bfloat16, then their sum. Returns -1, or -2 where a token is none.
+int64_t network_begin_draft(const Network* net, const DraftEnds* ends, const BFloat16* streams,
+                            const int64_t* tokens, int64_t count, BFloat16* out, int threads) {
+    for (int64_t t = 0; t < count; t++)
+        if (tokens[t] < 0 || tokens[t] >= ends->embedding.rows) return -2;
+    Memory memory;
+    Step step;
+    begin_draft(*net, *ends, streams, tokens, count, out, threads, memory.arena());
+    return -1;
+}
+
+// logits[count, vocabulary] of rows of the streams [count, m, c].
+void network_logits(const Network* net, const Ends* ends, const BFloat16* streams, int64_t count,
+                    float* logits, int threads) {
+    Memory memory;
+    Step step;
+    Scope scope(memory.arena());
+    BFloat16* hidden = memory.arena().take<BFloat16>(count * net->channels);
+    collapse(*net, ends->hc, ends->norm, streams, nullptr, count, hidden, threads);
+    linear(ends->head, hidden, count, logits, threads, memory.arena());
+}
+
+// Sizes and offsets of the structs that Python fills, one after the other, -1 after each struct.
+int64_t network_layout(int64_t* out) {
+    int64_t* to = out;
+#define AT(type, field) *to++ = int64_t(offsetof(type, field));
+#define END(type) *to++ = int64_t(sizeof(type)), *to++ = -1;
+    AT(Weight, values) AT(Weight, scales) AT(Weight, rows) AT(Weight, columns) AT(Weight, row_bytes)
+    AT(Weight, scale_row) AT(Weight, format) AT(Weight, simulate) AT(Weight, first) END(Weight)
+    AT(Vector, data) AT(Vector, bfloat16) END(Vector)
+    AT(HyperConnection, fn) AT(HyperConnection, base) AT(HyperConnection, scale) END(HyperConnection)
+    AT(Pooling, wkv) AT(Pooling, wgate) AT(Pooling, ape) AT(Pooling, norm) AT(Pooling, width) END(Pooling)
+    AT(Layer, ratio) AT(Layer, frequencies) AT(Layer, attn_norm) AT(Layer, ffn_norm) AT(Layer, q_norm)
+    AT(Layer, kv_norm) AT(Layer, sink) AT(Layer, attn_hc) AT(Layer, ffn_hc) AT(Layer, wq_a) AT(Layer, wq_b)
+    AT(Layer, wkv) AT(Layer, wo_a) AT(Layer, wo_b) AT(Layer, compressor) AT(Layer, index_compressor)
+    AT(Layer, index_wq_b) AT(Layer, index_weights) AT(Layer, gate) AT(Layer, bias) AT(Layer, table)
+    AT(Layer, w1) AT(Layer, w2) AT(Layer, w3) AT(Layer, shared_w1) AT(Layer, shared_w2) AT(Layer, shared_w3)
+    END(Layer)
+    AT(Network, channels) AT(Network, streams) AT(Network, heads) AT(Network, head_dim) AT(Network, rotary)
+    AT(Network, q_rank) AT(Network, groups) AT(Network, o_rank) AT(Network, window) AT(Network, index_heads)
+    AT(Network, index_width) AT(Network, index_limit) AT(Network, experts) AT(Network, choices)
+    AT(Network, inner) AT(Network, vocabulary) AT(Network, iterations) AT(Network, simulate_kv)
+    AT(Network, simulate_index) AT(Network, norm_eps) AT(Network, hc_eps) AT(Network, swiglu_limit)
+    AT(Network, routed_scale) END(Network)
+    AT(Ends, embedding) AT(Ends, head) AT(Ends, hc) AT(Ends, norm) END(Ends)
+    AT(DraftEnds, embedding) AT(DraftEnds, e_proj) AT(DraftEnds, h_proj) AT(DraftEnds, enorm)
+    AT(DraftEnds, hnorm) END(DraftEnds)
+    AT(Rows, data) AT(Rows, used) AT(Rows, slots) AT(Rows, row_bytes) AT(Rows, length) AT(Rows, kept)
+    AT(Rows, bounded) AT(Rows, shared) AT(Rows, format) END(Rows)
+#undef AT
+#undef END
+    return to - out;
 }
 
 void network_linear(const Weight* weight, const BFloat16* x, int64_t count, float* out,

@@ -1,4 +1,4 @@
-// A network, its states and one step through it, as network.py describes them.
+// A network, its states and one step through it; sounding/native/structs.py has the same structs.
 #pragma once
 
 #include "arena.h"
@@ -43,7 +43,7 @@ struct Layer {
     Weight gate;
     Vector bias;
     const int64_t* table;  // hash layers: token to experts
-    Weight w1, w2, w3;     // stacked by expert
+    const Weight *w1, *w2, *w3;  // one per expert, wherever each lies
     Weight shared_w1, shared_w2, shared_w3;
 };
 
@@ -62,9 +62,15 @@ struct Ends {
     Vector norm;
 };
 
+// What an MTP block begins with: the next token's embedding and the streams, each normed and projected.
+struct DraftEnds {
+    Weight embedding, e_proj, h_proj;
+    Vector enorm, hnorm;
+};
+
 constexpr int64_t CSA = 4;  // the ratio with overlapping groups and an indexer
 
-// A list of rows in memory of its own (model/rows.py): row i is at i % slots.
+// A list of rows in memory of its own (native/rows.py): row i is at i % slots.
 enum RowFormat : int64_t { ROW_FLOAT32, ROW_BFLOAT16, ROW_KV, ROW_INDEX };
 struct Rows {
     uint8_t* data;

@@ -9,7 +9,7 @@ constexpr int64_t SCALE_TILE = 128;  // FP8: one scale per 128 x 128 weights
 constexpr int64_t FP4_BLOCK = 32;    // FP4: one per 32 weights of a row
 constexpr int64_t STRIP = 64;        // rows that are unpacked and multiplied together
 
-// A matrix [rows, columns], or a stack of them. Scales are e8m0 bytes: 2^(byte - 127). Rows may
+// A matrix [rows, columns]. Scales are e8m0 bytes: 2^(byte - 127). Rows may
 // have anything between them, such as the scales of a packed index entry.
 struct Weight {
     const uint8_t* values;
@@ -28,14 +28,6 @@ struct Weight {
         return (first + row) / SCALE_TILE == (first + row + rows - 1) / SCALE_TILE;
     }
 
-    Weight matrix(int64_t index) const {
-        Weight one = *this;
-        one.values += index * rows * row_bytes;
-        if (scales != nullptr)
-            one.scales += index * scale_row *
-                          (format == FP8 ? (rows + SCALE_TILE - 1) / SCALE_TILE : rows);
-        return one;
-    }
     Weight slice(int64_t low, int64_t high) const {
         Weight part = *this;
         part.values += low * row_bytes;

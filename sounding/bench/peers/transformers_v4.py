@@ -1,0 +1,33 @@
+"""The V4 of the `transformers` library, run token by token like a network of ours."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+
+class Peer:
+    """The V4 of the `transformers` library as a runner, in bfloat16."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load what `convert --to transformers` wrote. Raises ValueError without the library."""
+        try:
+            from transformers import AutoModelForCausalLM
+        except ImportError as error:
+            raise ValueError(
+                "there is no transformers library to compare with; install the extra 'dev'"
+            ) from error
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        self._cache: object = None
+
+    def start(self) -> None:
+        self._cache = None
+
+    @torch.inference_mode()
+    def read(self, tokens: Sequence[int]) -> int:
+        given = torch.tensor(list(tokens))
+        output = self._model(
+            given[None], past_key_values=self._cache, use_cache=True, logits_to_keep=1
+        )
+        self._cache = output.past_key_values
+        return int(output.logits[0, -1].argmax())

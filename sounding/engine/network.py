@@ -1,0 +1,102 @@
+"""What the engine needs of a network; the C++ kernels and the PyTorch reference both are one.
+
+Arrays are NumPy's. Streams are opaque to the engine: it keeps rows of them, lays them end to end
+and gives them back.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sounding.config import ModelConfig
+from sounding.state.sequence_state import SequenceState
+from sounding.weights.raw import ParameterSize
+
+Streams = NDArray[Any]
+"""Residual streams of tokens, [t, m, c]."""
+State = SequenceState[Any]
+
+
+@runtime_checkable
+class Prediction(Protocol):
+    """What a chunk became, and what may follow some of its rows."""
+
+    @property
+    def streams(self) -> Streams: ...
+
+    @property
+    def chosen(self) -> NDArray[np.int64]:
+        """Experts of each layer and token, [layers, t, k]."""
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """Of the rows that were asked for, [rows, vocabulary]."""
+
+
+@runtime_checkable
+class Network(Protocol):
+    """A loaded network. Only one thread calls it at a time."""
+
+    config: ModelConfig
+    dtype_name: str
+    """What it computes in, such as "bfloat16"."""
+    number_bytes: int
+    """Of a number of a state."""
+    tries_exact_splits: bool
+    """Whether a token may have the same bits however its sequence is split."""
+
+    @property
+    def num_drafters(self) -> int:
+        """How many MTP blocks it has."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in its weights."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights."""
+
+    @property
+    def identity(self) -> str:
+        """What besides weights and config decides how it rounds: program, numbers, processor."""
+
+    def fingerprint(self) -> str:
+        """A digest of all bytes of its weights."""
+
+    def parameter_sizes(self) -> Mapping[str, ParameterSize]:
+        """Every stored tensor by name."""
+
+    def new_state(self, *, rewind_tokens: int = 0, packed_tokens: int | None = None) -> State:
+        """The state of a sequence that has no tokens yet. With `packed_tokens` it has room for so
+        many tokens in the deployed formats, and no more."""
+
+    def predict(
+        self,
+        tokens: Sequence[int],
+        rows: Sequence[int],
+        lengths: Sequence[int],
+        states: Sequence[State],
+    ) -> Prediction:
+        """Append a chunk, lengths[i] tokens to the sequence that states[i] remembers, and compute
+        the logits after some rows of the chunk."""
+
+    def draft(
+        self,
+        streams: Streams,
+        next_tokens: Sequence[int],
+        lengths: Sequence[int],
+        states: Sequence[State],
+        *,
+        depth: int = 0,
+    ) -> Streams:
+        """Run MTP block `depth` on streams of the network, or of the block before;
+        next_tokens[t] follows the token that streams[t] belongs to."""
+
+    def logits(self, streams: Streams) -> NDArray[np.float32]:
+        """Scores of every next token after the tokens of some streams, [t, vocabulary]."""
+
+    def draft_logits(self, streams: Streams, *, depth: int = 0) -> NDArray[np.float32]:
+        """The same for streams of MTP block `depth`."""

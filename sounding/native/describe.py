@@ -1,0 +1,247 @@
+"""A network as the structs that the C++ kernels read, pointing to its weights where they lie."""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sounding.config import CSA, ModelConfig
+from sounding.native.structs import (
+    NativeDraftEnds,
+    NativeEnds,
+    NativeHyperConnection,
+    NativeLayer,
+    NativeNetwork,
+    NativePooling,
+    NativeVector,
+    NativeWeight,
+)
+from sounding.rotary import rope_frequencies
+from sounding.simulation import Simulation
+from sounding.weights.raw import RawTensor
+
+FP4_BLOCK, FP8_TILE = 32, 128  # weights that share a scale: of a row, and in each direction
+_FORMATS = {"F32": 0, "BF16": 1, "F8_E4M3": 2, "I8": 3}
+_PLAIN = ("F32", "BF16")
+# Scales outside leave no room for the value's own exponent in a bfloat16.
+_LEAST_SCALE, _LARGEST_SCALE = 10, 240
+
+
+class NotServed(ValueError):
+    """The kernels cannot run this network; the message says why. The reference can."""
+
+
+class Description:
+    """The structs of a network, and what they point to."""
+
+    def __init__(
+        self, config: ModelConfig, tensors: Mapping[str, RawTensor], simulation: Simulation
+    ) -> None:
+        """`tensors` by their published names. Raises NotServed."""
+        if simulation.weights:
+            raise NotServed("weights that are rounded while they are used")
+        self._tensors, self._simulation = tensors, simulation
+        self._kept: list[Any] = [tensors]
+        self.config = config
+        self.network = _network(config, simulation)
+        self.layers = [
+            self._layer(f"layers.{index}", ratio, index < config.num_hash_layers)
+            for index, ratio in enumerate(config.ratios)
+        ]
+        self.ends = self._ends("")
+        self.drafts = [self._draft(f"mtp.{index}.") for index in range(config.num_mtp_layers)]
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _draft(self, prefix: str) -> tuple[NativeLayer, NativeDraftEnds, NativeEnds]:
+        """An MTP block: its layer, what it begins with, and what the shared head reads of it."""
+        begins = NativeDraftEnds(
+            embedding=self._weight("embed.weight"),
+            e_proj=self._linear(f"{prefix}e_proj"),
+            h_proj=self._linear(f"{prefix}h_proj"),
+            enorm=self._vector(f"{prefix}enorm.weight"),
+            hnorm=self._vector(f"{prefix}hnorm.weight"),
+        )
+        return self._layer(prefix.rstrip("."), 0, False), begins, self._ends(prefix)
+
+    def _ends(self, prefix: str) -> NativeEnds:
+        return NativeEnds(
+            embedding=self._weight("embed.weight"),
+            head=self._exact("head.weight"),
+            hc=self._hyper_connection(f"{prefix}hc_head"),
+            norm=self._vector(f"{prefix}norm.weight"),
+        )
+
+    def _layer(self, name: str, ratio: int, hashed: bool) -> NativeLayer:
+        config = self.config
+        yarn = config.rope_scaling if ratio else None
+        theta = config.compress_rope_theta if ratio else config.rope_theta
+        frequencies = np.ascontiguousarray(rope_frequencies(config.qk_rope_head_dim, theta, yarn))
+        self._kept.append(frequencies)
+        layer = NativeLayer(
+            ratio=ratio,
+            frequencies=frequencies.ctypes.data,
+            attn_norm=self._vector(f"{name}.attn_norm.weight"),
+            ffn_norm=self._vector(f"{name}.ffn_norm.weight"),
+            q_norm=self._vector(f"{name}.attn.q_norm.weight"),
+            kv_norm=self._vector(f"{name}.attn.kv_norm.weight"),
+            sink=self._vector(f"{name}.attn.attn_sink"),
+            attn_hc=self._hyper_connection(f"{name}.hc_attn"),
+            ffn_hc=self._hyper_connection(f"{name}.hc_ffn"),
+            gate=self._exact(f"{name}.ffn.gate.weight"),
+        )
+        for part in ("wq_a", "wq_b", "wkv", "wo_b"):
+            setattr(layer, part, self._linear(f"{name}.attn.{part}"))
+        # The grouped output projection takes its inputs as they are. docs/architecture.md 5.6
+        layer.wo_a = self._linear(f"{name}.attn.wo_a", simulate=False)
+        for part in ("w1", "w2", "w3"):
+            setattr(layer, f"shared_{part}", self._linear(f"{name}.ffn.shared_experts.{part}"))
+            setattr(layer, part, self._experts(f"{name}.ffn.experts", part))
+        if ratio:
+            layer.compressor = self._pooling(f"{name}.attn.compressor", config.head_dim)
+        if ratio == CSA:
+            indexer = f"{name}.attn.indexer"
+            layer.index_compressor = self._pooling(f"{indexer}.compressor", config.index_head_dim)
+            layer.index_wq_b = self._linear(f"{indexer}.wq_b")
+            layer.index_weights = self._weight(f"{indexer}.weights_proj.weight")
+        if hashed:
+            layer.table = self._table(f"{name}.ffn.gate.tid2eid")
+        else:
+            layer.bias = self._vector(f"{name}.ffn.gate.bias")
+        return layer
+
+    def _experts(self, name: str, part: str) -> Any:
+        """One weight per expert, wherever each lies."""
+        count = self.config.n_routed_experts
+        weights = (NativeWeight * count)(
+            *(self._linear(f"{name}.{expert}.{part}") for expert in range(count))
+        )
+        self._kept.append(weights)
+        return ctypes.cast(weights, ctypes.c_void_p)
+
+    def _pooling(self, name: str, width: int) -> NativePooling:
+        return NativePooling(
+            self._exact(f"{name}.wkv.weight"),
+            self._exact(f"{name}.wgate.weight"),
+            self._vector(f"{name}.ape"),
+            self._vector(f"{name}.norm.weight"),
+            width,
+        )
+
+    def _hyper_connection(self, name: str) -> NativeHyperConnection:
+        parts = [self._tensors[f"{name}_{leaf}"] for leaf in ("fn", "base", "scale")]
+        if any(part.dtype != "F32" for part in parts):
+            raise NotServed(f"{name}_* are {parts[0].dtype}; the kernels read float32")
+        return NativeHyperConnection(*(part.address for part in parts))
+
+    def _linear(self, name: str, *, simulate: bool = True) -> NativeWeight:
+        """A linear map of those that are deployed in FP8 or FP4; `simulate` False where its inputs
+        are taken as they are even then."""
+        experts = ".ffn.experts." in name
+        deployed = self.config.expert_format if experts else self.config.linear_format
+        rounded = simulate and deployed is not None and self._simulation.linear_inputs
+        return self._weight(f"{name}.weight", simulate=rounded)
+
+    def _weight(self, name: str, *, simulate: bool = False) -> NativeWeight:
+        scale = self._tensors.get(name.removesuffix("weight") + "scale")
+        return describe_weight(name, self._tensors[name], scale, simulate=simulate)
+
+    def _exact(self, name: str) -> NativeWeight:
+        """A weight that the reference uses in float32, so bfloat16 or nothing."""
+        if self._tensors[name].dtype != "BF16":
+            raise NotServed(f"{name} is {self._tensors[name].dtype}; the kernels read bfloat16")
+        return self._weight(name)
+
+    def _vector(self, name: str) -> NativeVector:
+        values = self._tensors[name]
+        if values.dtype not in _PLAIN:
+            raise NotServed(f"{name} is {values.dtype}; the kernels read float32 and bfloat16")
+        return NativeVector(values.address, values.dtype == "BF16")
+
+    def _table(self, name: str) -> int:
+        table = np.ascontiguousarray(self._tensors[name].array, dtype=np.int64)
+        self._kept.append(table)
+        return table.ctypes.data
+
+
+def describe_weight(
+    name: str, values: RawTensor, scale: RawTensor | None, *, simulate: bool = False
+) -> NativeWeight:
+    """A matrix [o, i] for the kernels, FP4 codes as [o, i / 2]. Raises NotServed."""
+    packed = values.dtype in ("F8_E4M3", "I8")
+    if values.dtype not in _FORMATS or packed != (scale is not None):
+        raise NotServed(f"{name} is {values.dtype}; the kernels do not read that")
+    rows, columns = values.shape
+    scale_row = 0
+    if scale is not None:
+        low, high = int(scale.array.min()), int(scale.array.max())
+        if scale.dtype != "F8_E8M0" or low < _LEAST_SCALE or high > _LARGEST_SCALE:
+            raise NotServed(
+                f"the scales of {name} are {scale.dtype} from code {low} to {high}; the kernels "
+                f"read F8_E8M0 from {_LEAST_SCALE} to {_LARGEST_SCALE}"
+            )
+        columns *= 2 if values.dtype == "I8" else 1
+        scale_row = -(-columns // (FP4_BLOCK if values.dtype == "I8" else FP8_TILE))
+    return NativeWeight(
+        values.address,
+        None if scale is None else scale.address,
+        rows,
+        columns,
+        values.array.strides[0],
+        scale_row,
+        _FORMATS[values.dtype],
+        simulate,
+        0,
+    )
+
+
+def pointers(layers: Sequence[NativeLayer]) -> "ctypes.Array[ctypes.c_void_p]":
+    """The addresses of structs, as the kernels take a list of layers."""
+    return (ctypes.c_void_p * len(layers))(*map(ctypes.addressof, layers))
+
+
+def _network(config: ModelConfig, simulation: Simulation) -> NativeNetwork:
+    _require_shapes(config)
+    return NativeNetwork(
+        channels=config.hidden_size,
+        streams=config.hc_mult,
+        heads=config.num_attention_heads,
+        head_dim=config.head_dim,
+        rotary=config.qk_rope_head_dim,
+        q_rank=config.q_lora_rank,
+        groups=config.o_groups,
+        o_rank=config.o_lora_rank,
+        window=config.sliding_window,
+        index_heads=config.index_n_heads,
+        index_width=config.index_head_dim,
+        index_limit=config.index_topk,
+        experts=config.n_routed_experts,
+        choices=config.num_experts_per_tok,
+        inner=config.moe_intermediate_size,
+        vocabulary=config.vocab_size,
+        iterations=config.hc_sinkhorn_iters,
+        simulate_kv=simulation.kv,
+        simulate_index=simulation.indexer,
+        norm_eps=config.rms_norm_eps,
+        hc_eps=config.hc_eps,
+        swiglu_limit=config.swiglu_limit,
+        routed_scale=config.routed_scaling_factor,
+    )
+
+
+def _require_shapes(config: ModelConfig) -> None:
+    """Raise NotServed for shapes that the kernels are not written for."""
+    width = config.index_head_dim
+    rules = {
+        "hidden_size": config.hidden_size % 32 == 0,
+        "head_dim": config.head_dim % 32 == 0,
+        "moe_intermediate_size": config.moe_intermediate_size % 32 == 0,
+        "index_head_dim": width % 32 == 0 and width & (width - 1) == 0 and width <= 1024,
+        "qk_rope_head_dim": config.qk_rope_head_dim <= 1024,
+        "hc_mult": config.hc_mult <= 8,
+        "compress_ratios": all(ratio in (0, CSA) or CSA < ratio <= 256 for ratio in config.ratios),
+    }
+    for name, holds in rules.items():
+        if not holds:
+            raise NotServed(f"{name} = {getattr(config, name)} is no size the kernels know")

@@ -1,0 +1,269 @@
+"""The network as the engine runs it, by the C++ kernels: tokens to logits in one call.
+
+Computes in bfloat16, straight from weights as they are stored. What it does not serve it refuses
+with `NotServed`, and the reference in PyTorch takes its place. It imports no PyTorch.
+"""
+
+import ctypes
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sounding.config import ModelConfig
+from sounding.native.describe import Description, pointers
+from sounding.native.kernels import INT, address, kernels, threads_argument
+from sounding.native.state import KernelLayer, KernelState, growing_state, lists_of, packed_state
+from sounding.native.structs import NativeEnds
+from sounding.simulation import EXACT, Simulation
+from sounding.weights.digest import weights_digest
+from sounding.weights.raw import ParameterSize, RawTensor, parameter_size
+
+_PIECE_TOKENS = 1024  # of a long chunk at once: what lies between the ops then fits the caches
+_DONE = -1  # anything else that network_run returns is the number of a list without room
+
+Streams = NDArray[np.uint16]
+"""Residual streams of tokens, [t, m, c], bfloat16 as bits."""
+
+
+class Prediction(NamedTuple):
+    """What a chunk became, and what may follow some of its rows."""
+
+    streams: Streams
+    chosen: NDArray[np.int64]
+    """Experts of each layer and token, [layers, t, k]."""
+    scores: NDArray[np.float32]
+    """Affinities of each layer and token to all experts, [layers, t, e]."""
+    logits: NDArray[np.float32]
+    """Of the rows that were asked for, [rows, vocabulary]."""
+
+
+class KernelNetwork:
+    """A network whose every operation runs in C++."""
+
+    dtype_name = "bfloat16"
+    number_bytes = 2  # of a number of the state
+    tries_exact_splits = True
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, RawTensor],
+        simulation: Simulation = EXACT,
+    ) -> None:
+        """`tensors` by their published names. Raises NotServed."""
+        self.config, self.tensors, self.simulation = config, tensors, simulation
+        self._description = Description(config, tensors, simulation)
+        self._layers = pointers(self._description.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all weights."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def num_drafters(self) -> int:
+        """How many MTP blocks there are."""
+        return len(self._description.drafts)
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in its weights, scales left out."""
+        sizes = self.parameter_sizes().items()
+        return sum(size.numbers for name, size in sizes if not name.endswith(".scale"))
+
+    @property
+    def identity(self) -> str:
+        """What besides weights and config decides how it rounds."""
+        library = hashlib.sha256(Path(kernels()._name).read_bytes()).hexdigest()
+        return f"kernels {library} {kernels().instructions_in_use()} {self.simulation}"
+
+    def fingerprint(self) -> str:
+        """A digest of all bytes of the weights."""
+        return weights_digest(self.tensors)
+
+    def parameter_sizes(self) -> dict[str, ParameterSize]:
+        """Every stored tensor by name."""
+        return {name: parameter_size(name, tensor) for name, tensor in self.tensors.items()}
+
+    def new_state(self, *, rewind_tokens: int = 0, packed_tokens: int | None = None) -> KernelState:
+        """The state of a sequence that has no tokens yet; see `Network`."""
+        if packed_tokens is None:
+            return growing_state(self.config, rewind_tokens=rewind_tokens)
+        return packed_state(self.config, max_tokens=packed_tokens, rewind_tokens=rewind_tokens)
+
+    def predict(
+        self,
+        tokens: Sequence[int],
+        rows: Sequence[int],
+        lengths: Sequence[int],
+        states: Sequence[KernelState],
+    ) -> Prediction:
+        """Append a chunk, lengths[i] tokens to the sequence that states[i] remembers, and compute
+        the logits after some rows of the chunk.
+
+        Raises ValueError for a token outside the vocabulary; then no state has changed.
+        """
+        given = np.asarray(tokens, dtype=np.int64)
+        if sum(lengths) != len(given) or min(lengths, default=0) < 0:
+            raise ValueError(f"lengths {list(lengths)} must add up to {len(given)} tokens")
+        self._require_tokens(given)
+        if len(rows) and not 0 <= min(rows) <= max(rows) < len(given):
+            raise ValueError(f"rows {list(rows)} must be among the {len(given)} of the chunk")
+        config = self.config
+        count, layers = len(given), len(self._description.layers)
+        made = Prediction(
+            np.empty((count, config.hc_mult, config.hidden_size), dtype=np.uint16),
+            np.empty((layers, count, config.num_experts_per_tok), dtype=np.int64),
+            np.empty((layers, count, config.n_routed_experts), dtype=np.float32),
+            np.empty((len(rows), config.vocab_size), dtype=np.float32),
+        )
+        layer_states = [state.layers for state in states]
+        if count <= _PIECE_TOKENS:
+            self._run(
+                self._layers, self._description.ends, given, rows, lengths, layer_states, made
+            )
+        else:
+            self._predict_in_pieces(given, rows, lengths, layer_states, made)
+        return made
+
+    def draft(
+        self,
+        streams: Streams,
+        next_tokens: Sequence[int],
+        lengths: Sequence[int],
+        states: Sequence[KernelState],
+        *,
+        depth: int = 0,
+    ) -> Streams:
+        """Run MTP block `depth` on streams of the network, or of the block before.
+
+        next_tokens[t] follows the token that streams[t] belongs to; the result predicts the one
+        after that, through `draft_logits`.
+        """
+        tokens = np.asarray(next_tokens, dtype=np.int64)
+        self._require_tokens(tokens)
+        layer, begins, _ = self._description.drafts[depth]
+        made = np.empty_like(streams)
+        kernels().network_begin_draft(
+            ctypes.byref(self._description.network),
+            ctypes.byref(begins),
+            address(np.ascontiguousarray(streams)),
+            address(tokens),
+            INT(len(tokens)),
+            address(made),
+            threads_argument(),
+        )
+        config, count = self.config, len(tokens)
+        done = Prediction(
+            made,
+            np.empty((1, count, config.num_experts_per_tok), dtype=np.int64),
+            np.empty((1, count, config.n_routed_experts), dtype=np.float32),
+            np.empty((0, config.vocab_size), dtype=np.float32),
+        )
+        own = [[state.drafts[depth]] for state in states]
+        self._run(pointers([layer]), None, tokens, (), lengths, own, done)
+        return made
+
+    def logits(self, streams: Streams) -> NDArray[np.float32]:
+        """Scores of every next token after the tokens of some streams, [t, vocabulary]."""
+        return self._logits(self._description.ends, streams)
+
+    def draft_logits(self, streams: Streams, *, depth: int = 0) -> NDArray[np.float32]:
+        """The same for streams of MTP block `depth`."""
+        return self._logits(self._description.drafts[depth][2], streams)
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _logits(self, ends: NativeEnds, streams: Streams) -> NDArray[np.float32]:
+        made = np.empty((len(streams), self.config.vocab_size), dtype=np.float32)
+        kernels().network_logits(
+            ctypes.byref(self._description.network),
+            ctypes.byref(ends),
+            address(np.ascontiguousarray(streams)),
+            INT(len(streams)),
+            address(made),
+            threads_argument(),
+        )
+        return made
+
+    def _predict_in_pieces(
+        self,
+        tokens: NDArray[np.int64],
+        rows: Sequence[int],
+        lengths: Sequence[int],
+        states: Sequence[Sequence[KernelLayer]],
+        made: Prediction,
+    ) -> None:
+        """Sequence by sequence, each in pieces."""
+        wanted = np.asarray(rows, dtype=np.int64)
+        first = 0
+        for length, state in zip(lengths, states, strict=True):
+            for low in range(first, first + length, _PIECE_TOKENS):
+                high = min(low + _PIECE_TOKENS, first + length)
+                here = (wanted >= low) & (wanted < high)
+                part = Prediction(
+                    made.streams[low:high],
+                    np.empty_like(made.chosen[:, low:high], order="C"),
+                    np.empty_like(made.scores[:, low:high], order="C"),
+                    np.empty((int(here.sum()), self.config.vocab_size), dtype=np.float32),
+                )
+                asked = (wanted[here] - low).tolist()
+                ends, piece = self._description.ends, tokens[low:high]
+                self._run(self._layers, ends, piece, asked, [high - low], [state], part)
+                made.chosen[:, low:high], made.scores[:, low:high] = part.chosen, part.scores
+                made.logits[here] = part.logits
+            first += length
+
+    def _run(
+        self,
+        layers: "ctypes.Array[ctypes.c_void_p]",
+        ends: NativeEnds | None,
+        tokens: NDArray[np.int64],
+        rows: Sequence[int],
+        lengths: Sequence[int],
+        states: Sequence[Sequence[KernelLayer]],
+        made: Prediction,
+    ) -> None:
+        """One call of the kernels; lists without room for it are given some."""
+        lists = [lists_of(layers) for layers in states]
+        addresses: Any = lists[0].addresses
+        if len(lists) > 1:
+            joined = b"".join(bytes(each.addresses) for each in lists)
+            count = len(joined) // ctypes.sizeof(ctypes.c_void_p)
+            addresses = (ctypes.c_void_p * count).from_buffer_copy(joined)
+        given = (
+            ctypes.byref(self._description.network),
+            layers,
+            INT(len(layers)),
+            None if ends is None else ctypes.byref(ends),
+            address(made.streams),
+            address(tokens),
+            INT(len(tokens)),
+            (INT * len(lengths))(*lengths),
+            INT(len(lengths)),
+            addresses,
+            address(made.chosen),
+            address(made.scores),
+            (INT * len(rows))(*rows),
+            INT(len(rows)),
+            address(made.logits),
+            threads_argument(),
+        )
+        while (crowded := kernels().network_run(*given)) >= 0:
+            sequence, number = divmod(crowded, len(lists[0].rows))
+            full = lists[sequence].rows[number]
+            assert full is not None
+            full.make_room(lengths[sequence])
+        assert crowded == _DONE, "tokens were checked before"
+
+    def _require_tokens(self, tokens: NDArray[np.int64]) -> None:
+        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
+            outside = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)]
+            raise ValueError(
+                f"token id {outside[0]} is outside the model's vocabulary of "
+                f"{self.config.vocab_size}: were these tokens made with its own tokenizer?"
+            )

@@ -1,0 +1,86 @@
+"""Running solutions against the tests of their exercises, in the sandbox.
+
+One sandbox a solution, all tests in it. `run` is handed in by the caller: the sandbox, or what
+stands for it where the machine is a sandbox itself.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sounding.sandbox.run import Limits, Outcome, require_isolation, run_python
+from sounding.textbook.exercises import Exercise
+
+Run = Callable[[str], Outcome]  # a program in a sandbox
+
+_MARK = "\x00results "
+
+
+def test_program(exercise: Exercise, solution: str) -> str:
+    """A program that runs all tests of an exercise on a solution and prints what they say."""
+    orders: dict[str, Any] = {
+        "shape": exercise.shape,
+        "solution": solution,
+        "pytest": _source("small_pytest.py"),
+    }
+    if exercise.shape == "tests":
+        orders |= {"modules": [exercise.subject, *exercise.mutants]}
+    elif exercise.shape == "script":
+        orders |= {"tests": [asdict(case) for case in exercise.script_cases]}
+    else:
+        orders |= {"tests": [asdict(case) for case in exercise.cases]}
+    return f"{_source('harness.py')}\n\nmain(json.loads({json.dumps(orders)!r}), {_MARK!r})\n"
+
+
+def failures(exercise: Exercise, solution: str, run: Run) -> list[str]:
+    """What the failed tests say, one line a test; empty where the solution passes all."""
+    outcome = run(test_program(exercise, solution))
+    _, found, text = outcome.stdout.rpartition(_MARK)
+    if not outcome.ok or not found:
+        return [f"ended by {outcome.ended} ({outcome.code}): {outcome.stderr.strip()[-300:]}"]
+    said: list[str] = json.loads(text)
+    return [
+        f"{name}: {reason}" for name, reason in zip(_labels(exercise), said, strict=True) if reason
+    ]
+
+
+def sandboxed(seconds: float, *, isolate: bool) -> Run:
+    """What runs programs for at most so long. Raises NoIsolation where it cannot isolate them."""
+    limits = Limits(wall_seconds=seconds, cpu_seconds=max(1, math.ceil(seconds)))
+    if isolate:
+        require_isolation()
+    return lambda program: run_python(program, limits, isolate=isolate)
+
+
+def all_failures(
+    exercises: Sequence[Exercise], run: Run, workers: int = 1
+) -> Iterator[tuple[Exercise, list[str]]]:
+    """Each exercise with what its solutions fail, in order."""
+
+    def check(exercise: Exercise) -> list[str]:
+        return [
+            f"solution {number}: {line}"
+            for number, solution in enumerate(exercise.solutions, 1)
+            for line in failures(exercise, solution, run)
+        ]
+
+    with ThreadPoolExecutor(workers) as pool:
+        yield from zip(exercises, pool.map(check, exercises), strict=True)
+
+
+def _labels(exercise: Exercise) -> list[str]:
+    if exercise.shape == "tests":
+        return ["subject", *(f"mutant {n}" for n in range(1, len(exercise.mutants) + 1))]
+    if exercise.shape == "script":
+        return [f"test {n}" for n in range(1, len(exercise.script_cases) + 1)]
+    return [f"test {case.text!r}" for case in exercise.cases]
+
+
+@functools.cache
+def _source(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
