@@ -22,7 +22,9 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/messages": {"messages": [ASK], "max_tokens": 4},
     "/v1/messages/count_tokens": {"messages": [ASK]},
     "/infill": {"input_prefix": "a"},
+    "/completion": {"prompt": "a"},
     "/api/generate": {"prompt": "a"},
+    "/api/chat": {"messages": [ASK]},
     "/api/show": {},
 }
 
