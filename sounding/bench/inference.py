@@ -45,7 +45,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One measurement; the limit is what the ceilings allow at this cost."""
 
     kind: str  # "prefill" or "decode"
@@ -61,7 +61,7 @@ class Row:
 
 
 @runtime_checkable  # so that the shape checks of the tests can run
-class Runner(Protocol):
+class TokenRunner(Protocol):
     """A model that continues one sequence."""
 
     def start(self) -> None:
@@ -149,7 +149,7 @@ def _keys_read(config: ModelConfig, context: int) -> tuple[int, int]:
     return keys, index_keys
 
 
-def measure_prefill(runner: Runner, tokens: Sequence[int], runs: int) -> float:
+def measure_prefill(runner: TokenRunner, tokens: Sequence[int], runs: int) -> float:
     """Seconds of reading a prompt, the median of `runs` after one to warm up."""
 
     def once() -> float:
@@ -162,7 +162,7 @@ def measure_prefill(runner: Runner, tokens: Sequence[int], runs: int) -> float:
     return statistics.median(once() for _ in range(runs))
 
 
-def measure_decode(runner: Runner, count: int, runs: int) -> float:
+def measure_decode(runner: TokenRunner, count: int, runs: int) -> float:
     """Seconds of one decoded token behind what the runner has read: medians of `count` tokens."""
     token = runner.read([0])
     medians = []
@@ -178,7 +178,7 @@ def measure_decode(runner: Runner, count: int, runs: int) -> float:
 
 def measure(
     model: Network,
-    runner: Runner,
+    runner: TokenRunner,
     ceilings: Ceilings,
     *,
     prefill: Sequence[int],
@@ -186,7 +186,7 @@ def measure(
     context: int,
     runs: int,
     on_read: Callable[[int], object] = lambda done: None,
-) -> list[Row]:
+) -> list[Measurement]:
     """Prefill of each length, then decoding after `context` tokens, which are read once: that is a
     row too. `on_read` is told how many of these are read."""
     generator = np.random.default_rng(0)
@@ -196,7 +196,7 @@ def measure(
         tokens = generator.integers(vocabulary, size=length).tolist()
         seconds = measure_prefill(runner, tokens, runs)
         limit = ceilings.flops_per_second / token_cost(model, length // 2).flops
-        rows.append(Row("prefill", length, 0, length / seconds, limit))
+        rows.append(Measurement("prefill", length, 0, length / seconds, limit))
     if decode:
         runner.start()
         if context:
@@ -209,14 +209,14 @@ def measure(
                 on_read(done)
             speed = context / (time.perf_counter() - start)
             limit = ceilings.flops_per_second / token_cost(model, context // 2).flops
-            rows.append(Row("prefill", context, 0, speed, limit))
+            rows.append(Measurement("prefill", context, 0, speed, limit))
         seconds = measure_decode(runner, decode, runs)
         limit = ceilings.read_bytes_per_second / token_cost(model, context).bytes
-        rows.append(Row("decode", decode, context, 1 / seconds, limit))
+        rows.append(Measurement("decode", decode, context, 1 / seconds, limit))
     return rows
 
 
-def between(before: Sequence[Row], after: Sequence[Row]) -> list[Row]:
+def between(before: Sequence[Measurement], after: Sequence[Measurement]) -> list[Measurement]:
     """The same measurements taken twice, around those of a peer: their means."""
     return [
         replace(one, tokens_per_second=(one.tokens_per_second + other.tokens_per_second) / 2)

@@ -20,7 +20,7 @@ from sounding.completion.endings import (
 from sounding.completion.healing import Healing
 from sounding.completion.middle import Middle
 from sounding.completion.opening import Opening, opens_block
-from sounding.completion.prompt import BYTES_PER_TOKEN, Prompts, Settings
+from sounding.completion.prompt import BYTES_PER_TOKEN, CompletionSettings, Prompts
 from sounding.engine.batch import Generate, Request
 from sounding.engine.sampling import SamplingParams
 from sounding.text.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ _RETRIES = 3  # samples drawn when the likeliest answer cannot be correct
 _RETRY = SamplingParams(temperature=0.6, top_p=0.95)
 
 
-class Completion(NamedTuple):
+class FilledGap(NamedTuple):
     """Text to insert at the cursor."""
 
     text: str
@@ -86,7 +86,7 @@ class Completer:
         self,
         gaps: Sequence[Gap],
         kind: Kind | None,
-        settings: Settings,
+        settings: CompletionSettings,
         params: Sequence[SamplingParams],
         *,
         python: bool = False,
@@ -124,7 +124,7 @@ class Completer:
         self,
         gaps: Sequence[Gap],
         kind: Kind | None,
-        settings: Settings,
+        settings: CompletionSettings,
         params: Sequence[SamplingParams],
         *,
         python: bool,
@@ -148,13 +148,13 @@ class Completer:
         self,
         gap: Gap,
         kind: Kind,
-        settings: Settings,
+        settings: CompletionSettings,
         params: SamplingParams,
         *,
         alternatives: int = 1,
         files: Sequence[File] = (),
         python: bool = True,
-    ) -> list[Completion]:
+    ) -> list[FilledGap]:
         """Up to `alternatives` different ways to fill one gap, the most promising first.
 
         The first is made as `params` say; the others are sampled, each with its own seed. Of those
@@ -178,13 +178,13 @@ class Completer:
             others = self._attempts(gap, kind, settings, ids, healing, more, None, python)
             rest += [one for attempt in others for one in attempt]
             found += sorted(rest, key=lambda one: -one.weight)
-        done = [Completion(one.text, one.tokens, python and _valid(one.text, gap)) for one in found]
+        done = [FilledGap(one.text, one.tokens, python and _valid(one.text, gap)) for one in found]
         if python:
             done.sort(key=lambda one: _rank(one, gap))  # stable: otherwise in order of seeds
         return _distinct(done)[:alternatives]
 
     def write(
-        self, text: str, settings: Settings, params: SamplingParams, *, until: Kind | None
+        self, text: str, settings: CompletionSettings, params: SamplingParams, *, until: Kind | None
     ) -> Iterator[str]:
         """Continue a text, yielding pieces as they become certain; `until` None is its end.
 
@@ -208,7 +208,7 @@ class Completer:
         self,
         gap: Gap,
         kind: Kind | None,
-        settings: Settings,
+        settings: CompletionSettings,
         *,
         files: Sequence[File] = (),
         stop: Sequence[str] = (),
@@ -252,7 +252,7 @@ class Completer:
         healing: Healing | None,
         kind: Kind | None,
         gap: Gap,
-        settings: Settings,
+        settings: CompletionSettings,
         *,
         copies: Copies | None = None,
         python: bool = False,
@@ -271,7 +271,7 @@ class Completer:
         self,
         gap: Gap,
         kind: Kind,
-        settings: Settings,
+        settings: CompletionSettings,
         ids: list[int],
         healing: Healing | None,
         how: Iterable[SamplingParams],
@@ -308,7 +308,7 @@ class Completer:
         return found
 
 
-def _near(gap: Gap, settings: Settings) -> Gap:
+def _near(gap: Gap, settings: CompletionSettings) -> Gap:
     """What of a text is looked at: more than the prompt can show, and no more than is quick."""
     return gap.near(max(_NEAR_CHARACTERS, settings.prompt_tokens * BYTES_PER_TOKEN))
 
@@ -333,7 +333,7 @@ def _blank(gap: Gap, context: str) -> bool:
     return not (context + gap.prefix + gap.suffix).strip()
 
 
-def _copies(gap: Gap, kind: Kind | None, settings: Settings) -> Copies | None:
+def _copies(gap: Gap, kind: Kind | None, settings: CompletionSettings) -> Copies | None:
     """What competes with the network: where a whole line is wanted, from the cursor to its end."""
     competing = settings.copying and kind == "line" and not gap.rest.strip()
     return Copies(gap.prefix, gap.suffix) if competing else None
@@ -351,12 +351,12 @@ def _valid(text: str, gap: Gap) -> bool:
     return parses(gap.prefix + text + gap.suffix) if gap.suffix.strip() else fits(text, gap)
 
 
-def _rank(done: Completion, gap: Gap) -> tuple[bool, bool, bool]:
+def _rank(done: FilledGap, gap: Gap) -> tuple[bool, bool, bool]:
     return not done.text.strip(), not done.valid, not fits(done.text, gap)
 
 
-def _distinct(found: Iterable[Completion]) -> list[Completion]:
-    seen: dict[str, Completion] = {}
+def _distinct(found: Iterable[FilledGap]) -> list[FilledGap]:
+    seen: dict[str, FilledGap] = {}
     for done in found:
         seen.setdefault(done.text.strip(), done)
     return list(seen.values())

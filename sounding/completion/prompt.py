@@ -26,7 +26,7 @@ _STEPS = 8  # in which the beginning of a long prefix moves on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class CompletionSettings:
     """How completions are made. Raises ValueError for budgets that leave no room."""
 
     max_tokens: int = 128
@@ -75,7 +75,7 @@ class Prompts:
         self.healer = Healer(tokenizer)
 
     def make(
-        self, gap: Gap, settings: Settings, context: str = ""
+        self, gap: Gap, settings: CompletionSettings, context: str = ""
     ) -> tuple[list[int], Healing | None]:
         """Token ids, and the healing of the word at the cursor if it is to be healed.
 
@@ -106,7 +106,7 @@ class Prompts:
             return [self._bos, self._begin, self._hole, *suffix, self._end, *text], healing
         return [self._bos, self._begin, *text, self._hole, *suffix, self._end], healing
 
-    def context(self, gap: Gap, files: Sequence[File], settings: Settings) -> str:
+    def context(self, gap: Gap, files: Sequence[File], settings: CompletionSettings) -> str:
         """What other files have that helps with the gap."""
         if not files:
             return ""

@@ -17,7 +17,7 @@ from sounding.engine.prefix.store import PrefixStore
 from sounding.engine.requests import EngineStats, FinishReason, GenerationRequest, Overloaded
 from sounding.engine.runner import Runner
 from sounding.engine.scheduler import Scheduler
-from sounding.engine.sequence import Generation
+from sounding.engine.sequence import ActiveSequence
 from sounding.engine.settings import EngineSettings
 from sounding.engine.stream import EventStream
 from sounding.engine.token_checks import check_prompt
@@ -33,7 +33,7 @@ class _Message(NamedTuple):
     """What other threads want of a request."""
 
     kind: Literal["submit", "cancel"]
-    generation: Generation
+    generation: ActiveSequence
 
 
 class Engine:
@@ -126,7 +126,7 @@ class Engine:
                 raise Overloaded(f"{self._queued} requests are waiting already; try again later")
             serial = self._submitted + 1
             stream = EventStream(f"r{serial}", lambda: self._send(_Message("cancel", generation)))
-            generation = Generation(
+            generation = ActiveSequence(
                 request,
                 stream,
                 serial=serial,
@@ -207,10 +207,10 @@ class Engine:
             for generation in self._everyone():
                 generation.finish("error", f"the engine has failed: {error}")
 
-    def _everyone(self) -> list[Generation]:
+    def _everyone(self) -> list[ActiveSequence]:
         return [*self._scheduler.waiting, *self._scheduler.running]
 
-    def _start(self, generation: Generation) -> None:
+    def _start(self, generation: ActiveSequence) -> None:
         with self._changed:
             self._queued -= 1
         try:
@@ -256,7 +256,7 @@ class Engine:
                 self._end_those([move.generation], reason)
 
     def _end_those(
-        self, generations: list[Generation], reason: FinishReason, error: str | None = None
+        self, generations: list[ActiveSequence], reason: FinishReason, error: str | None = None
     ) -> None:
         for generation in generations:
             waiting = generation in self._scheduler.waiting

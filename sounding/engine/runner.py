@@ -20,7 +20,7 @@ from sounding.engine.prefix.snapshot import put_together
 from sounding.engine.prefix.store import PrefixStore
 from sounding.engine.requests import Priority
 from sounding.engine.scheduler import Move
-from sounding.engine.sequence import Generation
+from sounding.engine.sequence import ActiveSequence
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
 
 
@@ -58,7 +58,7 @@ class Runner:
         self.counters = Counters(expert_load=np.zeros((layers, experts), dtype=np.int64))
         self._first_experts = experts * np.arange(layers)[:, None]
 
-    def start(self, generation: Generation) -> None:
+    def start(self, generation: ActiveSequence) -> None:
         """Give a sequence its state: the longest that is kept, or an empty one."""
         settings = self._settings
         state = self._model.new_state(rewind_tokens=settings.guessed_tokens)
@@ -78,7 +78,7 @@ class Runner:
         self.counters.prompt_tokens += generation.prompt_length
         self.counters.hit_tokens += found.length
 
-    def keep(self, generation: Generation) -> None:
+    def keep(self, generation: ActiveSequence) -> None:
         """Keep the state of a sequence as it is, if prompts that go on from it may be given it."""
         state, settings = generation.state, self._settings
         if state is None or not state.length or not settings.prefix_limit_bytes:
@@ -178,7 +178,7 @@ class Runner:
         return logits[:, : self._num_tokens]
 
     def _choose(
-        self, generation: Generation, streams: Streams, logits: NDArray[np.float32]
+        self, generation: ActiveSequence, streams: Streams, logits: NDArray[np.float32]
     ) -> None:
         """Choose tokens as long as the drafts foresaw them; take back what came otherwise."""
         if not generation.answered:
@@ -199,7 +199,7 @@ class Runner:
             generation.streams = streams[accepted : accepted + 1]
             self._verified(generation, streams[: accepted + 1], len(drafts))
 
-    def _verified(self, generation: Generation, streams: Streams, drafted: int) -> None:
+    def _verified(self, generation: ActiveSequence, streams: Streams, drafted: int) -> None:
         """Take back the drafts that did not come true; `streams` are those of the other tokens."""
         assert generation.state is not None
         accepted = len(streams) - 1

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sounding.engine.memory_budget import StatePool
 from sounding.engine.prefix.cache import common_prefix
 from sounding.engine.requests import Priority
-from sounding.engine.sequence import Generation
+from sounding.engine.sequence import ActiveSequence
 from sounding.engine.settings import EngineSettings
 
 _TYPING_SHARE = 8  # of memory, one part in so many
@@ -22,7 +22,7 @@ _LEAST_PIECE = 16  # tokens of a prompt; fewer would not be worth a step
 class Move(NamedTuple):
     """What one sequence does in a step: tokens of its prompt, or its last one and its drafts."""
 
-    generation: Generation
+    generation: ActiveSequence
     num_tokens: int
 
 
@@ -31,19 +31,19 @@ class Scheduler:
 
     def __init__(self, settings: EngineSettings, pool: StatePool) -> None:
         self._settings, self._pool = settings, pool
-        self.waiting: list[Generation] = []
-        self.running: list[Generation] = []
+        self.waiting: list[ActiveSequence] = []
+        self.running: list[ActiveSequence] = []
         """Admitted and not finished; some may be paused."""
 
     @property
     def idle(self) -> bool:
         return not self.waiting and not self.running
 
-    def add(self, generation: Generation) -> None:
+    def add(self, generation: ActiveSequence) -> None:
         """Put a request into the queue."""
         self.waiting.append(generation)
 
-    def remove(self, generation: Generation) -> None:
+    def remove(self, generation: ActiveSequence) -> None:
         """Forget a request, wherever it is, and free what it held."""
         if generation in self.running:
             self.running.remove(generation)
@@ -51,7 +51,7 @@ class Scheduler:
         else:
             self.waiting.remove(generation)
 
-    def admit(self) -> list[Generation]:
+    def admit(self) -> list[ActiveSequence]:
         """Let the most urgent start, or go on after a pause, as far as there is room.
 
         Nobody overtakes someone more urgent who lacks room, or large requests would starve.
@@ -97,7 +97,7 @@ class Scheduler:
                 generation.waited_steps = 0
         return moves
 
-    def _prefills(self, active: Sequence[Generation]) -> list[Generation]:
+    def _prefills(self, active: Sequence[ActiveSequence]) -> list[ActiveSequence]:
         """Prompts that may be read now, the most urgent first, and of those the shortest.
 
         While somebody types and waits, prompts of others would make every step longer.
@@ -110,10 +110,10 @@ class Scheduler:
             and (not typing or self._urgency(generation) <= Priority.KEYSTROKE)
         ]
 
-    def _typing(self, active: Sequence[Generation]) -> bool:
+    def _typing(self, active: Sequence[ActiveSequence]) -> bool:
         return any(g.request.priority == Priority.KEYSTROKE for g in active)
 
-    def _piece(self, generation: Generation, budget: int) -> int:
+    def _piece(self, generation: ActiveSequence, budget: int) -> int:
         """How much of a prompt is read at once."""
         at, end = generation.fed, generation.prompt_length
         size = self._settings.piece_tokens
@@ -122,14 +122,14 @@ class Scheduler:
         ahead = [length for length in generation.checkpoints if length > at]
         return min([end - at, max(budget, _LEAST_PIECE), *(length - at for length in ahead)])
 
-    def _fits(self, generation: Generation) -> bool:
+    def _fits(self, generation: ActiveSequence) -> bool:
         """Whether there is memory; some is left for those who type, whatever else runs."""
         spare = 0
         if self.running and generation.request.priority != Priority.KEYSTROKE:
             spare = self._pool.limit_bytes // _TYPING_SHARE
         return self._pool.fits(generation.state_bytes + spare)
 
-    def _make_place(self, generation: Generation) -> bool:
+    def _make_place(self, generation: ActiveSequence) -> bool:
         """Whether one more may run; somebody less urgent is paused if need be."""
         active = [other for other in self.running if not other.paused]
         if len(active) < self._settings.width:
@@ -140,7 +140,7 @@ class Scheduler:
         last.paused = True
         return True
 
-    def _must_follow(self, generation: Generation) -> bool:
+    def _must_follow(self, generation: ActiveSequence) -> bool:
         """Whether a prompt that is being read begins like this one: then it waits for that, and
         finds in the cache what they have in common."""
         if not self._settings.prefix_limit_bytes:
@@ -160,9 +160,9 @@ class Scheduler:
                 return True
         return False
 
-    def _urgency(self, generation: Generation) -> int:
+    def _urgency(self, generation: ActiveSequence) -> int:
         return generation.urgency(self._settings.patience_steps)
 
-    def _rank(self, generation: Generation) -> tuple[int, int, int]:
+    def _rank(self, generation: ActiveSequence) -> tuple[int, int, int]:
         left = generation.prompt_length - generation.fed
         return self._urgency(generation), max(0, left), generation.serial

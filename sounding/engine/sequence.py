@@ -32,7 +32,7 @@ from sounding.text.tokenizer import Tokenizer
 _log = logging.getLogger(__name__)
 
 
-class Generation:
+class ActiveSequence:
     """A request between `submit` and `Finished`. Only the engine's thread touches it."""
 
     def __init__(

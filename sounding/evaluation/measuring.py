@@ -115,10 +115,10 @@ def filler(
     """The model as something that fills gaps; refuses bad settings now and not later."""
     from sounding.completion.completer import Completer
     from sounding.completion.endings import Gap
-    from sounding.completion.prompt import Settings
+    from sounding.completion.prompt import CompletionSettings
     from sounding.engine.sampling import SamplingParams
 
-    settings = Settings(
+    settings = CompletionSettings(
         max_tokens=max_tokens, context_tokens=context_tokens, heal=heal, copying=copying
     )
     params = SamplingParams(temperature=temperature, top_p=top_p)

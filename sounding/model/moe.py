@@ -23,7 +23,7 @@ class Routing(NamedTuple):
     scores: Float[Tensor, "t e"]  # affinity to every expert, before the selection bias
 
 
-class Gate(nn.Module):
+class ExpertGate(nn.Module):
     """Chooses experts for each token. The bias steers the choice and is not trained by gradient."""
 
     def __init__(self, config: ModelConfig, *, hashed: bool) -> None:
@@ -76,7 +76,7 @@ class MoE(nn.Module):
 
     def __init__(self, config: ModelConfig, simulation: Simulation, *, hashed: bool) -> None:
         super().__init__()
-        self.gate = Gate(config, hashed=hashed)
+        self.gate = ExpertGate(config, hashed=hashed)
         self.experts = Experts(
             config, config.expert_format, simulation, stack=config.n_routed_experts
         )

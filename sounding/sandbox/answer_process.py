@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from sounding.sandbox.typed_json import Channel, Malformed, NotPlain, Packer, Unpacker
+from sounding.sandbox.typed_json import Channel, MalformedMessage, NotPlain, Packer, Unpacker
 
 MODULE = "__main__"
 _OWN_FRAMES = 10  # the program has as many levels of recursion as if it ran alone
@@ -153,5 +153,5 @@ def main(orders: dict[str, Any], file: int) -> None:
     try:
         answerer.load(orders["program"], orders["given"])
         answerer.serve()
-    except (OSError, Malformed, NotPlain):
+    except (OSError, MalformedMessage, NotPlain):
         return  # the tests have ended, or the program has spoilt its own channel

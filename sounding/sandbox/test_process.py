@@ -19,7 +19,7 @@ import sys
 import types
 from typing import Any, NoReturn
 
-from sounding.sandbox.typed_json import Channel, Malformed, NotPlain, Packer, Unpacker
+from sounding.sandbox.typed_json import Channel, MalformedMessage, NotPlain, Packer, Unpacker
 
 MODULE = "__main__"
 
@@ -77,7 +77,7 @@ class Caller:
             ]
             value: Any = unpacker.unpack(reply["raised" if raised else "value"])
             error = self._exception(*value) if raised else None
-        except (Malformed, RecursionError, LookupError, TypeError, ValueError) as broken:
+        except (MalformedMessage, RecursionError, LookupError, TypeError, ValueError) as broken:
             raise self.spoilt(f"broken reply: {broken!r:.80}") from None
         for number, old in enumerate(objects):
             if json.dumps(contents[number]) != json.dumps(before[number]):
@@ -96,7 +96,7 @@ class Caller:
             reply = self._channel.receive()
         except EOFError:
             raise self.spoilt("ended") from None
-        except Malformed as error:
+        except MalformedMessage as error:
             raise self.spoilt(f"broken reply: {error}") from None
         if type(reply) is not dict:
             raise self.spoilt("broken reply")
@@ -107,7 +107,7 @@ class Caller:
             function = self._functions[request["call_back"]]
             given: Any = Unpacker({}, handle=self._held).unpack(request["arguments"])
             arguments, named = given[0], dict(given[1])
-        except (Malformed, LookupError, TypeError, ValueError) as error:
+        except (MalformedMessage, LookupError, TypeError, ValueError) as error:
             raise self.spoilt(f"broken reply: {error!r:.80}") from None
         raised = False
         try:

@@ -48,7 +48,7 @@ class NotPlain(Exception):
     """A value that cannot cross."""
 
 
-class Malformed(Exception):
+class MalformedMessage(Exception):
     """A message of another form than ours: the other side does not keep to the rules."""
 
 
@@ -152,16 +152,16 @@ class Unpacker:
         self.objects: list[object] = list(known)
 
     def unpack(self, packed: Packed) -> object:
-        """The value of a message. Raises Malformed."""
+        """The value of a message. Raises MalformedMessage."""
         if packed is None or type(packed) in (bool, int, str):
             return packed
         if type(packed) is not list or len(packed) < 2 or type(packed[0]) is not str:
-            raise Malformed(f"{packed!r:.60} is no value")
+            raise MalformedMessage(f"{packed!r:.60} is no value")
         tag, *parts = packed
         try:
             return self._value(tag, parts)
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            raise Malformed(f"{packed!r:.60} is no value: {error}") from None
+            raise MalformedMessage(f"{packed!r:.60} is no value: {error}") from None
 
     def _value(self, tag: str, parts: list[Packed]) -> object:
         first = parts[0]
@@ -256,12 +256,12 @@ class Channel:
             view = view[os.write(self._file, view) :]
 
     def receive(self) -> Any:
-        """The next message. Raises EOFError at the end, Malformed for what is no message."""
+        """The next message. Raises EOFError at the end, MalformedMessage for what is no message."""
         searched = 0
         while (end := self._rest.find(b"\n", searched)) < 0:
             searched = len(self._rest)
             if searched > LONGEST_MESSAGE:
-                raise Malformed("a message without an end")
+                raise MalformedMessage("a message without an end")
             try:
                 piece = os.read(self._file, 1 << 18)
             except ConnectionResetError:
@@ -274,4 +274,4 @@ class Channel:
         try:
             return json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise Malformed(f"no JSON: {error}") from None
+            raise MalformedMessage(f"no JSON: {error}") from None

@@ -94,7 +94,7 @@ class Call:
 
 
 @dataclass(slots=True)
-class Completion:
+class ParsedCompletion:
     """The sum of a parser's events."""
 
     reasoning_content: str = ""
@@ -117,9 +117,9 @@ class Completion:
         }
 
 
-def collect(events: Iterable[Event]) -> Completion:
+def collect(events: Iterable[Event]) -> ParsedCompletion:
     """Add events up to the completion they describe."""
-    completion, reasoning, content = Completion(), [], []
+    completion, reasoning, content = ParsedCompletion(), [], []
     names: dict[int, str] = {}
     for event in events:
         match event:

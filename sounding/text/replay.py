@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sounding.text.dsml.calls import call_fields, render_block, render_call
-from sounding.text.events import Completion, split_sampled
+from sounding.text.events import ParsedCompletion, split_sampled
 
 
 @dataclass(slots=True, frozen=True)
@@ -38,7 +38,7 @@ class Replay:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def keep(self, ids: Sequence[str], completion: Completion) -> None:
+    def keep(self, ids: Sequence[str], completion: ParsedCompletion) -> None:
         """Remember the calls of a parsed completion under the ids given to them, in order.
 
         A completion with a call that was cut off is not kept: the next turn would stand inside

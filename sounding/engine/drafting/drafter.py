@@ -16,7 +16,7 @@ import numpy as np
 
 from sounding.engine.drafting.cost_model import Clock, Noted
 from sounding.engine.network import Network, State, Streams
-from sounding.engine.sequence import Generation
+from sounding.engine.sequence import ActiveSequence
 
 
 class Drafter:
@@ -33,7 +33,7 @@ class Drafter:
         """Whether there is a block that must see what the network sees."""
         return self._has_block and self._most > 0
 
-    def note(self, generation: Generation, streams: Streams) -> None:
+    def note(self, generation: ActiveSequence, streams: Streams) -> None:
         """Remember streams of the tokens a sequence was just fed.
 
         The block reads them when it is asked, and of a prompt only the last window.
@@ -54,18 +54,18 @@ class Drafter:
             self._forget(generation)
             noted.keep(window)
 
-    def catch_up(self, generations: Sequence[Generation]) -> None:
+    def catch_up(self, generations: Sequence[ActiveSequence]) -> None:
         """Let the block read all noted rows but the last, whose next token may change."""
         behind = [g for g in generations if _noted(g) > 1]
         if behind:
             self._read(behind, [_noted(g) - 1 for g in behind])
 
-    def draft(self, generations: Sequence[Generation]) -> None:
+    def draft(self, generations: Sequence[ActiveSequence]) -> None:
         """Set the drafts of sequences that go on."""
         generations = [g for g in generations if g.request.speculate]
         if self._most == 0 or not generations:
             return
-        asking: list[tuple[Generation, int]] = []
+        asking: list[tuple[ActiveSequence, int]] = []
         for generation in generations:
             generation.drafts = generation.forced(self._most)
             if self.clock.waits:
@@ -86,7 +86,7 @@ class Drafter:
 
     # ----------------------------------------------------------------------------------------------
 
-    def _look_up(self, generation: Generation, running: int) -> list[int]:
+    def _look_up(self, generation: ActiveSequence, running: int) -> list[int]:
         own = generation.speculation
         found = own.lookup.find(generation.tokens, self._most)
         if not found:
@@ -97,7 +97,7 @@ class Drafter:
         own.source = own.looked_up
         return found[:count]
 
-    def _worth(self, generation: Generation, running: int) -> int:
+    def _worth(self, generation: ActiveSequence, running: int) -> int:
         own = generation.speculation
         if own.streams is None:
             return 0
@@ -107,7 +107,7 @@ class Drafter:
             self._most, running=running, guess_cost=clock.guess_cost, row_cost=clock.row_cost
         )
 
-    def _ask(self, asking: Sequence[tuple[Generation, int]]) -> None:
+    def _ask(self, asking: Sequence[tuple[ActiveSequence, int]]) -> None:
         """Let the block read what it has not seen, and go on from there on its own."""
         rows = self._read([g for g, _ in asking], [_noted(g) for g, _ in asking])
         states = [_state_of(generation) for generation, _ in asking]
@@ -127,7 +127,7 @@ class Drafter:
             for i, token in zip(going, likeliest, strict=True):
                 asking[i][0].drafts.append(token)
 
-    def _read(self, generations: Sequence[Generation], counts: Sequence[int]) -> list[Streams]:
+    def _read(self, generations: Sequence[ActiveSequence], counts: Sequence[int]) -> list[Streams]:
         """Give the block the first noted rows of each; the last row of what it made of them."""
         streams, tokens = [], []
         for generation, count in zip(generations, counts, strict=True):
@@ -141,17 +141,17 @@ class Drafter:
         ends = np.cumsum(counts)
         return [read[end - 1 : end] for end in ends]
 
-    def _forget(self, generation: Generation) -> None:
+    def _forget(self, generation: ActiveSequence) -> None:
         """Begin anew: what the block has read does not reach up to here."""
         assert generation.state is not None
         generation.state.drafts = self._model.new_state().drafts
 
 
-def _noted(generation: Generation) -> int:
+def _noted(generation: ActiveSequence) -> int:
     streams = generation.speculation.streams
     return 0 if streams is None else len(streams)
 
 
-def _state_of(generation: Generation) -> State:
+def _state_of(generation: ActiveSequence) -> State:
     assert generation.state is not None
     return generation.state

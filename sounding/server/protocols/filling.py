@@ -6,7 +6,7 @@ from functools import partial
 from sounding.completion.completer import Fill
 from sounding.completion.context import File
 from sounding.completion.endings import Gap, Kind, trim
-from sounding.completion.prompt import Settings
+from sounding.completion.prompt import CompletionSettings
 from sounding.engine.requests import (
     Event,
     Finished,
@@ -100,7 +100,7 @@ async def fill_in(
     """
     completer, threads = service.require_completer(), service.threads
     try:
-        settings = Settings(
+        settings = CompletionSettings(
             max_tokens=max(1, max_tokens), context_tokens=context_tokens, typing=True
         )
     except ValueError as error:
