@@ -1,8 +1,8 @@
-"""Who is admitted, who moves in the next step, and by how many tokens. No tensors here.
+"""Scheduling: which requests are admitted, and how many tokens of each are in the next step.
 
 A step takes every running sequence one token further, and spends what is left of its budget on
-prompts. Urgent requests go before others; whoever has waited long becomes urgent, so nobody waits
-for ever.
+prompts. Urgent requests go first; waiting raises urgency, so no request starves. No
+tensors here.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from sounding.engine.requests import Priority
 from sounding.engine.sequence import ActiveSequence
 from sounding.engine.settings import EngineSettings
 
-_TYPING_SHARE = 8  # of memory, one part in so many
+_TYPING_SHARE = 8  # one part in so many of memory is for KEYSTROKE requests
 _WORTH_WAITING = 16  # tokens that need not be read twice
 _LEAST_PIECE = 16  # tokens of a prompt; fewer would not be worth a step
 
 
 class Move(NamedTuple):
-    """What one sequence does in a step: tokens of its prompt, or its last one and its drafts."""
+    """One sequence's part of a step: tokens of its prompt, or its last token and its drafts."""
 
     generation: ActiveSequence
     num_tokens: int
@@ -44,7 +44,7 @@ class Scheduler:
         self.waiting.append(generation)
 
     def remove(self, generation: ActiveSequence) -> None:
-        """Forget a request, wherever it is, and free what it held."""
+        """Remove a request, waiting or running, and release its memory."""
         if generation in self.running:
             self.running.remove(generation)
             self._pool.release(generation.state_bytes)
@@ -52,9 +52,9 @@ class Scheduler:
             self.waiting.remove(generation)
 
     def admit(self) -> list[ActiveSequence]:
-        """Let the most urgent start, or go on after a pause, as far as there is room.
+        """Start the most urgent requests, or resume paused ones, as far as there is room.
 
-        Nobody overtakes someone more urgent who lacks room, or large requests would starve.
+        No request overtakes a more urgent one that lacks room, or large requests would starve.
         """
         admitted = []
         paused = [generation for generation in self.running if generation.paused]
@@ -76,10 +76,10 @@ class Scheduler:
         return admitted
 
     def plan(self) -> list[Move]:
-        """What the next step does; counts the waiting of all others."""
+        """Plan the next step; counts a waited step for all other requests."""
         active = [generation for generation in self.running if not generation.paused]
         moves = [Move(g, 1 + len(g.drafts)) for g in active if not g.prefilling and g.answered]
-        # Its prompt was found whole: it has nothing to feed and chooses its first token.
+        # The whole prompt hit the cache: nothing is fed, and the first token is chosen.
         moves += [Move(g, 0) for g in active if not g.prefilling and not g.answered]
         budget = self._settings.step_tokens * (1 + self._typing(active))
         budget -= sum(move.num_tokens for move in moves)
@@ -98,9 +98,9 @@ class Scheduler:
         return moves
 
     def _prefills(self, active: Sequence[ActiveSequence]) -> list[ActiveSequence]:
-        """Prompts that may be read now, the most urgent first, and of those the shortest.
+        """Prompts to prefill now, the most urgent first, then the shortest.
 
-        While somebody types and waits, prompts of others would make every step longer.
+        During a KEYSTROKE request, other prompts would make every step longer.
         """
         typing = self._typing(active)
         return [
@@ -114,7 +114,7 @@ class Scheduler:
         return any(g.request.priority == Priority.KEYSTROKE for g in active)
 
     def _piece(self, generation: ActiveSequence, budget: int) -> int:
-        """How much of a prompt is read at once."""
+        """Number of tokens of a prompt in the next step."""
         at, end = generation.fed, generation.prompt_length
         size = self._settings.piece_tokens
         if not self._settings.exact_splits:
@@ -123,14 +123,14 @@ class Scheduler:
         return min([end - at, max(budget, _LEAST_PIECE), *(length - at for length in ahead)])
 
     def _fits(self, generation: ActiveSequence) -> bool:
-        """Whether there is memory; some is left for those who type, whatever else runs."""
+        """True if memory suffices; a share of it is reserved for KEYSTROKE requests."""
         spare = 0
         if self.running and generation.request.priority != Priority.KEYSTROKE:
             spare = self._pool.limit_bytes // _TYPING_SHARE
         return self._pool.fits(generation.state_bytes + spare)
 
     def _make_place(self, generation: ActiveSequence) -> bool:
-        """Whether one more may run; somebody less urgent is paused if need be."""
+        """True if one more may run; pauses a less urgent sequence if needed."""
         active = [other for other in self.running if not other.paused]
         if len(active) < self._settings.width:
             return True
@@ -141,8 +141,8 @@ class Scheduler:
         return True
 
     def _must_follow(self, generation: ActiveSequence) -> bool:
-        """Whether a prompt that is being read begins like this one: then it waits for that, and
-        finds in the cache what they have in common."""
+        """True if a prompt with a common prefix is being prefilled: this one then waits for it, and
+        hits the cache for their common prefix."""
         if not self._settings.prefix_limit_bytes:
             return False
         for leader in self.running:
