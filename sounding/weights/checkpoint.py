@@ -1,7 +1,7 @@
 """A model folder as an object: config, every tensor under its published name, read when used.
 
-Opening reads headers only and holds them against the layout the config implies, whatever dialect
-and number formats the files are in. Structure of single files is the business of `shards`.
+Opening reads headers only and validates them against the layout the config implies, in every
+dialect and number format. `shards` validates the structure of single files.
 Source: docs/checkpoints.md 1 to 5.
 """
 
@@ -54,7 +54,7 @@ _DRAFT_COPY = re.compile(r"mtp\.\d+\.(.*emb.*|(.+\.)?head\.weight)")
 
 @dataclass(frozen=True, slots=True)
 class TensorSource:
-    """Where a published tensor lies: a tensor of a shard, or one expert's part of a fused one."""
+    """The location of a published tensor: a shard's tensor, or one expert's part of a fused one."""
 
     shard: Shard
     stored_name: str
@@ -84,8 +84,8 @@ class TensorSource:
 class Checkpoint:
     """An opened model folder; `sources` and `parameters` carry published names.
 
-    `config` agrees with the formats found in the files, which overrule what config.json says.
-    Nothing but headers has been read. Raises ValueError naming file, tensor, rule and way out.
+    `config` agrees with the formats found in the files, which overrule config.json.
+    Only headers are read. Raises ValueError naming file, tensor, rule and way out.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -111,7 +111,7 @@ class Checkpoint:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all tensors that belong to the network."""
+        """Bytes of all tensors of the network."""
         return sum(source.num_bytes for source in self.sources.values())
 
     def read_raw(self, name: str) -> RawTensor:
@@ -183,7 +183,7 @@ def detect_storage(network: Iterable[Parameter], dtypes: Mapping[str, str]) -> S
 
 
 def reconcile(config: ModelConfig, storage: Storage) -> ModelConfig:
-    """The config that describes these formats, changed only where it says otherwise."""
+    """Return the config with the formats found in the files."""
     if config.torch_dtype is not None:
         config = dataclasses.replace(config, torch_dtype=_TORCH_NAMES[storage.plain])
     if storage.linears in FLOATS and storage.experts in FLOATS:
@@ -305,7 +305,7 @@ def _some(names: list[str]) -> str:
 
 
 def _validate(sources: Mapping[str, TensorSource], network: Iterable[Parameter]) -> set[str]:
-    """Hold dtypes and shapes against the layout; returns the names that belong to it."""
+    """Validate dtypes and shapes against the layout; returns the names in it."""
     expected: set[str] = set()
     expert_dtypes: dict[tuple[str, str], str] = {}
     for parameter in network:
