@@ -1,4 +1,4 @@
-"""Mixture of experts: routed by a hash of the token or by learned scores, and a shared one.
+"""Mixture of experts: routing by a hash of the token or by learned scores, and a shared expert.
 
 Source: docs/architecture.md 10.
 """
@@ -17,7 +17,7 @@ from sounding.simulation import Simulation
 
 
 class Routing(NamedTuple):
-    """What one layer chose for each token: for load counts and the losses that steer choices."""
+    """One layer's routing of each token, for load counts and the balancing losses."""
 
     chosen: Int[Tensor, "t k"]
     scores: Float[Tensor, "t e"]  # affinity to every expert, before the selection bias
