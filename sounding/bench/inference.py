@@ -1,8 +1,8 @@
-"""How fast a model runs on this machine, beside what the machine can do.
+"""Inference speed of a model on this machine, compared with the machine's limits.
 
-A decoded token has to read every weight it uses and a prefilled token has to multiply by it; how
-many bytes and operations those are follows from the model alone. The machine's ceilings are
-measured in the same run, so that a figure says what fraction of the possible it is.
+A decoded token has to read every weight it uses and a prefilled token has to multiply by it; the
+numbers of bytes and operations follow from the model alone. The machine's ceilings are
+measured in the same run, so that each figure has its fraction of the limit.
 """
 
 import statistics
@@ -28,17 +28,17 @@ _PRODUCT_SIZE = 2048
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this machine does at best, with the threads that are set."""
+    """This machine's ceilings, with the current number of threads."""
 
     read_bytes_per_second: float
     flops_per_second: float
     dtype: str = "bfloat16"
-    """Of the products."""
+    """Dtype of the matrix products behind `flops_per_second`."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one token takes: bytes read when it is decoded alone, operations in any case."""
+    """The cost of one token: bytes read if it is decoded alone, and operations."""
 
     bytes: float
     flops: float
@@ -56,7 +56,7 @@ class Measurement:
 
     @property
     def fraction(self) -> float:
-        """How much of the limit is reached."""
+        """The speed as a fraction of the limit."""
         return self.tokens_per_second / self.limit_tokens_per_second
 
 
@@ -163,7 +163,7 @@ def measure_prefill(runner: TokenRunner, tokens: Sequence[int], runs: int) -> fl
 
 
 def measure_decode(runner: TokenRunner, count: int, runs: int) -> float:
-    """Seconds of one decoded token behind what the runner has read: medians of `count` tokens."""
+    """Seconds per decoded token after the runner's context: the median of `count` tokens."""
     token = runner.read([0])
     medians = []
     for _ in range(runs):
@@ -187,8 +187,8 @@ def measure(
     runs: int,
     on_read: Callable[[int], object] = lambda done: None,
 ) -> list[Measurement]:
-    """Prefill of each length, then decoding after `context` tokens, which are read once: that is a
-    row too. `on_read` is told how many of these are read."""
+    """Measure prefill of each length, then decoding after `context` tokens, whose prefill is a
+    row too. `on_read` is called with the number of context tokens read."""
     generator = np.random.default_rng(0)
     vocabulary = model.config.vocab_size
     rows = []
@@ -217,7 +217,7 @@ def measure(
 
 
 def between(before: Sequence[Measurement], after: Sequence[Measurement]) -> list[Measurement]:
-    """The same measurements taken twice, around those of a peer: their means."""
+    """Means of the same measurements taken before and after a peer's."""
     return [
         replace(one, tokens_per_second=(one.tokens_per_second + other.tokens_per_second) / 2)
         for one, other in zip(before, after, strict=True)
