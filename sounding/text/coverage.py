@@ -1,4 +1,4 @@
-"""How well a vocabulary covers texts: bytes per token by language and file type."""
+"""Compression of texts by a vocabulary: bytes per token by language and file type."""
 
 import unicodedata
 from collections import Counter

@@ -1,7 +1,7 @@
-"""Completions to reasoning, content and tool calls, piece by piece or as whole texts.
+"""Parse completions into reasoning, content and tool calls, streamed or as whole texts.
 
 `StrictParser` (strict.py) accepts what the published parser accepts; `TolerantParser` (tolerant.py)
-mends what models really emit. Whole texts take the same path as pieces: `parse` feeds one piece.
+repairs what models really emit. Whole texts take the same path as pieces: `parse` feeds one piece.
 Source: docs/prompt.md 7.
 """
 
