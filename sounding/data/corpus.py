@@ -1,8 +1,8 @@
 """Building a corpus: read, filter, deduplicate, split, write.
 
 A corpus is a folder of compressed JSONL shards, `train-00000.jsonl.xz` and so on for each split,
-and `stats.json`, which is written last. Work is staged source by source: an interrupted build goes
-on after the last finished source, and its result is the same to the byte.
+and `stats.json`, which is written last. Work is staged source by source: an interrupted build
+resumes after the last finished source, and its result is identical to the byte.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]  # what is being done, steps done, st
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSettings:
-    """What decides which files become documents."""
+    """The filters that decide which files become documents."""
 
     suffixes: tuple[str, ...] = (".py",)
     threshold: float = THRESHOLD  # Jaccard similarity of near duplicates; 1 keeps them
@@ -68,7 +68,7 @@ def build(
 ) -> dict[str, Any]:
     """Write a corpus to the folder `out` and return its statistics.
 
-    `overlap` refuses documents that repeat given texts; the settings carry their digest. An
+    `overlap` refuses documents that repeat evaluation texts; the settings have their digest. An
     interrupted build is continued; a finished one is left alone if nothing changed. Raises
     ValueError for two sources of one name, and for a folder in use unless `overwrite` is set.
     """
@@ -93,7 +93,7 @@ def build(
 
 
 def _ordered(sources: Sequence[DocumentSource]) -> list[DocumentSource]:
-    """Held-out sources first: of two near copies across the split, the one in training goes."""
+    """Held-out sources first: of near duplicates across the split, training loses its one."""
     names = [source.name for source in sources]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -117,7 +117,7 @@ def _digest(*parts: object) -> str:
 
 
 def _finished(out: Path, identity: str, overwrite: bool) -> dict[str, Any] | None:
-    """Statistics of a finished build of the same sources; else makes room if told to."""
+    """The statistics of a finished build of the same sources; else clear `out` if allowed."""
     path = out / STATS_NAME
     if path.is_file():
         stats: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -292,7 +292,7 @@ def _grouped(packages: dict[str, dict[str, Any]], key: str) -> dict[str, dict[st
 
 
 def read_stats(corpus: Path) -> dict[str, Any]:
-    """What `build` saved. Raises ValueError for a folder without a finished corpus."""
+    """Read the statistics of a corpus. Raises ValueError for a folder without a finished corpus."""
     path = corpus / STATS_NAME
     if not path.is_file():
         raise ValueError(f"{corpus} holds no finished corpus; `data build {corpus}` makes one")

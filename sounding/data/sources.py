@@ -1,6 +1,6 @@
-"""Where documents come from: a wheel, the standard library, a folder, a git working tree.
+"""Sources of documents: a wheel, the standard library, a folder, a git working tree.
 
-A source only lists files and reads them; whether a file is worth keeping is filters.py's question.
+A source only lists files and reads them; filters.py decides which ones are used.
 Wheels are read as archives: nothing is unpacked, installed or run.
 """
 
@@ -162,7 +162,7 @@ def _named(root: Path, names: Iterable[str]) -> Iterator[RawFile]:
 
 
 def _listing_digest(files: Iterable[RawFile], root: Path | None = None) -> str:
-    """Names, sizes and, where a root is given, modification times of the files, as one digest."""
+    """Digest of the names, sizes and, with a root, modification times of the files."""
     digest = hashlib.sha256(platform.python_version().encode())
     for entry in files:
         stamp = (root / entry.path).stat().st_mtime_ns if root else 0
@@ -171,7 +171,7 @@ def _listing_digest(files: Iterable[RawFile], root: Path | None = None) -> str:
 
 
 def _folder_license(root: Path) -> str:
-    """What pyproject.toml states, else what the licence file reads like, else "unknown"."""
+    """The licence in pyproject.toml, else the class of the licence file, else "unknown"."""
     project = root / "pyproject.toml"
     if project.is_file():
         try:
