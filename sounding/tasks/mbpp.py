@@ -105,7 +105,7 @@ def training_text(row: MBPPRow) -> str:
 def function_problem(row: MBPPRow, examples: int) -> Problem | None:
     """A function to write: imports, signature, and a docstring with `examples` of the tests.
 
-    Classes of the solution that the tests use are given too. None where the tests call no function
+    Classes of the solution that the tests use are included. None if the tests call no function
     that the solution defines at its outermost level.
     """
     found = _parsed(row)
@@ -145,9 +145,9 @@ def _outermost(node: ast.stmt) -> str:
 
 
 def infilling_problems(row: MBPPRow) -> list[Problem]:
-    """The solution with one line taken out, for each line that asks for something.
+    """Return a problem for each line of the solution that is worth a gap.
 
-    The description stands above the solution as a comment.
+    The description is put above the solution as a comment.
     """
     found = _parsed(row)
     if found is None:
