@@ -81,22 +81,24 @@ def logits(
 
 
 def _read_tokens(path: Path) -> "NDArray[np.int64]":
-    import numpy as np
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        tensors = load_file(path)
+        with safe_open(path, framework="numpy") as file:
+            names = sorted(file.keys())
+            if "input_ids" not in names:
+                raise ValueError(f"{path} holds {names or 'nothing'}; it must hold 'input_ids'")
+            found = file.get_slice("input_ids")
+            dtype, shape = found.get_dtype(), found.get_shape()
+            # Asked first: NumPy cannot hold every format.
+            if dtype != "I64" or len(shape) != 2 or 0 in shape:
+                raise ValueError(
+                    f"input_ids in {path} is {dtype} of shape {shape}; it must be I64 "
+                    "[sequences, tokens] with at least one of each"
+                )
+            tokens: NDArray[np.int64] = file.get_tensor("input_ids")
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    if "input_ids" not in tensors:
-        raise ValueError(f"{path} holds {sorted(tensors) or 'nothing'}; it must hold 'input_ids'")
-    tokens = tensors["input_ids"]
-    if tokens.dtype != np.int64 or tokens.ndim != 2 or 0 in tokens.shape:
-        raise ValueError(
-            f"input_ids in {path} is {tokens.dtype} of shape {list(tokens.shape)}; it must be "
-            "int64 [sequences, tokens] with at least one of each"
-        )
     return tokens
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from sounding.engine.requests import Grammar
 from sounding.engine.sampling import Logits
-from sounding.text.grammar import constraint_tokenizer, matcher
+from sounding.text.grammar import constraint_tokenizer, matcher, require_affordable
 from sounding.text.markup import END_THINK, THINK
 from sounding.text.tokenizer import Tokenizer
 
@@ -127,6 +127,7 @@ def _json_grammar(schema: str) -> str:
         raise ValueError(f"the JSON schema is not JSON: {error}") from None
     if not isinstance(parsed, dict | bool):
         raise ValueError(f"the JSON schema is {schema:.80}; it must be an object")
+    require_affordable(parsed)
     options = {"whitespace_pattern": _WHITE_SPACE}
     made: str = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=options)
     return made

@@ -39,7 +39,8 @@ class EngineSettings:
     patience_steps: int = 50
     """A sequence that waits this many steps rises by one priority."""
     repetition_tokens: int = 256
-    """An answer ends when its last so many tokens repeat one short piece."""
+    """An answer ends when its last so many tokens repeat one short piece; 64 are enough of a single
+    token."""
 
     def __post_init__(self) -> None:
         allowed_zero = ("queue", "prefix_limit_bytes", "draft_tokens")

@@ -17,8 +17,11 @@ from sounding.server.protocols import (
     chat_completions,
     completions,
     infill,
+    llama_completion,
     messages,
     ollama,
+    ollama_chat,
+    ollama_model,
     responses,
 )
 from sounding.server.service import Service
@@ -48,6 +51,12 @@ OPERATIONS = [
     ),
     Operation(infill.ROUTE, infill.InfillRequest, "Fill in at a cursor (llama.cpp).", llama_error),
     Operation(
+        llama_completion.ROUTE,
+        llama_completion.LlamaCompletionRequest,
+        "Continue text (llama.cpp).",
+        llama_error,
+    ),
+    Operation(
         ollama.ROUTE,
         ollama.GenerateRequest,
         "Answer, continue or fill in (Ollama).",
@@ -55,7 +64,18 @@ OPERATIONS = [
         stream="application/x-ndjson",
     ),
     Operation(
-        ollama.SHOW_ROUTE, ollama.ShowRequest, "Describe the model.", ollama_error, stream=None
+        ollama_chat.ROUTE,
+        ollama_chat.ChatRequest,
+        "Answer a conversation (Ollama).",
+        ollama_error,
+        stream="application/x-ndjson",
+    ),
+    Operation(
+        ollama_model.SHOW_ROUTE,
+        ollama_model.ShowRequest,
+        "Describe the model.",
+        ollama_error,
+        stream=None,
     ),
 ]
 
@@ -80,10 +100,12 @@ def application(service: Service) -> ASGIApp:
         messages.ROUTE: messages.Messages(service),
         messages.COUNT_ROUTE: messages.CountTokens(service),
         infill.ROUTE: infill.Infill(service),
+        llama_completion.ROUTE: llama_completion.LlamaCompletion(service),
         ollama.ROUTE: ollama.Generate(service),
-        ollama.SHOW_ROUTE: ollama.Show(service),
+        ollama_chat.ROUTE: ollama_chat.Chat(service),
+        ollama_model.SHOW_ROUTE: ollama_model.Show(service),
     }
-    gets = status.endpoints(service) | ollama.listings(service)
+    gets = status.endpoints(service) | ollama_model.listings(service)
     described = document(OPERATIONS, [path.replace(":path", "") for path in gets])
 
     async def openapi(request: Request) -> Response:

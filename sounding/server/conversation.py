@@ -5,7 +5,7 @@ The protocols translate their wire into a `Conversation`, whose messages have th
 """
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from sounding.server.stopping import ContentRule
 from sounding.server.turn_memory import Memory, Rendered
 from sounding.text import Parser, parser
 from sounding.text.grammar import turn_grammar
-from sounding.text.markup import EFFORT_TEXTS, END_THINK
+from sounding.text.markup import EFFORT_TEXTS, END_THINK, to_json
 from sounding.text.tokenizer import Tokenizer, TooManyTokens
 
 Message = dict[str, Any]
@@ -42,6 +42,8 @@ class Conversation:
     messages: Sequence[Message]
     tools: Sequence[Message] = ()
     """OpenAI shape, `strict` within the function."""
+    later: Collection[str] = ()
+    """The names of tools that a message shows, so that the prompt's beginning stays as it was."""
     choice: Choice = "auto"
     callable: Collection[str] | None = None
     """The names that may be called, None: all."""
@@ -179,15 +181,21 @@ def _with_instructions(chat: Conversation) -> list[Message]:
     """The messages, with tools and response format on a system message as the format wants it."""
     messages = list(chat.messages)
     added: Message = {}
-    if chat.tools:
-        added["tools"] = [_shown(tool) for tool in chat.tools]
+    shown = [_shown(tool) for tool in chat.tools if tool["function"]["name"] not in chat.later]
+    if shown:
+        added["tools"] = shown
     if chat.schema is not None and chat.show_schema:
         added["response_format"] = chat.schema
     if not added:
         return messages
-    if messages and messages[0]["role"] == "system":
+    if messages and messages[0]["role"] == "system" and "tools" not in messages[0]:
         return [{**messages[0], **added}, *messages[1:]]
     return [{"role": "system", "content": "", **added}, *messages]
+
+
+def described(tools: Iterable[Message]) -> str:
+    """Tools as a message shows them: a line of JSON each, as at the prompt's beginning."""
+    return "\n".join(to_json(_shown(tool)["function"]) for tool in tools)
 
 
 def _shown(tool: Message) -> Message:

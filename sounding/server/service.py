@@ -107,7 +107,7 @@ class Service:
     def require_model(self, name: str | None) -> str:
         """The name to answer under. Raises Refusal for a model that is not here."""
         names = self.settings.model_names
-        if name is None:
+        if name is None or not name.strip():  # llama.vim sends an empty one where none is set
             return self.model_name
         # Ollama's clients write a tag behind the name.
         if name in names or name.removesuffix(":latest") in names or "*" in names:
@@ -199,7 +199,6 @@ class Service:
         return len(self._generated) / _RATE_SECONDS
 
     def close(self) -> None:
-        self.threads.close()
         if self.trace is not None:
             self.trace.close()
 

@@ -35,7 +35,3 @@ class Threads:
     async def run(self, work: Callable[[], T]) -> T:
         """Do work in a thread."""
         return await self.begin(work)
-
-    def close(self) -> None:
-        """Begin nothing that has not begun."""
-        self._large.shutdown(wait=False, cancel_futures=True)

@@ -20,6 +20,8 @@ from sounding.state.rows import Retention, Rows, StoredRows
 
 RowFormat = Literal["window", "projections", "entries", "index_entries"]
 """What is in a row; each storage chooses its numbers."""
+# What reading foreign bytes raises; AttributeError for a format that NumPy lacks.
+_UNREADABLE = (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError)
 _R = TypeVar("_R", bound=Rows)
 _R_co = TypeVar("_R_co", bound=Rows, covariant=True)
 
@@ -159,7 +161,7 @@ class SequenceState(Generic[_R]):
             arrays = safetensors.numpy.load(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             lengths = dict(json.loads(header["__metadata__"]["lengths"]))
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        except _UNREADABLE as error:
             raise ValueError(f"the saved state cannot be read: {error}") from error
         mine = dict(self._named_rows())
         if arrays.keys() != mine.keys() or lengths.keys() != mine.keys():

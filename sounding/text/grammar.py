@@ -8,6 +8,7 @@ value's strings may still spell a closing tag.
 
 import json
 from collections.abc import Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import llguidance
@@ -34,6 +35,36 @@ from sounding.text.tokenizer import Tokenizer
 _CLOSE = f"<{PARAMETER_CLOSE}>\n"
 # Up to here parameters may come in any order; each order of more would be a rule of its own.
 _MOST_IN_ANY_ORDER = 5
+_LARGEST_STEP = 9_999  # of multipleOf: milliseconds to make
+
+
+def require_affordable(schema: Any) -> None:
+    """Raise ValueError where a JSON schema asks for what takes too long to enforce.
+
+    `multipleOf` becomes an automaton with a state per remainder: a million take a minute to make,
+    and longer to follow, while every other request waits.
+    """
+    waiting = [schema]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            step = part.get("multipleOf")
+            if isinstance(step, int | float) and _digits(step) > _LARGEST_STEP:
+                raise ValueError(
+                    f"multipleOf = {step} cannot be enforced: without its decimal point it must be "
+                    f"at most {_LARGEST_STEP}; leave it out, or say it in the description"
+                )
+            waiting += part.values()
+        elif isinstance(part, list | tuple):
+            waiting += part
+
+
+def _digits(step: int | float) -> int:
+    """The digits of a number without point and exponent: 0.25 is 25."""
+    try:
+        return int("".join(map(str, Decimal(str(step)).normalize().as_tuple().digits)))
+    except (InvalidOperation, ValueError):  # not a number, or none
+        return 0
 
 
 def turn_grammar(
@@ -58,6 +89,7 @@ def turn_grammar(
         raise ValueError(f"calls is {calls!r}; it is 'auto', 'required' or 'none'")
     if calls == "required" and not tools:
         raise ValueError("a call is required but there are no tools; give some, or calls='auto'")
+    require_affordable([schema, *(tool.get("function") for tool in tools)])
     may_call = calls != "none" and bool(tools)
     content = "CLEAN" if schema is None else "json"
     turn = {"required": "block"}.get(calls, f"{content} | block" if may_call else content)

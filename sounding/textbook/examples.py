@@ -1,6 +1,8 @@
 """An exercise's tests as people write them: assertions, test functions, doctests, a main part."""
 
 import ast
+import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,7 +84,7 @@ def _has_float(value: object) -> bool:
     return isinstance(value, float | complex)
 
 
-def doctest_lines(case: Case) -> list[str]:
+def doctest_lines(case: Case, program: str) -> list[str]:
     """A case as an interpreter's session; none where what it prints is not certain."""
     if case.expected is None:
         return []
@@ -90,20 +92,50 @@ def doctest_lines(case: Case) -> list[str]:
     many = isinstance(value, set | dict) and len(value) > 1
     if value is None or many or _has_float(value):
         return []
+    silent = _silent_names(program)
+    if not all(_is_silent(statement, silent) for statement in case.before):
+        return []
     lines = [*(f">>> {double_quoted(line)}" for line in case.before)]
     lines += [f">>> {double_quoted(case.code)}", repr(value)]
     return lines if max(map(len, lines)) <= MAX_DOC_CHARACTERS and "\\" not in lines[-1] else []
 
 
-def short_examples(cases: Sequence[Case], style: str) -> list[str]:
-    """Cases as lines for a docstring or comment, in a style: "==", "->", "assert", ">>>".
+def _is_silent(statement: str, silent: frozenset[str]) -> bool:
+    """Whether a session prints nothing after a statement."""
+    node = ast.parse(statement).body[0]
+    if not isinstance(node, ast.Expr):
+        return True
+    if not isinstance(node.value, ast.Call):
+        return False
+    called = node.value.func
+    if isinstance(called, ast.Attribute):
+        return called.attr in silent
+    return isinstance(called, ast.Name) and called.id in silent
+
+
+@functools.lru_cache(4096)
+def _silent_names(program: str) -> frozenset[str]:
+    """Functions whose calls have the value None: of a program, and of lists, sets and dicts."""
+    names = set("append extend insert remove sort reverse clear add discard update".split())
+    for node in ast.walk(ast.parse(program)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            spoken = isinstance(node, ast.AsyncFunctionDef) or bool(node.decorator_list)
+            for inner in ast.walk(node):
+                spoken |= isinstance(inner, ast.Yield | ast.YieldFrom)
+                spoken |= isinstance(inner, ast.Return) and inner.value is not None
+            (names.discard if spoken else names.add)(node.name)
+    return frozenset(names)
+
+
+def short_examples(cases: Sequence[Case], style: str, program: str) -> list[str]:
+    """Cases of a program as lines for a docstring: "==", "->", "assert" or ">>>".
 
     Cases that would be too long, or end a docstring, are left out.
     """
     lines: list[str] = []
     for case in cases:
         if style == ">>>":
-            session = doctest_lines(case)
+            session = doctest_lines(case, program)
             lines += session if '"""' not in "".join(session) else []
             continue
         if case.before or case.expected is None:
@@ -147,10 +179,8 @@ def below(exercise: Exercise, draw: Draw, style: str) -> Below | None:
 
 
 def _test_name(exercise: Exercise) -> str:
-    """The function that is tested, or what stands for a class and a module."""
-    if exercise.shape == "function" and exercise.entry_point.islower():
-        return exercise.entry_point
-    return exercise.name
+    """What is tested, as words: HarbourGauge is harbour_gauge."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", exercise.entry_point).lower()
 
 
 def _functions(name: str, chosen: Sequence[Case], raising: Sequence[Case]) -> Below:

@@ -10,6 +10,7 @@ import builtins
 import functools
 import io
 import keyword
+import math
 import re
 import tokenize
 from collections import Counter, defaultdict
@@ -76,29 +77,45 @@ def _pairs(
     features: Callable[[str], frozenset[Any]],
     limit: float,
 ) -> Iterator[tuple[str, str, float]]:
+    """Pairs whose sets of features have a Jaccard similarity of at least `limit`.
+
+    Two such sets share one of the rarest features of either, more than a share 1 - limit of its
+    own: only pairs that do are compared.
+    """
     sets = [features(text.text) for text in theirs]
+    frequency = Counter(member for members in sets for member in members)
+
+    def rarest(members: frozenset[Any]) -> list[Any]:
+        count = len(members) - math.ceil(limit * len(members)) + 1
+        return sorted(members, key=lambda member: (frequency[member], member))[:count]
+
     index: dict[Any, list[int]] = defaultdict(list)
     for number, members in enumerate(sets):
-        for member in members:
+        for member in rarest(members):
             index[member].append(number)
     told: set[tuple[str, str]] = set()
     for text in ours:
         mine = features(text.text)
-        shared = Counter(number for member in mine for number in index.get(member, ()))
-        for number, count in shared.items():
+        for number in sorted(
+            {number for member in rarest(mine) for number in index.get(member, ())}
+        ):
             other = theirs[number].owner
-            share = count / (len(mine) + len(sets[number]) - count)
             pair = (min(text.owner, other), max(text.owner, other))
-            if share >= limit and text.owner != other and pair not in told:
+            if text.owner == other or pair in told:
+                continue
+            share = len(mine & sets[number]) / len(mine | sets[number])
+            if share >= limit:
                 told.add(pair)
                 yield text.owner, other, share
 
 
+@functools.cache
 def _words(text: str) -> frozenset[str]:
     words = frozenset(re.findall(r"[a-z]+", text.lower())) - _STOP
     return words if len(words) >= MIN_WORDS else frozenset()
 
 
+@functools.cache
 def _runs(text: str, shape: bool) -> frozenset[tuple[str, ...]]:
     tokens = list(_tokens(text, shape))
     if len(tokens) < MIN_TOKENS:

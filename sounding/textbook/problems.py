@@ -60,7 +60,7 @@ def _docstring(exercise: Exercise) -> list[str]:
     paragraphs = [
         textwrap.wrap(text, WIDTH - 8, break_long_words=False) for text in exercise.descriptions
     ]
-    examples = short_examples(exercise.cases[:NUM_EXAMPLES], ">>>")
+    examples = short_examples(exercise.cases[:NUM_EXAMPLES], ">>>", exercise.solutions[0])
     lines: list[str] = []
     for paragraph in [*paragraphs, examples]:
         lines += [""] * bool(lines and paragraph) + paragraph

@@ -5,6 +5,7 @@ typed or not, used below or not; functions of a class; a script; a module with i
 seed gives the same documents.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -215,10 +216,13 @@ def _methods(items: Sequence[_Item], draw: Draw) -> Rendered:
     methods, proof = [], []
     for item in items:
         plain = static or item.program.body.startswith("@")
-        told = replace(item, program=told_program(item.exercise, item.program, draw)).program.body
-        methods.append(as_method(told, static=plain).rstrip("\n"))
         entry = item.exercise.entry_point
-        proof.append(f"{entry} = {name}{'' if plain else '()'}.{entry}")
+        called = f"{name}{'' if plain else '()'}.{entry}"
+        told = told_program(item.exercise, item.program, draw).body
+        # It does not call itself, so these are examples.
+        told = re.sub(rf"(?<![\w.])(?<!def ){entry}\(", f"{called}(", told)
+        methods.append(as_method(told, static=plain).rstrip("\n"))
+        proof.append(f"{entry} = {called}")
     titles = {item.exercise.title for item in items}
     head = [f"class {name}:"]
     if len(titles) == 1 and draw.chance(0.5):

@@ -72,7 +72,7 @@ def example_paragraphs(exercise: Exercise, draw: Draw) -> list[list[str]]:
     if not style:
         return []
     cases = draw.some(exercise.cases, 1 + draw.below(4))
-    lines = short_examples(cases, style)
+    lines = short_examples(cases, style, exercise.solutions[0])
     if not lines:
         return []
     if style == ">>>":
@@ -92,7 +92,9 @@ def comment(exercise: Exercise, first: str, draw: Draw) -> list[str]:
         lines += wrapped(draw.one(others), WIDTH - 2)
     if draw.chance(0.3):
         style = draw.one(("==", "->", ">>>"))
-        lines += short_examples(draw.some(exercise.cases, 1 + draw.below(3)), style)
+        lines += short_examples(
+            draw.some(exercise.cases, 1 + draw.below(3)), style, exercise.solutions[0]
+        )
     return [f"# {line}" for line in lines]
 
 

@@ -9,8 +9,14 @@ from sounding.textbook.telling import WIDTH, module_docstring, request, wrapped
 
 
 def joined(parts: Sequence[str]) -> str:
-    """Parts of a file, two empty lines between."""
-    return "\n\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
+    """Parts of a file, two empty lines between; one above constants."""
+    whole = ""
+    for part in parts:
+        part = part.strip("\n")
+        if part.strip():
+            apart = "\n\n\n" if part.startswith(("def ", "class ", "async ", "@", "#")) else "\n\n"
+            whole += apart + part
+    return whole.lstrip("\n") + "\n"
 
 
 def script_file(exercise: Exercise, text: str, draw: Draw) -> str:

@@ -61,8 +61,10 @@ def test_pieces() -> None:
     ("tensors", "message"),
     [
         ({"ids": torch.zeros(1, 4, dtype=torch.int64)}, "it must hold 'input_ids'"),
-        ({"input_ids": torch.zeros(4, dtype=torch.int64)}, "must be int64 [sequences, tokens]"),
-        ({"input_ids": torch.zeros(1, 4, dtype=torch.int32)}, "is torch.int32 of shape [1, 4]"),
+        ({"input_ids": torch.zeros(4, dtype=torch.int64)}, "must be I64 [sequences, tokens]"),
+        ({"input_ids": torch.zeros(1, 4).bfloat16()}, "is BF16 of shape [1, 4]"),
+        ({"input_ids": torch.zeros(1, 4).to(torch.float8_e4m3fn)}, "is F8_E4M3 of shape [1, 4]"),
+        ({"input_ids": torch.zeros(1, 4, dtype=torch.int32)}, "is I32 of shape [1, 4]"),
         ({"input_ids": torch.full((1, 4), 512)}, "token id 512 is outside"),
     ],
 )

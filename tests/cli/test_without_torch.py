@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from sounding.cli import COMMANDS
 from sounding.ops import cpu
 from sounding.text.markup import EOS
 from tests.editor.scripted_editor import Editor
@@ -70,6 +71,12 @@ def test_a_command_works(arguments: tuple[str, ...], files: dict[str, Path]) -> 
     done = run("-m", "sounding", *(each.format(**files) for each in arguments))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() or files["out"].is_file()
+
+
+def test_every_command_can_say_what_it_does() -> None:
+    every = "; ".join(f"cli([{name!r}, '--help'], standalone_mode=False)" for name in COMMANDS)
+    done = run("-c", f"from sounding.cli import cli; {every}")
+    assert done.returncode == 0, done.stderr
 
 
 def test_prompts_go_both_ways() -> None:
@@ -135,3 +142,24 @@ def test_what_needs_it_says_so_in_a_line(
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert re.match(r"sounding: .* needs .*: pip install 'sounding\[train\]'$", line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        ("complete a.py:1", False),
+        ("eval lines .", False),
+        ("eval mechanisms .", True),
+        ("logits nano --tokens a --out b", True),
+        ("logits nano --tokens a --out b --bfloat16", False),
+        ("train nano", True),
+        ("train --help", False),
+        ("bench nano", False),
+        ("bench nano --train", True),
+        ("", False),
+    ],
+)
+def test_the_script_installs_it_for_commands_that_need_it(arguments: str, needed: bool) -> None:
+    script = 'source "$1/scripts/environment"; shift; needs_training "$@"'
+    done = subprocess.run(["bash", "-c", script, "bash", ROOT, *arguments.split()])
+    assert done.returncode == (0 if needed else 1)

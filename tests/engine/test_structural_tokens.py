@@ -17,7 +17,7 @@ from sounding.engine.engine import Engine
 from sounding.engine.requests import GenerationRequest, Grammar
 from sounding.engine.runner import Runner
 from sounding.engine.sampling import Logits, SamplingParams
-from sounding.server.protocols.filling import Filling
+from sounding.server.protocols.filling import Filling, Newlines
 from sounding.text.markup import (
     ASSISTANT,
     BOS,
@@ -153,7 +153,7 @@ def test_in_an_empty_file_there_is_nothing_to_complete() -> None:
     for gap in (Gap(""), Gap("\n"), Gap("", "\n"), Gap("  \n", "\n\n")):
         assert completer.complete(gap, "block", settings, SamplingParams()) == []
         fill = completer.begin(gap, "block", settings)
-        assert fill.blank and Filling(gap, "block", fill).fill.blank
+        assert fill.blank and Filling(gap, "block", fill, Newlines(""), {}).fill.blank
     assert not completer.begin(Gap("x"), "block", settings).blank
     engine.close()
 

@@ -406,10 +406,14 @@ def retype(lengths: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     tensors["layers.4.window"] = tensors["layers.4.window"].to(torch.int32)
 
 
+def squeeze(lengths: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    tensors["layers.4.window"] = tensors["layers.4.window"].float().to(torch.float8_e4m3fn)
+
+
 @STORAGE
 @pytest.mark.parametrize(
     "change",
-    [shorten, lengthen, negate, spell, drop_a_list, drop_an_entry, narrow, retype],
+    [shorten, lengthen, negate, spell, drop_a_list, drop_an_entry, narrow, retype, squeeze],
 )
 def test_damaged_state_is_refused(
     storage: str,

@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sounding.text import encode_completion, parse
-from sounding.text.grammar import constraint_tokenizer, matcher, turn_grammar
+from sounding.text.grammar import (
+    constraint_tokenizer,
+    matcher,
+    require_affordable,
+    turn_grammar,
+)
 from sounding.text.tokenizer import Tokenizer, train
 from tests.text.dsml.test_parse import EOS, PIECES
 from tests.text.vectors import published_tokenizer
@@ -192,3 +197,21 @@ def calling(count: int, content: str = "ok") -> str:
     function = {"name": "read", "arguments": '{"path": "a"}'}
     calls = [{"type": "function", "function": function}] * count
     return encode_completion({"content": content, "tool_calls": calls}, "chat")
+
+
+@pytest.mark.parametrize(
+    "step", [10_001, 999_983, 0.12345, 1e-7 + 1, 123456789012345678901234567890]
+)
+def test_steps_that_stop_everything_are_refused(step: int | float) -> None:
+    """Each remainder is a state: one request with 999983 kept all others waiting for a minute."""
+    schema = {"type": "object", "properties": {"n": {"items": [{"multipleOf": step}]}}}
+    with pytest.raises(ValueError, match=r"multipleOf = .* cannot be enforced"):
+        require_affordable(schema)
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    with pytest.raises(ValueError, match="cannot be enforced"):
+        turn_grammar([tool], "chat", calls="required")
+
+
+@pytest.mark.parametrize("step", [9_999, 10_000, 0.25, 1e6, 2.5e-5, True, "7", None])
+def test_other_steps_are_not(step: object) -> None:
+    require_affordable({"multipleOf": step, "properties": {"multipleOf": {"type": "integer"}}})

@@ -38,7 +38,7 @@ def test_drawn_solutions_pass_their_tests(written: list[Exercise]) -> None:
 
 def test_drawn_documents_pass_the_tests(written: list[Exercise]) -> None:
     documents = list(render(written, 1, 3))
-    assert broken(Draw("documents").some(documents, 15)) == []
+    assert broken(Draw("documents").some(documents, 8)) == []
 
 
 @pytest.mark.long

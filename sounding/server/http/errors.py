@@ -110,7 +110,7 @@ def shape_for(path: str) -> Shape:
         return anthropic_error
     if path.startswith("/api/"):
         return ollama_error
-    return llama_error if path == "/infill" else openai_error
+    return llama_error if path in ("/infill", "/completion") else openai_error
 
 
 def _with_param(refusal: Refusal) -> str:

@@ -112,6 +112,7 @@ class _Visit:
                 )
             self._counted = True
             self._service.in_flight += 1
+        self._check_encoding()
         length = self._headers.get("content-length", "")
         if length.isdecimal() and len(length) < 20:
             self._check_size(int(length))
@@ -167,6 +168,16 @@ class _Visit:
                 code="invalid_api_key",
             )
         self._scope["sounding.owner"] = owner
+
+    def _check_encoding(self) -> None:
+        given = self._headers.get("content-encoding", "").strip()
+        if given.lower() not in ("", "identity"):
+            raise Refusal(
+                415,
+                f"the body comes with Content-Encoding: {given[:60]!r}; send it as it is",
+                code="unsupported_encoding",
+                headers={"accept-encoding": "identity"},
+            )
 
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._settings.max_body_bytes:

@@ -1,5 +1,7 @@
 """How the server is: `/health`, `/status`, `/metrics`, and the list of models."""
 
+from datetime import UTC, datetime
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,14 +25,31 @@ def endpoints(service: Service) -> dict[str, Endpoint]:
         return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
     async def models(request: Request) -> Response:
-        data = [_listed(service, name) for name in service.settings.model_names if name != "*"]
-        return Answer({"object": "list", "data": data or [_listed(service, service.model_name)]})
+        names = [name for name in service.settings.model_names if name != "*"]
+        data = [_listed(service, name) for name in names or [service.model_name]]
+        # The last three are Anthropic's: there is one page.
+        ends = {"has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]}
+        return Answer({"object": "list", "data": data, **ends})
 
     async def model(request: Request) -> Response:
         return Answer(_listed(service, service.require_model(request.path_params["name"])))
 
+    async def props(request: Request) -> Response:
+        """llama.cpp's: its clients ask for the length of the context."""
+        context = service.engine.context_tokens
+        return Answer(
+            {
+                "default_generation_settings": {"n_ctx": context},
+                "model_alias": service.model_name,
+                "total_slots": service.settings.max_requests,
+                "chat_template": "",
+            }
+        )
+
     return {
         "/health": health,
+        "/props": props,
+        "/v1/props": props,
         "/status": status,
         "/metrics": metrics,
         "/v1/models": models,
@@ -44,6 +63,7 @@ def _listed(service: Service, name: str) -> Json:
         "id": name,
         "object": "model",
         "created": int(service.began),
+        "created_at": datetime.fromtimestamp(int(service.began), UTC).isoformat(),
         "owned_by": "sounding",
         "type": "model",
         "display_name": name,

@@ -2,12 +2,14 @@
 
 A field of a protocol is one of three: declared, and then it is honoured; `accepted`, and then it
 is known to change nothing here and the docs say why; or `refused` by name with the reason, unless
-its value asks for nothing. Any other name is an error that suggests the nearest one.
+its value asks for nothing. Any other name is an error that suggests the nearest one, unless it is
+null: clients that write out whole structures mean an absent field by that, of ours too.
 """
 
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -77,7 +79,7 @@ class Wire(BaseModel):
     def _know_every_name(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        kept = {}
+        kept, names = {}, _names(cls)
         for name, value in given.items():
             if name in cls.accepted:
                 continue
@@ -85,8 +87,12 @@ class Wire(BaseModel):
                 if not cls.refused[name].allows(value):
                     raise fault(name, f"{name!r} is not supported: {cls.refused[name].why}")
                 continue
-            if name not in _names(cls):
-                raise fault(name, _unknown(name, _names(cls)))
+            if name not in names:
+                if value is None:
+                    continue
+                raise fault(name, _unknown(name, names))
+            if value is None and not names[name]:
+                continue  # absent, as the default has it
             kept[name] = value
         return kept
 
@@ -205,8 +211,11 @@ def _path(place: list[int | str], given: Any, *, absent: bool) -> str:
     return path
 
 
-def _names(model: type[Wire]) -> set[str]:
-    return {field.alias or name for name, field in model.model_fields.items()}
+@cache
+def _names(model: type[Wire]) -> Mapping[str, bool]:
+    """The declared fields, and whether each must be given."""
+    fields = model.model_fields.items()
+    return {field.alias or name: field.is_required() for name, field in fields}
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

@@ -5,9 +5,9 @@ message, the cache's hits in `usage`.
 """
 
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -31,7 +31,9 @@ from sounding.server.protocols.fields import (
     UNSUPPORTED_SAMPLING,
     Effort,
     StreamOptions,
+    arguments_of,
     check_choice,
+    most_tokens,
     stop_strings,
 )
 from sounding.server.service import Service, owner_of
@@ -62,8 +64,8 @@ class TextPart(Wire):
 
 class CalledFunction(Wire):
     name: str
-    arguments: str = "{}"
-    """JSON."""
+    arguments: Annotated[str, AfterValidator(arguments_of)] = "{}"
+    """JSON; blank or null is `{}`."""
 
 
 class ToolCall(Wire):
@@ -216,13 +218,16 @@ class ChatCompletionRequest(Wire):
         "verbosity": Refused("ask for it in words", ("medium",)),
     }
 
-    model: str
+    model: str | None = None
+    """The one that is served where it is empty or absent."""
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     """The newer name of max_tokens; reasoning counts."""
+    n_predict: int | None = Field(default=None, ge=-1)
+    """llama.cpp's name of max_tokens; 0 only puts the prompt into the cache."""
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
     stop: str | list[str] | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -319,7 +324,6 @@ def _schema_of(form: ResponseFormat | None) -> tuple[Any, bool]:
 
 
 def sampling_of(request: ChatCompletionRequest) -> Sampling:
-    most = [m for m in (request.max_tokens, request.max_completion_tokens) if m is not None]
     return Sampling(
         params=sampling_params(
             temperature=request.temperature,
@@ -328,7 +332,9 @@ def sampling_of(request: ChatCompletionRequest) -> Sampling:
             min_p=request.min_p,
             seed=request.seed,
         ),
-        max_tokens=min(most, default=None),
+        max_tokens=most_tokens(
+            request.max_tokens, request.max_completion_tokens, request.n_predict
+        ),
         stop=stop_strings(request.stop),
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )

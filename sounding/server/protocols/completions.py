@@ -1,9 +1,11 @@
 """`/v1/completions`: text continued as it is, or with a `suffix` filled in at a cursor.
 
 A prompt is raw: the names of special tokens in it are those tokens, and a BOS is put before it
-where there is none. Around a cursor (`suffix`) they are ordinary characters.
+where there is none. Around a cursor (`suffix`) they are ordinary characters; a prompt that they
+make a gap is that gap, in whatever order the model learned it.
 """
 
+import dataclasses
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -28,9 +30,10 @@ from sounding.server.protocols.fields import (
     MOST_CHOICES,
     UNSUPPORTED_SAMPLING,
     StreamOptions,
+    most_tokens,
     stop_strings,
 )
-from sounding.server.protocols.filling import Filling, Plain, fill_in
+from sounding.server.protocols.filling import Filling, Plain, fill_in, marked_gap
 from sounding.server.protocols.logprobs import completion_logprobs
 from sounding.server.protocols.usage import openai_usage
 from sounding.server.service import Service
@@ -44,13 +47,16 @@ class CompletionRequest(Wire):
     accepted: ClassVar = METADATA
     refused: ClassVar = UNSUPPORTED_SAMPLING
 
-    model: str
+    model: str | None = None
+    """The one that is served where it is empty or absent."""
     prompt: str | list[str] | list[int] | list[list[int]]
     """Text or token ids, one or several."""
     suffix: str | None = None
     """The text after the cursor: what is between the prompt and it is written."""
     max_tokens: int | None = Field(default=None, ge=0)
     """16 if not given; 0 only puts the prompt into the cache."""
+    n_predict: int | None = Field(default=None, ge=-1)
+    """llama.cpp's name of max_tokens; -1: as many as there is room for."""
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
     best_of: int | None = Field(default=None, ge=1)
     """Must be n: all answers are returned."""
@@ -60,6 +66,7 @@ class CompletionRequest(Wire):
     stream_options: StreamOptions | None = None
     stop: str | list[str] | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
+    """1 if not given; 0 in a gap that the names of the FIM tokens mark."""
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
     min_p: float | None = Field(default=None, ge=0, le=1)
@@ -121,63 +128,69 @@ class Completions:
         return writer.whole(choices)
 
     async def _begin(self, asked: CompletionRequest) -> tuple[Exchange, list[_Choice]]:
-        sampling = Sampling(
+        pairs: list[tuple[GenerationRequest, _Choice]] = []
+        for prompt in _prompts(asked.prompt):
+            gap = _gap(prompt, asked)
+            marked = gap is not None and asked.suffix is None
+            samplings = several(self._sampling(asked, 0.0 if marked else 1.0), asked.n or 1)
+            if gap is not None:
+                pairs += [await self._fill(gap, one) for one in samplings]
+            else:
+                pairs += await self._service.threads.run(partial(self._continue, prompt, samplings))
+        exchange = await self._service.begin(ROUTE, [request for request, _ in pairs])
+        return exchange, [choice for _, choice in pairs]
+
+    def _sampling(self, asked: CompletionRequest, temperature: float) -> Sampling:
+        given = asked.max_tokens is not None or asked.n_predict is not None
+        return Sampling(
             params=sampling_params(
                 temperature=asked.temperature,
                 top_p=asked.top_p,
                 top_k=asked.top_k,
                 min_p=asked.min_p,
                 seed=asked.seed,
+                default_temperature=temperature,
             ),
-            max_tokens=_DEFAULT_TOKENS if asked.max_tokens is None else asked.max_tokens,
+            max_tokens=most_tokens(asked.max_tokens, asked.n_predict) if given else _DEFAULT_TOKENS,
             stop=stop_strings(asked.stop),
             top_logprobs=asked.logprobs,
         )
-        samplings = several(sampling, asked.n or 1)
-        if asked.suffix is not None:
-            pairs = [await self._fill(asked, one) for one in samplings]
-        else:
-            pairs = await self._service.threads.run(partial(self._continue, asked, samplings))
-        exchange = await self._service.begin(ROUTE, [request for request, _ in pairs])
-        return exchange, [choice for _, choice in pairs]
 
-    async def _fill(
-        self, asked: CompletionRequest, sampling: Sampling
-    ) -> tuple[GenerationRequest, _Choice]:
-        assert isinstance(asked.prompt, str) and asked.suffix is not None
+    async def _fill(self, gap: Gap, sampling: Sampling) -> tuple[GenerationRequest, _Choice]:
         service = self._service
+        context = service.engine.context_tokens
+        if sampling.max_tokens is None:
+            sampling = dataclasses.replace(sampling, max_tokens=context // 4)
         filling = await fill_in(
             service,
-            Gap(asked.prompt, asked.suffix),
+            gap,
             None,
             max_tokens=sampling.max_tokens or 0,
-            context_tokens=service.engine.context_tokens,
+            context_tokens=context,
             stop=sampling.stop,
             whole=True,
         )
         return filling.request(sampling, service.settings.max_seconds), _Choice(filling, "")
 
     def _continue(
-        self, asked: CompletionRequest, samplings: Sequence[Sampling]
+        self, prompt: str | list[int], samplings: Sequence[Sampling]
     ) -> list[tuple[GenerationRequest, _Choice]]:
-        """By prompt first, then by answer."""
         service, tokenizer = self._service, self._service.tokenizer
+        ids = self._ids(prompt)
+        shown = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
         pairs = []
-        for prompt in _prompts(asked.prompt):
-            ids = self._ids(prompt)
-            shown = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
-            for sampling in samplings:
-                wanted = sampling.max_tokens
-                room = answer_tokens(len(ids), wanted, service.engine.context_tokens, "prompt")
-                request = GenerationRequest(
-                    prompt=ids,
-                    params=sampling.params,
-                    max_tokens=room,
-                    max_seconds=service.settings.max_seconds,
-                    stop=tuple(sampling.stop),
-                    top_logprobs=sampling.top_logprobs,
-                )
-                pairs.append((request, _Choice(Plain(tokenizer.eos_id), shown)))
+        for sampling in samplings:
+            wanted = sampling.max_tokens
+            room = answer_tokens(len(ids), wanted, service.engine.context_tokens, "prompt")
+            request = GenerationRequest(
+                prompt=ids,
+                params=sampling.params,
+                max_tokens=room,
+                max_seconds=service.settings.max_seconds,
+                stop=tuple(sampling.stop),
+                top_logprobs=sampling.top_logprobs,
+            )
+            pairs.append((request, _Choice(Plain(tokenizer.eos_id), shown)))
         return pairs
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
@@ -203,6 +216,13 @@ def _prompts(prompt: Any) -> list[Any]:
     if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
         return [prompt]
     return list(prompt)
+
+
+def _gap(prompt: str | list[int], asked: CompletionRequest) -> Gap | None:
+    """The cursor that is written at, None where text goes on."""
+    if asked.suffix is not None and isinstance(prompt, str):
+        return Gap(prompt, asked.suffix)
+    return marked_gap(prompt) if isinstance(prompt, str) and not asked.echo else None
 
 
 def take(choice: _Choice, event: TokenEvent | Finished) -> str:

@@ -40,6 +40,8 @@ METADATA: dict[str, str] = {
     "cache_prompt": "prefixes are always cached",
     "id_slot": "every slot finds every prefix",
     "samplers": "the parameters say which run; their order is fixed",
+    "response_fields": "the protocol has its own; /infill sends those that are asked for",
+    "timings_per_token": "times are in the trace",
 }
 
 
@@ -56,6 +58,17 @@ def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
     if not all(stops):
         raise Refusal(400, "stop: a stop string is empty", param="stop", code="invalid_value")
     return stops
+
+
+def arguments_of(text: str | None) -> str:
+    """A call's arguments as clients send them back: blank ones and null are those of a call that
+    takes none, as some clients add them up from a stream."""
+    return "{}" if text is None or text.strip() in ("", "null") else text
+
+
+def most_tokens(*asked: int | None) -> int | None:
+    """The least of the limits that are given; -1 is none."""
+    return min((most for most in asked if most is not None and most >= 0), default=None)
 
 
 def check_choice(

@@ -1,6 +1,6 @@
 """Text that is written at a cursor, for the protocols that fill in the middle."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from sounding.completion.completer import Fill
@@ -17,14 +17,50 @@ from sounding.engine.requests import (
 from sounding.server.conversation import Sampling
 from sounding.server.http.errors import Refusal, context_overflow
 from sounding.server.service import Service
+from sounding.text.markup import BOS, FIM_BEGIN, FIM_END, FIM_HOLE
 from sounding.text.tokenizer import TooManyTokens
+
+
+def marked_gap(prompt: str) -> Gap | None:
+    """The gap of a prompt that is exactly begin, prefix, hole, suffix, end; None for any other.
+
+    Editors write it so for every DeepSeek model, but not every one learned this order.
+    """
+    text = prompt.removeprefix(BOS)
+    if not (text.startswith(FIM_BEGIN) and text.endswith(FIM_END)):
+        return None
+    parts = text[len(FIM_BEGIN) : -len(FIM_END)].split(FIM_HOLE)
+    if len(parts) != 2 or any(token in part for part in parts for token in (FIM_BEGIN, FIM_END)):
+        return None
+    return Gap(*parts)
+
+
+class Newlines:
+    """The line ends of a client's text: the model knows `\\n` alone, the answer has the text's."""
+
+    def __init__(self, text: str) -> None:
+        """Those that most lines of the text have."""
+        both = text.count("\r\n")
+        counts = {"\n": text.count("\n") - both, "\r\n": both, "\r": text.count("\r") - both}
+        self._end = max(counts, key=lambda end: counts[end])
+
+    @staticmethod
+    def read(text: str) -> str:
+        return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+    def write(self, text: str) -> str:
+        return text if self._end == "\n" else text.replace("\n", self._end)
 
 
 class Filling:
     """One completion at a cursor in the making."""
 
-    def __init__(self, gap: Gap, kind: Kind | None, fill: Fill) -> None:
+    def __init__(
+        self, gap: Gap, kind: Kind | None, fill: Fill, newlines: Newlines, stops: Mapping[str, str]
+    ) -> None:
+        """`stops` has the client's stop strings by what is looked for."""
         self._gap, self._kind, self.fill = gap, kind, fill
+        self._newlines, self._stops = newlines, stops
         self._shown = 0
 
     @property
@@ -34,7 +70,8 @@ class Filling:
     @property
     def stop(self) -> str | None:
         """The stop string that was found."""
-        return self.fill.reader.found
+        found = self.fill.reader.found
+        return None if found is None else self._stops.get(found, found)
 
     def feed(self, event: Event) -> str:
         """The text that became certain with an event of the engine; the rest with the last."""
@@ -49,7 +86,7 @@ class Filling:
                 certain = trim(certain, self._gap, cut_short=short)
         more = certain[self._shown :]
         self._shown = max(self._shown, len(certain))
-        return more
+        return self._newlines.write(more)
 
     def request(self, sampling: Sampling, max_seconds: float | None) -> GenerationRequest:
         return GenerationRequest(
@@ -99,6 +136,10 @@ async def fill_in(
     fits; with `whole` that must be all of it.
     """
     completer, threads = service.require_completer(), service.threads
+    newlines = Newlines(gap.prefix + gap.suffix)
+    gap = _with_newlines(gap)
+    files = tuple((name, Newlines.read(text)) for name, text in files)
+    stops = {Newlines.read(one): one for one in stop}
     try:
         settings = CompletionSettings(
             max_tokens=max(1, max_tokens), context_tokens=context_tokens, typing=True
@@ -109,7 +150,7 @@ async def fill_in(
         if whole:
             await threads.run(partial(completer.count, gap, context_tokens))
         fill = await threads.run(
-            partial(completer.begin, gap, kind, settings, files=files, stop=stop)
+            partial(completer.begin, gap, kind, settings, files=files, stop=tuple(stops))
         )
     except TooManyTokens as error:
         raise context_overflow(
@@ -120,4 +161,11 @@ async def fill_in(
     if whole and fill.truncated:
         num_tokens = await threads.run(partial(completer.count, gap))
         raise context_overflow(num_tokens, context_tokens, param="prompt")
-    return Filling(fill.gap, kind, fill)
+    return Filling(fill.gap, kind, fill, newlines, stops)
+
+
+def _with_newlines(gap: Gap) -> Gap:
+    prefix = gap.prefix
+    if prefix.endswith("\r") and gap.suffix.startswith("\n"):
+        prefix = prefix[:-1]  # the cursor is within a line end
+    return Gap(Newlines.read(prefix), Newlines.read(gap.suffix))

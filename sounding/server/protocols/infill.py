@@ -19,7 +19,7 @@ from sounding.server.http.errors import llama_error
 from sounding.server.http.streaming import Answer, Frames, sse, whole
 from sounding.server.http.wire import Json, Refused, Wire
 from sounding.server.protocols.fields import stop_strings
-from sounding.server.protocols.filling import Filling, fill_in
+from sounding.server.protocols.filling import Filling, Plain, fill_in
 from sounding.server.service import Service
 
 ROUTE = "/infill"
@@ -38,11 +38,14 @@ class ExtraText(Wire):
     text: str
 
 
-class InfillRequest(Wire):
+class LlamaRequest(Wire):
+    """What llama.cpp's routes have in common."""
+
     accepted: ClassVar = {
         "cache_prompt": "prefixes are always cached",
         "id_slot": "every slot finds every prefix",
         "n_indent": "the cursor's own line says how deep its block is",
+        "n_cmpl": "there is one answer; at temperature 0 the others would be the same",
         "n_keep": "the prompt is cut at its far ends",
         "samplers": "the parameters say which run; their order is fixed",
         "timings_per_token": "timings come with the end",
@@ -66,13 +69,6 @@ class InfillRequest(Wire):
         "lora": Refused("there are no adapters", ([],)),
     }
 
-    input_prefix: str = ""
-    """The text before the cursor's line, or before the cursor."""
-    input_suffix: str = ""
-    input_extra: list[ExtraText] = Field(default_factory=list)
-    """Pieces of other files; the most relevant ones are shown to the model."""
-    prompt: str = ""
-    """The cursor's line up to the cursor: more of the prefix."""
     model: str | None = None
     n_predict: int | None = Field(default=None, ge=-1)
     """-1: as many as there is room for; 0 only puts the prompt into the cache."""
@@ -94,14 +90,27 @@ class InfillRequest(Wire):
     """Which fields to send, such as "content" and "timings/prompt_n"; the others stay away."""
 
 
+class InfillRequest(LlamaRequest):
+    input_prefix: str = ""
+    """The text before the cursor's line, or before the cursor."""
+    input_suffix: str = ""
+    input_extra: list[ExtraText] = Field(default_factory=list)
+    """Pieces of other files; the most relevant ones are shown to the model."""
+    prompt: str = ""
+    """The cursor's line up to the cursor: more of the prefix."""
+
+
 class Infill:
     """The endpoint."""
+
+    route = ROUTE
+    model: type[LlamaRequest] = InfillRequest
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     async def __call__(self, request: Request) -> Response:
-        asked = await self._service.read(request, InfillRequest)
+        asked = await self._service.read(request, self.model)
         model = self._service.require_model(asked.model)
         if not asked.stream:
             return Answer(await whole(request, self._complete(asked, model)))
@@ -112,10 +121,11 @@ class Infill:
             keep_alive_seconds=self._service.settings.keep_alive_seconds,
         )
 
-    async def _begin(self, asked: InfillRequest) -> tuple[Exchange, Filling]:
+    async def _begin(self, asked: Any) -> tuple[Exchange, Filling | Plain]:
         service = self._service
         context = min(service.settings.infill_context_tokens, service.engine.context_tokens)
-        sampling = _sampling(asked, context)
+        # At least half of the context is for the prompt, or there is nothing to complete.
+        sampling = sampling_of(asked, context // 2)
         gap = Gap(asked.input_prefix + asked.prompt, asked.input_suffix)
         filling = await fill_in(
             service,
@@ -126,10 +136,10 @@ class Infill:
             stop=sampling.stop,
             files=tuple((extra.filename, extra.text) for extra in asked.input_extra),
         )
-        request = filling.request(sampling, _seconds(asked, service.settings.max_seconds))
-        return await service.begin(ROUTE, [request]), filling
+        request = filling.request(sampling, seconds_of(asked, service.settings.max_seconds))
+        return await service.begin(self.route, [request]), filling
 
-    async def _complete(self, asked: InfillRequest, model: str) -> Json:
+    async def _complete(self, asked: LlamaRequest, model: str) -> Json:
         exchange, filling = await self._begin(asked)
         text = ""
         async with exchange:
@@ -141,7 +151,7 @@ class Infill:
         return _chosen(self._last(exchange, filling, text, finished, model), asked)
 
     async def _frames(
-        self, exchange: Exchange, filling: Filling, asked: InfillRequest, model: str
+        self, exchange: Exchange, filling: Filling | Plain, asked: LlamaRequest, model: str
     ) -> AsyncIterator[bytes]:
         async for _, event in exchange:
             text = filling.feed(event)
@@ -154,7 +164,12 @@ class Infill:
                 yield sse({"index": 0, "content": text, "stop": False})
 
     def _last(
-        self, exchange: Exchange, filling: Filling, text: str, finished: Finished, model: str
+        self,
+        exchange: Exchange,
+        filling: Filling | Plain,
+        text: str,
+        finished: Finished,
+        model: str,
     ) -> Json:
         """The object an answer ends with, or consists of."""
         request, usage = exchange.runs[0].request, finished.usage
@@ -180,11 +195,15 @@ class Infill:
         }
 
 
-def _sampling(asked: InfillRequest, context_tokens: int) -> Sampling:
+def sampling_of(
+    asked: LlamaRequest,
+    most_tokens: int,
+    default_temperature: float = 0.0,
+    default_tokens: int = _DEFAULT_TOKENS,
+) -> Sampling:
     wanted = asked.n_predict if asked.n_predict is not None else asked.max_tokens
-    # At least half of the context is for the prompt, or there is nothing to complete.
-    most = max(1, context_tokens // 2)
-    tokens = _DEFAULT_TOKENS if wanted is None else wanted
+    most = max(1, most_tokens)
+    tokens = default_tokens if wanted is None else wanted
     return Sampling(
         params=sampling_params(
             temperature=asked.temperature,
@@ -192,14 +211,14 @@ def _sampling(asked: InfillRequest, context_tokens: int) -> Sampling:
             top_k=asked.top_k,
             min_p=asked.min_p,
             seed=None if asked.seed == -1 else asked.seed,
-            default_temperature=0.0,
+            default_temperature=default_temperature,
         ),
         max_tokens=most if tokens < 0 else min(tokens, most),
         stop=stop_strings(asked.stop),
     )
 
 
-def _seconds(asked: InfillRequest, limit: float | None) -> float | None:
+def seconds_of(asked: LlamaRequest, limit: float | None) -> float | None:
     """The time limit that asks for the least."""
     limits = [limit] if limit is not None else []
     if asked.t_max_predict_ms:
@@ -234,7 +253,7 @@ def _timing(name: str, count: int, seconds: float) -> Json:
     }
 
 
-def _chosen(whole: Json, asked: InfillRequest) -> Json:
+def _chosen(whole: Json, asked: LlamaRequest) -> Json:
     """The fields asked for, nested ones under their path."""
     if not asked.response_fields:
         return whole

@@ -4,13 +4,10 @@ Thinking is off unless asked for, as that protocol has it. With `display: "omitt
 block's signature is the reasoning itself in disguise (opaque.py), so that it comes back.
 """
 
-import json
-from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, Tag, model_validator
-from pydantic.types import Discriminator
+from pydantic import AfterValidator, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -26,131 +23,30 @@ from sounding.server.conversation import (
 from sounding.server.http.streaming import Answer, Frames, sse, whole
 from sounding.server.http.wire import Json, Refused, Wire, fault
 from sounding.server.protocols.answering import Answering, answer
-from sounding.server.protocols.fields import (
-    MOST_TOOLS,
-    ONLY_TEXT,
-    Effort,
-    check_choice,
-    stop_strings,
+from sounding.server.protocols.fields import MOST_TOOLS, Effort, check_choice, stop_strings
+from sounding.server.protocols.messages_blocks import (
+    CACHED,
+    Library,
+    MessageParam,
+    TextBlock,
+    asked_in_text,
+    text_of_system,
 )
 from sounding.server.protocols.messages_writer import MessageWriter
-from sounding.server.protocols.opaque import unwrap
 from sounding.server.service import Service, owner_of
 from sounding.server.turn_memory import Rendered
 
 ROUTE = "/v1/messages"
 COUNT_ROUTE = "/v1/messages/count_tokens"
 
-_CACHED = {"cache_control": "every prefix is cached as it is"}
-
-
 # --------------------------------------------------------------------------------------------------
 # The wire
 
 
-class TextBlock(Wire):
-    accepted: ClassVar = _CACHED
-    refused: ClassVar = {"citations": Refused("nothing is cited", ([],))}
-
-    type: Literal["text"]
-    text: str
-
-
-class ThinkingBlock(Wire):
-    type: Literal["thinking"]
-    thinking: str
-    signature: str = ""
-
-
-class ToolUseBlock(Wire):
-    accepted: ClassVar = _CACHED | {"caller": "every call is the model's own"}
-
-    type: Literal["tool_use"]
-    id: str
-    name: str
-    input: dict[str, Any]
-
-
-class ToolResultBlock(Wire):
-    accepted: ClassVar = _CACHED | {"is_error": "the result says what went wrong"}
-
-    type: Literal["tool_result"]
-    tool_use_id: str
-    content: str | list[TextBlock] = ""
-
-
-_BLOCKS = ("text", "thinking", "tool_use", "tool_result")
-
-
-def _block_type(block: Any) -> Any:
-    return block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
-
-
-Block = Annotated[
-    Annotated[TextBlock, Tag("text")]
-    | Annotated[ThinkingBlock, Tag("thinking")]
-    | Annotated[ToolUseBlock, Tag("tool_use")]
-    | Annotated[ToolResultBlock, Tag("tool_result")],
-    Discriminator(
-        _block_type,
-        custom_error_type="block",
-        custom_error_message=f"a content block is one of {', '.join(_BLOCKS)}; {ONLY_TEXT}",
-    ),
-]
-
-
-class MessageParam(Wire):
-    role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
-
-    @model_validator(mode="after")
-    def _blocks_of_the_role(self) -> "MessageParam":
-        own = {"assistant": ("thinking", "tool_use"), "user": ("tool_result",)}.get(self.role, ())
-        for block in self.content if isinstance(self.content, list) else ():
-            if block.type not in ("text", *own):
-                raise fault("content", f"a {block.type} block is not for a message of {self.role}")
-        return self
-
-    def as_messages(self) -> Iterator[Message]:
-        """In the shape that the prompt encoder reads; each tool's result is a message."""
-        blocks = self.content
-        if isinstance(blocks, str):
-            yield {"role": self.role, "content": blocks}
-        elif self.role == "assistant":
-            yield _assistant(blocks)
-        else:
-            for block in blocks:
-                if isinstance(block, ToolResultBlock):
-                    content = _joined(block.content)
-                    yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
-                elif isinstance(block, TextBlock):
-                    yield {"role": self.role, "content": block.text}
-            if not blocks:
-                yield {"role": self.role, "content": ""}
-
-
-def _assistant(blocks: list[Any]) -> Message:
-    message: Message = {"role": "assistant", "content": ""}
-    calls = []
-    for block in blocks:
-        match block:
-            case TextBlock():
-                message["content"] += block.text
-            case ThinkingBlock():
-                text = block.thinking or unwrap(block.signature) or ""
-                message["reasoning_content"] = message.get("reasoning_content", "") + text
-            case ToolUseBlock():
-                arguments = json.dumps(block.input, ensure_ascii=False)
-                function = {"name": block.name, "arguments": arguments}
-                calls.append({"id": block.id, "type": "function", "function": function})
-    return message | ({"tool_calls": calls} if calls else {})
-
-
 class Tool(Wire):
-    accepted: ClassVar = _CACHED | {"eager_input_streaming": "arguments always stream"}
+    accepted: ClassVar = CACHED | {"eager_input_streaming": "arguments always stream"}
     refused: ClassVar = {
         "allowed_callers": Refused("tools are called by the model alone", (["direct"],)),
-        "defer_loading": Refused("every tool is shown from the start", (False,)),
         "input_examples": Refused("show them in the description", ([],)),
     }
 
@@ -159,6 +55,8 @@ class Tool(Wire):
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
+    defer_loading: bool | None = None
+    """Shown where a `tool_reference` first names it, and not before."""
 
     @model_validator(mode="before")
     @classmethod
@@ -205,12 +103,13 @@ class OutputFormat(Wire):
 
 class OutputConfig(Wire):
     effort: Effort | None = None
+    """That of a message counts from there on; the last one is taken."""
     format: OutputFormat | None = None
 
 
 class CountTokensRequest(Wire):
     accepted: ClassVar = {
-        **_CACHED,
+        **CACHED,
         "metadata": "metadata",
         "service_tier": "there is one tier",
         "inference_geo": "there is one place",
@@ -225,8 +124,9 @@ class CountTokensRequest(Wire):
         "speed": Refused("there is one speed", ("standard",)),
     }
 
-    model: str
-    messages: list[MessageParam] = Field(min_length=1)
+    model: str | None = None
+    """The one that is served where it is empty or absent."""
+    messages: Annotated[list[MessageParam], AfterValidator(asked_in_text)] = Field(min_length=1)
     system: str | list[TextBlock] | None = None
     tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_choice: ToolChoice | None = None
@@ -250,31 +150,36 @@ class MessagesRequest(CountTokensRequest):
 
 
 def conversation_of(asked: CountTokensRequest) -> Conversation:
-    messages = [each for message in asked.messages for each in message.as_messages()]
-    if asked.system:
-        messages.insert(0, {"role": "system", "content": _joined(asked.system)})
-    tools = [tool.as_tool() for tool in asked.tools or ()]
     choice = asked.tool_choice or ToolChoice(type="auto")
+    library = Library(
+        [tool.as_tool() for tool in asked.tools or ()],
+        {tool.name for tool in asked.tools or () if tool.defer_loading} - {choice.name},
+    )
+    messages = [each for message in asked.messages for each in message.as_messages(library)]
+    system = text_of_system(asked.system or "")
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
     words: dict[str, Choice] = {"any": "required", "tool": "required", "none": "none"}
     named = None if choice.name is None else (choice.name,)
-    word, names = check_choice(words.get(choice.type, "auto"), named, tools)
+    word, names = check_choice(words.get(choice.type, "auto"), named, library.known)
     thinking, output = asked.thinking, asked.output_config or OutputConfig()
+    effort = output.effort
+    for message in asked.messages:
+        if message.output_config is not None and message.output_config.effort is not None:
+            effort = message.output_config.effort
     return Conversation(
         messages=messages,
-        tools=tools,
+        tools=library.known,
+        later=library.later,
         choice=word,
         callable=names,
         parallel=not choice.disable_parallel_tool_use,
         schema=output.format.schema_ if output.format is not None else None,
         thinking=thinking is not None and thinking.type != "disabled",
-        effort=EFFORTS.get(output.effort or "high", "high"),
+        effort=EFFORTS.get(effort or "high", "high"),
         prefix=asked.messages[-1].role == "assistant",
         thinking_budget=thinking.budget_tokens if thinking is not None else None,
     )
-
-
-def _joined(content: str | list[TextBlock]) -> str:
-    return content if isinstance(content, str) else "\n\n".join(block.text for block in content)
 
 
 # --------------------------------------------------------------------------------------------------

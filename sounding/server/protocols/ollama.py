@@ -1,9 +1,10 @@
-"""Ollama's protocol, as far as editors use it to complete: generate, tags, show.
+"""`/api/generate` of Ollama's protocol, and what it shares with `/api/chat` (ollama_chat.py).
 
 A prompt is a question to be answered, unless it is `raw` or has a `suffix`: then it is text to go
 on with. Answers stream as lines of JSON.
 """
 
+import re
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -25,19 +26,18 @@ from sounding.server.conversation import (
 )
 from sounding.server.exchange import Exchange, failure
 from sounding.server.http.errors import Refusal, ollama_error
-from sounding.server.http.streaming import Answer, Endpoint, Frames, to_json, whole
+from sounding.server.http.streaming import Answer, Frames, to_json, whole
 from sounding.server.http.wire import Json, Refused, Wire, fault
 from sounding.server.protocols.answering import Answering, answer
 from sounding.server.protocols.fields import ONLY_TEXT, stop_strings
-from sounding.server.protocols.filling import Filling, Plain, fill_in
+from sounding.server.protocols.filling import Filling, Plain, fill_in, marked_gap
 from sounding.server.reply import Answered, Piece
 from sounding.server.service import Service, owner_of
 from sounding.text import ContentDelta, ReasoningDelta
 
 ROUTE = "/api/generate"
-SHOW_ROUTE = "/api/show"
-_VERSION = "0.12.0"  # of the protocol: clients ask what the server can do
-_TAG = ":latest"
+# Go's way to write no time at all.
+_NO_TIME = re.compile(r"[+-]?0*(\.0*)?(ns|us|µs|ms|s|m|h)?")
 
 
 class Options(Wire):
@@ -72,8 +72,15 @@ class Options(Wire):
     stop: str | list[str] | None = None
 
 
+Format = Literal["", "json"] | dict[str, Any] | None
+Think = bool | Literal["low", "medium", "high", "max"] | None
+
+
 class GenerateRequest(Wire):
-    accepted: ClassVar = {"keep_alive": "the model stays loaded"}
+    accepted: ClassVar = {
+        "truncate": "the prompt is never cut",
+        "shift": "the context is never shifted",
+    }
     refused: ClassVar = {
         "images": Refused(ONLY_TEXT, ([],)),
         "template": Refused(
@@ -84,7 +91,8 @@ class GenerateRequest(Wire):
         "top_logprobs": Refused("probabilities are told in /v1/completions", (0,)),
     }
 
-    model: str
+    model: str | None = None
+    """The one that is served where it is empty or absent."""
     prompt: str = ""
     suffix: str | None = None
     """The text after the cursor: what is between the prompt and it is written."""
@@ -92,11 +100,14 @@ class GenerateRequest(Wire):
     stream: bool | None = None
     """True if not given."""
     raw: bool | None = None
-    """Go on with the prompt as it is; names of special tokens in it are those tokens."""
-    format: Literal["", "json"] | dict[str, Any] | None = None
+    """Go on with the prompt as it is; names of special tokens in it are those tokens. A prompt that
+    the FIM tokens make a gap is filled in, in the order that the model learned."""
+    format: Format = None
     """`json` for any object, or the JSON schema of the answer."""
-    think: bool | Literal["low", "medium", "high", "max"] | None = None
+    think: Think = None
     options: Options | None = None
+    keep_alive: int | float | str | None = None
+    """Without a prompt the answer says that the model is loaded, or with 0, unloaded; it stays."""
 
     @model_validator(mode="after")
     def _belong_together(self) -> "GenerateRequest":
@@ -111,14 +122,6 @@ class GenerateRequest(Wire):
         return bool(self.raw or self.suffix)
 
 
-class ShowRequest(Wire):
-    accepted: ClassVar = {"verbose": "everything known is said"}
-
-    model: str | None = None
-    name: str | None = None
-    """The older name of model."""
-
-
 class Generate:
     """`/api/generate`."""
 
@@ -127,36 +130,21 @@ class Generate:
 
     async def __call__(self, request: Request) -> Response:
         asked = await self._service.read(request, GenerateRequest)
-        model = self._service.require_model(asked.model)
+        objects = Objects(self._service.require_model(asked.model))
+        if not asked.prompt and not asked.suffix:
+            return Answer(objects.loaded(asked.keep_alive, {"response": ""}))
         begun = await whole(request, self._begin(asked, owner_of(request)))
-        objects = _Objects(model)
         parts = begun.answer(objects)
         if asked.stream is not False:
-            return Frames(
-                _lines(parts),
-                begun.exchange.cancel,
-                media_type="application/x-ndjson",
-                keep_alive=b"\n",
-                keep_alive_seconds=self._service.settings.keep_alive_seconds,
-            )
+            return stream(self._service, begun.exchange, parts)
         return Answer(await whole(request, _added(begun.exchange, parts)))
 
     async def _begin(self, asked: GenerateRequest, owner: str) -> "_Asked | _Continued":
-        options = asked.options or Options()
-        wanted = options.num_predict if options.num_predict is not None else -1
-        sampling = Sampling(
-            params=sampling_params(
-                temperature=options.temperature,
-                top_p=options.top_p,
-                top_k=options.top_k,
-                min_p=options.min_p,
-                seed=options.seed,
-            ),
-            max_tokens=wanted if wanted >= 0 else None,
-            stop=stop_strings(options.stop),
-        )
+        gap = Gap(asked.prompt, asked.suffix) if asked.suffix else None
+        marked = marked_gap(asked.prompt) if asked.raw and gap is None else None
+        sampling = sampling_of(asked.options, 1.0 if marked is None else 0.0)
         if asked.continues:
-            return await self._continue(asked, sampling)
+            return await self._continue(asked.prompt, gap or marked, sampling)
         chat = self._chat(asked)
         return _Asked(await answer(self._service, ROUTE, owner, chat, sampling))
 
@@ -164,21 +152,16 @@ class Generate:
         messages = [{"role": "user", "content": asked.prompt}]
         if asked.system:
             messages.insert(0, {"role": "system", "content": asked.system})
-        schema = {"type": "object"} if asked.format == "json" else asked.format or None
-        think = asked.think
         return Conversation(
             messages=messages,
-            schema=schema,
-            show_schema=isinstance(asked.format, dict),
-            thinking=self._service.settings.thinking if think is None else bool(think),
-            effort=EFFORTS[think] if isinstance(think, str) else "high",
+            **how_of(asked.format, asked.think, self._service.settings.thinking),
         )
 
-    async def _continue(self, asked: GenerateRequest, sampling: Sampling) -> "_Continued":
+    async def _continue(self, prompt: str, gap: Gap | None, sampling: Sampling) -> "_Continued":
         service = self._service
         context, limit = service.engine.context_tokens, service.settings.max_seconds
         source: Filling | Plain
-        if asked.suffix:
+        if gap is not None:
             most = sampling.max_tokens
             sampling = Sampling(
                 params=sampling.params,
@@ -187,7 +170,7 @@ class Generate:
             )
             source = await fill_in(
                 service,
-                Gap(asked.prompt, asked.suffix),
+                gap,
                 None,
                 max_tokens=sampling.max_tokens or 0,
                 context_tokens=context,
@@ -197,7 +180,7 @@ class Generate:
             request = source.request(sampling, limit)
         else:
             source = Plain(service.tokenizer.eos_id)
-            ids = await service.threads.run(partial(service.raw_prompt, asked.prompt))
+            ids = await service.threads.run(partial(service.raw_prompt, prompt))
             request = GenerationRequest(
                 prompt=ids,
                 params=sampling.params,
@@ -208,20 +191,53 @@ class Generate:
         return _Continued(await service.begin(ROUTE, [request]), source)
 
 
-class _Objects:
-    """Writes the objects of one answer."""
+def sampling_of(options: Options | None, default_temperature: float = 1.0) -> Sampling:
+    options = options or Options()
+    wanted = options.num_predict if options.num_predict is not None else -1
+    return Sampling(
+        params=sampling_params(
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            min_p=options.min_p,
+            seed=options.seed,
+            default_temperature=default_temperature,
+        ),
+        max_tokens=wanted if wanted >= 0 else None,
+        stop=stop_strings(options.stop),
+    )
+
+
+def how_of(form: Format, think: Think, thinks: bool) -> dict[str, Any]:
+    """Fields of a `Conversation`; `thinks` says whether to think where the request does not."""
+    return {
+        "schema": {"type": "object"} if form == "json" else form or None,
+        "show_schema": isinstance(form, dict),
+        "thinking": thinks if think is None else bool(think),
+        "effort": EFFORTS[think] if isinstance(think, str) else "high",
+    }
+
+
+class Objects:
+    """Writes the objects of one answer; `said` is what the protocol's route says in each."""
 
     def __init__(self, model: str) -> None:
         self._model, self._began = model, time.monotonic()
 
-    def part(self, **fields: str) -> Json:
-        return {**self._head(), "response": "", **fields, "done": False}
+    def loaded(self, keep_alive: int | float | str | None, said: Json) -> Json:
+        """The answer to a request that asks nothing: clients load and unload models so."""
+        unloads = _NO_TIME.fullmatch(str(keep_alive)) is not None and keep_alive != ""
+        reason = "unload" if unloads else "load"
+        return {**self._head(), **said, "done": True, "done_reason": reason}
 
-    def end(self, reason: str, usage: Usage, text: str = "") -> Json:
+    def part(self, said: Json) -> Json:
+        return {**self._head(), **said, "done": False}
+
+    def end(self, reason: str, usage: Usage, said: Json) -> Json:
         """The last one; times in nanoseconds."""
         return {
             **self._head(),
-            "response": text,
+            **said,
             "done": True,
             "done_reason": "stop" if reason == "stop" else "length",
             "total_duration": _nanoseconds(time.monotonic() - self._began),
@@ -242,15 +258,15 @@ class _Asked:
     def __init__(self, answering: Answering) -> None:
         self.exchange, self._answering = answering.exchange, answering
 
-    async def answer(self, objects: _Objects) -> AsyncIterator[Json | Refusal]:
+    async def answer(self, objects: Objects) -> AsyncIterator[Json | Refusal]:
         async for _, said in self._answering:
             match said:
                 case Piece(ContentDelta(text)):
-                    yield objects.part(response=text)
+                    yield objects.part({"response": text})
                 case Piece(ReasoningDelta(text)):
-                    yield objects.part(thinking=text)
+                    yield objects.part({"response": "", "thinking": text})
                 case Answered():
-                    yield said.failure or objects.end(said.reason, said.usage)
+                    yield said.failure or objects.end(said.reason, said.usage, {"response": ""})
 
 
 class _Continued:
@@ -259,13 +275,24 @@ class _Continued:
     def __init__(self, exchange: Exchange, source: Filling | Plain) -> None:
         self.exchange, self._source = exchange, source
 
-    async def answer(self, objects: _Objects) -> AsyncIterator[Json | Refusal]:
+    async def answer(self, objects: Objects) -> AsyncIterator[Json | Refusal]:
         async for _, event in self.exchange:
             text = self._source.feed(event)
             if isinstance(event, Finished):
-                yield failure(event) or objects.end(event.reason, event.usage, text)
+                yield failure(event) or objects.end(event.reason, event.usage, {"response": text})
             elif text:
-                yield objects.part(response=text)
+                yield objects.part({"response": text})
+
+
+def stream(service: Service, exchange: Exchange, parts: AsyncIterator[Json | Refusal]) -> Frames:
+    """An answer of lines."""
+    return Frames(
+        _lines(parts),
+        exchange.cancel,
+        media_type="application/x-ndjson",
+        keep_alive=b"\n",
+        keep_alive_seconds=service.settings.keep_alive_seconds,
+    )
 
 
 async def _lines(parts: AsyncIterator[Json | Refusal]) -> AsyncIterator[bytes]:
@@ -288,77 +315,3 @@ async def _added(exchange: Exchange, parts: AsyncIterator[Json | Refusal]) -> Js
 
 def _nanoseconds(seconds: float) -> int:
     return int(seconds * 1e9)
-
-
-# --------------------------------------------------------------------------------------------------
-# The model
-
-
-class Show:
-    """`/api/show`."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def __call__(self, request: Request) -> Response:
-        service = self._service
-        asked = await service.read(request, ShowRequest)
-        service.require_model(asked.model or asked.name)
-        card = service.card
-        capabilities = ["completion", "tools", "thinking"]
-        return Answer(
-            {
-                "modelfile": "",
-                "parameters": "",
-                "template": "",
-                "details": _details(service),
-                "model_info": {
-                    "general.architecture": card.architecture,
-                    "general.parameter_count": card.parameters,
-                    f"{card.architecture}.context_length": service.engine.context_tokens,
-                },
-                "capabilities": capabilities + (["insert"] if service.completer else []),
-                "modified_at": _when(service),
-            }
-        )
-
-
-def listings(service: Service) -> dict[str, Endpoint]:
-    """What only tells, by path, all GET."""
-
-    async def tags(request: Request) -> Response:
-        names = [name for name in service.settings.model_names if name != "*"]
-        return Answer({"models": [_listed(service, n) for n in names or [service.model_name]]})
-
-    async def version(request: Request) -> Response:
-        return Answer({"version": _VERSION})
-
-    return {"/api/tags": tags, "/api/version": version}
-
-
-def _listed(service: Service, name: str) -> Json:
-    tagged = name if ":" in name else name + _TAG
-    return {
-        "name": tagged,
-        "model": tagged,
-        "modified_at": _when(service),
-        "size": service.card.size_bytes,
-        "digest": "",
-        "details": _details(service),
-    }
-
-
-def _details(service: Service) -> Json:
-    card = service.card
-    return {
-        "parent_model": "",
-        "format": "safetensors",
-        "family": card.architecture,
-        "families": [card.architecture],
-        "parameter_size": f"{card.parameters / 1e6:.1f}M" if card.parameters else "",
-        "quantization_level": card.quantization,
-    }
-
-
-def _when(service: Service) -> str:
-    return datetime.fromtimestamp(service.began, UTC).isoformat()

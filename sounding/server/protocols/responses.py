@@ -4,35 +4,21 @@ Reasoning comes as text in a reasoning item, and in its `encrypted_content` wher
 for, which here is the same text in disguise (opaque.py).
 """
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, Tag, model_validator
-from pydantic.types import Discriminator
+from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sounding.server.conversation import (
-    EFFORTS,
-    Choice,
-    Conversation,
-    Message,
-    Sampling,
-    sampling_params,
-)
+from sounding.server.conversation import EFFORTS, Conversation, Sampling, sampling_params
 from sounding.server.http.errors import Refusal
 from sounding.server.http.streaming import Answer, Frames, whole
 from sounding.server.http.wire import Json, Refused, Wire, fault
 from sounding.server.protocols.answering import Answering, answer
-from sounding.server.protocols.fields import (
-    METADATA,
-    MOST_TOOLS,
-    ONLY_TEXT,
-    Effort,
-    check_choice,
-)
-from sounding.server.protocols.opaque import unwrap
+from sounding.server.protocols.fields import METADATA, MOST_TOOLS, Effort
+from sounding.server.protocols.responses_items import Item, later_tools, messages_of
+from sounding.server.protocols.responses_tools import Offer, Tool, ToolChoice, choice_of
 from sounding.server.protocols.responses_writer import ResponseWriter
 from sounding.server.reply import Answered
 from sounding.server.service import Service, owner_of
@@ -44,124 +30,6 @@ _STATELESS = "nothing is stored: send the earlier items themselves as input"
 
 # --------------------------------------------------------------------------------------------------
 # The wire
-
-
-class InputText(Wire):
-    accepted: ClassVar = {
-        "annotations": "left over from an answer",
-        "logprobs": "left over from an answer",
-        "prompt_cache_breakpoint": "every prefix is cached as it is",
-    }
-
-    type: Literal["input_text", "output_text", "text"]
-    text: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _only_text(cls, given: Any) -> Any:
-        kind = given.get("type") if isinstance(given, dict) else None
-        if isinstance(kind, str) and kind not in ("input_text", "output_text", "text"):
-            raise fault("type", f"a content part of type {kind[:40]!r}: {ONLY_TEXT}")
-        return given
-
-
-_LEFT_OVER = {"id": "left over from an answer", "status": "left over from an answer"}
-
-
-class InputMessage(Wire):
-    accepted: ClassVar = _LEFT_OVER | {"phase": "left over from an answer"}
-
-    type: Literal["message"] = "message"
-    role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[InputText]
-
-
-class FunctionCall(Wire):
-    accepted: ClassVar = _LEFT_OVER
-    refused: ClassVar = {
-        "namespace": Refused("tools have plain names"),
-        "caller": Refused("every call is the model's own", ({"type": "direct"},)),
-        "async": Refused("calls are answered before the next turn", (False,)),
-    }
-
-    type: Literal["function_call"]
-    call_id: str
-    name: str
-    arguments: str
-
-
-class FunctionCallOutput(Wire):
-    accepted: ClassVar = _LEFT_OVER
-
-    type: Literal["function_call_output"]
-    call_id: str
-    output: str | list[InputText]
-
-
-class ReasoningText(Wire):
-    type: Literal["reasoning_text"]
-    text: str
-
-
-class ReasoningItem(Wire):
-    accepted: ClassVar = _LEFT_OVER | {"summary": "the reasoning itself counts"}
-
-    type: Literal["reasoning"]
-    content: list[ReasoningText] | None = None
-    encrypted_content: str | None = None
-
-
-_ITEMS = ("message", "function_call", "function_call_output", "reasoning")
-
-
-def _item_type(item: Any) -> Any:
-    if isinstance(item, dict):
-        return item.get("type") or ("message" if "role" in item else None)
-    return getattr(item, "type", None)
-
-
-Item = Annotated[
-    Annotated[InputMessage, Tag("message")]
-    | Annotated[FunctionCall, Tag("function_call")]
-    | Annotated[FunctionCallOutput, Tag("function_call_output")]
-    | Annotated[ReasoningItem, Tag("reasoning")],
-    Discriminator(
-        _item_type,
-        custom_error_type="item",
-        custom_error_message=f"an input item is one of {', '.join(_ITEMS)}",
-    ),
-]
-
-
-class FunctionTool(Wire):
-    type: Literal["function"]
-    name: str = Field(min_length=1, max_length=128)
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _only_functions(cls, given: Any) -> Any:
-        kind = given.get("type") if isinstance(given, dict) else None
-        if isinstance(kind, str) and kind != "function":
-            raise fault("type", f"there is no tool of type {kind[:60]!r} here, only functions")
-        return given
-
-    def as_tool(self) -> Message:
-        function = self.model_dump(exclude_none=True, exclude={"type"})
-        return {"type": "function", "function": function}
-
-
-class NamedFunction(Wire):
-    type: Literal["function"]
-    name: str
-
-
-class AllowedFunctions(Wire):
-    type: Literal["allowed_tools"]
-    mode: Literal["auto", "required"]
-    tools: list[NamedFunction] = Field(min_length=1)
 
 
 class Reasoning(Wire):
@@ -191,8 +59,20 @@ class TextFormat(Wire):
         return self
 
 
+Include = Literal[
+    "reasoning.encrypted_content",
+    "message.output_text.logprobs",
+    "message.input_image.image_url",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+]
+
+
 class TextConfig(Wire):
-    refused: ClassVar = {"verbosity": Refused("ask for it in words", ("medium",))}
+    accepted: ClassVar = {"verbosity": "a hint that the prompt format has no place for"}
 
     format: TextFormat | None = None
 
@@ -218,7 +98,8 @@ class ResponseRequest(Wire):
         "moderation": Refused("nothing is moderated"),
     }
 
-    model: str
+    model: str | None = None
+    """The one that is served where it is empty or absent."""
     input: str | list[Item]
     instructions: str | None = None
     stream: bool | None = None
@@ -229,15 +110,14 @@ class ResponseRequest(Wire):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     """Of the text, with include: ["message.output_text.logprobs"]."""
-    include: list[Literal["reasoning.encrypted_content", "message.output_text.logprobs"]] | None = (
-        None
-    )
+    include: list[Include] | None = None
+    """What tools of a hosted service would add is never there."""
     reasoning: Reasoning | None = None
     text: TextConfig | None = None
-    tools: list[FunctionTool] | None = Field(default=None, max_length=MOST_TOOLS)
-    tool_choice: Literal["none", "auto", "required"] | NamedFunction | AllowedFunctions | None = (
-        None
-    )
+    tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
+    """Functions, those of namespaces and custom tools are shown to the model; what only a hosted
+    service could run is left out."""
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
     """Given back."""
@@ -247,7 +127,7 @@ class ResponseRequest(Wire):
 # Into our terms
 
 
-def conversation_of(asked: ResponseRequest, thinks: bool) -> Conversation:
+def conversation_of(asked: ResponseRequest, offer: Offer, thinks: bool) -> Conversation:
     """What is asked; `thinks` says whether to think where the request does not."""
     messages = messages_of(asked.input)
     if asked.instructions:
@@ -259,14 +139,14 @@ def conversation_of(asked: ResponseRequest, thinks: bool) -> Conversation:
             param="input",
             code="invalid_value",
         )
-    tools = [tool.as_tool() for tool in asked.tools or ()]
-    word, names = _choice_of(asked, tools)
+    word, names = choice_of(asked.tool_choice, offer.functions)
     effort = asked.reasoning.effort if asked.reasoning is not None else None
     form = (asked.text or TextConfig()).format or TextFormat()
     schema = {"type": "object"} if form.type == "json_object" else form.schema_
     return Conversation(
         messages=messages,
-        tools=tools,
+        tools=offer.functions,
+        later=offer.later,
         choice=word,
         callable=names,
         parallel=asked.parallel_tool_calls is not False,
@@ -277,57 +157,12 @@ def conversation_of(asked: ResponseRequest, thinks: bool) -> Conversation:
     )
 
 
-def messages_of(items: str | Sequence[Any]) -> list[Message]:
-    """Input items as messages; those that make one assistant turn become one message."""
-    if isinstance(items, str):
-        return [{"role": "user", "content": items}]
-    messages: list[Message] = []
-    for item in items:
-        match item:
-            case InputMessage(role="assistant"):
-                turn = _assistant_turn(messages, before=("tool_calls",))
-                turn["content"] += _joined(item.content, "")
-            case InputMessage():
-                role = "system" if item.role == "developer" else item.role
-                messages.append({"role": role, "content": _joined(item.content, "\n\n")})
-            case ReasoningItem():
-                text = "".join(part.text for part in item.content or ())
-                text = text or unwrap(item.encrypted_content or "") or ""
-                if text:
-                    turn = _assistant_turn(messages, before=("content", "tool_calls"))
-                    turn["reasoning_content"] = turn.get("reasoning_content", "") + text
-            case FunctionCall():
-                function = {"name": item.name, "arguments": item.arguments}
-                call = {"id": item.call_id, "type": "function", "function": function}
-                _assistant_turn(messages).setdefault("tool_calls", []).append(call)
-            case FunctionCallOutput():
-                output = _joined(item.output, "\n\n")
-                messages.append({"role": "tool", "tool_call_id": item.call_id, "content": output})
-    return messages
-
-
-def _assistant_turn(messages: list[Message], before: Sequence[str] = ()) -> Message:
-    """The assistant message in the making; a new one where it has what the item comes before."""
-    last = messages[-1] if messages else None
-    if last is None or last["role"] != "assistant" or any(last.get(name) for name in before):
-        last = {"role": "assistant", "content": ""}
-        messages.append(last)
-    return last
-
-
-def _joined(content: str | list[InputText], between: str) -> str:
-    return content if isinstance(content, str) else between.join(part.text for part in content)
-
-
-def _choice_of(
-    asked: ResponseRequest, tools: list[Message]
-) -> tuple[Choice, tuple[str, ...] | None]:
-    choice = asked.tool_choice
-    if isinstance(choice, NamedFunction):
-        return check_choice("required", (choice.name,), tools)
-    if isinstance(choice, AllowedFunctions):
-        return check_choice(choice.mode, tuple(tool.name for tool in choice.tools), tools)
-    return check_choice(choice or "auto", None, tools)
+def offer_of(asked: ResponseRequest) -> Offer:
+    """The tools that can be called, those included that the conversation brought."""
+    offer = Offer(asked.tools or ())
+    for later in later_tools(asked.input):
+        offer.extend(later)
+    return offer
 
 
 # --------------------------------------------------------------------------------------------------
@@ -343,11 +178,14 @@ class Responses:
     async def __call__(self, request: Request) -> Response:
         asked = await self._service.read(request, ResponseRequest)
         model = self._service.require_model(asked.model)
+        offer = await self._service.threads.run(partial(offer_of, asked))
         chat = await self._service.threads.run(
-            partial(conversation_of, asked, self._service.settings.thinking)
+            partial(conversation_of, asked, offer, self._service.settings.thinking)
         )
         echoed = await self._service.threads.run(partial(_echoed, asked))
-        writer = ResponseWriter(self._service.tokenizer, model, echoed, asked.include or ())
+        writer = ResponseWriter(
+            self._service.tokenizer, model, echoed, asked.include or (), offer.called
+        )
 
         async def begin() -> Answering:
             wants_logprobs = "message.output_text.logprobs" in (asked.include or ())

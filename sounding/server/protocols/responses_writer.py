@@ -1,9 +1,10 @@
 """The items and events of `/v1/responses`: one state that is either streamed or sent whole."""
 
+import json
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from typing import Any
 
 from sounding.engine.requests import Usage
@@ -12,22 +13,35 @@ from sounding.server.http.wire import Json
 from sounding.server.protocols.answering import Answering
 from sounding.server.protocols.logprobs import token_logprob
 from sounding.server.protocols.opaque import wrap
+from sounding.server.protocols.responses_tools import Called, input_of, item_of
 from sounding.server.reply import Answered, Piece, Reply
 from sounding.text import ArgumentsDelta, CallBegun, CallDone, ContentDelta, ReasoningDelta
 from sounding.text.tokenizer import Tokenizer
 
 # The type of an item's one content part, which is also the word in the names of its events.
 _PARTS = {"reasoning": "reasoning_text", "message": "output_text"}
-_IDS = {"reasoning": "rs", "message": "msg", "function_call": "fc"}
+_IDS = {
+    "reasoning": "rs",
+    "message": "msg",
+    "function_call": "fc",
+    "custom_tool_call": "ctc",
+    "tool_search_call": "tsc",
+}
 
 
 class ResponseWriter:
     """Writes one response."""
 
     def __init__(
-        self, tokenizer: Tokenizer, model: str, echoed: Json, include: Collection[str]
+        self,
+        tokenizer: Tokenizer,
+        model: str,
+        echoed: Json,
+        include: Collection[str],
+        called: Mapping[str, Called],
     ) -> None:
-        self._tokenizer, self._include = tokenizer, include
+        """`called` says how calls to the tools go back, by the names that the model knows."""
+        self._tokenizer, self._include, self._called = tokenizer, include, called
         self._output: list[Json] = []
         self._response = echoed | {
             "id": f"resp_{uuid.uuid4().hex}",
@@ -72,13 +86,24 @@ class ResponseWriter:
             case ContentDelta(text):
                 yield from self._say("message", text, piece)
             case CallBegun(index, name):
-                call = {"call_id": reply.call_ids[index], "name": name, "arguments": ""}
-                yield from self._begin("function_call", call)
+                yield from self._call(item_of(self._called, name), reply.call_ids[index])
             case ArgumentsDelta(_, text):
                 self._text.append(text)
-                yield self._about("response.function_call_arguments.delta", delta=text)
+                if self._output[-1]["type"] == "function_call":
+                    yield self._about("response.function_call_arguments.delta", delta=text)
             case CallDone(complete=complete):
                 yield from self._done("completed" if complete else "incomplete")
+
+    def _call(self, called: Called, call_id: str) -> Iterator[Json]:
+        fields: Json = {"call_id": call_id}
+        if called.type == "tool_search_call":
+            fields |= {"execution": "client", "arguments": {}}
+        else:
+            fields["name"] = called.name
+            fields["arguments" if called.type == "function_call" else "input"] = ""
+            if called.namespace is not None:
+                fields["namespace"] = called.namespace
+        yield from self._begin(called.type, fields)
 
     @property
     def _item(self) -> Json | None:
@@ -122,6 +147,12 @@ class ResponseWriter:
             yield self._about(
                 "response.function_call_arguments.done", arguments=text, name=item["name"]
             )
+        elif kind == "custom_tool_call":
+            item["input"] = given = input_of(text)
+            yield self._about("response.custom_tool_call_input.delta", delta=given)
+            yield self._about("response.custom_tool_call_input.done", input=given)
+        elif kind == "tool_search_call":
+            item["arguments"] = json.loads(text)
         else:
             part = self._part(kind, text)
             item["content"] = [part]

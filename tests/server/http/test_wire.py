@@ -139,4 +139,4 @@ def test_a_large_request_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) ->
         for count in (2, MOST_COLLECTIONS - 10):
             messages = [{"role": "user", "content": "x"}] * count
             post(server.url + "/v1/chat/completions", json={"model": "m", "messages": messages})
-    assert [name.startswith("asyncio_") for name in threads] == [False, True]
+    assert [name.startswith("large") for name in threads] == [False, True]

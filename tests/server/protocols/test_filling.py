@@ -6,7 +6,7 @@ from sounding.completion.completer import Completer
 from sounding.completion.endings import Gap
 from sounding.completion.prompt import CompletionSettings
 from sounding.engine.requests import Event, Finished, TokenEvent
-from sounding.server.protocols.filling import Filling
+from sounding.server.protocols.filling import Filling, Newlines
 from tests.engine.scripted import Author, small_tokenizer
 
 GAP = Gap("def area(self):\n    return self.x\n\ndef area(self):\n    ", "\n\nprint(1)\n")
@@ -27,7 +27,7 @@ def test_a_copy_takes_the_place_of_an_unlikely_line(
     tokenizer = small_tokenizer()
     completer = Completer(tokenizer, Author(""))
     fill = completer.begin(GAP, "line", CompletionSettings(copying=copying))
-    filling = Filling(GAP, "line", fill)
+    filling = Filling(GAP, "line", fill, Newlines(""), {})
     shown, stream = [], tokenizer.stream()
     for token in tokenizer.encode(fill.healed + "return self.y\n"):
         more = fill.answer.push(token, logprob)

@@ -1,0 +1,60 @@
+"""`/completion`: llama.cpp's own route for text that goes on as it is, and answers like `/infill`.
+
+The names of special tokens in a prompt are those tokens; a gap that they make is filled in.
+"""
+
+from functools import partial
+from typing import Any
+
+from pydantic import Field
+
+from sounding.engine.requests import GenerationRequest
+from sounding.server.conversation import answer_tokens
+from sounding.server.exchange import Exchange
+from sounding.server.protocols.filling import Filling, Plain, fill_in, marked_gap
+from sounding.server.protocols.infill import Infill, LlamaRequest, sampling_of, seconds_of
+
+ROUTE = "/completion"
+
+
+class LlamaCompletionRequest(LlamaRequest):
+    prompt: str
+    n_predict: int | None = Field(default=None, ge=-1)
+    """-1, the default: as many as there is room for; 0 only puts the prompt into the cache."""
+    temperature: float | None = Field(default=None, ge=0)
+    """1 if not given; 0 in a gap that the names of the FIM tokens mark."""
+
+
+class LlamaCompletion(Infill):
+    """The endpoint."""
+
+    route = ROUTE
+    model = LlamaCompletionRequest
+
+    async def _begin(self, asked: Any) -> tuple[Exchange, Filling | Plain]:
+        service = self._service
+        context, limit = service.engine.context_tokens, service.settings.max_seconds
+        gap = marked_gap(asked.prompt)
+        if gap is not None:
+            sampling = sampling_of(asked, context // 4)
+            filling = await fill_in(
+                service,
+                gap,
+                None,
+                max_tokens=sampling.max_tokens or 0,
+                context_tokens=context,
+                stop=sampling.stop,
+                whole=True,
+            )
+            request = filling.request(sampling, seconds_of(asked, limit))
+            return await service.begin(ROUTE, [request]), filling
+        sampling = sampling_of(asked, context, 1.0, -1)
+        ids = await service.threads.run(partial(service.raw_prompt, asked.prompt))
+        request = GenerationRequest(
+            prompt=ids,
+            params=sampling.params,
+            max_tokens=answer_tokens(len(ids), sampling.max_tokens, context, "prompt"),
+            max_seconds=seconds_of(asked, limit),
+            stop=tuple(sampling.stop),
+        )
+        return await service.begin(ROUTE, [request]), Plain(service.tokenizer.eos_id)
