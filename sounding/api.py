@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sounding.completion.completer import Completer
 from sounding.completion.endings import Gap
-from sounding.completion.prompt import Settings
+from sounding.completion.prompt import CompletionSettings
 from sounding.engine.batch import Batch
 from sounding.engine.requests import EngineFault, Event, Finished, GenerationRequest
 from sounding.engine.sampling import SamplingParams
@@ -106,7 +106,7 @@ class Model:
         found = Completer(self._opened.tokenizer, Batch(self._engine())).complete(
             gap,
             kind or gap.natural_kind(),
-            Settings(max_tokens=max_tokens),
+            CompletionSettings(max_tokens=max_tokens),
             SamplingParams(temperature=0.0),
             python=python,
         )

@@ -1,8 +1,8 @@
-"""What a model is, as plain values: the published `config.json`, read strictly.
+"""A model's config as plain values: the published `config.json`, read strictly.
 
-Fields carry their published names. Three dialects are read and become one `ModelConfig`: the
+Fields have their published names. Three dialects are read and become one `ModelConfig`: the
 published file (first release, Base, DSpark and dated refreshes) and the one `transformers` writes.
-Nothing here knows tensors or files; imports nothing of ours.
+Independent of tensors and files; imports no other module of the package.
 Source: docs/architecture.md 1, docs/checkpoints.md 4 and 5.
 """
 
@@ -51,7 +51,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationConfig:
-    """How the linears of a published checkpoint are stored."""
+    """The storage of linears in a published checkpoint."""
 
     quant_method: str = "fp8"
     activation_scheme: str = "dynamic"
@@ -350,7 +350,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 
 def _matches(value: Any, kind: Any) -> bool:
-    """Whether a value has an annotated type; unlike isinstance, true is not an integer here."""
+    """True if a value has an annotated type; unlike isinstance, true is not an integer here."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(_matches(value, option) for option in arguments)

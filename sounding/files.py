@@ -1,4 +1,4 @@
-"""Writing files that are whole or not there, and that stay; reading JSON that may be damaged."""
+"""Atomic and durable writing of files; reading of JSON that may be damaged."""
 
 import contextlib
 import gzip
@@ -83,9 +83,9 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def file_facts(paths: Iterable[Path]) -> str:
-    """What tells whether files are still the same: size, times of change, inode.
+    """Metadata that detects changed files: size, times of change, inode.
 
-    To be asked before they are read: what changes afterwards then has other facts. The time of the
+    Call it before reading the files, so that a later change gives other facts. The time of the
     last change of the inode is among them because no program can set it.
     """
     found = []

@@ -1,7 +1,7 @@
 """Find a model, open it, run it: from a name or folder to an engine that generates.
 
 Everything that needs a running model starts here: the commands, evaluation, benchmarks and
-`sounding.load`. It prints nothing and knows no command line.
+`sounding.load`. It prints nothing and is independent of the command line.
 """
 
 import atexit
@@ -178,8 +178,8 @@ def require_torch(purpose: str) -> None:
 
 
 def how_to_install(module: str | None) -> str | None:
-    """For a module that is missing: its name and how to install it; None for one that is no part
-    of the training extra."""
+    """Return the message for a missing module: its name and how to install it; None if it is not in
+    the training extra."""
     name = _TRAINING.get((module or "").partition(".")[0])
     return name and f"{name}, which is not installed: pip install 'sounding[train]'"
 
@@ -264,10 +264,10 @@ def start_engine(
     files: str = "",
     **settings: Any,
 ) -> "Engine":
-    """An engine for a network, closed at the latest when the process ends.
+    """Start an engine for a network; it is closed when the process ends, if not before.
 
-    `prefix_store` is the folder where prefixes are kept on disk, within `store_bytes`; `files` are
-    facts of the files the weights were read from, as `file_facts` gives them. Raises ValueError for
+    `prefix_store` is the folder of prefixes on disk, limited to `store_bytes`; `files` are the
+    `file_facts` of the weights' files. Raises ValueError for
     a folder that is no store.
     """
     from sounding.engine.engine import Engine

@@ -1,7 +1,7 @@
-"""The process that runs a model: its settings, how much memory it used, giving memory back.
+"""The process that runs a model: its settings, peak memory, and release of free memory.
 
-Nothing here happens on import. `prepare_process` is called before the first tensor is made, by
-whatever opens a model.
+Importing has no effects. Code that opens a model calls `prepare_process` before its first
+tensor.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def prepare_process() -> None:
-    """Ask for large tensors in huge pages (Linux), unless the environment says otherwise.
+    """Ask for large tensors in huge pages (Linux), unless the environment sets otherwise.
 
     All weights are read for every token, and finding a small page takes as long as reading a part
     of it. PyTorch reads the variable once, before its first tensor.
@@ -33,10 +33,10 @@ def keep_what_is_loaded() -> None:
 
 
 def peak_resident_bytes() -> int:
-    """The most physical memory the process has held at a time since its program began.
+    """Peak resident memory of the process since its program began.
 
     Not simply getrusage's maximum: on Linux a child begins with its parent's, and a small program
-    started by a large one would be said to be large.
+    started by a large one would report the large one's.
     """
     status = Path("/proc/self/status")
     if status.exists():

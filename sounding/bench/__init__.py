@@ -1,1 +1,1 @@
-"""Speed, measured beside this machine's limits and beside other implementations."""
+"""Benchmarks of speed against this machine's limits and against other implementations."""

@@ -1,8 +1,8 @@
-"""How fast a model runs on this machine, beside what the machine can do.
+"""Inference speed of a model on this machine, compared with the machine's limits.
 
-A decoded token has to read every weight it uses and a prefilled token has to multiply by it; how
-many bytes and operations those are follows from the model alone. The machine's ceilings are
-measured in the same run, so that a figure says what fraction of the possible it is.
+A decoded token has to read every weight it uses and a prefilled token has to multiply by it; the
+numbers of bytes and operations follow from the model alone. The machine's ceilings are
+measured in the same run, so that each figure has its fraction of the limit.
 """
 
 import statistics
@@ -28,24 +28,24 @@ _PRODUCT_SIZE = 2048
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this machine does at best, with the threads that are set."""
+    """This machine's ceilings, with the current number of threads."""
 
     read_bytes_per_second: float
     flops_per_second: float
     dtype: str = "bfloat16"
-    """Of the products."""
+    """Dtype of the matrix products behind `flops_per_second`."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one token takes: bytes read when it is decoded alone, operations in any case."""
+    """The cost of one token: bytes read if it is decoded alone, and operations."""
 
     bytes: float
     flops: float
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One measurement; the limit is what the ceilings allow at this cost."""
 
     kind: str  # "prefill" or "decode"
@@ -56,12 +56,12 @@ class Row:
 
     @property
     def fraction(self) -> float:
-        """How much of the limit is reached."""
+        """The speed as a fraction of the limit."""
         return self.tokens_per_second / self.limit_tokens_per_second
 
 
 @runtime_checkable  # so that the shape checks of the tests can run
-class Runner(Protocol):
+class TokenRunner(Protocol):
     """A model that continues one sequence."""
 
     def start(self) -> None:
@@ -149,7 +149,7 @@ def _keys_read(config: ModelConfig, context: int) -> tuple[int, int]:
     return keys, index_keys
 
 
-def measure_prefill(runner: Runner, tokens: Sequence[int], runs: int) -> float:
+def measure_prefill(runner: TokenRunner, tokens: Sequence[int], runs: int) -> float:
     """Seconds of reading a prompt, the median of `runs` after one to warm up."""
 
     def once() -> float:
@@ -162,8 +162,8 @@ def measure_prefill(runner: Runner, tokens: Sequence[int], runs: int) -> float:
     return statistics.median(once() for _ in range(runs))
 
 
-def measure_decode(runner: Runner, count: int, runs: int) -> float:
-    """Seconds of one decoded token behind what the runner has read: medians of `count` tokens."""
+def measure_decode(runner: TokenRunner, count: int, runs: int) -> float:
+    """Seconds per decoded token after the runner's context: the median of `count` tokens."""
     token = runner.read([0])
     medians = []
     for _ in range(runs):
@@ -178,7 +178,7 @@ def measure_decode(runner: Runner, count: int, runs: int) -> float:
 
 def measure(
     model: Network,
-    runner: Runner,
+    runner: TokenRunner,
     ceilings: Ceilings,
     *,
     prefill: Sequence[int],
@@ -186,9 +186,9 @@ def measure(
     context: int,
     runs: int,
     on_read: Callable[[int], object] = lambda done: None,
-) -> list[Row]:
-    """Prefill of each length, then decoding after `context` tokens, which are read once: that is a
-    row too. `on_read` is told how many of these are read."""
+) -> list[Measurement]:
+    """Measure prefill of each length, then decoding after `context` tokens, whose prefill is a
+    row too. `on_read` is called with the number of context tokens read."""
     generator = np.random.default_rng(0)
     vocabulary = model.config.vocab_size
     rows = []
@@ -196,7 +196,7 @@ def measure(
         tokens = generator.integers(vocabulary, size=length).tolist()
         seconds = measure_prefill(runner, tokens, runs)
         limit = ceilings.flops_per_second / token_cost(model, length // 2).flops
-        rows.append(Row("prefill", length, 0, length / seconds, limit))
+        rows.append(Measurement("prefill", length, 0, length / seconds, limit))
     if decode:
         runner.start()
         if context:
@@ -209,15 +209,15 @@ def measure(
                 on_read(done)
             speed = context / (time.perf_counter() - start)
             limit = ceilings.flops_per_second / token_cost(model, context // 2).flops
-            rows.append(Row("prefill", context, 0, speed, limit))
+            rows.append(Measurement("prefill", context, 0, speed, limit))
         seconds = measure_decode(runner, decode, runs)
         limit = ceilings.read_bytes_per_second / token_cost(model, context).bytes
-        rows.append(Row("decode", decode, context, 1 / seconds, limit))
+        rows.append(Measurement("decode", decode, context, 1 / seconds, limit))
     return rows
 
 
-def between(before: Sequence[Row], after: Sequence[Row]) -> list[Row]:
-    """The same measurements taken twice, around those of a peer: their means."""
+def between(before: Sequence[Measurement], after: Sequence[Measurement]) -> list[Measurement]:
+    """Means of the same measurements taken before and after a peer's."""
     return [
         replace(one, tokens_per_second=(one.tokens_per_second + other.tokens_per_second) / 2)
         for one, other in zip(before, after, strict=True)

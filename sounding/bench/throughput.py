@@ -1,7 +1,7 @@
 """Steps of training on random tokens, to be timed: ours, and those of the V4 of `transformers`.
 
-A step is everything from a batch to changed weights. Ours is the trainer's own, so whatever a run
-does in a step is measured here too.
+A step is everything from a batch to updated weights. Ours is the trainer's own step, so all of a
+run's work in a step is measured.
 """
 
 import dataclasses
@@ -28,17 +28,17 @@ from sounding.train.trainer import Trainer
 
 Step = Callable[[], Any]
 
-_BATCH_TOKENS = 4096  # at most, unless a sequence has more: so much is in memory at once
+_BATCH_TOKENS = 4096  # limit of tokens in memory at once, unless one sequence has more
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What both sides train on: each step the same random sequences of equal length."""
+    """The workload of both sides: the same random sequences of equal length in each step."""
 
     config: ModelConfig
     sequences: int
     sequence_tokens: int
-    sparse: bool  # whether CSA layers choose entries, and the indexer learns to
+    sparse: bool  # True: CSA layers select entries, and the indexer is trained
     steps: int
 
 
@@ -105,7 +105,7 @@ def random_tokens(workload: Workload) -> torch.Tensor:
 
 
 def _num_batches(workload: Workload, at_once: int) -> int:
-    """Of equal size, none of too many tokens; a multiple of `at_once` where sequences allow it."""
+    """Number of equal batches within the limit of tokens; a multiple of `at_once` if possible."""
     most = max(1, _BATCH_TOKENS // workload.sequence_tokens)
     step = math.gcd(workload.sequences, at_once)
     return next(
@@ -122,7 +122,9 @@ def _same_batches(workload: Workload) -> BatchSource[TokenBatch]:
     num_batches = _num_batches(workload, torch.get_num_threads())
     lengths = [workload.sequence_tokens] * (workload.sequences // num_batches)
     pairs = zip(rows.chunk(num_batches), following.chunk(num_batches), strict=True)
-    batches = [TokenBatch(said.flatten(), targets.flatten(), lengths) for said, targets in pairs]
+    batches = [
+        TokenBatch(tokens.flatten(), targets.flatten(), lengths) for tokens, targets in pairs
+    ]
 
     def open_stream(state: StreamState | None) -> Iterator[tuple[TokenBatch, StreamState]]:
         for batch in itertools.cycle(batches):

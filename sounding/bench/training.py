@@ -1,6 +1,6 @@
 """`bench --train`: each side trains in a process of its own, so that each has its own peak memory.
 
-They take their steps in turn, because machines change their pace. Run as a module, this is such a
+They take their steps in turn, because a machine's speed drifts. Run as a module, this is such a
 process: a workload as a line of JSON on stdin, and for every line behind it a step; what was
 measured, as lines of JSON on stdout.
 """
@@ -41,7 +41,7 @@ _DIFFERENCES = (
 
 
 class Taken(NamedTuple):
-    """What a process says of a step: how long it took, and its largest resident memory so far."""
+    """A process's report of a step: its seconds, and its largest resident memory so far."""
 
     seconds: float
     peak_bytes: int
@@ -71,7 +71,7 @@ def compare_training(
     if not mtp:
         config = dataclasses.replace(config, num_nextn_predict_layers=0)
     workload = Workload(config, *tokens, sparse=sparse, steps=steps)
-    run_of(workload)  # what is wrong with it is said here, once
+    run_of(workload)  # report errors of the workload here, once
     sides: list[Side] = ["ours", "transformers"] if against else ["ours"]
     ours, *peer = _take_turns(sides, workload, threads)
     report: dict[str, Any] = {
@@ -164,7 +164,7 @@ def _started(side: Side, workload: "Workload", threads: int) -> Iterator[Callabl
 
     The function raises ValueError when the process has failed; its own words are on stderr then.
     """
-    asked = {**dataclasses.asdict(workload), "config": workload.config.to_dict()}
+    fields = {**dataclasses.asdict(workload), "config": workload.config.to_dict()}
     command, pipe = [sys.executable, "-m", __name__], subprocess.PIPE
     # In a session of its own, so that Ctrl-C reaches this process alone, which then ends the other.
     with subprocess.Popen(
@@ -188,24 +188,24 @@ def _started(side: Side, workload: "Workload", threads: int) -> Iterator[Callabl
             return Taken(**json.loads(answer))
 
         try:
-            say(json.dumps({"side": side, "threads": threads, "workload": asked}))
+            say(json.dumps({"side": side, "threads": threads, "workload": fields}))
             yield step
         finally:
             process.kill()
 
 
-def _steps(asked: dict[str, Any], orders: Iterator[str]) -> Iterator[Taken]:
-    """A step of what was asked for with every order."""
+def _steps(order: dict[str, Any], orders: Iterator[str]) -> Iterator[Taken]:
+    """Run one step of the workload per line of input."""
     import torch
 
     from sounding.bench import throughput
     from sounding.runtime import peak_resident_bytes
 
-    torch.set_num_threads(asked["threads"])
-    raw = asked["workload"]
+    torch.set_num_threads(order["threads"])
+    raw = order["workload"]
     workload = throughput.Workload(**{**raw, "config": parse_config(raw["config"])})
     sides = {"ours": throughput.ours, "transformers": throughput.transformers}
-    with sides[asked["side"]](workload) as step:
+    with sides[order["side"]](workload) as step:
         for _ in orders:
             start = time.perf_counter()
             step()

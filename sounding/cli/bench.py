@@ -18,7 +18,7 @@ from sounding.progress import progress_bar
 from sounding.runtime import peak_resident_bytes
 
 if TYPE_CHECKING:
-    from sounding.bench.inference import Row
+    from sounding.bench.inference import Measurement
     from sounding.bench.peers.transformers_v4 import Peer
 
 
@@ -175,7 +175,7 @@ def _infer(
             bar.update(task, completed=done)
 
         rows = measure(network, runner, ceilings, **how, on_read=on_read)
-    peers: list[Row] = []
+    peers: list[Measurement] = []
     if against:
         with tempfile.TemporaryDirectory() as folder:
             peer: Peer = _peer(model, Path(folder))
@@ -208,7 +208,9 @@ def _peer(model: str, folder: Path) -> "Peer":
     return Peer(folder / "peer")
 
 
-def _as_json(row: "Row", num_bytes: float, flops: float, peer: "Row | None") -> dict[str, Any]:
+def _as_json(
+    row: "Measurement", num_bytes: float, flops: float, peer: "Measurement | None"
+) -> dict[str, Any]:
     result: dict[str, Any] = {
         "kind": row.kind,
         "tokens": row.tokens,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sounding.cli.completion import open_model
-from sounding.cli.transcript import EFFORTS, Conversation, Effort, Write
+from sounding.cli.transcript import EFFORTS, Effort, Transcript, Write
 from sounding.engine.faults import EngineFault
 from sounding.loading import LoadedModel
 
@@ -77,7 +77,7 @@ def chat(
         click.echo(
             "this is a base model: it continues text and has not learned to answer", err=True
         )
-    conversation = Conversation(writer(opened, params, max_tokens), system=system, effort=think)
+    conversation = Transcript(writer(opened, params, max_tokens), system=system, effort=think)
     if question is not None:
         answer(conversation, question)
     else:
@@ -135,7 +135,7 @@ def writer(opened: LoadedModel, params: "SamplingParams", max_tokens: int) -> Wr
 # Answers
 
 
-def answer(conversation: Conversation, question: str) -> None:
+def answer(conversation: Transcript, question: str) -> None:
     """Show one answer as it comes: the reasoning dimmed, or on stderr where stdout is piped."""
     from sounding.text import CallBegun, ContentDelta, ReasoningDelta
 
@@ -174,7 +174,7 @@ def _note(text: str) -> None:
 # The conversation
 
 
-def talk(conversation: Conversation, history: Path) -> None:
+def talk(conversation: Transcript, history: Path) -> None:
     """Read lines and answer them, until the input ends."""
     lines = _session(conversation, _history(history))
     _note("/help tells what can be done; Ctrl-D leaves")
@@ -191,7 +191,7 @@ def talk(conversation: Conversation, history: Path) -> None:
             click.secho(f"{error}", err=True, fg="red")
 
 
-def _turn(conversation: Conversation, text: str) -> bool:
+def _turn(conversation: Transcript, text: str) -> bool:
     """Answer a message or obey a command; whether the conversation goes on."""
     command = _COMMAND.match(text)
     if command is not None and command[1] in ("exit", "quit"):
@@ -203,7 +203,7 @@ def _turn(conversation: Conversation, text: str) -> bool:
     return True
 
 
-def _help(conversation: Conversation, text: str) -> None:
+def _help(conversation: Transcript, text: str) -> None:
     """tell these"""
     for name, command in _COMMANDS.items():
         click.echo(f"  /{name:<8} {command.__doc__}", err=True)
@@ -215,7 +215,7 @@ def _help(conversation: Conversation, text: str) -> None:
     )
 
 
-def _think(conversation: Conversation, text: str) -> None:
+def _think(conversation: Transcript, text: str) -> None:
     """[off|high|max]  let the model think before it answers"""
     if text:
         if text not in EFFORTS:
@@ -224,7 +224,7 @@ def _think(conversation: Conversation, text: str) -> None:
     _note(f"thinking is {conversation.effort}")
 
 
-def _read(conversation: Conversation, text: str) -> None:
+def _read(conversation: Transcript, text: str) -> None:
     """FILE  show the model a file with the next message"""
     if not text:
         raise ValueError("/read needs the name of a file")
@@ -233,20 +233,20 @@ def _read(conversation: Conversation, text: str) -> None:
     _note(f"{path}: {len(read.splitlines())} lines go with the next message")
 
 
-def _system(conversation: Conversation, text: str) -> None:
+def _system(conversation: Transcript, text: str) -> None:
     """[TEXT]  say how the model is to behave; "none" takes it back"""
     if text:
         conversation.system = "" if text == "none" else text
     _note(f"system: {conversation.system or 'none'}")
 
 
-def _clear(conversation: Conversation, text: str) -> None:
+def _clear(conversation: Transcript, text: str) -> None:
     """begin anew"""
     conversation.clear()
     _note("cleared")
 
 
-def _save(conversation: Conversation, text: str) -> None:
+def _save(conversation: Transcript, text: str) -> None:
     """FILE  write the conversation as a row for `sounding encode`"""
     if not text:
         raise ValueError("/save needs the name of a file")
@@ -255,7 +255,7 @@ def _save(conversation: Conversation, text: str) -> None:
     _note(f"saved to {path}")
 
 
-_COMMANDS: dict[str, Callable[[Conversation, str], None]] = {
+_COMMANDS: dict[str, Callable[[Transcript, str], None]] = {
     "help": _help,
     "think": _think,
     "read": _read,
@@ -265,7 +265,7 @@ _COMMANDS: dict[str, Callable[[Conversation, str], None]] = {
 }
 
 
-def _obey(conversation: Conversation, name: str, text: str) -> None:
+def _obey(conversation: Transcript, name: str, text: str) -> None:
     if name not in _COMMANDS:
         near = difflib.get_close_matches(name, [*_COMMANDS, "exit"], 1)
         raise ValueError(f"/{name} is no command; " + (f"/{near[0]}?" if near else "see /help"))
@@ -276,7 +276,7 @@ def _obey(conversation: Conversation, name: str, text: str) -> None:
 # Line editing
 
 
-def _session(conversation: Conversation, history: "History") -> "PromptSession[str]":
+def _session(conversation: Transcript, history: "History") -> "PromptSession[str]":
     from prompt_toolkit import PromptSession
     from prompt_toolkit.output import create_output
 

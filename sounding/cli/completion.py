@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 if TYPE_CHECKING:
-    from sounding.completion.completer import Completion
+    from sounding.completion.completer import FilledGap
     from sounding.completion.endings import Gap, Kind
     from sounding.loading import LoadedModel
 
@@ -73,12 +73,12 @@ def write(
       sounding write --until end - < begun.py
     """
     from sounding.completion.completer import Completer
-    from sounding.completion.prompt import Settings
+    from sounding.completion.prompt import CompletionSettings
     from sounding.engine.sampling import SamplingParams
 
     if text == "-":
         text = sys.stdin.read()
-    settings = Settings(max_tokens=max_tokens, context_tokens=context_tokens)
+    settings = CompletionSettings(max_tokens=max_tokens, context_tokens=context_tokens)
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
     opens = text.rstrip().endswith(":")
     stop: Kind | None = "block" if until == "block" or (until is None and opens) else None
@@ -147,14 +147,14 @@ def complete(
       alternatives                [{text, tokens, valid}]; valid: the file with it is correct Python
     """
     from sounding.completion.completer import Completer
-    from sounding.completion.prompt import Settings
+    from sounding.completion.prompt import CompletionSettings
     from sounding.engine.sampling import SamplingParams
 
     place = _read_place(where)
     kind: Kind = place.gap.natural_kind()
     if one_line is not None:
         kind = "line" if one_line else "block"
-    settings = Settings(max_tokens=max_tokens, context_tokens=context_tokens)
+    settings = CompletionSettings(max_tokens=max_tokens, context_tokens=context_tokens)
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
     files = [(str(path), _read_text(path)) for path in others]
     opened = open_model(model)
@@ -214,7 +214,7 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
 
 
-def _show(found: "list[Completion]", wanted: int) -> None:
+def _show(found: "list[FilledGap]", wanted: int) -> None:
     for number, done in enumerate(found, 1):
         if wanted > 1:
             note = ", correct" if done.valid else ""

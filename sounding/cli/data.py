@@ -71,7 +71,7 @@ def build(
     if manifest or not folders:
         shipped = manifest in (None, "shipped")
         listed = pins.read_manifest(pins.SHIPPED if shipped else Path(str(manifest)))
-    settings = corpus.Settings(
+    settings = corpus.CorpusSettings(
         suffixes=suffixes,
         threshold=threshold,
         overlap_digest=digest,

@@ -55,7 +55,7 @@ def language_server(
     taken. An editor starts this command: docs/editors.md has the lines for Neovim, VS Code, Emacs
     and Zed. The model is loaded when the editor has connected, and what goes wrong is shown there.
     """
-    from sounding.completion.prompt import Settings
+    from sounding.completion.prompt import CompletionSettings
     from sounding.editor.language_server import CodeServer
     from sounding.editor.suggest import FromModel, FromServer, through
 
@@ -69,7 +69,9 @@ def language_server(
         if server is not None:
             key = read_api_key(api_key_file)
             return FromServer(server, api_key=key, max_tokens=max_tokens, seconds=seconds)
-        settings = Settings(max_tokens=max_tokens, context_tokens=context_tokens, typing=True)
+        settings = CompletionSettings(
+            max_tokens=max_tokens, context_tokens=context_tokens, typing=True
+        )
         opened = open_model(model)
         return FromModel(opened.tokenizer, through(opened.engine()), settings, seconds=seconds)
 

@@ -347,14 +347,14 @@ def make_infilling(
     """
     from sounding.evaluation.results import Results
     from sounding.files import write_file
-    from sounding.tasks.mbpp import Row, fair_problems, read_mbpp
+    from sounding.tasks.mbpp import MBPPRow, fair_problems, read_mbpp
 
     rows = read_mbpp(file, ids)
     judge = sandbox(timeout, unsafe)
     made: dict[int, list[Problem]] = {}
     reasons: Counter[str] = Counter()
 
-    def try_row(row: Row) -> "tuple[Row, list[Problem], str]":
+    def try_row(row: MBPPRow) -> "tuple[MBPPRow, list[Problem], str]":
         return row, *fair_problems(row, judge, per_problem)
 
     def attempts() -> Iterator[dict[str, Any]]:

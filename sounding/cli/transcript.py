@@ -21,7 +21,7 @@ Effort = Literal["off", "high", "max"]
 EFFORTS: tuple[Effort, ...] = ("off", "high", "max")
 
 
-class Conversation:
+class Transcript:
     """Messages, and how the next one is thought about."""
 
     def __init__(self, write: Write, *, system: str = "", effort: Effort = "off") -> None:

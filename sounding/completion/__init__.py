@@ -1,1 +1,1 @@
-"""Code at a cursor: prompt, stopping, trimming and choosing what to offer."""
+"""Code completion at a cursor: prompt, stopping, trimming and ranking."""

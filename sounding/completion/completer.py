@@ -1,4 +1,4 @@
-"""Completing code: what is generated for a gap, and what of it is inserted."""
+"""Code completion: generate text for a gap and trim it to the insertion."""
 
 import copy
 import dataclasses
@@ -20,7 +20,7 @@ from sounding.completion.endings import (
 from sounding.completion.healing import Healing
 from sounding.completion.middle import Middle
 from sounding.completion.opening import Opening, opens_block
-from sounding.completion.prompt import BYTES_PER_TOKEN, Prompts, Settings
+from sounding.completion.prompt import BYTES_PER_TOKEN, CompletionSettings, Prompts
 from sounding.engine.batch import Generate, Request
 from sounding.engine.sampling import SamplingParams
 from sounding.text.tokenizer import Tokenizer
@@ -30,14 +30,14 @@ _RETRIES = 3  # samples drawn when the likeliest answer cannot be correct
 _RETRY = SamplingParams(temperature=0.6, top_p=0.95)
 
 
-class Completion(NamedTuple):
+class FilledGap(NamedTuple):
     """Text to insert at the cursor."""
 
     text: str
     tokens: int
     """Generated, including those that were cut off."""
     valid: bool
-    """Whether it makes the whole Python source correct, or at the end of the source, a beginning
+    """True if the whole Python source parses with it, or at the end of the source, a beginning
     that can be. False where the source is no Python."""
 
 
@@ -51,21 +51,21 @@ class _Attempt(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """A completion for an engine that is driven by someone else."""
+    """A completion whose engine the caller drives."""
 
     prompt: list[int]
     answer: Middle
-    """For the engine to feed, in whatever thread it has."""
+    """The answer that the engine feeds, from any thread."""
     reader: Middle
-    """The same, to be fed with the tokens that come back, and to be read."""
+    """The decoder of the generated tokens, fed and read by the caller."""
     healed: str
-    """The end of the prefix, which the answer writes again before it goes on."""
+    """The healed end of the prefix, which the answer repeats before new text."""
     gap: Gap
-    """What of the text around the cursor was looked at."""
+    """The part of the text around the cursor that was used."""
     truncated: bool
-    """Whether the prompt leaves out some of the text around the cursor."""
+    """True if the prompt omits some of the text around the cursor."""
     blank: bool
-    """Whether the prompt shows no text at all, so that there is nothing to complete."""
+    """True if the prompt has no text, so that there is nothing to complete."""
 
 
 class Completer:
@@ -77,7 +77,7 @@ class Completer:
         self._prompts = Prompts(tokenizer)
 
     def using(self, generate: Generate) -> "Completer":
-        """The same over something else that generates; the tables are shared."""
+        """Return a completer with another generator; tables are shared."""
         other = copy.copy(self)
         other._generate = generate
         return other
@@ -86,16 +86,16 @@ class Completer:
         self,
         gaps: Sequence[Gap],
         kind: Kind | None,
-        settings: Settings,
+        settings: CompletionSettings,
         params: Sequence[SamplingParams],
         *,
         python: bool = False,
     ) -> Iterator[tuple[int, str]]:
-        """Complete many gaps, one way each; yields their number and text as they are done.
+        """Complete many gaps, one answer each; yields (number, text) as each ends.
 
-        `kind` None goes on to the end of the text. In `python`, a few more answers are tried where
-        the network's leaves the source incorrect, and the likeliest that does not is taken. What
-        `complete` does except for other files and cutting lines off: this is what is measured.
+        `kind` None completes to the end of the text. In `python`, if the network's answer leaves
+        the source incorrect, a few more are tried and the likeliest correct one is taken. Equal to
+        `complete` except for other files and cutting lines off; evaluation measures this.
         """
         wrong: dict[int, list[Candidate]] = {}
         gaps = [_near(gap, settings) for gap in gaps]
@@ -112,19 +112,19 @@ class Completer:
         alone = dataclasses.replace(settings, copying=False)
         more = [(index, other) for index in wrong for other in _sampled(params[index], _RETRIES)]
         again = [gaps[index] for index, _ in more]
-        how = [other for _, other in more]
-        for number, ranked in self._answers(again, kind, alone, how, python=True):
+        retries = [other for _, other in more]
+        for number, ranked in self._answers(again, kind, alone, retries, python=True):
             wrong[more[number][0]] += ranked
-        for index, (own, *others) in wrong.items():
+        for index, (first, *others) in wrong.items():
             others.sort(key=lambda candidate: -candidate.weight)
             right = (c.text for c in others if _valid(c.text, gaps[index]))
-            yield index, next(right, own.text)
+            yield index, next(right, first.text)
 
     def _answers(
         self,
         gaps: Sequence[Gap],
         kind: Kind | None,
-        settings: Settings,
+        settings: CompletionSettings,
         params: Sequence[SamplingParams],
         *,
         python: bool,
@@ -136,11 +136,11 @@ class Completer:
             middle = self._middle(healing, kind, gap, settings, copies=copies, python=python)
             middles.append((ids, middle))
         requests = [
-            Request(prompt=ids, answer=middle, params=how, max_tokens=settings.max_tokens)
-            for (ids, middle), how in zip(middles, params, strict=True)
+            Request(prompt=ids, answer=middle, params=sampling, max_tokens=settings.max_tokens)
+            for (ids, middle), sampling in zip(middles, params, strict=True)
         ]
-        for index, over in self._generate(requests):
-            if over:
+        for index, finished in self._generate(requests):
+            if finished:
                 middle = middles[index][1]
                 yield index, _trimmed(middle, gaps[index], cut_short=middle.cut_short)
 
@@ -148,18 +148,18 @@ class Completer:
         self,
         gap: Gap,
         kind: Kind,
-        settings: Settings,
+        settings: CompletionSettings,
         params: SamplingParams,
         *,
         alternatives: int = 1,
         files: Sequence[File] = (),
         python: bool = True,
-    ) -> list[Completion]:
-        """Up to `alternatives` different ways to fill one gap, the most promising first.
+    ) -> list[FilledGap]:
+        """Return up to `alternatives` different completions of one gap, the best first.
 
-        The first is made as `params` say; the others are sampled, each with its own seed. Of those
+        The first is sampled with `params`; the others are sampled, each with its own seed. Of those
         in `python`, lines after which the source cannot be correct are cut off, and answers that
-        keep it correct come first. Where none of those asked for can be correct, a few more are
+        keep it correct come first. If none of them can be correct, a few more are
         tried. In a blank file without other files there is nothing to complete.
         """
         gap = _near(gap, settings)
@@ -167,9 +167,11 @@ class Completer:
         if _blank(gap, context):
             return []
         ids, healing = self._prompts.make(gap, settings, context)
-        how = [params, *_sampled(params, alternatives - 1)]
+        samplings = [params, *_sampled(params, alternatives - 1)]
         copies = _copies(gap, kind, settings)
-        first, *others = self._attempts(gap, kind, settings, ids, healing, how, copies, python)
+        first, *others = self._attempts(
+            gap, kind, settings, ids, healing, samplings, copies, python
+        )
         likely, rest = _up_to_own(first)
         found = [*likely, *(one for attempt in others for one in attempt)]
         correct = python and may_parse(gap.prefix)
@@ -178,15 +180,15 @@ class Completer:
             others = self._attempts(gap, kind, settings, ids, healing, more, None, python)
             rest += [one for attempt in others for one in attempt]
             found += sorted(rest, key=lambda one: -one.weight)
-        done = [Completion(one.text, one.tokens, python and _valid(one.text, gap)) for one in found]
+        done = [FilledGap(one.text, one.tokens, python and _valid(one.text, gap)) for one in found]
         if python:
             done.sort(key=lambda one: _rank(one, gap))  # stable: otherwise in order of seeds
         return _distinct(done)[:alternatives]
 
     def write(
-        self, text: str, settings: Settings, params: SamplingParams, *, until: Kind | None
+        self, text: str, settings: CompletionSettings, params: SamplingParams, *, until: Kind | None
     ) -> Iterator[str]:
-        """Continue a text, yielding pieces as they become certain; `until` None is its end.
+        """Continue a text, yielding pieces as they become final; `until` None is its end.
 
         White space is held back until something follows it in the same block.
         """
@@ -195,11 +197,11 @@ class Completer:
         middle = self._middle(healing, until, gap, settings)
         limit = settings.max_tokens
         shown = 0
-        for _, over in self._generate(
+        for _, finished in self._generate(
             [Request(prompt=ids, answer=middle, params=params, max_tokens=limit)]
         ):
-            certain = middle.finish()[0].text if over else middle.certain
-            if until and over:
+            certain = middle.finish()[0].text if finished else middle.certain
+            if until and finished:
                 certain = trim(certain, gap)
             yield certain[shown:]
             shown = max(shown, len(certain))
@@ -208,12 +210,12 @@ class Completer:
         self,
         gap: Gap,
         kind: Kind | None,
-        settings: Settings,
+        settings: CompletionSettings,
         *,
         files: Sequence[File] = (),
         stop: Sequence[str] = (),
     ) -> Fill:
-        """A gap's prompt and what is to be fed; `kind` None goes on to the end of the text.
+        """Build a gap's prompt and decoder; `kind` None completes to the end of the text.
 
         `stop` are strings before which the text ends.
         """
@@ -252,7 +254,7 @@ class Completer:
         healing: Healing | None,
         kind: Kind | None,
         gap: Gap,
-        settings: Settings,
+        settings: CompletionSettings,
         *,
         copies: Copies | None = None,
         python: bool = False,
@@ -271,29 +273,29 @@ class Completer:
         self,
         gap: Gap,
         kind: Kind,
-        settings: Settings,
+        settings: CompletionSettings,
         ids: list[int],
         healing: Healing | None,
-        how: Iterable[SamplingParams],
+        samplings: Iterable[SamplingParams],
         copies: Copies | None,
         python: bool,
     ) -> list[list[_Attempt]]:
-        """What each way of sampling brings, the likeliest first. Copies compete with the first
-        only; with the others they would be the same again."""
+        """Return the result of each sampling, the likeliest first. Copies compete with the first
+        only; beside the others they would repeat."""
         middles: list[Middle] = []
         requests = []
-        for params in how:
-            begun = healing and self._again(healing)
-            own = None if middles else copies
-            middle = self._middle(begun, kind, gap, settings, copies=own, python=python)
+        for params in samplings:
+            healed = healing and self._again(healing)
+            competing = None if middles else copies
+            middle = self._middle(healed, kind, gap, settings, copies=competing, python=python)
             middles.append(middle)
             requests.append(
                 Request(prompt=ids, answer=middle, params=params, max_tokens=settings.max_tokens)
             )
-        ended = {index for index, over in self._generate(requests) if over}
+        ended = {index for index, finished in self._generate(requests) if finished}
         found = []
         for index, middle in enumerate(middles):
-            # What generates may stop early, where somebody waits for whatever there is.
+            # The generator may stop early, such as at a deadline while the user is typing.
             ranked = _trimmed(middle, gap, cut_short=middle.cut_short or index not in ended)
             found.append(
                 [
@@ -308,13 +310,13 @@ class Completer:
         return found
 
 
-def _near(gap: Gap, settings: Settings) -> Gap:
-    """What of a text is looked at: more than the prompt can show, and no more than is quick."""
+def _near(gap: Gap, settings: CompletionSettings) -> Gap:
+    """Cut a gap to more text than the prompt can show, bounded for speed."""
     return gap.near(max(_NEAR_CHARACTERS, settings.prompt_tokens * BYTES_PER_TOKEN))
 
 
 def _trimmed(middle: Middle, gap: Gap, *, cut_short: bool) -> list[Candidate]:
-    """What a finished middle offers, as it would be inserted; what is blank then comes last."""
+    """Rank finished middles as inserted, blank ones last."""
     found = middle.finish()
     found = [one._replace(text=trim(one.text, gap, cut_short=cut_short)) for one in found]
     return sorted(found, key=lambda one: not one.text.strip())
@@ -324,26 +326,27 @@ _One = TypeVar("_One", Candidate, _Attempt)
 
 
 def _up_to_own(ranked: Sequence[_One]) -> tuple[list[_One], list[_One]]:
-    """What is at least as likely as the network's own line, which comes last; and the rest."""
-    own = next(number for number, one in enumerate(ranked) if one.written)
-    return list(ranked[: own + 1]), list(ranked[own + 1 :])
+    """Split candidates into those at least as likely as the network's line (last), and the rest."""
+    network = next(number for number, one in enumerate(ranked) if one.written)
+    return list(ranked[: network + 1]), list(ranked[network + 1 :])
 
 
 def _blank(gap: Gap, context: str) -> bool:
     return not (context + gap.prefix + gap.suffix).strip()
 
 
-def _copies(gap: Gap, kind: Kind | None, settings: Settings) -> Copies | None:
-    """What competes with the network: where a whole line is wanted, from the cursor to its end."""
+def _copies(gap: Gap, kind: Kind | None, settings: CompletionSettings) -> Copies | None:
+    """Return the copies that compete with the network, if a whole line is to be completed."""
     competing = settings.copying and kind == "line" and not gap.rest.strip()
     return Copies(gap.prefix, gap.suffix) if competing else None
 
 
 def _sampled(params: SamplingParams, count: int) -> list[SamplingParams]:
     """`count` ways to sample like `params`, warm enough to differ, each with its own seed."""
-    how = params if params.temperature else _RETRY
+    base = params if params.temperature else _RETRY
     return [
-        dataclasses.replace(how, seed=(params.seed + 1 + number) % 2**63) for number in range(count)
+        dataclasses.replace(base, seed=(params.seed + 1 + number) % 2**63)
+        for number in range(count)
     ]
 
 
@@ -351,12 +354,12 @@ def _valid(text: str, gap: Gap) -> bool:
     return parses(gap.prefix + text + gap.suffix) if gap.suffix.strip() else fits(text, gap)
 
 
-def _rank(done: Completion, gap: Gap) -> tuple[bool, bool, bool]:
+def _rank(done: FilledGap, gap: Gap) -> tuple[bool, bool, bool]:
     return not done.text.strip(), not done.valid, not fits(done.text, gap)
 
 
-def _distinct(found: Iterable[Completion]) -> list[Completion]:
-    seen: dict[str, Completion] = {}
+def _distinct(found: Iterable[FilledGap]) -> list[FilledGap]:
+    seen: dict[str, FilledGap] = {}
     for done in found:
         seen.setdefault(done.text.strip(), done)
     return list(seen.values())

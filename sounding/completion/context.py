@@ -1,4 +1,4 @@
-"""Which parts of other files are worth showing before the file that is being completed.
+"""Choose the parts of other files to show before the file that is being completed.
 
 A small model sees a thousand tokens or so, fewer than most files have. Pieces of the other files
 are ranked by the rare names they share with the text around the cursor.
@@ -15,7 +15,7 @@ _PIECE_LINES = 24
 _AROUND_LINES = 40
 _STEP_LINES = 4
 _MOST_CHARACTERS = 400_000  # of all files together
-_MOST_TRIED = 64  # pieces; behind so many better ones there is no room
+_MOST_TRIED = 64  # pieces; beyond the best of these there is no room
 
 File = tuple[str, str]  # path, text
 
@@ -67,7 +67,7 @@ def relevant_context(
 
 
 def settled(prefix: str) -> str:
-    """The lines above the cursor that somebody who types is done with, a few at a time."""
+    """The lines above the cursor's own, in steps of a few lines, while the user is typing."""
     lines = prefix.split("\n")
     done = len(lines) - 1
     return "\n".join(lines[: max(done // _STEP_LINES * _STEP_LINES, min(done, _STEP_LINES))])

@@ -1,4 +1,4 @@
-"""Where a completion ends: at its line, at its block, before what already stands after the cursor.
+"""Where a completion ends: at its line, at its block, before text already after the cursor.
 
 Works on text alone, so that a scripted model can test it. Indentation means Python here, but a
 block in any indented language ends the same way.
@@ -46,15 +46,15 @@ class Gap:
 
     @property
     def takes_newline(self) -> bool:
-        """Whether a whole line is put before another one, so that it must end with a newline."""
+        """True if a whole line is inserted before another one, so it must end with a newline."""
         return not self.line and bool(self.rest.strip())
 
     def near(self, most_characters: int) -> "Gap":
-        """The text near the cursor: at most so many characters on each side.
+        """Return the text near the cursor, bounded in characters on each side.
 
         Where it can, each side is cut between lines, and before one that is not indented: what is
         left of a program that is correct is correct then. What is left out above the cursor grows
-        in steps, so that prompts begin alike while somebody types.
+        in steps, so that prompts share a prefix while the user types.
         """
         prefix, suffix = self.prefix, self.suffix
         step = max(1, most_characters // 4)
@@ -75,7 +75,7 @@ class Gap:
 
 
 def _line_between(text: str, start: int, end: int, otherwise: int) -> int:
-    """Where a line begins between two places, the first that is not indented if there is one."""
+    """Start of a line between two places, the first that is not indented if there is one."""
     begins = [match.end() for match in _NEWLINE.finditer(text, start, end)]
     outer = (at for at in begins if _OUTER.match(text, at))
     return next(outer, begins[0] if begins else otherwise)
@@ -88,7 +88,7 @@ class Scanner:
         self.depth = 0
         self.lowest = 0
         """The least depth there was."""
-        self.quote = ""  # of the string we are in
+        self.quote = ""  # of the open string
         self._comment = False
         self._escaped = False
         self._quotes = ""  # a run of them that may become a triple one
@@ -100,7 +100,7 @@ class Scanner:
 
     @property
     def in_code(self) -> bool:
-        """Whether a new line here begins a line of the program rather than of a string."""
+        """True if a new line here begins a line of the program rather than of a string."""
         return not self.quote and self._quotes[:3] not in ('"""', "'''")
 
     def _step(self, character: str) -> None:
@@ -173,11 +173,11 @@ class LineEnding:
 
 
 class BlockEnding:
-    """The rest of the block around the cursor, or the block that is opened before it.
+    """Ends after the block around the cursor, or the block that is opened before it.
 
     Ends before the first line that is indented less, lines inside of brackets and strings aside.
     At the outermost level: before the next statement after a blank line or an indented one. Also
-    before a statement that stands right above already: small networks go on like that for ever.
+    before a statement that repeats the one right above: small networks repeat it forever.
     """
 
     def __init__(self, gap: Gap) -> None:
@@ -186,9 +186,9 @@ class BlockEnding:
         self._scanner = scan(gap.prefix)
         self._depth = max(0, self._scanner.depth)
         self.at = 0
-        """Begin of the line that is looked at next."""
+        """Start of the next line to check."""
         self.undecided = False
-        """Whether that line may turn out to lie behind the end."""
+        """True if that line may still prove to lie behind the end."""
         self._indented = self._blank = False  # the line before it
         self._above = ""
         self._begun = bool(gap.line.strip())
@@ -269,15 +269,14 @@ def ending_for(kind: Kind, gap: Gap) -> LineEnding | BlockEnding:
 
 
 # --------------------------------------------------------------------------------------------------
-# What to keep
+# Trimming
 
 
 def trim(text: str, gap: Gap, *, cut_short: bool = False) -> str:
-    """What of a completion is put at the cursor.
+    """Trim a completion to the text that is inserted at the cursor.
 
-    Neither what already stands after the cursor nor blank lines at the end; with `cut_short` no
-    line that was still being written, if there are others. A newline follows where the text below
-    needs one.
+    Drops text already after the cursor and blank lines at the end; with `cut_short` also the
+    unfinished last line, if there are others. Adds a newline where the text below needs one.
     """
     if cut_short and "\n" in text.strip():
         text = text[: text.rstrip().rfind("\n")]
@@ -321,21 +320,21 @@ def _repeats(line: str, following: str) -> bool:
 
 
 def parses(source: str) -> bool:
-    """Whether this is a complete Python module."""
+    """True if this is a complete Python module."""
     return _compiles(source) == "complete"
 
 
 def may_parse(source: str) -> bool:
-    """Whether Python source that begins like this can be correct; its last line may go on."""
+    """True if Python source can begin like this; its last line may be unfinished."""
     if _compiles(source) != "wrong":
         return True
-    # A line such as "x = 1 +" is in error for Python: see whether an operand mends it.
+    # A line such as "x = 1 +" is a syntax error: test if an operand repairs it.
     unfinished = not source.endswith("\n")
     return unfinished and any(_compiles(source + more) != "wrong" for more in (" (", "_("))
 
 
 def fits(text: str, gap: Gap) -> bool:
-    """Whether the source up to the end of the completion can be correct."""
+    """True if the source up to the end of the completion can be correct."""
     return may_parse(gap.prefix + text + ("" if gap.rest.strip() else "\n"))
 
 

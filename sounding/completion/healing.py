@@ -1,8 +1,8 @@
-"""Token healing: a prompt that ends inside a token continues as if it did not.
+"""Token healing: the continuation of a prompt does not depend on a token cut at its end.
 
-The last tokens of such a prompt are taken back as far as a continuation could change them, and
-the bytes they stood for are asked of the model again: it may sample any token that begins with
-what is left of them, or that they begin with. Named tokens are neither taken back nor asked for.
+The last tokens of such a prompt are removed as far as a continuation could change them, and
+the model generates their bytes again: it may sample any token that is a prefix of the remaining
+bytes, or that they are a prefix of. Named tokens are neither removed nor sampled.
 """
 
 import unicodedata
@@ -57,7 +57,7 @@ class Healer:
         return found
 
     def _stable(self, ids: list[int], word: bytes) -> list[int]:
-        """The first ids of an unfinished word that it has however it goes on.
+        """The leading ids of an unfinished word that do not depend on its continuation.
 
         Up to any token boundary, BPE gives a word the tokens of its beginning alone. So look at
         each place where a token could begin that reaches beyond the word, and keep what all

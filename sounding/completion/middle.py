@@ -1,4 +1,4 @@
-"""What is written into a gap, while it is being written."""
+"""The text generated for a gap, while it is generated."""
 
 import codecs
 import math
@@ -13,7 +13,7 @@ from sounding.text.tokenizer import Tokenizer
 
 
 class Middle:
-    """One answer in the making: decodes tokens, and stops where its ending says."""
+    """Decodes one answer token by token, and stops at its ending."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Middle:
         """The beginning of the text that will not be taken back; another thread may read it."""
         self.count = 0
         self.logprob = 0.0
-        """Of all tokens, in the network's opinion."""
+        """Log probability of all tokens under the network."""
         self._max_tokens, self._copies, self._opening = max_tokens, copies, opening
         self._tokenizer, self._healing, self._ending = tokenizer, healing, ending
         self._skip = len(healing.rest) if healing is not None else 0
@@ -44,7 +44,7 @@ class Middle:
 
     @property
     def cut_short(self) -> bool:
-        """Whether it would have gone on, but for the number of tokens."""
+        """True if it was cut by the limit of tokens."""
         return self._end is None and self.count >= self._max_tokens
 
     @property
@@ -64,7 +64,7 @@ class Middle:
         return healing.allowed() if healing is not None else None
 
     def push(self, token: int, logprob: float = 0.0) -> bool:
-        """Take a token; whether another is wanted."""
+        """Take a token; return True to continue."""
         self.count += 1
         self.logprob += logprob
         if self._healing is not None and self._healing.rest:
@@ -99,5 +99,5 @@ class Middle:
         else:
             text = self.text + self._decoder.decode(b"", final=True)
         # A line without an end is none.
-        own = written(text, -math.inf if self.cut_short else self.logprob)
-        return [own] if self._copies is None else self._copies.rank(own)
+        generated = written(text, -math.inf if self.cut_short else self.logprob)
+        return [generated] if self._copies is None else self._copies.rank(generated)

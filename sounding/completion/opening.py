@@ -1,4 +1,4 @@
-"""Lines of Python that have to open a block, because what stands below them is indented more.
+"""Lines of Python that must open a block, because the line below is indented more.
 
 Their first word is one of a few. A network that has read little often writes another statement
 there, after which the program cannot be correct.
@@ -12,7 +12,7 @@ _OPENERS = tuple(word.encode() for word in _WORDS.split("|"))
 
 
 def opens_block(gap: Gap) -> bool:
-    """Whether the cursor's line, of which nothing is there yet, has to open a block."""
+    """True if the cursor's line is empty so far and must open a block."""
     below = gap.following
     if gap.line.strip() or gap.rest.strip() or below.lstrip()[:1] in ("", "#"):
         return False
@@ -30,8 +30,8 @@ class Opening:
         self._healer = healer
 
     def allowed(self, rest: bytes, text: str) -> list[int] | None:
-        """The ids that may come next behind the `text` of the line, where `rest` of the prompt has
-        to be written before it; None when the first word is there."""
+        """The ids allowed behind the line's `text`, with the healed `rest` of the prompt before it;
+        None once the first word is complete."""
         written = text.encode()
         if written.startswith(_OPENERS):
             return None

@@ -1,9 +1,9 @@
-"""From a gap in a text to the prompt that asks for what belongs there.
+"""Build the prompt for a gap in a text.
 
 The prompt is the one training shows: BOS, then prefix and suffix around the FIM tokens, each
 encoded by itself; without a suffix simply the text. For models that learned it so, the prefix
-stands behind the suffix, as the beginning of a middle without a prefix (SPM of Bavarian et al.,
-2022): what is written then follows what it continues, and a keystroke only adds to the prompt.
+follows the suffix, as the beginning of a middle without a prefix (SPM of Bavarian et al.,
+2022): the answer directly continues the prefix, and a keystroke only extends the prompt.
 Names of special tokens in a user's file are ordinary characters there. Other files go before the
 prefix as plain text, because the loader trains on single documents and never shows the tokens that
 separate the files of a repository.
@@ -22,28 +22,28 @@ from sounding.text.tokenizer import Tokenizer, TooManyTokens
 _SPECIAL_TOKENS = 4  # BOS and the three of FIM
 BYTES_PER_TOKEN = 16  # more than a window can need; spares encoding a long file as a whole
 _HEALED_CHARACTERS = 1024  # of a long line; the rest is encoded apart
-_STEPS = 8  # in which the beginning of a long prefix moves on
+_STEPS = 8  # step in which the start of a long prefix moves
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How completions are made. Raises ValueError for budgets that leave no room."""
+class CompletionSettings:
+    """Settings of completions. Raises ValueError for budgets that leave no room."""
 
     max_tokens: int = 128
-    """Of the answer."""
+    """Limit of the answer."""
     context_tokens: int = 1024
-    """Of prompt and answer together: about what the model saw in training."""
+    """Limit of prompt and answer together: about the model's length in training."""
     suffix_share: float = 0.25
-    """Of the prompt, where both sides are long."""
+    """The suffix's share of the prompt, if both sides are long."""
     files_share: float = 0.25
-    """Of the prompt, at most, for pieces of other files."""
+    """Largest share of the prompt for pieces of other files."""
     heal: bool = True
     """Inside a word, let the model choose its tokens anew."""
     copying: bool = True
     """Let the other lines of the file compete with the network's, where a line is wanted."""
     typing: bool = False
-    """Somebody types: choose pieces of other files by the lines above the cursor's own, so that
-    prompts begin alike from one keystroke to the next."""
+    """The user is typing: choose pieces of other files by the lines above the cursor's own, so
+    that prompts share a prefix from one keystroke to the next."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -59,7 +59,7 @@ class Settings:
 
     @property
     def prompt_tokens(self) -> int:
-        """What is left for text in the prompt."""
+        """Tokens left for text in the prompt."""
         return self.context_tokens - self.max_tokens - _SPECIAL_TOKENS
 
 
@@ -75,7 +75,7 @@ class Prompts:
         self.healer = Healer(tokenizer)
 
     def make(
-        self, gap: Gap, settings: Settings, context: str = ""
+        self, gap: Gap, settings: CompletionSettings, context: str = ""
     ) -> tuple[list[int], Healing | None]:
         """Token ids, and the healing of the word at the cursor if it is to be healed.
 
@@ -96,7 +96,7 @@ class Prompts:
         room = max(0, settings.prompt_tokens - len(head) - len(last))
         suffix = self._encode(gap.suffix[: room * BYTES_PER_TOKEN]) if infilling else []
         step = settings.prompt_tokens // _STEPS
-        # What comes first must not change with every token of the prefix.
+        # The start of the prompt must not change with every token of the prefix.
         taken = -(-len(prefix) // step) * step if suffix_first else len(prefix)
         suffix = self._first_lines(suffix, max(int(room * settings.suffix_share), room - taken))
         text = [*head, *self._last_lines(prefix, room - len(suffix), step), *last]
@@ -106,8 +106,8 @@ class Prompts:
             return [self._bos, self._begin, self._hole, *suffix, self._end, *text], healing
         return [self._bos, self._begin, *text, self._hole, *suffix, self._end], healing
 
-    def context(self, gap: Gap, files: Sequence[File], settings: Settings) -> str:
-        """What other files have that helps with the gap."""
+    def context(self, gap: Gap, files: Sequence[File], settings: CompletionSettings) -> str:
+        """Choose text of other files that is relevant to the gap."""
         if not files:
             return ""
         budget = int(settings.prompt_tokens * settings.files_share)
@@ -155,17 +155,17 @@ class Prompts:
         return self._tokenizer.encode(text, named=False)
 
     def _count_up_to(self, most_tokens: int, text: str) -> int:
-        """Tokens of a text; of one that has more than so many, just more than that."""
+        """Number of tokens of a text, counted only until the limit is exceeded."""
         try:
             return self._tokenizer.count(text, named=False, most_tokens=most_tokens)
         except TooManyTokens as error:
             return error.num_tokens
 
     def _last_lines(self, ids: list[int], budget: int, step: int) -> list[int]:
-        """The last tokens, from the begin of a line on where there is one.
+        """Return the last tokens, from the start of a line if there is one.
 
-        What is left out grows in steps: while somebody types, prompts begin alike, and what was
-        read for one serves the next.
+        The omitted part grows in steps: while the user types, prompts share a prefix, which hits
+        the cache.
         """
         if len(ids) <= budget:
             return ids
@@ -187,20 +187,20 @@ class Prompts:
 
 
 def _last_line(text: str) -> int:
-    """Where the last line begins that is not blank."""
+    """Start of the last line that is not blank."""
     return text.rfind("\n", 0, len(text.rstrip())) + 1
 
 
 def _healed_from(text: str) -> int:
-    """Where the piece of the last line begins that is healed: near its end, in steps."""
+    """Start of the healed piece of the last line: near its end, in steps."""
     begin = _last_line(text)
     beyond = max(0, len(text) - begin - _HEALED_CHARACTERS)
     return begin + beyond // _HEALED_CHARACTERS * _HEALED_CHARACTERS
 
 
 def _end_of(text: str, num_tokens: int) -> str:
-    """The end of a long text, from a line on, with at least as many tokens as asked for; it begins
-    at the same place for a while when the text grows."""
+    """Return the end of a long text, from a line's start, with at least `num_tokens` tokens; its
+    start moves in steps as the text grows."""
     room = num_tokens * BYTES_PER_TOKEN
     step = room // 4
     start = (len(text) - room) // step * step

@@ -1,4 +1,4 @@
-"""Which lines of a text stand where a missing one could: those with neighbours like its own."""
+"""Find lines of a text whose neighbours resemble those of a missing line."""
 
 import difflib
 import math
@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 _WORD = re.compile(r"\w+|[^\w\s]")
-# What names are made of, and what lies between them.
+# Parts of names, and the characters between them.
 _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W_A-Za-z\d]+|_|[^\w\s]|\s+")
 _NEIGHBOURS = 3  # lines above and below that are compared
 _ALIKE = 0.5  # how much two neighbours must have in common to show what is exchanged
@@ -25,7 +25,7 @@ class Around:
     """A text around a gap, by lines. The gap goes to the end of its line."""
 
     def __init__(self, prefix: str, suffix: str, *, most: int | None = None) -> None:
-        """At most so many lines `most` on each side are looked at."""
+        """Compare at most `most` lines on each side."""
         above = prefix.split("\n")
         self._typed = above.pop().lstrip()
         below = suffix.split("\n")[1:]
@@ -46,11 +46,11 @@ class Around:
                 yield Similar(number, math.fsum(_alike(*pair) for pair in pairs))
 
     def rest(self, number: int) -> str:
-        """What a line would put into the gap; "" where it begins otherwise."""
+        """The rest of a line that would fill the gap; "" if it does not begin like the gap's."""
         return self._behind_typed(self._lines[number].strip())
 
     def adapted(self, number: int) -> str:
-        """The same with words exchanged as they are between its neighbours and the gap's: below
+        """The line with words exchanged as between its neighbours and the gap's: below
         `return self._width` instead of `return self._height`, `set_height` becomes `set_width`."""
         exchanged: dict[str, str] = {}
         for distance in range(1, _NEIGHBOURS + 1):
@@ -75,7 +75,7 @@ def _words(line: str) -> frozenset[str]:
 def _neighbours(
     words: Sequence[frozenset[str]], at: int
 ) -> tuple[Sequence[frozenset[str]], Sequence[frozenset[str]]]:
-    """Those above and those below, from the nearest on."""
+    """Neighbours above and below, the nearest first."""
     return words[max(0, at - _NEIGHBOURS) : at][::-1], words[at + 1 : at + 1 + _NEIGHBOURS]
 
 
@@ -90,15 +90,15 @@ def _alike(wanted: Sequence[frozenset[str]], found: Sequence[frozenset[str]]) ->
 
 @lru_cache(1 << 12)
 def _exchanged(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
-    """Parts of names of one line with those that stand in their places in the other."""
+    """Map parts of names of one line to those at the same place in the other."""
     one, other = _PART.findall(theirs.strip()), _PART.findall(ours.strip())
     matcher = difflib.SequenceMatcher(None, one, other, autojunk=False)
     if not one or matcher.ratio() < _ALIKE:
         return ()
     return tuple(
         (part, another)
-        for how, low, high, first, last in matcher.get_opcodes()
-        if how == "replace" and high - low == last - first
+        for operation, low, high, first, last in matcher.get_opcodes()
+        if operation == "replace" and high - low == last - first
         for part, another in zip(one[low:high], other[first:last], strict=True)
         if part[0].isalnum() and another[0].isalnum()
     )

@@ -1,4 +1,4 @@
-"""A batch of tokens with their targets, as loaders make it and training reads it."""
+"""A batch of tokens with their targets, from a loader to a training step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 from sounding.ops.loss import IGNORED
 
 StreamState = dict[str, Any]
-"""A JSON value that says how far a stream of batches was read; opens it again at that place."""
+"""A JSON value with the position in a stream of batches, to resume from."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class TokenBatch:
     empty where no sequence has a gap."""
 
     def to(self, device: torch.device) -> "TokenBatch":
-        """The same batch on another device."""
+        """Copy the batch to another device."""
         tokens, targets = self.tokens.to(device), self.targets.to(device)
         return TokenBatch(tokens, targets, self.lengths, self.middles)
 

@@ -1,8 +1,8 @@
 """Building a corpus: read, filter, deduplicate, split, write.
 
 A corpus is a folder of compressed JSONL shards, `train-00000.jsonl.xz` and so on for each split,
-and `stats.json`, which is written last. Work is staged source by source: an interrupted build goes
-on after the last finished source, and its result is the same to the byte.
+and `stats.json`, which is written last. Work is staged source by source: an interrupted build
+resumes after the last finished source, and its result is identical to the byte.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from sounding.data.duplicates import THRESHOLD, Duplicates, signature
 from sounding.data.filters import content_reason, decode, path_reason
 from sounding.data.manifest import SPLITS, require_split
 from sounding.data.overlap import Overlap
-from sounding.data.sources import RawFile, Source
+from sounding.data.sources import DocumentSource, RawFile
 from sounding.files import write_file
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ Progress = Callable[[str, int, int], None]  # what is being done, steps done, st
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What decides which files become documents."""
+class CorpusSettings:
+    """The filters that decide which files become documents."""
 
     suffixes: tuple[str, ...] = (".py",)
     threshold: float = THRESHOLD  # Jaccard similarity of near duplicates; 1 keeps them
@@ -59,8 +59,8 @@ class Settings:
 
 def build(
     out: Path,
-    sources: Sequence[Source],
-    settings: Settings | None = None,
+    sources: Sequence[DocumentSource],
+    settings: CorpusSettings | None = None,
     *,
     overlap: Overlap | None = None,
     overwrite: bool = False,
@@ -68,11 +68,11 @@ def build(
 ) -> dict[str, Any]:
     """Write a corpus to the folder `out` and return its statistics.
 
-    `overlap` refuses documents that repeat given texts; the settings carry their digest. An
+    `overlap` refuses documents that repeat evaluation texts; the settings have their digest. An
     interrupted build is continued; a finished one is left alone if nothing changed. Raises
     ValueError for two sources of one name, and for a folder in use unless `overwrite` is set.
     """
-    settings = settings or Settings()
+    settings = settings or CorpusSettings()
     sources = _ordered(sources)
     identity = _digest(settings, [_source_key(source) for source in sources])
     stage = out / _STAGE_NAME
@@ -92,8 +92,8 @@ def build(
     return stats
 
 
-def _ordered(sources: Sequence[Source]) -> list[Source]:
-    """Held-out sources first: of two near copies across the split, the one in training goes."""
+def _ordered(sources: Sequence[DocumentSource]) -> list[DocumentSource]:
+    """Held-out sources first: of near duplicates across the split, training loses its one."""
     names = [source.name for source in sources]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -105,7 +105,7 @@ def _ordered(sources: Sequence[Source]) -> list[Source]:
     return sorted(sources, key=lambda source: source.split != "heldout")  # stable
 
 
-def _source_key(source: Source) -> tuple[str, ...]:
+def _source_key(source: DocumentSource) -> tuple[str, ...]:
     public = "public" if source.public else "own"
     return (source.name, source.version, source.license, source.split, source.fingerprint, public)
 
@@ -117,7 +117,7 @@ def _digest(*parts: object) -> str:
 
 
 def _finished(out: Path, identity: str, overwrite: bool) -> dict[str, Any] | None:
-    """Statistics of a finished build of the same sources; else makes room if told to."""
+    """The statistics of a finished build of the same sources; else clear `out` if allowed."""
     path = out / STATS_NAME
     if path.is_file():
         stats: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -138,7 +138,9 @@ def _finished(out: Path, identity: str, overwrite: bool) -> dict[str, Any] | Non
 # First every source on its own
 
 
-def _stage(folder: Path, source: Source, settings: Settings, overlap: Overlap | None) -> Path:
+def _stage(
+    folder: Path, source: DocumentSource, settings: CorpusSettings, overlap: Overlap | None
+) -> Path:
     """Filter one source into a file whose name depends on all that decides its content.
 
     Its lines are documents with their signatures; the last one counts what was skipped.
@@ -155,7 +157,7 @@ def _stage(folder: Path, source: Source, settings: Settings, overlap: Overlap | 
 
 
 def _filtered(
-    source: Source, settings: Settings, overlap: Overlap | None, skipped: Counter[str]
+    source: DocumentSource, settings: CorpusSettings, overlap: Overlap | None, skipped: Counter[str]
 ) -> Iterator[dict[str, str]]:
     for entry in source.files():
         reason, text = _judge(entry, source, settings, overlap)
@@ -171,7 +173,7 @@ def _filtered(
 
 
 def _judge(
-    entry: RawFile, source: Source, settings: Settings, overlap: Overlap | None
+    entry: RawFile, source: DocumentSource, settings: CorpusSettings, overlap: Overlap | None
 ) -> tuple[str | None, str]:
     """The reason to skip a file, or its text."""
     reason = path_reason(entry.path, entry.num_bytes, settings.suffixes)
@@ -196,9 +198,9 @@ def _judge(
 
 def _write(
     out: Path,
-    sources: Sequence[Source],
+    sources: Sequence[DocumentSource],
     staged: Sequence[Path],
-    settings: Settings,
+    settings: CorpusSettings,
     progress: Progress,
 ) -> dict[str, Any]:
     for split in SPLITS:
@@ -238,7 +240,11 @@ def describe(packages: dict[str, dict[str, Any]], shards: Sequence[Path]) -> dic
 
 
 def _write_source(
-    source: Source, path: Path, duplicates: Duplicates, left_out: set[str], writer: ShardWriter
+    source: DocumentSource,
+    path: Path,
+    duplicates: Duplicates,
+    left_out: set[str],
+    writer: ShardWriter,
 ) -> dict[str, Any]:
     """Write the documents that are neither copies nor left out; hashes that were met are removed.
 
@@ -286,7 +292,7 @@ def _grouped(packages: dict[str, dict[str, Any]], key: str) -> dict[str, dict[st
 
 
 def read_stats(corpus: Path) -> dict[str, Any]:
-    """What `build` saved. Raises ValueError for a folder without a finished corpus."""
+    """Read the statistics of a corpus. Raises ValueError for a folder without a finished corpus."""
     path = corpus / STATS_NAME
     if not path.is_file():
         raise ValueError(f"{corpus} holds no finished corpus; `data build {corpus}` makes one")

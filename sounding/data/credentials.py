@@ -1,8 +1,8 @@
-"""Credentials in source files: a file that seems to hold one is not learned from.
+"""Credentials in source files: files that seem to contain one are dropped.
 
-A short list of forms that are recognised by their shape, where a match is hardly ever an accident,
+A short list of formats with a distinctive shape, whose matches are rarely false positives,
 plus assignments of a random-looking literal to a telling name. Scanners with hundreds of rules and
-entropy tests were left out: on library code nearly all they find are hashes and test vectors.
+entropy tests are not used: on library code nearly all their matches are hashes and test vectors.
 """
 
 import math

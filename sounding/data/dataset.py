@@ -1,8 +1,8 @@
-"""A tokenized corpus: one flat file of token ids, and where each document begins.
+"""A tokenized corpus: one flat file of token ids, and the offset of each document.
 
 A dataset is a folder of `tokens.bin` (little-endian uint16, or uint32 for vocabularies above
 65,536), `offsets.npy` (int64, one more than documents), `tokenizer.json` and `dataset.json`.
-Documents hold text only: BOS, EOS and the FIM tokens are the loader's to add.
+Documents contain text only: the loader adds BOS, EOS and the FIM tokens.
 """
 
 import hashlib
@@ -129,7 +129,7 @@ class Dataset:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     def bytes_of(self, tokens: NDArray[np.integer[Any]]) -> bytes:
-        """The bytes a run of tokens stands for: exact, whatever the run."""
+        """Return the exact bytes of a run of tokens."""
         return b"".join(map(self.tokenizer.token_bytes.__getitem__, tokens.tolist()))
 
     @cached_property

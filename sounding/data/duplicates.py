@@ -1,6 +1,6 @@
-"""Exact and near duplicates: MinHash signatures, and an index of the documents kept so far.
+"""Exact and near duplicates: MinHash signatures, and an index of the unique documents.
 
-Our own few lines of numpy rather than a library: the usual one brings scipy for one integral, and
+A few lines of numpy rather than a library: the usual one needs scipy for one integral, and
 hashing a document's shingles as one array is several times faster than one call for each.
 Source: Broder, "On the resemblance and containment of documents", 1997; banding as in Leskovec,
 Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3.
@@ -50,12 +50,12 @@ def signature(text: str) -> Signature:
 
 
 def similarity(one: Signature, other: Signature) -> float:
-    """Estimated Jaccard similarity of the documents behind two signatures."""
+    """Estimated Jaccard similarity of two documents by their signatures."""
     return float(np.mean(one == other))
 
 
 class Duplicates:
-    """The documents kept so far; each new one is a duplicate of one of them, or joins them."""
+    """The index of unique documents; a new one is a duplicate of one of them, or is added."""
 
     def __init__(self, threshold: float = THRESHOLD) -> None:
         if not 0 < threshold <= 1:
@@ -66,7 +66,7 @@ class Duplicates:
         self._bands: dict[bytes, list[int]] = {}
 
     def reason(self, digest: str, mark: Signature) -> str | None:
-        """ "duplicate", "near-duplicate", or None, in which case the document is remembered.
+        """ "duplicate", "near-duplicate", or None, in which case the document is added.
 
         `digest` identifies the exact text, `mark` is its signature.
         """

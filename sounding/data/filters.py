@@ -1,7 +1,7 @@
-"""Which files are worth learning from, and the reason for each one that is not.
+"""Filters for training files, with the reason for each file that is dropped.
 
-Reasons are short fixed words, because they are counted. `path_reason` decides before a file is
-read, `content_reason` after it was decoded. Thresholds were set by looking at what they drop.
+Reasons are fixed words, so that they can be counted. `path_reason` decides before a file is
+read, `content_reason` after it was decoded. Thresholds were set by inspecting the dropped files.
 """
 
 import ast
@@ -64,7 +64,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 
 def path_reason(path: str, num_bytes: int, suffixes: Sequence[str]) -> str | None:
-    """Why a file is dropped unread, or None."""
+    """Return the reason to drop a file unread, or None."""
     pure = PurePosixPath(path)
     folders = [part.lower() for part in pure.parts[:-1]]
     if not any(pure.name.endswith(suffix) for suffix in suffixes):
@@ -100,7 +100,7 @@ def decode(content: bytes) -> str | None:
 
 
 def content_reason(path: str, text: str, *, public: bool) -> str | None:
-    """Why a decoded file is dropped, or None. `public`: it needs a permissive licence header."""
+    """Return the reason to drop a decoded file, or None. `public`: require a permissive licence."""
     if len(text.strip()) < MIN_CHARACTERS:
         return "small"
     if _CONTROL.search(text):

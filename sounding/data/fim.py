@@ -1,7 +1,7 @@
 """Fill in the middle: where to cut a text into prefix, middle and suffix.
 
-Two kinds of spans. A character span lies anywhere, which teaches to go on inside a word. A line
-span is what an editor asks for: the rest of the line, a line, a few lines, the rest of a block.
+Two kinds of spans. A character span lies anywhere, which teaches to continue inside a word. A line
+span is what an editor requests: the rest of the line, a line, a few lines, the rest of a block.
 Only `rng.random()` is used, whose sequence Python guarantees for a seed in every version.
 Source: Bavarian et al., "Efficient training of language models to fill in the middle", 2022, for
 the format, character spans and the order with the suffix first (there SPM); line spans are ours.
@@ -18,7 +18,7 @@ MIN_LONGEST = 128
 
 @dataclass(frozen=True, kw_only=True)
 class FimSettings:
-    """How many documents are rearranged, and which kinds of middles they get."""
+    """The rate of rearranged documents, and the shares of the kinds of middles."""
 
     rate: float = 0.5  # share of documents
     longest: int | None = None
@@ -55,7 +55,7 @@ def piece_limit(rng: random.Random, settings: FimSettings, room: int) -> int:
 
 
 def middle_span(text: str, rng: random.Random, settings: FimSettings) -> tuple[int, int] | None:
-    """Begin and end of a middle in `text`, in characters, or None where there is none."""
+    """Start and end of a middle in `text`, in characters, or None if there is none."""
     if not text.strip():
         return None
     if rng.random() < settings.character_share:
@@ -116,7 +116,7 @@ def _block(lines: Sequence[str], first: int, rng: random.Random) -> tuple[int, i
     """First and last line of a block around or below `first`.
 
     Below a line that opens a block: its body, half of the time with the line itself. Otherwise the
-    rest of the block the line stands in. Blank lines at the end stay outside.
+    rest of the line's block. Blank lines at the end are excluded.
     """
     depth = _depth(lines[first])
     below = first + 1

@@ -1,9 +1,9 @@
-"""Functions that stand alone, taken out of a corpus as documents of their own.
+"""Self-contained functions, extracted from a corpus as documents of their own.
 
-A file teaches how code hangs together; a short function below its imports, with a sentence that
-says what it does, is what a person asks for. Taken are functions of the outermost level whose names
-are all their own, built in, or imported from the standard library; that are documented, of few
-lines and few branches, and not much like one taken before.
+Files teach how code fits together; users request short functions, described in a sentence. Selected
+are functions of the outermost level whose names are all their own, built in, or imported from the
+standard library; that are documented, of few lines and few branches, and not similar to an earlier
+one.
 """
 
 import ast
@@ -146,10 +146,10 @@ def _judge(node: _Function, text: str, imports: Mapping[str, "_Import"]) -> tupl
 def _reason(node: _Function) -> str | None:
     if node.name.startswith("test") or node.name.startswith("__"):
         return "test"
-    said = ast.get_docstring(node)
-    if not said or len(said) < MIN_DOCSTRING_CHARACTERS:
+    docstring = ast.get_docstring(node)
+    if not docstring or len(docstring) < MIN_DOCSTRING_CHARACTERS:
         return "undocumented"
-    if said.count("\n") >= MAX_DOCSTRING_LINES:
+    if docstring.count("\n") >= MAX_DOCSTRING_LINES:
         return "long"
     body = node.body[1:]
     if not body or all(isinstance(x, ast.Pass | ast.Raise) or _is_constant(x) for x in body):
@@ -166,7 +166,7 @@ def _reason(node: _Function) -> str | None:
 
 
 def _is_constant(node: ast.stmt) -> bool:
-    """Whether a statement is an ellipsis, a lone string, or returns a constant."""
+    """True if a statement is an ellipsis, a lone string, or returns a constant."""
     return isinstance(node, ast.Expr | ast.Return) and (
         node.value is None or isinstance(node.value, ast.Constant)
     )
@@ -185,7 +185,7 @@ class _Import(NamedTuple):
 
 
 def _standard_imports(tree: ast.Module) -> dict[str, _Import]:
-    """What the outermost imports of the standard library bind."""
+    """The names bound by outermost imports of the standard library."""
     found: dict[str, _Import] = {}
     for node in tree.body:
         if isinstance(node, ast.Import):

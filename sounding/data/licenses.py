@@ -1,7 +1,7 @@
-"""Which licence a text speaks of: package metadata, licence files, headers of source files.
+"""Classify the licence of a text: package metadata, licence files, headers of source files.
 
-Only what decides whether a document may be kept is told apart: families of permissive licences on
-one side, anything with obligations on the other. It is a reading of the words, not legal advice.
+Only two classes matter for a document: families of permissive licences, and anything with
+obligations. It is a classification by words, not legal advice.
 """
 
 import re
@@ -49,8 +49,8 @@ def families(text: str) -> frozenset[str]:
 def metadata_license(metadata: Message) -> str:
     """The most exact licence statement of a package's core metadata, or "unknown".
 
-    The SPDX expression first, then the classifiers, then the free text: that last field may hold
-    the licences of bundled libraries as well, which say nothing about the Python files.
+    The SPDX expression first, then the classifiers, then the free text: that last field may contain
+    the licences of bundled libraries as well, which do not apply to the Python files.
     """
     expression = str(metadata.get("License-Expression") or "")
     classifiers = [
@@ -68,7 +68,7 @@ def text_license(text: str) -> str:
 
 
 def header_allows(text: str) -> bool:
-    """Whether the head of a source file names no licence with obligations.
+    """True if the head of a source file names no licence with obligations.
 
     An SPDX line decides where there is one; otherwise the names of the usual copyleft licences do.
     """

@@ -1,7 +1,7 @@
 """Punctuation with the line end after it, as one token or as two.
 
-A tokenizer merges `):` and the newline into one token, so a text that stops right after the colon,
-as a prompt does, is one that training would never show. Splitting some of these tokens shows it.
+A tokenizer merges `):` and the newline into one token, so a text that ends right after the colon,
+as prompts do, would never occur in training. Splitting some of these tokens makes it occur.
 Source: docs/training.md 1.1; the share is not published.
 """
 
@@ -34,7 +34,7 @@ class LineEnds:
         self._merged[list(self._parts)] = True
 
     def split(self, tokens: Tokens, rate: float, rng: random.Random) -> Tokens:
-        """The same text with each such token split with probability `rate`."""
+        """Return the text with each such token split with probability `rate`."""
         places = np.flatnonzero(self._merged[tokens])
         chosen = [place for place in places.tolist() if rng.random() < rate]
         if not chosen:

@@ -1,7 +1,7 @@
-"""Batches for training: the rows of a stream dealt out, each batch with its resume state.
+"""Batches for training: the rows of a stream, each batch with its resume state.
 
-A stream is the rows of one dataset or a mixture of several. A batch takes the next rows of it,
-dealt out over the ranks, so the stream stays the same whatever the number of ranks and rows.
+A stream is the rows of one dataset or a mixture of several. A batch takes its next rows,
+distributed over the ranks, so the stream does not depend on the number of ranks and rows.
 """
 
 import queue
@@ -56,16 +56,16 @@ class Loader:
     def _make(
         self, rows: Iterator[tuple[Row, StreamState]]
     ) -> Iterator[tuple[TokenBatch, StreamState]]:
-        held: list[Row] = []
+        pending: list[Row] = []
         state: StreamState = {}
         for row, state in rows:
-            held.append(row)
-            if len(held) == self.rows * self._world:
-                yield self._batch(held), state
-                held = []
-        even = len(held) // self._world * self._world
+            pending.append(row)
+            if len(pending) == self.rows * self._world:
+                yield self._batch(pending), state
+                pending = []
+        even = len(pending) // self._world * self._world
         if even:
-            yield self._batch(held[:even]), state
+            yield self._batch(pending[:even]), state
 
     def _batch(self, rows: list[Row]) -> TokenBatch:
         return _collate([piece for row in rows[self._rank :: self._world] for piece in row])
@@ -89,7 +89,7 @@ def _collate(pieces: list[Piece]) -> TokenBatch:
 
 
 def _ahead(made: Iterator[_T], depth: int) -> Iterator[_T]:
-    """The same items, up to `depth` of them made in advance by a thread that ends with its user."""
+    """Prefetch up to `depth` items in a thread that ends with its consumer."""
     ready: queue.Queue[Callable[[], _T] | None] = queue.Queue(depth)
     stop = threading.Event()
 

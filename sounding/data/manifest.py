@@ -1,7 +1,7 @@
 """The list of public packages a corpus is made of, and their download.
 
-A manifest pins name, version, file and hash, so that the same corpus comes out next year. Fetching
-is left to pip, which knows indexes, proxies and mirrors; we tell it the hash and check it again.
+A manifest pins name, version, file and hash, so that a later build gives the same corpus. pip
+fetches them, since it knows indexes, proxies and mirrors; we pass the hash and check it again.
 Wheels only: for a source archive pip would run that package's own build.
 """
 
@@ -30,7 +30,7 @@ _FETCH_SECONDS = 900
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One wheel: what pip is asked for, what must come, what we read about its licence."""
+    """One wheel: the requirement for pip, the expected file and hash, and its licence."""
 
     name: str
     version: str
@@ -130,7 +130,7 @@ def _frozen(value: Any) -> Any:
 
 
 def user_cache_folder() -> Path:
-    """Where downloads are kept between builds: XDG_CACHE_HOME or ~/.cache, then sounding."""
+    """The folder of downloads between builds: XDG_CACHE_HOME or ~/.cache, then sounding."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "sounding"
 

@@ -1,8 +1,8 @@
-"""Several datasets read as one stream of rows, by weights that may change on the way.
+"""Several datasets as one stream of rows, mixed by weights that may change during a run.
 
-Every row is of one dataset. Which one is decided by the row's number alone: fractional parts of
-multiples of the golden ratio lie evenly in every stretch, so each dataset gets its share of any few
-hundred rows and not only in the long run. Each dataset is read in its own order, over and over.
+Every row is of one dataset, chosen by the row's number alone: fractional parts of multiples of the
+golden ratio are even in every stretch, so each dataset gets its share of any few hundred rows and
+not only in the long run. Each dataset is read repeatedly, in its own order.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio
 
 
 class Mixture:
-    """The rows of several datasets, in an order that depends on weights and seed alone.
+    """A stream of the rows of several datasets, whose order depends on weights and seed alone.
 
-    A state names what each dataset's rows were made of and where it stands, so a mixture may go on
-    with other weights, with a dataset more or with one less.
+    A state has each dataset's settings and position, so a mixture can resume with other weights,
+    or with one dataset more or less.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Keeping evaluation texts out of the training text.
+"""Decontamination: keep evaluation texts out of the training text.
 
-Given texts (solutions, tests) are indexed by their long lines and their runs of ten words. A
+Evaluation texts (solutions, tests) are indexed by their long lines and their runs of ten words. A
 document is refused when it repeats a long line, or most of the runs of one text: single runs of
-ten words are shared by unrelated loops all the time.
+ten words are often common to unrelated loops.
 """
 
 import re
@@ -37,7 +37,7 @@ class Overlap:
         return len(self._num_runs)
 
     def touches(self, text: str) -> bool:
-        """Whether a document repeats enough of one of the texts to give its answer away."""
+        """True if a document repeats enough of one of the texts to reveal its answer."""
         if any(line in self._lines for line in _long_lines(text)):
             return True
         shared: dict[int, int] = {}

@@ -2,8 +2,8 @@
 
 One stream of rows is defined by dataset, settings and seed alone. Documents of an epoch are taken
 in a shuffled order, a window of them at a time; a window is rearranged, cut, packed best-fit into
-rows and its rows shuffled, without a look at other windows. A position in the stream is thus three
-numbers, and resuming costs the making of one window.
+rows and its rows shuffled, independently of other windows. A position in the stream is thus three
+numbers, and resuming costs one window.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from sounding.data.packing import best_fit, cut
 from sounding.data.token_cuts import Joints, Segment
 from sounding.text.markup import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
 
-"""A JSON value that says where a stream stands."""
+"""A JSON value with the position in a stream."""
 
 _TEXT_TOKENS = 2  # BOS and EOS
 _FIM_TOKENS = 5  # BOS, begin, hole, end, EOS
@@ -31,7 +31,7 @@ _FIM_SLACK = 16  # tokens by which cutting words apart may lengthen a text
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderSettings:
-    """What the stream of rows is made of; all of it decides what a state means."""
+    """The settings of a stream of rows; a state is valid only for the same settings."""
 
     sequence_length: int = 1024
     seed: int = 0
@@ -174,7 +174,7 @@ class Rows:
         return Piece(np.concatenate([bos, run, eos]).astype(np.int64), 0)
 
     def _gap(self, run: NDArray[np.int64], rng: random.Random) -> _Gap | None:
-        """Where to cut a run, or None if it has no middle or ends inside of a character."""
+        """The cuts of a run, or None if it has no middle or ends inside of a character."""
         content = self.dataset.bytes_of(run)
         try:
             text = content.decode()

@@ -1,4 +1,4 @@
-"""Which datasets a run reads and how much of each, as plain values."""
+"""The datasets of a run and their shares, as plain values."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """How much of a mixture is of one dataset, in weights relative to the others'."""
+    """One dataset's share of a mixture, as a weight relative to the others'."""
 
     name: str
     path: str
@@ -31,7 +31,7 @@ class Share:
             )
 
     def at(self, progress: float) -> float:
-        """The weight when this share of the way, 0 to 1, is behind."""
+        """The weight at this fraction, 0 to 1, of the run."""
         last = self.weight if self.final_weight is None else self.final_weight
         return self.weight + (last - self.weight) * progress
 

@@ -1,6 +1,6 @@
-"""Where documents come from: a wheel, the standard library, a folder, a git working tree.
+"""Sources of documents: a wheel, the standard library, a folder, a git working tree.
 
-A source only lists files and reads them; whether a file is worth keeping is filters.py's question.
+A source only lists files and reads them; filters.py decides which ones are used.
 Wheels are read as archives: nothing is unpacked, installed or run.
 """
 
@@ -30,7 +30,7 @@ class RawFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class DocumentSource:
     """Files under one name, version and licence, all in the same split."""
 
     name: str
@@ -42,7 +42,7 @@ class Source:
     files: Callable[[], Iterator[RawFile]]
 
 
-def wheel_source(package: Package, path: Path) -> Source:
+def wheel_source(package: Package, path: Path) -> DocumentSource:
     """A pinned wheel. Raises ValueError if it is no wheel or its metadata names another licence."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -61,7 +61,7 @@ def wheel_source(package: Package, path: Path) -> Source:
             f"{package.name} {package.version} says its licence is {stated[:80]!r}, the manifest "
             f"says {package.license!r}: read it again and correct the manifest"
         )
-    return Source(
+    return DocumentSource(
         name=package.name,
         version=package.version,
         license=str(metadata.get("License-Expression") or package.license),
@@ -79,10 +79,10 @@ def _archive_files(path: Path) -> Iterator[RawFile]:
                 yield RawFile(entry.filename, entry.file_size, lambda e=entry: archive.read(e))  # type: ignore[misc]
 
 
-def standard_library_source(split: str) -> Source:
+def standard_library_source(split: str) -> DocumentSource:
     """The standard library of the Python that is running, its test suite included."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    return Source(
+    return DocumentSource(
         name="python",
         version=platform.python_version(),
         license="PSF-2.0",
@@ -93,7 +93,7 @@ def standard_library_source(split: str) -> Source:
     )
 
 
-def folder_source(root: Path, split: str) -> Source:
+def folder_source(root: Path, split: str) -> DocumentSource:
     """A folder of the user's; in a git working tree, the files git tracks or would add.
 
     Raises ValueError if it is not a folder, or git cannot list it.
@@ -114,7 +114,7 @@ def folder_source(root: Path, split: str) -> Source:
         def files() -> Iterator[RawFile]:
             return _walk(root, ())
 
-    return Source(
+    return DocumentSource(
         name=root.name,
         version=version,
         license=_folder_license(root),
@@ -162,7 +162,7 @@ def _named(root: Path, names: Iterable[str]) -> Iterator[RawFile]:
 
 
 def _listing_digest(files: Iterable[RawFile], root: Path | None = None) -> str:
-    """Names, sizes and, where a root is given, modification times of the files, as one digest."""
+    """Digest of the names, sizes and, with a root, modification times of the files."""
     digest = hashlib.sha256(platform.python_version().encode())
     for entry in files:
         stamp = (root / entry.path).stat().st_mtime_ns if root else 0
@@ -171,7 +171,7 @@ def _listing_digest(files: Iterable[RawFile], root: Path | None = None) -> str:
 
 
 def _folder_license(root: Path) -> str:
-    """What pyproject.toml states, else what the licence file reads like, else "unknown"."""
+    """The licence in pyproject.toml, else the class of the licence file, else "unknown"."""
     project = root / "pyproject.toml"
     if project.is_file():
         try:

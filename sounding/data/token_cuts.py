@@ -1,10 +1,10 @@
-"""Places where a tokenized text comes apart cleanly, and what that saves.
+"""Cuts of a tokenized text that keep its tokens, to avoid tokenizing again.
 
 The split before BPE never joins a line end to a line with something on it: before such a line, the
 tokens of a text are those of the part before and those of the part after. Documents are cut there,
-and a text that was cut elsewhere needs new tokens only between the cut and the next such place.
+and a text that is cut elsewhere needs new tokens only between the cut and the next such place.
 Source: the split in docs/prompt.md 1. With a tokenizer of another split the tokens still
-stand for the same text, but may not be the ones it would choose.
+decode to the same text, but may differ from its own encoding.
 """
 
 from dataclasses import dataclass
@@ -50,13 +50,13 @@ class Joints:
         return np.flatnonzero(joints) + 1
 
     def last(self, tokens: Tokens, num_bytes: int) -> int:
-        """How many tokens at the end it takes to hold the last bytes of their text."""
+        """Number of tokens at the end that contain the last bytes of the text."""
         return int(np.searchsorted(np.cumsum(self._num_bytes[tokens[::-1]]), num_bytes)) + 1
 
     def segments(self, tokens: Tokens, content: bytes, cuts: tuple[int, int]) -> list[Segment]:
-        """The three parts of a text that two cuts make.
+        """Split a text into three parts at two cuts.
 
-        `tokens` stand for `content`, `cuts` are byte offsets in order, between characters.
+        `tokens` encode `content`; `cuts` are byte offsets in order, between characters.
         """
         places = np.concatenate([[0], self.find(tokens), [len(tokens)]])
         offsets = np.concatenate([[0], np.cumsum(self._num_bytes[tokens])])[places]
@@ -85,9 +85,9 @@ def _segment(
 
 
 def _opening(token: bytes) -> int:
-    """What a token makes of a line it opens: still blank, a line with content, or unclear.
+    """Classify a line by its first token: still blank, with content, or unclear.
 
-    Beyond ASCII there is white space too, so only ASCII counts as content.
+    Since non-ASCII white space exists, only ASCII counts as content.
     """
     rest = token.lstrip(_SPACES)
     if not rest:

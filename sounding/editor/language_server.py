@@ -32,7 +32,7 @@ from sounding.completion.context import File
 from sounding.completion.endings import Gap
 from sounding.editor.frames import BadFrame, Frames
 from sounding.editor.suggest import Ask, Stop, Suggest
-from sounding.editor.text_documents import Document, Documents
+from sounding.editor.text_documents import OpenDocument, OpenDocuments
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ _WORD = re.compile(r"\w*\Z")
 
 
 class _Protocol(LanguageServerProtocol):
-    """Keeps documents in our `Documents`; answers requests that pygls would leave waiting."""
+    """Keeps documents in our `OpenDocuments`; answers requests that pygls would leave waiting."""
 
     _server: "CodeServer"
 
@@ -84,7 +84,7 @@ class CodeServer(LanguageServer):
         `pause_seconds`: how long a request waits for another key before it is worked on.
         """
         super().__init__("sounding", importlib.metadata.version("sounding"), protocol_cls=_Protocol)
-        self.documents = Documents()
+        self.documents = OpenDocuments()
         self.asked_to_stop = False
         self._open_suggest, self._pause_seconds = open_suggest, pause_seconds
         self._opening: asyncio.Task[Suggest | None] | None = None
@@ -142,7 +142,7 @@ class CodeServer(LanguageServer):
             self.tell(error)
             return None
 
-    async def suggest(self, document: Document, gap: Gap, *, at_once: bool) -> str:
+    async def suggest(self, document: OpenDocument, gap: Gap, *, at_once: bool) -> str:
         """The text to insert at a cursor; "" when there is none or a later request overtook it.
 
         Whoever asks at the same place shares the answer, and who has typed its beginning gets the
@@ -180,7 +180,7 @@ class CodeServer(LanguageServer):
             self.tell(error)
             return ""
 
-    def _others(self, document: Document) -> list[File]:
+    def _others(self, document: OpenDocument) -> list[File]:
         """The other open documents, the most recently edited first."""
         files: list[File] = []
         room = _FILES_CHARACTERS
@@ -275,7 +275,7 @@ async def _completion(ls: CodeServer, params: types.CompletionParams) -> types.C
 
 
 def _item(
-    document: Document, position: types.Position, gap: Gap, text: str
+    document: OpenDocument, position: types.Position, gap: Gap, text: str
 ) -> types.CompletionItem:
     """One entry of a menu. Editors match it against the word at the cursor, which it repeats."""
     match = _WORD.search(gap.line)
@@ -297,7 +297,7 @@ def _item(
     )
 
 
-def _document(ls: CodeServer, uri: str) -> Document:
+def _document(ls: CodeServer, uri: str) -> OpenDocument:
     try:
         return ls.documents[uri]
     except KeyError:
@@ -306,7 +306,7 @@ def _document(ls: CodeServer, uri: str) -> Document:
         ) from None
 
 
-def _gap(document: Document, start: int, end: int, chosen: str = "") -> Gap:
+def _gap(document: OpenDocument, start: int, end: int, chosen: str = "") -> Gap:
     """The text around a cursor, as far as a prompt may show it: a document may be of any length,
     and the loop here must not wait for one."""
     before = document.before(start, _NEAR_CHARACTERS)

@@ -17,7 +17,7 @@ from typing import Protocol
 from sounding.completion.completer import Completer
 from sounding.completion.context import File
 from sounding.completion.endings import Gap
-from sounding.completion.prompt import Settings
+from sounding.completion.prompt import CompletionSettings
 from sounding.engine.batch import Batch, Generate, Request
 from sounding.engine.engine import Engine
 from sounding.engine.requests import Priority
@@ -98,7 +98,7 @@ class FromModel:
         self,
         tokenizer: Tokenizer,
         generate: Callable[[Stop], Generate],
-        settings: Settings | None = None,
+        settings: CompletionSettings | None = None,
         *,
         seconds: float = 0.25,
     ) -> None:
@@ -108,7 +108,7 @@ class FromModel:
         """
         self._completer = Completer(tokenizer, generate(Stop()))
         self._generate, self._seconds = generate, seconds
-        self._settings = settings or Settings()
+        self._settings = settings or CompletionSettings()
 
     def __call__(self, ask: Ask, stop: Stop) -> str:
         """See `Suggest`."""

@@ -26,7 +26,7 @@ _STEPS = 4  # in which the beginning of what is near a place moves on
 
 
 @dataclass
-class Document:
+class OpenDocument:
     """A text that is being edited."""
 
     uri: str
@@ -117,22 +117,22 @@ def _line_starts(text: str) -> NDArray[np.int64]:
     return np.array([0, *(found.end() for found in _LINE_END.finditer(text))], np.int64)
 
 
-class Documents:
+class OpenDocuments:
     """Every open document by its URI, the most recently edited last."""
 
     def __init__(self) -> None:
-        self._open: dict[str, Document] = {}
+        self._open: dict[str, OpenDocument] = {}
 
-    def __getitem__(self, uri: str) -> Document:
+    def __getitem__(self, uri: str) -> OpenDocument:
         """Raises KeyError for one that is not open."""
         return self._open[uri]
 
-    def __iter__(self) -> Iterator[Document]:
+    def __iter__(self) -> Iterator[OpenDocument]:
         return iter(self._open.values())
 
     def open(self, item: types.TextDocumentItem, encoding: types.PositionEncodingKind) -> None:
         self._open.pop(item.uri, None)
-        self._open[item.uri] = Document(item.uri, item.language_id, item.text, encoding)
+        self._open[item.uri] = OpenDocument(item.uri, item.language_id, item.text, encoding)
 
     def change(self, params: types.DidChangeTextDocumentParams) -> None:
         document = self._open.pop(params.text_document.uri)

@@ -1,1 +1,1 @@
-"""Running a model for somebody: sampling and generation, from tokens to tokens."""
+"""The inference engine: scheduling, sampling, speculative decoding and the prefix cache."""

@@ -1,6 +1,6 @@
-"""Many continuations for a caller that brings its own rule of when each is done.
+"""Continue many prompts, each with the caller's own stopping rule.
 
-Evaluation and completions run on this; what it needs of an engine is `submit` alone.
+Evaluation and completion run on this; of the engine it uses `submit` and `check`.
 """
 
 from collections import deque
@@ -35,18 +35,18 @@ class Request:
 
 @runtime_checkable
 class Generate(Protocol):
-    """What continues prompts: an engine, or a script in a test."""
+    """A function that continues prompts: an engine, or a script in a test."""
 
     def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, bool]]:
-        """Feed each request's answer; yield its number as tokens come, and whether it is over.
+        """Feed each request's answer; yield (its number, True at its end) per event.
 
-        It is over when the answer wants no more, after `max_tokens`, and at the end of the text,
-        whose token the answer is not told. Answers may be fed from another thread.
+        A request ends when its answer's `push` returns False, after `max_tokens`, and at a stop
+        token, which is not passed to the answer. Answers may be fed from another thread.
         """
 
 
 class Batch:
-    """`Generate` on an engine; nothing depends on which requests are asked together."""
+    """`Generate` on an engine; results do not depend on which requests run together."""
 
     def __init__(
         self,
@@ -55,17 +55,17 @@ class Batch:
         *,
         begun: Callable[[Stream], object] = lambda stream: None,
     ) -> None:
-        """`begun` is told each stream, so that it can be cancelled from another thread."""
+        """`begun` is called with each stream, so that another thread can cancel it."""
         self._engine, self._priority, self._begun = engine, priority, begun
 
     def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, bool]]:
         """See `Generate`. Raises ValueError for a request the engine cannot answer, before any is
         begun, and EngineFault where one fails."""
-        asked = [self._message(request) for request in requests]
-        for message in asked:
+        messages = [self._message(request) for request in requests]
+        for message in messages:
             self._engine.check(message)
         running: deque[tuple[int, Stream]] = deque()
-        waiting = deque(enumerate(asked))
+        waiting = deque(enumerate(messages))
         try:
             while waiting or running:
                 while waiting:
@@ -82,7 +82,7 @@ class Batch:
                 yield from self._events(*running[0])
                 running.popleft()
         finally:
-            for _, stream in running:  # whoever asked has stopped reading
+            for _, stream in running:  # the caller has stopped reading
                 stream.cancel()
 
     def _events(self, index: int, stream: Stream) -> Iterator[tuple[int, bool]]:

@@ -1,8 +1,8 @@
-"""Structured output: which tokens keep a text within a grammar, by llguidance.
+"""Structured output: a logits processor that keeps text within a grammar, by llguidance.
 
-A JSON grammar is about the answer. In a prompt that opened a thought it begins behind the token
-that closes it, and until then the text may not end. A grammar in Lark is about everything that is
-generated, thought included (`text/grammar.py` writes such).
+A JSON grammar applies to the answer. After a prompt that opened a thought it begins behind the
+token that closes it, and until then stop tokens are masked. A Lark grammar applies to all
+generated tokens, thought included (`text/grammar.py` writes such).
 """
 
 import json
@@ -23,7 +23,7 @@ _WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,40}"
 
 
 class Constraints:
-    """Makes constraints over one vocabulary, which is read when the first is asked for."""
+    """Makes constraints over one vocabulary, which is read for the first one."""
 
     def __init__(self, tokenizer: Tokenizer, stop_tokens: Collection[int]) -> None:
         self._tokenizer, self._stop_tokens = tokenizer, frozenset(stop_tokens)
@@ -31,7 +31,7 @@ class Constraints:
         self._lock = threading.Lock()
 
     def start(self, grammar: Grammar, prompt: Sequence[int]) -> "Constraint":
-        """A constraint on what follows a prompt.
+        """Return the constraint on the tokens generated after a prompt.
 
         Raises ValueError for a grammar that cannot be followed, naming what in it is not supported.
         """
@@ -51,7 +51,7 @@ class Constraints:
         return Constraint(made, begins_behind, self._stop_tokens)
 
     def _thinks(self, prompt: Sequence[int]) -> bool:
-        """Whether the prompt leaves a thought open."""
+        """True if the prompt leaves a thought open."""
         named = self._tokenizer.named
         marks = {named.get(THINK), named.get(END_THINK)} - {None}
         last = next((token for token in reversed(prompt) if token in marks), None)
@@ -62,7 +62,7 @@ class Constraints:
 
 
 class Constraint:
-    """One text in the making."""
+    """The position of one sequence in its grammar."""
 
     def __init__(
         self,
@@ -70,14 +70,14 @@ class Constraint:
         begins_behind: int | None,
         forbidden: Collection[int],
     ) -> None:
-        """It begins behind the token `begins_behind`, and at once if that is None; until then the
-        `forbidden` tokens may not come."""
+        """The grammar begins behind the token `begins_behind`, or immediately if that is None;
+        until then the `forbidden` tokens are masked."""
         self._matcher = follows
         self._begins_behind = begins_behind
         self._forbidden = sorted(forbidden)
 
     def mask(self, logits: Logits) -> Logits:
-        """The logits with every token that may not come next at -inf.
+        """Return a copy of the logits with forbidden tokens at -inf.
 
         Raises RuntimeError when the grammar has become too costly to follow.
         """
@@ -92,7 +92,7 @@ class Constraint:
         return logits
 
     def push(self, token: int) -> bool:
-        """Take the next token; whether anything may follow it."""
+        """Advance by one token; return True if another may follow."""
         if self._begins_behind is not None:
             if token == self._begins_behind:
                 self._begins_behind = None
@@ -102,14 +102,14 @@ class Constraint:
         return not self._matcher.is_stopped()
 
     def count_valid(self, tokens: Sequence[int]) -> int:
-        """How many of these tokens may come next, one after the other."""
+        """Number of leading `tokens` that the grammar accepts in a row."""
         behind = self._begins_behind
         if behind is None:
             return int(self._matcher.validate_tokens(list(tokens)))
         return tokens.index(behind) + 1 if behind in tokens else len(tokens)
 
     def forced(self) -> list[int]:
-        """Tokens that must come next, as far as only one text is possible."""
+        """Tokens that must come next, up to the first place with a choice."""
         if self._begins_behind is not None:
             return []
         tokens: list[int] = self._matcher.compute_ff_tokens()

@@ -1,7 +1,7 @@
-"""The engine: one thread that owns a network and moves all requests forward together.
+"""The engine: one thread that owns a network and runs all requests in shared steps.
 
 Every step is one ragged chunk: the next piece of a prompt, the last token and the drafts of every
-answer. Other threads hand in requests and cancel them through one queue of small messages.
+answer. Other threads submit and cancel requests through one queue of small messages.
 """
 
 import logging
@@ -17,7 +17,7 @@ from sounding.engine.prefix.store import PrefixStore
 from sounding.engine.requests import EngineStats, FinishReason, GenerationRequest, Overloaded
 from sounding.engine.runner import Runner
 from sounding.engine.scheduler import Scheduler
-from sounding.engine.sequence import Generation
+from sounding.engine.sequence import ActiveSequence
 from sounding.engine.settings import EngineSettings
 from sounding.engine.stream import EventStream
 from sounding.engine.token_checks import check_prompt
@@ -30,14 +30,14 @@ _log = logging.getLogger(__name__)
 
 
 class _Message(NamedTuple):
-    """What other threads want of a request."""
+    """A message from another thread about one request."""
 
     kind: Literal["submit", "cancel"]
-    generation: Generation
+    generation: ActiveSequence
 
 
 class Engine:
-    """A loaded model that answers many requests at once: an `EngineLike`."""
+    """A loaded model that serves many requests at once: an `EngineLike`."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Engine:
         """Starts the thread; `close` ends it, and closes the store.
 
         Without a tokenizer there is no text: stop strings and grammars are refused, and any token
-        may be chosen. Stop tokens are by default the end of sentence of the config.
+        may be chosen. The default stop token is the config's EOS.
         """
         self._model, self._tokenizer = model, tokenizer
         self._settings = settings = settings or EngineSettings()
@@ -85,8 +85,8 @@ class Engine:
         return min(longest, self._settings.context_tokens or longest)
 
     def check(self, request: GenerationRequest) -> int:
-        """Bytes that the request's state will take; raises ValueError where `submit` does, but for
-        the grammar."""
+        """Return the bytes of the request's state; raises ValueError where `submit` does, except
+        for the grammar."""
         config, settings = self._model.config, self._settings
         if request.max_tokens < 0:
             raise ValueError(f"max_tokens = {request.max_tokens} must be at least 0")
@@ -126,7 +126,7 @@ class Engine:
                 raise Overloaded(f"{self._queued} requests are waiting already; try again later")
             serial = self._submitted + 1
             stream = EventStream(f"r{serial}", lambda: self._send(_Message("cancel", generation)))
-            generation = Generation(
+            generation = ActiveSequence(
                 request,
                 stream,
                 serial=serial,
@@ -199,7 +199,7 @@ class Engine:
                     self._start(generation)
                 self._step()
             self._end_those(self._everyone(), "cancelled")
-        except BaseException as error:  # a mistake of ours: at least nobody waits for ever
+        except BaseException as error:  # a bug: no client may wait forever
             _log.exception("the engine has failed")
             with self._changed:
                 self._closing = True
@@ -207,10 +207,10 @@ class Engine:
             for generation in self._everyone():
                 generation.finish("error", f"the engine has failed: {error}")
 
-    def _everyone(self) -> list[Generation]:
+    def _everyone(self) -> list[ActiveSequence]:
         return [*self._scheduler.waiting, *self._scheduler.running]
 
-    def _start(self, generation: Generation) -> None:
+    def _start(self, generation: ActiveSequence) -> None:
         with self._changed:
             self._queued -= 1
         try:
@@ -220,7 +220,7 @@ class Engine:
             self._end_those([generation], "error", str(error))
 
     def _receive(self) -> bool:
-        """Take in messages, waiting for one while there is nothing to do; whether to go on."""
+        """Process messages, waiting for one while idle; return False to stop the loop."""
         with self._changed:
             needed = self._changed.wait_for(self._needed, _TIDY_SECONDS)
         if not needed:
@@ -237,7 +237,7 @@ class Engine:
         return not self._stopping and not (self._closing and self._scheduler.idle)
 
     def _needed(self) -> bool:
-        """Whether there is something to do."""
+        """True if there is work."""
         return bool(self._messages) or not self._scheduler.idle or self._closing
 
     def _step(self) -> None:
@@ -246,7 +246,7 @@ class Engine:
             return
         try:
             self._runner.step(moves)
-        except Exception as error:  # the states of all that moved are of no use any more
+        except Exception as error:  # the states of all sequences in the step are undefined
             _log.exception("a step failed")
             self._end_those([move.generation for move in moves], "error", str(error))
             return
@@ -256,7 +256,7 @@ class Engine:
                 self._end_those([move.generation], reason)
 
     def _end_those(
-        self, generations: list[Generation], reason: FinishReason, error: str | None = None
+        self, generations: list[ActiveSequence], reason: FinishReason, error: str | None = None
     ) -> None:
         for generation in generations:
             waiting = generation in self._scheduler.waiting

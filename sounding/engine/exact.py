@@ -1,4 +1,4 @@
-"""Whether a network computes a token to the same bits however its sequence is split."""
+"""Test whether a network computes the same bits however a sequence is split into chunks."""
 
 import numpy as np
 
@@ -9,9 +9,9 @@ _LARGE = 1 << 30  # parameters; with more than these the last trial would take l
 
 
 def splits_are_exact(network: Network) -> bool:
-    """Try it on a few tokens: at once, and in pieces with another sequence beside them.
+    """Run a few tokens at once, and in chunks beside another sequence; True if they agree.
 
-    The C++ kernels are made for this. The reference is not, so there the answer is no without a
+    The C++ kernels are made for this. The reference is not, so it returns False without a
     trial.
     """
     if not network.tries_exact_splits:
@@ -24,13 +24,13 @@ def _agrees(network: Network, pieces: tuple[int, ...]) -> bool:
     total = sum(pieces)
     vocabulary = network.config.vocab_size
     tokens = [number * 7919 % vocabulary for number in range(total + 3 * len(pieces))]
-    mine, others = tokens[:total], tokens[total:]
-    whole = network.predict(mine, (), [total], [network.new_state()]).streams
+    sequence, others = tokens[:total], tokens[total:]
+    whole = network.predict(sequence, (), [total], [network.new_state()]).streams
     states = [network.new_state() for _ in range(2)]
     done, first = [], 0
     for number, size in enumerate(pieces):
         beside = others[3 * number : 3 * number + 3]
-        chunk = [*beside, *mine[first : first + size]]
+        chunk = [*beside, *sequence[first : first + size]]
         done.append(network.predict(chunk, (), [3, size], states[::-1]).streams[3:])
         first += size
     rows = np.concatenate(done)

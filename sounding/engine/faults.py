@@ -1,7 +1,7 @@
-"""Failures that are neither the caller's mistake nor a mistake in the program's text.
+"""Failures that are neither invalid input nor a bug.
 
     RuntimeError
-      EngineFault        a request could not be answered; its text says why in one line
+      EngineFault        a request failed; its message gives the cause in one line
         DamagedModel     the weights do not compute numbers
 
 Imports nothing, so that the command line can name them without loading an engine.
@@ -9,14 +9,14 @@ Imports nothing, so that the command line can name them without loading an engin
 
 
 class EngineFault(RuntimeError):
-    """A request could not be answered."""
+    """A request failed."""
 
 
 class DamagedModel(EngineFault):
     """The network's logits are not finite: its weights are damaged."""
 
     def __init__(self, where: str) -> None:
-        """`where` says of which token the logits are."""
+        """`where` names the token of the logits."""
         super().__init__(
             f"the model is damaged: its logits {where} are not finite numbers; check its weights "
             "or download them again"

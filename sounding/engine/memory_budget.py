@@ -1,4 +1,4 @@
-"""Memory for what sequences remember: reserved before a sequence starts, given back when it ends.
+"""Memory for sequence states: reserved before a sequence starts, released when it ends.
 
 Reserving for the whole answer beforehand means that a sequence, once started, never lacks memory.
 """
@@ -7,14 +7,14 @@ from sounding.config import CSA, ModelConfig
 
 
 class StatePool:
-    """A number of bytes that reservations may not exceed together."""
+    """A limit in bytes on the sum of all reservations."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.reserved_bytes = 0
 
     def fits(self, num_bytes: int) -> bool:
-        """Whether so much is free."""
+        """True if `num_bytes` are free."""
         return self.reserved_bytes + num_bytes <= self.limit_bytes
 
     def reserve(self, num_bytes: int) -> None:
@@ -23,7 +23,7 @@ class StatePool:
         self.reserved_bytes += num_bytes
 
     def release(self, num_bytes: int) -> None:
-        """Give back what was reserved."""
+        """Release reserved bytes."""
         self.reserved_bytes -= num_bytes
         assert self.reserved_bytes >= 0
 

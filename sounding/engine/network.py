@@ -1,7 +1,7 @@
-"""What the engine needs of a network; the C++ kernels and the PyTorch reference both are one.
+"""The network interface of the engine, implemented by the C++ kernels and the PyTorch reference.
 
-Arrays are NumPy's. Streams are opaque to the engine: it keeps rows of them, lays them end to end
-and gives them back.
+Arrays are NumPy's. Streams are opaque to the engine: it stores rows of them, concatenates them and
+passes them back.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ State = SequenceState[Any]
 
 @runtime_checkable
 class Prediction(Protocol):
-    """What a chunk became, and what may follow some of its rows."""
+    """The result of a chunk: its streams, and the logits of some of its rows."""
 
     @property
     def streams(self) -> Streams: ...
@@ -32,7 +32,7 @@ class Prediction(Protocol):
 
     @property
     def logits(self) -> NDArray[np.float32]:
-        """Of the rows that were asked for, [rows, vocabulary]."""
+        """Logits of the requested rows, [rows, vocabulary]."""
 
 
 @runtime_checkable
@@ -41,19 +41,19 @@ class Network(Protocol):
 
     config: ModelConfig
     dtype_name: str
-    """What it computes in, such as "bfloat16"."""
+    """The dtype of its arithmetic, such as "bfloat16"."""
     number_bytes: int
-    """Of a number of a state."""
+    """Bytes per number of a state."""
     tries_exact_splits: bool
-    """Whether a token may have the same bits however its sequence is split."""
+    """True if results may be bit-identical however a sequence is split."""
 
     @property
     def num_drafters(self) -> int:
-        """How many MTP blocks it has."""
+        """Number of MTP blocks."""
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in its weights."""
+        """Number of weights."""
 
     @property
     def nbytes(self) -> int:
@@ -61,7 +61,7 @@ class Network(Protocol):
 
     @property
     def identity(self) -> str:
-        """What besides weights and config decides how it rounds: program, numbers, processor."""
+        """What decides rounding besides weights and config: program, dtype, processor."""
 
     def fingerprint(self) -> str:
         """A digest of all bytes of its weights."""
@@ -80,8 +80,8 @@ class Network(Protocol):
         lengths: Sequence[int],
         states: Sequence[State],
     ) -> Prediction:
-        """Append a chunk, lengths[i] tokens to the sequence that states[i] remembers, and compute
-        the logits after some rows of the chunk."""
+        """Append a chunk, lengths[i] tokens to the sequence of states[i], and compute the logits
+        of some rows of the chunk."""
 
     def draft(
         self,

@@ -1,4 +1,4 @@
-"""Notices an answer that goes round in circles."""
+"""Detects an answer that repeats itself."""
 
 from collections import deque
 
@@ -9,16 +9,16 @@ _MOST_OF_ONE = 64
 
 
 class RepetitionGuard:
-    """Watches tokens for one short piece that is repeated to the end."""
+    """Detects a short token sequence that repeats up to the end."""
 
     def __init__(self, limit_tokens: int) -> None:
-        """`limit_tokens` of repetition are one circle too many, 64 of a single token."""
+        """A repetition of `limit_tokens` tokens is reported, of a single token after 64."""
         self._limit = limit_tokens
         self._last: deque[int] = deque(maxlen=_LONGEST_PIECE)
         self._runs = [0] * _LONGEST_PIECE  # by length of piece: tokens that equal the one before
 
     def push(self, token: int) -> bool:
-        """Take the next token; whether the last ones only repeat what stands before them."""
+        """Take the next token; return True if the last tokens only repeat earlier ones."""
         for back, other in enumerate(reversed(self._last)):
             self._runs[back] = self._runs[back] + 1 if other == token else 0
         self._last.append(token)

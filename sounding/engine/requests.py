@@ -1,6 +1,6 @@
-"""What goes into the engine and what comes out: small typed messages, nothing but plain values.
+"""The engine's interface: requests, events and statistics as small typed values.
 
-A server, an editor or a test talks to the engine in these alone. `submit` may be called from any
+Server, editor and tests use the engine through these alone. `submit` may be called from any
 thread; events of one request arrive in order and end with exactly one `Finished`.
 """
 
@@ -41,28 +41,28 @@ FinishReason = Literal[
 
 
 class Priority(IntEnum):
-    """Who goes first when not all can: lower values before higher ones."""
+    """Scheduling priority of a request: lower values run first."""
 
-    KEYSTROKE = 0  # a completion somebody waits for while typing
+    KEYSTROKE = 0  # a completion while the user is typing
     CHAT = 1
     BATCH = 2  # evaluation, long agents in the background
 
 
 @runtime_checkable
 class Answer(Protocol):
-    """A continuation in the making: it is told each token, and rules over the next."""
+    """A logits processor and stopping criterion over one answer, fed token by token."""
 
     def allowed(self) -> Collection[int] | None:
         """The only tokens that may come next; None when any may."""
 
     def push(self, token: int, logprob: float) -> bool:
-        """Take the next token, and the natural logarithm of the probability that the network gave
-        it; whether more are wanted."""
+        """Take the next token and the natural logarithm of its probability under the network;
+        return True to continue."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grammar:
-    """What the generated text must be, in one of the forms that the constraint library reads."""
+    """A grammar for the generated text, in a format of the constraint library."""
 
     kind: Literal["json_object", "json_schema", "lark"]
     text: str = ""
@@ -76,28 +76,28 @@ class GenerationRequest:
     prompt: Sequence[int]
     params: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int = 256
-    """0 only reads the prompt, so that it is found in the cache when it comes again."""
+    """0 only prefills the prompt, so that a later request hits the prefix cache."""
     max_seconds: float | None = None
     """Wall clock from `submit` on."""
     stop: Sequence[str] = ()
     """Strings that end the text; they are not part of it."""
     top_logprobs: int | None = None
-    """None: no logprobs; n: the chosen token's and the n likeliest."""
+    """None: no logprobs; n: those of the chosen token and of the n likeliest."""
     grammar: Grammar | None = None
     answer: Answer | None = None
-    """A rule over tokens in process, such as where a completion of code ends."""
+    """A rule over tokens, in process, such as where a code completion ends."""
     priority: Priority = Priority.CHAT
     speculate: bool = True
     markup: bool = True
-    """Whether the answer may hold the tokens of thoughts and tool calls, as those of conversations
-    do. Tokens that structure a prompt are never part of an answer."""
+    """True if the answer may contain the tokens of thoughts and tool calls, as in conversations.
+    Tokens that structure a prompt are never part of an answer."""
     guard_repetition: bool = True
-    """End an answer that goes round in circles."""
+    """End an answer that repeats itself."""
 
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """One token, and the text that became certain with it (often more or less than its own)."""
+    """One token, and the text it completed (often more or less than the token's own)."""
 
     token: int
     text: str
@@ -107,11 +107,11 @@ class TokenEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What a request took. Seconds are wall clock."""
+    """Token counts and times of a request. Seconds are wall clock."""
 
     prompt_tokens: int = 0
     hit_tokens: int = 0
-    """Prompt tokens whose state was found in a prefix cache and not computed."""
+    """Prompt tokens that hit the prefix cache and were not computed."""
     miss_reason: str = ""
     """Why the hit was not longer: "" when only the last token was computed."""
     completion_tokens: int = 0
@@ -128,11 +128,11 @@ class Finished:
 
     reason: FinishReason
     text: str = ""
-    """Text that was held back until now (a beginning of a stop string that was none)."""
+    """Text held back until now (it could have begun a stop string)."""
     stop: str | None = None
     """The stop string that was found."""
     error: str | None = None
-    """Why, where the reason is "error"; that of a `DamagedModel` among others."""
+    """The cause, if `reason` is "error", such as the message of a `DamagedModel`."""
     usage: Usage = field(default_factory=Usage)
 
 
@@ -159,7 +159,7 @@ class Overloaded(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStats:
-    """A moment of the engine, for metrics and the page."""
+    """A snapshot of the engine, for metrics and the web page."""
 
     running: int = 0
     waiting: int = 0
@@ -170,10 +170,10 @@ class EngineStats:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     state_bytes: int = 0
-    """Reserved for running sequences."""
+    """Bytes reserved for running sequences."""
     state_limit_bytes: int = 0
     prefix_bytes: int = 0
-    """Held by the prefix cache in memory."""
+    """Bytes of the prefix cache in memory."""
     prefix_limit_bytes: int = 0
     cached_prefixes: int = 0
     stored_prefixes: int = 0
@@ -185,7 +185,7 @@ class EngineStats:
 
 @runtime_checkable
 class EngineLike(Protocol):
-    """What the server needs of an engine; tests put a script in its place."""
+    """The interface that the server needs of an engine; tests substitute a script."""
 
     @property
     def context_tokens(self) -> int:
@@ -203,4 +203,4 @@ class EngineLike(Protocol):
         """Counters and sizes now."""
 
     def close(self, grace_seconds: float = 0.0) -> None:
-        """Refuse new requests, let running ones end within the grace, cancel the rest, stop."""
+        """Refuse new requests, wait for running ones for `grace_seconds`, cancel the rest, stop."""

@@ -1,4 +1,4 @@
-"""Carries a step out: one forward over every moving sequence, then a token for each that has its
+"""Runs a step: one forward over every sequence in it, then sampling for each sequence with new
 logits.
 
 Nothing here depends on which sequences share a step, except how the network rounds.
@@ -20,13 +20,13 @@ from sounding.engine.prefix.snapshot import put_together
 from sounding.engine.prefix.store import PrefixStore
 from sounding.engine.requests import Priority
 from sounding.engine.scheduler import Move
-from sounding.engine.sequence import Generation
+from sounding.engine.sequence import ActiveSequence
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
 
 
 @dataclass
 class Counters:
-    """What was done since the start."""
+    """Counters since the start."""
 
     expert_load: "np.ndarray[tuple[int, int], np.dtype[np.int64]]"
     """Choices of each expert: layers by experts."""
@@ -39,7 +39,7 @@ class Counters:
 
 
 class Runner:
-    """A network and what it is given to do."""
+    """Runs the steps of a network and owns its prefix cache and drafter."""
 
     def __init__(
         self,
@@ -58,8 +58,8 @@ class Runner:
         self.counters = Counters(expert_load=np.zeros((layers, experts), dtype=np.int64))
         self._first_experts = experts * np.arange(layers)[:, None]
 
-    def start(self, generation: Generation) -> None:
-        """Give a sequence its state: the longest that is kept, or an empty one."""
+    def start(self, generation: ActiveSequence) -> None:
+        """Set a sequence's state: the longest cached prefix, or an empty state."""
         settings = self._settings
         state = self._model.new_state(rewind_tokens=settings.guessed_tokens)
         found = self._find(generation.request.prompt)
@@ -78,8 +78,8 @@ class Runner:
         self.counters.prompt_tokens += generation.prompt_length
         self.counters.hit_tokens += found.length
 
-    def keep(self, generation: Generation) -> None:
-        """Keep the state of a sequence as it is, if prompts that go on from it may be given it."""
+    def keep(self, generation: ActiveSequence) -> None:
+        """Cache the current state of a sequence, if later prompts may resume from it."""
         state, settings = generation.state, self._settings
         if state is None or not state.length or not settings.prefix_limit_bytes:
             return
@@ -97,16 +97,16 @@ class Runner:
                 drafting=streams is not None and len(streams) == 1,
                 whole=cut,
             )
-            # What is typed changes with every key, and is read again in no time.
+            # A prompt that is being typed changes with every key, and is prefilled quickly.
             lasting = generation.request.priority != Priority.KEYSTROKE
             if self.store is not None and kept and lasting and len(tokens) >= BLOCK_TOKENS:
                 self.store.put(tokens, *kept, whole=cut)
 
     def step(self, moves: Sequence[Move]) -> None:
-        """Move sequences; those that end have `finished` set."""
+        """Run one step; sequences that end have `finished` set."""
         before, answering = time.perf_counter(), all(move.generation.answered for move in moves)
         choosing, wanted, logits = [], [], []
-        for move, streams, mine in self._feed([move for move in moves if move.num_tokens]):
+        for move, streams, row_logits in self._feed([move for move in moves if move.num_tokens]):
             generation = move.generation
             if not generation.answered:
                 generation.stream.prefilled = generation.fed
@@ -116,8 +116,8 @@ class Runner:
                     self.keep(generation)
             if not generation.prefilling:
                 choosing.append(generation)
-                wanted.append(streams[-len(mine) :])
-                logits.append(mine)
+                wanted.append(streams[-len(row_logits) :])
+                logits.append(row_logits)
         found = [move.generation for move in moves if not move.num_tokens]  # with the whole prompt
         if found:
             last = np.concatenate([generation.streams for generation in found])
@@ -126,8 +126,8 @@ class Runner:
             wanted += [last[i : i + 1] for i in range(len(found))]
             logits += [known[i : i + 1] for i in range(len(found))]
         if choosing:
-            for generation, streams, mine in zip(choosing, wanted, logits, strict=True):
-                self._choose(generation, streams, mine)
+            for generation, streams, row_logits in zip(choosing, wanted, logits, strict=True):
+                self._choose(generation, streams, row_logits)
             if answering:
                 self._drafter.clock.stepped(
                     time.perf_counter() - before,
@@ -138,7 +138,7 @@ class Runner:
         self.counters.steps += 1
 
     def _find(self, prompt: Sequence[int]) -> Found:
-        """What is known of a prompt in memory, after bringing in what is known on disk."""
+        """Look a prompt up in the prefix cache, after loading a longer prefix from disk."""
         found = self.prefixes.find(prompt)
         if self.store is None or len(prompt) - found.length < BLOCK_TOKENS:
             return found
@@ -153,8 +153,8 @@ class Runner:
         return self.prefixes.find(prompt)
 
     def _feed(self, moves: Sequence[Move]) -> Iterator[tuple[Move, Streams, NDArray[np.float32]]]:
-        """Append each sequence's next tokens; its streams, and the logits that are read: of an
-        answer's tokens, and of a prompt's last one."""
+        """Append each sequence's next tokens; yield its streams and the requested logits: those of
+        an answer's tokens, and of a prompt's last one."""
         if not moves:
             return
         tokens, states, row_counts = [], [], []
@@ -174,13 +174,13 @@ class Runner:
         yield from zip(moves, streams, _split(self._known(made.logits), row_counts), strict=True)
 
     def _known(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Those of tokens that may be chosen."""
+        """Logits of the tokens that may be chosen."""
         return logits[:, : self._num_tokens]
 
     def _choose(
-        self, generation: Generation, streams: Streams, logits: NDArray[np.float32]
+        self, generation: ActiveSequence, streams: Streams, logits: NDArray[np.float32]
     ) -> None:
-        """Choose tokens as long as the drafts foresaw them; take back what came otherwise."""
+        """Choose tokens while drafts are accepted; rewind the rejected ones."""
         if not generation.answered:
             generation.prefilled()
         if generation.request.max_tokens == 0:
@@ -199,7 +199,7 @@ class Runner:
             generation.streams = streams[accepted : accepted + 1]
             self._verified(generation, streams[: accepted + 1], len(drafts))
 
-    def _verified(self, generation: Generation, streams: Streams, drafted: int) -> None:
+    def _verified(self, generation: ActiveSequence, streams: Streams, drafted: int) -> None:
         """Take back the drafts that did not come true; `streams` are those of the other tokens."""
         assert generation.state is not None
         accepted = len(streams) - 1

@@ -11,7 +11,7 @@ Logits = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen. Raises ValueError for values that mean nothing."""
+    """Sampling parameters. Raises ValueError for values out of range."""
 
     temperature: float = 0.0
     """0 takes the likeliest token; 1 samples from the model's own distribution."""

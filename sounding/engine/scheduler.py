@@ -1,8 +1,8 @@
-"""Who is admitted, who moves in the next step, and by how many tokens. No tensors here.
+"""Scheduling: which requests are admitted, and how many tokens of each are in the next step.
 
 A step takes every running sequence one token further, and spends what is left of its budget on
-prompts. Urgent requests go before others; whoever has waited long becomes urgent, so nobody waits
-for ever.
+prompts. Urgent requests go first; waiting raises urgency, so no request starves. No
+tensors here.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from typing import NamedTuple
 from sounding.engine.memory_budget import StatePool
 from sounding.engine.prefix.cache import common_prefix
 from sounding.engine.requests import Priority
-from sounding.engine.sequence import Generation
+from sounding.engine.sequence import ActiveSequence
 from sounding.engine.settings import EngineSettings
 
-_TYPING_SHARE = 8  # of memory, one part in so many
+_TYPING_SHARE = 8  # one part in so many of memory is for KEYSTROKE requests
 _WORTH_WAITING = 16  # tokens that need not be read twice
 _LEAST_PIECE = 16  # tokens of a prompt; fewer would not be worth a step
 
 
 class Move(NamedTuple):
-    """What one sequence does in a step: tokens of its prompt, or its last one and its drafts."""
+    """One sequence's part of a step: tokens of its prompt, or its last token and its drafts."""
 
-    generation: Generation
+    generation: ActiveSequence
     num_tokens: int
 
 
@@ -31,30 +31,30 @@ class Scheduler:
 
     def __init__(self, settings: EngineSettings, pool: StatePool) -> None:
         self._settings, self._pool = settings, pool
-        self.waiting: list[Generation] = []
-        self.running: list[Generation] = []
+        self.waiting: list[ActiveSequence] = []
+        self.running: list[ActiveSequence] = []
         """Admitted and not finished; some may be paused."""
 
     @property
     def idle(self) -> bool:
         return not self.waiting and not self.running
 
-    def add(self, generation: Generation) -> None:
+    def add(self, generation: ActiveSequence) -> None:
         """Put a request into the queue."""
         self.waiting.append(generation)
 
-    def remove(self, generation: Generation) -> None:
-        """Forget a request, wherever it is, and free what it held."""
+    def remove(self, generation: ActiveSequence) -> None:
+        """Remove a request, waiting or running, and release its memory."""
         if generation in self.running:
             self.running.remove(generation)
             self._pool.release(generation.state_bytes)
         else:
             self.waiting.remove(generation)
 
-    def admit(self) -> list[Generation]:
-        """Let the most urgent start, or go on after a pause, as far as there is room.
+    def admit(self) -> list[ActiveSequence]:
+        """Start the most urgent requests, or resume paused ones, as far as there is room.
 
-        Nobody overtakes someone more urgent who lacks room, or large requests would starve.
+        No request overtakes a more urgent one that lacks room, or large requests would starve.
         """
         admitted = []
         paused = [generation for generation in self.running if generation.paused]
@@ -76,10 +76,10 @@ class Scheduler:
         return admitted
 
     def plan(self) -> list[Move]:
-        """What the next step does; counts the waiting of all others."""
+        """Plan the next step; counts a waited step for all other requests."""
         active = [generation for generation in self.running if not generation.paused]
         moves = [Move(g, 1 + len(g.drafts)) for g in active if not g.prefilling and g.answered]
-        # Its prompt was found whole: it has nothing to feed and chooses its first token.
+        # The whole prompt hit the cache: nothing is fed, and the first token is chosen.
         moves += [Move(g, 0) for g in active if not g.prefilling and not g.answered]
         budget = self._settings.step_tokens * (1 + self._typing(active))
         budget -= sum(move.num_tokens for move in moves)
@@ -97,10 +97,10 @@ class Scheduler:
                 generation.waited_steps = 0
         return moves
 
-    def _prefills(self, active: Sequence[Generation]) -> list[Generation]:
-        """Prompts that may be read now, the most urgent first, and of those the shortest.
+    def _prefills(self, active: Sequence[ActiveSequence]) -> list[ActiveSequence]:
+        """Prompts to prefill now, the most urgent first, then the shortest.
 
-        While somebody types and waits, prompts of others would make every step longer.
+        During a KEYSTROKE request, other prompts would make every step longer.
         """
         typing = self._typing(active)
         return [
@@ -110,11 +110,11 @@ class Scheduler:
             and (not typing or self._urgency(generation) <= Priority.KEYSTROKE)
         ]
 
-    def _typing(self, active: Sequence[Generation]) -> bool:
+    def _typing(self, active: Sequence[ActiveSequence]) -> bool:
         return any(g.request.priority == Priority.KEYSTROKE for g in active)
 
-    def _piece(self, generation: Generation, budget: int) -> int:
-        """How much of a prompt is read at once."""
+    def _piece(self, generation: ActiveSequence, budget: int) -> int:
+        """Number of tokens of a prompt in the next step."""
         at, end = generation.fed, generation.prompt_length
         size = self._settings.piece_tokens
         if not self._settings.exact_splits:
@@ -122,15 +122,15 @@ class Scheduler:
         ahead = [length for length in generation.checkpoints if length > at]
         return min([end - at, max(budget, _LEAST_PIECE), *(length - at for length in ahead)])
 
-    def _fits(self, generation: Generation) -> bool:
-        """Whether there is memory; some is left for those who type, whatever else runs."""
+    def _fits(self, generation: ActiveSequence) -> bool:
+        """True if memory suffices; a share of it is reserved for KEYSTROKE requests."""
         spare = 0
         if self.running and generation.request.priority != Priority.KEYSTROKE:
             spare = self._pool.limit_bytes // _TYPING_SHARE
         return self._pool.fits(generation.state_bytes + spare)
 
-    def _make_place(self, generation: Generation) -> bool:
-        """Whether one more may run; somebody less urgent is paused if need be."""
+    def _make_place(self, generation: ActiveSequence) -> bool:
+        """True if one more may run; pauses a less urgent sequence if needed."""
         active = [other for other in self.running if not other.paused]
         if len(active) < self._settings.width:
             return True
@@ -140,9 +140,9 @@ class Scheduler:
         last.paused = True
         return True
 
-    def _must_follow(self, generation: Generation) -> bool:
-        """Whether a prompt that is being read begins like this one: then it waits for that, and
-        finds in the cache what they have in common."""
+    def _must_follow(self, generation: ActiveSequence) -> bool:
+        """True if a prompt with a common prefix is being prefilled: this one then waits for it, and
+        hits the cache for their common prefix."""
         if not self._settings.prefix_limit_bytes:
             return False
         for leader in self.running:
@@ -160,9 +160,9 @@ class Scheduler:
                 return True
         return False
 
-    def _urgency(self, generation: Generation) -> int:
+    def _urgency(self, generation: ActiveSequence) -> int:
         return generation.urgency(self._settings.patience_steps)
 
-    def _rank(self, generation: Generation) -> tuple[int, int, int]:
+    def _rank(self, generation: ActiveSequence) -> tuple[int, int, int]:
         left = generation.prompt_length - generation.fed
         return self._urgency(generation), max(0, left), generation.serial

@@ -1,4 +1,4 @@
-"""Running a network over given tokens: logits under any split, and how likely the tokens are."""
+"""Teacher forcing: logits of fixed tokens under any split, and the tokens' logprobs."""
 
 from collections.abc import Callable, Sequence
 
@@ -51,9 +51,9 @@ def split_logits(
 ) -> NDArray[np.float32]:
     """Logits of every position, [sequences, tokens, vocabulary]; all sequences are of one length.
 
-    splits[i] says in which pieces sequence i comes: step k is one ragged chunk of the k-th piece of
-    every sequence that has one. `progress` is told the tokens done in each step. Raises ValueError
-    for ids outside of the vocabulary, DamagedModel for logits that are not finite.
+    splits[i] lists the chunk sizes of sequence i: step k is one ragged chunk of the k-th piece of
+    every sequence that has one. `progress` is called with the tokens of each step.
+    Raises ValueError for ids outside the vocabulary, DamagedModel for logits that are not finite.
     """
     for sequence in tokens:
         require_tokens(sequence, network.config.vocab_size)

@@ -1,7 +1,7 @@
-"""One request on its way through the engine: its tokens, its randomness, its text, its budgets.
+"""One request in the engine: its tokens, random generator, text and budgets.
 
-Knows nothing of the network and of other requests: it is given rows of logits and says whether it
-goes on. The scheduler decides when it moves, the engine moves it.
+Independent of the network and of other requests: it chooses tokens from rows of logits and sets
+`finished` at its end. The scheduler decides when it moves, the runner moves it.
 """
 
 import logging
@@ -32,7 +32,7 @@ from sounding.text.tokenizer import Tokenizer
 _log = logging.getLogger(__name__)
 
 
-class Generation:
+class ActiveSequence:
     """A request between `submit` and `Finished`. Only the engine's thread touches it."""
 
     def __init__(
@@ -53,21 +53,21 @@ class Generation:
         """Order of arrival."""
         self.state_bytes = state_bytes
         self.tokens = list(request.prompt)
-        """The prompt and what was chosen so far."""
+        """The prompt and the tokens chosen so far."""
         self.state: State | None = None
-        """What the network remembers of it; None while it waits."""
+        """The network's state of it; None while it waits."""
         self.streams: Streams = np.empty(0)
-        """Of the last token that was fed."""
+        """Streams of the last token that was fed."""
         self.drafts: list[int] = []
-        """Guesses of what follows the last token."""
+        """Draft tokens after the last token."""
         self.speculation = Speculation()
         self.checkpoints: set[int] = set()
-        """Lengths at which its state is worth keeping."""
+        """Lengths at which its state is cached."""
         self.paused = False
         self.following = False
-        """Whether it waits for another prompt that begins like its own."""
+        """True if it waits for a prompt with a common prefix."""
         self.waited_steps = 0
-        """Since it last moved."""
+        """Steps since it last moved."""
         self.usage = Usage(prompt_tokens=len(request.prompt))
         self.finished: FinishReason | None = None
         self.error: str | None = None
@@ -82,7 +82,7 @@ class Generation:
         self._started = self._decoded = self._submitted
 
     # ----------------------------------------------------------------------------------------------
-    # Where it is
+    # Its position
 
     @property
     def prompt_length(self) -> int:
@@ -90,7 +90,7 @@ class Generation:
 
     @property
     def fed(self) -> int:
-        """Tokens the network has taken in."""
+        """Number of tokens in the network's state."""
         return 0 if self.state is None else self.state.length
 
     @property
@@ -99,25 +99,25 @@ class Generation:
 
     @property
     def answered(self) -> int:
-        """Tokens of the answer so far."""
+        """Number of tokens of the answer so far."""
         return len(self.tokens) - self.prompt_length
 
     def urgency(self, patience_steps: int) -> int:
-        """Its priority, the lower the more urgent, less one for every so many steps it has waited:
-        in the end it is more urgent than anyone."""
+        """Its priority, lower is more urgent, less one per `patience_steps` waited steps: in the
+        end it is the most urgent of all."""
         return self.request.priority - self.waited_steps // patience_steps
 
     @property
     def late(self) -> bool:
-        """Whether its seconds are used up."""
+        """True if `max_seconds` have passed."""
         limit = self.request.max_seconds
         return limit is not None and time.monotonic() - self._submitted >= limit
 
     # ----------------------------------------------------------------------------------------------
-    # What happens to it
+    # Its events
 
     def started(self, hit_tokens: int, miss_reason: str) -> None:
-        """It is admitted, and this much of its prompt was found in a cache."""
+        """Record its admission, with the number of prompt tokens that hit the cache."""
         self._started = time.monotonic()
         self.usage = replace(
             self.usage,
@@ -127,11 +127,11 @@ class Generation:
         )
 
     def prefilled(self) -> None:
-        """The whole prompt is read."""
+        """Record the end of prefill."""
         self._decoded = time.monotonic()
 
     def choose(self, logits: Logits) -> int | None:
-        """Choose the next token and tell the reader; None if instead the text is over.
+        """Choose the next token and put its event on the stream; None at a stop token.
 
         Sets `finished` where it is the last one. Where a rule over tokens fails, only this request
         ends with an error.
@@ -148,7 +148,7 @@ class Generation:
             return None
 
     def drafted(self, count: int, accepted: int) -> None:
-        """Count guesses, and those that came true."""
+        """Count verified and accepted draft tokens."""
         self.speculation.verified(count, accepted)
         self.usage = replace(
             self.usage,
@@ -157,18 +157,18 @@ class Generation:
         )
 
     def cut_drafts(self) -> None:
-        """Leave out guesses that cannot come true: too many, or against the constraint."""
+        """Drop drafts that cannot be accepted: too many, or against the constraint."""
         left = self.request.max_tokens - self.answered - 1
         self.drafts = self.drafts[: max(0, left)]
         if self._constraint is not None:
             self.drafts = self.drafts[: self._constraint.count_valid(self.drafts)]
 
     def forced(self, most: int) -> list[int]:
-        """Tokens that must come next by the constraint, up to `most`."""
+        """Up to `most` tokens that the constraint forces next."""
         return [] if self._constraint is None else self._constraint.forced()[:most]
 
     def finish(self, reason: FinishReason, error: str | None = None) -> None:
-        """Say the last word to the reader."""
+        """Put the `Finished` event on the stream."""
         self.finished = reason
         self.error = error or self.error
         rest = ""
@@ -207,10 +207,10 @@ class Generation:
         return token
 
     def _sample(self, logits: Logits) -> int | None:
-        """A token that may be part of an answer; None if there is none.
+        """Sample a token that may be part of an answer; None if there is none.
 
-        Another is drawn in place of one that may not, which comes to the same as taking those out
-        before and costs nothing as long as a network behaves.
+        A barred token is drawn again without the barred ones: the same distribution as masking
+        them beforehand, at no cost as long as none is drawn.
         """
         token = sample(logits, self.request.params, self._generator)
         if token not in self._barred_tokens:
@@ -222,7 +222,7 @@ class Generation:
         return sample(logits, self.request.params, self._generator)
 
     def _allowed(self, logits: Logits) -> Logits:
-        """The logits, everything but the allowed tokens at -inf."""
+        """Apply the logits processors: tokens that are not allowed are set to -inf."""
         answer = self.request.answer
         allowed = answer.allowed() if answer is not None else None
         if allowed is not None:
@@ -243,7 +243,7 @@ class Generation:
         self.stream.put(TokenEvent(token, text, logprob, best))
 
     def _decide(self, token: int, logits: Logits) -> None:
-        """Whether this was the last token, and why."""
+        """Set `finished` if a stopping criterion holds after this token."""
         answer = self.request.answer
         more = answer is None or answer.push(token, float(logits[token]) - logsumexp(logits))
         if self._constraint is not None:

@@ -1,4 +1,4 @@
-"""How an engine is run: widths, limits, budgets."""
+"""Engine settings: widths, limits, budgets."""
 
 from dataclasses import dataclass, fields
 
@@ -10,37 +10,37 @@ _CHANGING_TOKENS = 8  # at the end of a prompt, such as the one that opens a tho
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """Raises ValueError for numbers an engine cannot work with."""
+    """Settings of an engine. Raises ValueError for numbers out of range."""
 
     width: int = 16
     """Sequences that share a step, at most."""
     queue: int = 512
     """Requests that may wait; one more is refused."""
     context_tokens: int | None = None
-    """Most tokens of prompt and answer together; None is what the model is made for."""
+    """Most tokens of prompt and answer together; None is the model's limit."""
     step_tokens: int = 64
-    """Tokens of a step: what decoding leaves of it goes to prompts, twice as much to one that
-    somebody is typing. Longer steps read prompts faster, and let others and cancelling wait."""
+    """Token budget of a step: what decoding leaves goes to prefill, twice as much during a
+    KEYSTROKE request. Longer steps prefill faster, and delay other requests and cancellation."""
     piece_tokens: int = BLOCK_TOKENS
     """Prompts are read in pieces that end at multiples of this, counted from their start."""
     exact_splits: bool = False
-    """Whether the network gives a token the same bits however its sequence is split into chunks and
-    whatever else is in them. Then prompts may be cut, and states kept, anywhere, and tokens guessed
-    ahead. Otherwise only at the ends of pieces, so that a prompt that was found in a cache is still
-    computed as one that was not, and nothing is guessed."""
+    """True if the network computes the same bits however a sequence is split into chunks and
+    whatever else is in them. Then prompts may be cut, and states cached, anywhere, and tokens
+    drafted. Otherwise only at the ends of pieces, so that a hit gives the same bits as a miss, and
+    nothing is drafted."""
     state_limit_bytes: int = 4 << 30
-    """Memory for what running sequences remember."""
+    """Memory for the states of running sequences."""
     prefix_limit_bytes: int = 2 << 30
-    """Memory for states of prompts that may come again; 0 keeps none."""
+    """Memory of the prefix cache; 0 turns it off."""
     checkpoint_tokens: int = 1024
-    """A long prompt's state is kept every so many tokens."""
+    """A long prompt's state is cached every so many tokens."""
     draft_tokens: int = 4
-    """Most tokens guessed ahead; 0 never guesses."""
+    """Most draft tokens per sequence; 0 turns drafting off."""
     patience_steps: int = 50
     """A sequence that waits this many steps rises by one priority."""
     repetition_tokens: int = 256
-    """An answer ends when its last so many tokens are one short piece over and over; 64 are enough
-    of a single token."""
+    """An answer ends when its last so many tokens repeat one short piece; 64 are enough of a single
+    token."""
 
     def __post_init__(self) -> None:
         allowed_zero = ("queue", "prefix_limit_bytes", "draft_tokens")
@@ -60,14 +60,14 @@ class EngineSettings:
 
     @property
     def guessed_tokens(self) -> int:
-        """`draft_tokens`, where verifying several at once rounds like one after the other."""
+        """`draft_tokens`, if verifying several tokens at once gives the same bits as one by one."""
         return self.draft_tokens if self.exact_splits else 0
 
     def keepable(self, length: int, *lengths: int) -> int:
-        """The greatest length up to `length` at which a state may be kept for other prompts.
+        """The greatest length up to `length` at which a state may be cached for other prompts.
 
-        Where all of `lengths`, of whole prompts, are this one, they are equal and it may be kept as
-        it is.
+        If all `lengths` of whole prompts equal `length`, the prompts are equal and it is returned
+        unchanged.
         """
         if lengths and all(whole == length for whole in lengths):
             return length
@@ -76,10 +76,10 @@ class EngineSettings:
         return length - length % self.piece_tokens
 
     def checkpoints(self, prompt_length: int, hit: int, matched: int) -> set[int]:
-        """Lengths at which the state of a prompt is worth keeping while it is read from `hit` on.
+        """Lengths at which the state of a prompt is cached while it is prefilled from `hit` on.
 
-        The end, and a little before, as what follows may put other tokens in place of the last
-        ones; every `checkpoint_tokens`; and where other prompts were seen to part from this one.
+        The end; a little before it, since the next turn may replace the last tokens; every
+        `checkpoint_tokens`; and the end of the common prefix with other prompts.
         """
         size = BLOCK_TOKENS if self.exact_splits else self.piece_tokens
         before = (prompt_length - _CHANGING_TOKENS) // size * size

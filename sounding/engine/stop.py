@@ -1,10 +1,10 @@
-"""Stop strings in a stream of text, wherever the stream happens to be cut."""
+"""Stop strings in streamed text, independent of how the stream is cut."""
 
 from collections.abc import Sequence
 
 
 class StopStrings:
-    """Passes text on until one of the given strings is complete; that string is not passed on.
+    """Passes text on up to the first complete stop string, which is not passed on.
 
     Text that could be the beginning of a stop string is held back until it is decided.
     """
@@ -34,7 +34,7 @@ class StopStrings:
         return shown
 
     def flush(self) -> str:
-        """The stream is over: what was held back is plain text after all."""
+        """Return the text still held back, at the end of the stream."""
         shown, self._held = self._held, ""
         return shown
 

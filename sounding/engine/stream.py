@@ -1,4 +1,4 @@
-"""Events of one request on their way from the engine's thread to its reader."""
+"""The queue of one request's events, from the engine's thread to its reader."""
 
 import asyncio
 import threading
@@ -14,14 +14,14 @@ class EventStream:
     def __init__(self, request_id: str, cancel: Callable[[], None]) -> None:
         self.request_id = request_id
         self.prefilled = 0
-        """Tokens of the prompt that are read so far, those found in a cache included."""
+        """Prompt tokens prefilled so far, including cache hits."""
         self._cancel = cancel
         self._events: deque[Event] = deque()
         self._changed = threading.Condition()
         self._wake: Callable[[], object] | None = None
 
     def put(self, event: Event) -> None:
-        """Hand an event over; never waits."""
+        """Append an event; never blocks."""
         with self._changed:
             self._events.append(event)
             if isinstance(event, Finished):
@@ -34,14 +34,14 @@ class EventStream:
             try:
                 wake()
             except RuntimeError:
-                self._wake = None  # the reader's loop is closed: nobody reads any more
+                self._wake = None  # the reader's event loop is closed
 
     def cancel(self) -> None:
         """See `Stream`."""
         self._cancel()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for an event, at most so long; whether there is one."""
+        """Wait up to `seconds` for an event; return True if there is one."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._events), seconds)
 

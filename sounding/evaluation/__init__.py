@@ -1,4 +1,4 @@
 """Measuring a model: bits per byte, filled lines, programs that pass their tests.
 
-Nothing here knows networks or engines: what completes text or scores tokens is handed in.
+Independent of networks and engines: callers pass functions that complete text or score tokens.
 """

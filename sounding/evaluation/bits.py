@@ -1,9 +1,9 @@
-"""Bits per byte: how short a model makes a text, beside compressors made for that.
+"""Bits per byte: a text's length under a model's code, compared with general compressors.
 
 Every token of a document is scored once. A document is read in windows of `context` tokens, BOS
 among them, that begin on multiples of `stride`: after the first window, a token is predicted from
-at least context - 1 - stride tokens before it. EOS is not scored: where a text ends is no byte of
-it.
+at least context - 1 - stride tokens before it. EOS is not scored: the end of a text is no
+byte of it.
 """
 
 import lzma
@@ -50,22 +50,24 @@ def score_documents(
     stride: int,
     batch_tokens: int,
 ) -> Iterator[dict[str, object]]:
-    """A row per document, as it is done: id, bytes, tokens, bits.
+    """Yield a row per finished document: id, bytes, tokens, bits.
 
     Windows of several documents are read together, up to `batch_tokens` at once.
     """
     bits = [0.0] * len(documents)
     counts = [0] * len(documents)
-    held: list[Window] = []
-    told = 0
+    pending: list[Window] = []
+    reported = 0
 
     def flush() -> None:
-        for window, row in zip(held, logprobs([window.tokens for window in held]), strict=True):
+        for window, row in zip(
+            pending, logprobs([window.tokens for window in pending]), strict=True
+        ):
             bits[window.document] -= math.fsum(row[-window.scored :]) / math.log(2)
-        held.clear()
+        pending.clear()
 
     def rows(until: int) -> Iterator[dict[str, object]]:
-        for index in range(told, until):
+        for index in range(reported, until):
             name, text = documents[index]
             size = len(text.encode())
             yield {"id": name, "bytes": size, "tokens": counts[index], "bits": bits[index]}
@@ -74,12 +76,12 @@ def score_documents(
         tokens = encode(text)
         counts[index] = len(tokens)
         for window in windows(tokens, bos, context=context, stride=stride, document=index):
-            if held and sum(len(w.tokens) for w in held) + len(window.tokens) > batch_tokens:
+            if pending and sum(len(w.tokens) for w in pending) + len(window.tokens) > batch_tokens:
                 flush()
                 yield from rows(window.document)
-                told = max(told, window.document)
-            held.append(window)
-    if held:
+                reported = max(reported, window.document)
+            pending.append(window)
+    if pending:
         flush()
     yield from rows(len(documents))
 
@@ -96,7 +98,7 @@ def xz_bytes(data: bytes) -> int:
 
 
 def brotli_bytes(data: bytes) -> tuple[str, int] | None:
-    """What was run and the size it made, or None where neither program nor package is there.
+    """Return (command, compressed size), or None if neither program nor package is installed.
 
     The package cannot choose windows above 16 MiB; for data up to that size it is the same.
     """
@@ -123,7 +125,7 @@ def summarise_bits(rows: Sequence[dict[str, Any]], *, seed: int) -> dict[str, Es
 
 
 def compressed_sizes(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """What compressors make of the same bytes: all documents as one stream, and one by one.
+    """Sizes of the same bytes under compressors: all documents as one stream, and one by one.
 
     As one stream they have all other documents as context, where the model has one document.
     """

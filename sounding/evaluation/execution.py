@@ -1,6 +1,6 @@
-"""Programs graded by running them: a model writes, a pool of sandboxes judges.
+"""Grade programs by execution: a model generates them, a pool of sandboxes runs their tests.
 
-Writing and judging overlap: while the next answers are made, the last ones run.
+Generation and tests overlap: while answers are generated, earlier ones run.
 """
 
 from collections import deque

@@ -1,10 +1,10 @@
-"""Single-line infilling on files nobody trained on: does the model write the line that was there?
+"""Single-line infilling on held-out files: exact matches with the line that was removed.
 
 A line is taken out from behind its indentation (or from somewhere inside of it) to its end, as in
 an editor; the model sees the file around it. Lines are drawn at random among those with at least
-four letters and digits that are not comments. Beside the model stand two copyists: one puts the
-line of the file whose neighbours are most like the gap's, and one, which knows the answer, the most
-similar line there is: no copying can do better than that.
+four letters and digits that are not comments. Two copyists are baselines: one inserts the
+line of the file whose neighbours are most similar to the gap's; the other, given the answer,
+inserts the most similar line of the file, the upper bound of copying.
 """
 
 import random
@@ -85,7 +85,7 @@ def _judged(name: str, text: str, answer: str) -> dict[str, object]:
 
 
 def copies(item: Item) -> tuple[str, str]:
-    """The line a copyist finds by the gap's neighbours, and the one most like the answer.
+    """Return the copyist's line by the gap's neighbours, and the line most similar to the answer.
 
     Both copy a line of the same file, from behind its indentation; where the gap begins inside of
     a line, of those that begin alike.

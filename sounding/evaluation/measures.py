@@ -1,4 +1,4 @@
-"""The measurements behind the commands of `eval`: an opened model in, what was found out."""
+"""The measurements of the `eval` commands, as functions of an opened model."""
 
 import functools
 import json
@@ -31,7 +31,7 @@ def measure_bits(
     batch_tokens: int,
     compressors: bool,
 ) -> Measured:
-    """Bits per byte of documents, beside compressors if asked for."""
+    """Bits per byte of documents, optionally compared with compressors."""
     from sounding.engine.scoring import token_logprobs
     from sounding.evaluation.bits import compressed_sizes, score_documents, summarise_bits
     from sounding.evaluation.results import Results
@@ -71,20 +71,20 @@ def measure_lines(
     out: Path | None,
     per_file: int,
     cursor: str,
-    **how: Any,
+    **options: Any,
 ) -> Measured:
     """Lines filled in, beside the two copyists. `how` are the options of `filler`."""
     from sounding.evaluation.lines import evaluate_lines, summarise_lines
     from sounding.evaluation.results import Results
 
-    fill = filler(model, "line", **how)
+    fill = filler(model, "line", **options)
     settings = {
         "model": fingerprint(model.folder),
         "documents": digest_of([item.prefix + item.answer + item.suffix for item in items]),
         "seed": seed,
         "per_file": per_file,
         "cursor": cursor,
-        **how,
+        **options,
     }
     results = Results(out, settings)
     rows = evaluate_lines([item for item in items if item.id not in results], fill, seed=seed)
@@ -108,7 +108,7 @@ def measure_programs(
     timeout: float,
     workers: int,
     unsafe: bool,
-    **how: Any,
+    **options: Any,
 ) -> Measured:
     """Programs written and run. `how` are the options of `filler`, `notes` further settings.
 
@@ -118,7 +118,7 @@ def measure_programs(
     from sounding.evaluation.results import Results
 
     kind: Kind | None = "line" if until == "line" else "block" if until == "block" else None
-    fill = filler(model, kind, **how)
+    fill = filler(model, kind, **options)
     settings = {
         "model": fingerprint(model.folder),
         "problems": digest_of([json.dumps(asdict(problem)) for problem in task.problems]),
@@ -128,7 +128,7 @@ def measure_programs(
         "timeout": timeout,
         "isolated": not unsafe,
         **notes,
-        **how,
+        **options,
     }
     results = Results(out, settings)
     left_out = _left_out(task, workers)
@@ -148,7 +148,7 @@ def measure_programs(
 
 
 def _left_out(task: "CodeTask", workers: int) -> dict[str, str]:
-    """Why problems are not fair, by their names. Raises ValueError where none is."""
+    """Map the names of unfair problems to the reason. Raises ValueError if no problem is fair."""
     from sounding.evaluation.results import Results
 
     judged = (
@@ -167,7 +167,7 @@ def _left_out(task: "CodeTask", workers: int) -> dict[str, str]:
 
 
 def natural_end(problems: "Sequence[Problem]") -> str:
-    """Where answers end if nobody says: with their line, if all canonical solutions are lines."""
+    """Default end of answers: "line" if all canonical solutions are single lines, else "end"."""
     single = all("\n" not in problem.canonical_solution.strip() for problem in problems)
     return "line" if single else "end"
 
@@ -214,12 +214,12 @@ def measure_mechanisms(
     return Measured("mechanisms", settings, metrics, len(done), len(documents), more, interrupt)
 
 
-def recall_sizes(config: ModelConfig, asked: Sequence[int] = ()) -> tuple[int, ...]:
-    """Numbers of entries to judge an indexer by: those asked for, or the model's own and fewer."""
+def recall_sizes(config: ModelConfig, requested: Sequence[int] = ()) -> tuple[int, ...]:
+    """Numbers of selected entries to measure: the requested ones, or the model's own and fewer."""
     if CSA not in config.ratios:
         return ()
     fewer = (size for size in (16, 32, 64) if size < config.index_topk)
-    return tuple(sorted(set(asked or (*fewer, config.index_topk))))
+    return tuple(sorted(set(requested or (*fewer, config.index_topk))))
 
 
 def _layers(config: ModelConfig) -> list[dict[str, Any]]:

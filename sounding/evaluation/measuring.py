@@ -1,4 +1,4 @@
-"""What all evaluations share: reading texts, wiring a model, the loop with its progress bar."""
+"""The common part of all evaluations: reading texts, opening a model, the progress loop."""
 
 import dataclasses
 import hashlib
@@ -32,7 +32,7 @@ def read_texts(
 ) -> list[tuple[str, str]]:
     """Names and texts: of a file, of a folder's files, or of a corpus's held-out split.
 
-    What is no UTF-8 or empty is left out, and `warn` is called with a count.
+    Texts that are empty or not UTF-8 are skipped, and `warn` is called with their count.
     """
     if path.is_dir() and list(path.glob("heldout-*.jsonl.xz")):
         from sounding.data.documents import read_documents
@@ -77,7 +77,7 @@ def limited(items: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Tells checkpoints apart: its config, and the names, sizes and begins of its shards."""
+    """Identify a checkpoint by its config, and the names, sizes and first bytes of its shards."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for shard in sorted(folder.glob("*.safetensors")):
         digest.update(f"{shard.name} {shard.stat().st_size}".encode())
@@ -115,24 +115,24 @@ def filler(
     """The model as something that fills gaps; refuses bad settings now and not later."""
     from sounding.completion.completer import Completer
     from sounding.completion.endings import Gap
-    from sounding.completion.prompt import Settings
+    from sounding.completion.prompt import CompletionSettings
     from sounding.engine.sampling import SamplingParams
 
-    settings = Settings(
+    settings = CompletionSettings(
         max_tokens=max_tokens, context_tokens=context_tokens, heal=heal, copying=copying
     )
     params = SamplingParams(temperature=temperature, top_p=top_p)
     completer = Completer(model.tokenizer, model.batch(width))
 
     def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
-        how = [dataclasses.replace(params, seed=seed) for seed in seeds]
-        return completer.fill([Gap(*gap) for gap in gaps], kind, settings, how, python=syntax)
+        samplings = [dataclasses.replace(params, seed=seed) for seed in seeds]
+        return completer.fill([Gap(*gap) for gap in gaps], kind, settings, samplings, python=syntax)
 
     return fill
 
 
 def sandbox(timeout: float, unsafe: bool) -> "Judge":
-    """What runs tests against answers. Raises NoIsolation at once where it cannot isolate them."""
+    """Return the judge that runs tests against answers. Raises NoIsolation if it cannot isolate."""
     import math
 
     from sounding.sandbox.run import Limits, require_isolation
@@ -164,7 +164,7 @@ def collect(
 
 
 class Measured(NamedTuple):
-    """What an evaluation found, and under which settings."""
+    """The result of an evaluation, with its settings."""
 
     evaluation: str
     settings: Mapping[str, Any]
@@ -176,7 +176,7 @@ class Measured(NamedTuple):
     interrupt: KeyboardInterrupt | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The result as JSON."""
         return {
             "evaluation": self.evaluation,
             "settings": self.settings,

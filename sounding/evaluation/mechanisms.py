@@ -1,7 +1,7 @@
 """Reports of a model's mechanisms on held-out text: are drafts accepted, are experts used evenly,
 does the indexer pick what attention would read?
 
-Only long documents count: while no more entries are visible than are picked, there is no choice.
+Only long documents count: up to index_topk visible entries, all of them are selected.
 """
 
 import math
@@ -23,7 +23,7 @@ def long_documents(
     at_least: int,
     at_most: int,
 ) -> Iterator[tuple[str, list[int]]]:
-    """Names and first `at_most` tokens of the documents that have `at_least` so many."""
+    """Names and first `at_most` tokens of the documents with at least `at_least` tokens."""
     for name, text in documents:
         if len(text.encode()) >= at_least:  # a token is at least a byte
             tokens = encode(text)
@@ -66,7 +66,7 @@ def _sums(row: Row, number: int) -> list[float]:
 
 
 def load_table(rows: Sequence[Row], layers: Sequence[dict[str, Any]]) -> list[Row]:
-    """How evenly each layer uses its experts; `layers` describe them, MTP blocks last.
+    """Balance of expert load per layer; `layers` describe them, MTP blocks last.
 
     Entropy of the load as a share of the largest possible (1 is even), and the load of the most
     and the least used expert beside the mean.
@@ -83,11 +83,11 @@ def load_table(rows: Sequence[Row], layers: Sequence[dict[str, Any]]) -> list[Ro
 
 
 def recall_table(rows: Sequence[Row], sizes: Sequence[int], *, seed: int) -> list[Row]:
-    """The indexer of each CSA layer, for each number of entries picked.
+    """Quality of each CSA layer's indexer, for each number of selected entries.
 
     `recall`: share of the entries most attended to that are picked, with its interval; `chance`:
-    what picking at random would reach; `covered`: share of attention to entries that goes to those
-    picked; `coverable`: the most that so many can get. Queries count that see more entries.
+    recall of a random selection; `covered`: share of attention to entries that goes to those
+    picked; `coverable`: its maximum for that number. Only queries that see more entries count.
     """
     table = []
     for layer in sorted({name for row in rows for name in row["recall"]}, key=int):

@@ -1,4 +1,4 @@
-"""What an evaluation needs of a model, as calls somebody else provides."""
+"""The calls that an evaluation needs of a model, provided by the caller."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
@@ -19,4 +19,4 @@ class LogProbs(Protocol):
     """Scores tokens."""
 
     def __call__(self, sequences: Sequence[Sequence[int]]) -> Sequence[Sequence[float]]:
-        """For each token after the first, the natural logarithm of its probability."""
+        """Return the natural logarithm of the probability of each token after the first."""

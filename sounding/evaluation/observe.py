@@ -1,7 +1,7 @@
-"""What a network's mechanisms do on given tokens: drafts, expert loads, the indexer's choice.
+"""Observe a network's mechanisms on fixed tokens: drafts, expert loads, the indexer's selection.
 
-The network runs as it is deployed, CSA layers reading what their indexers pick; beside that stands
-the attention that these layers would pay if they read every visible entry.
+The network runs as deployed, CSA layers reading the entries that their indexers select; this is
+compared with the attention of the same layers over every visible entry.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ def observe(model: Transformer, tokens: Sequence[int], sizes: Sequence[int]) -> 
     - `loads`: choices of each expert, a row for every layer, then for every MTP block;
     - `recall`: for every CSA layer, by its number, the sums of `index_recall` for each of `sizes`.
 
-    A draft is the token that MTP block k finds likeliest given the text up to token t + k + 1; the
-    network's choice is what it finds likeliest for the same place. Raises ValueError for a token
+    A draft is the likeliest token of MTP block k after the text up to token t + k + 1; the
+    network's choice is its own likeliest token for the same place. Raises ValueError for a token
     outside of the vocabulary.
     """
     device = next(model.parameters()).device

@@ -1,6 +1,6 @@
-"""Results row by row, so that a stopped evaluation loses nothing and can go on.
+"""Results row by row, so that an interrupted evaluation can resume without loss.
 
-A results file is JSONL: the settings first, then a row per item as it is done.
+A results file is JSONL: the settings first, then a row per finished item.
 """
 
 import json

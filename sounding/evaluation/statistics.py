@@ -1,4 +1,4 @@
-"""Numbers with their uncertainty: pass@k, Wilson and bootstrap intervals, edit similarity."""
+"""Statistics: pass@k, Wilson and bootstrap intervals, edit similarity."""
 
 import math
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def bootstrap(groups: Sequence[tuple[float, float]], *, seed: int) -> Estimate:
     """A ratio of sums over groups, with the percentile interval of resampled groups.
 
     groups[i] is what group i (a file, a problem) adds above and below the line: sums and counts
-    give a mean, bits and bytes bits per byte. What belongs together is drawn together.
+    give a mean, bits and bytes bits per byte. Items of one group are resampled together.
     """
     table = np.asarray(groups, np.float64).reshape(-1, 2)
     if not table[:, 1].any():
@@ -65,9 +65,9 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
 
 
 def edit_distance(one: str, other: str) -> int:
-    """Insertions, deletions and replacements of characters that turn one text into the other.
+    """Edit distance: the fewest insertions, deletions and replacements of characters.
 
-    A column of the usual table is kept as the bits of two integers, its steps up and down.
+    A column of the usual table is stored as the bits of two integers, its steps up and down.
     Source: Hyyrö, "A bit-vector algorithm for computing Levenshtein and Damerau edit distances",
     2003.
     """

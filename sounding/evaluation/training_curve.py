@@ -1,4 +1,4 @@
-"""What more training brings: a run's models beside the tokens they were trained on."""
+"""Training curve: a run's results by the number of training tokens."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,9 +39,9 @@ def draw(points: Sequence[Point], copying: Mapping[str, Estimate], path: Path) -
     names = [name for name in MEASURES if any(name in point for point in points)]
     figure = Figure(figsize=(4.5 * len(names), 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        held = [point for point in points if name in point]
-        tokens = [point["tokens"] / 1e6 for point in held]
-        values, lows, highs = zip(*(point[name] for point in held), strict=True)
+        measured = [point for point in points if name in point]
+        tokens = [point["tokens"] / 1e6 for point in measured]
+        values, lows, highs = zip(*(point[name] for point in measured), strict=True)
         axes.plot(tokens, values, ".-")
         axes.fill_between(tokens, lows, highs, alpha=0.2)
         if name == "line_exact":

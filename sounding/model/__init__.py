@@ -1,1 +1,1 @@
-"""The network. It knows no files, devices, requests or optimizers."""
+"""The network, independent of files, devices, requests and optimizers."""

@@ -24,22 +24,22 @@ from sounding.simulation import Simulation
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """How CSA layers choose entries. Other than the default is for training and measuring only:
-    a dense chunk that does not learn leaves the indexer's state behind."""
+    """How CSA layers select entries. Values other than the default are for training and measuring:
+    a dense chunk without an indexer loss does not update the indexer's state."""
 
     dense: bool = False
     """Attend to every visible entry instead of the indexer's choice."""
     learn: bool = False
     """Also measure how far the indexer's scores are from the attention paid."""
     recall: tuple[int, ...] = ()
-    """Also measure how much of that attention so many entries of the indexer's choice get."""
+    """Also measure the share of that attention on this many top entries of the indexer."""
 
 
 SPARSE = Selection()
 
 
 class Attention(nn.Module):
-    """What a token reads from its own sequence: the window, and by `ratio` compressed entries."""
+    """Attention to the sequence's window, and to its entries compressed by `ratio`."""
 
     def __init__(self, config: ModelConfig, ratio: int, simulation: Simulation) -> None:
         super().__init__()

@@ -20,10 +20,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens, and where one sequence ends and the next begins.
+    """Tokens, and the boundaries between sequences.
 
-    What is done to a token alone works on all rows at once; attention and compression go span by
-    span, so sequences never see each other and nothing is padded.
+    Operations on single tokens apply to all rows at once; attention and compression run span by
+    span, so sequences are independent and nothing is padded.
     """
 
     tokens: Int[Tensor, " t"]
@@ -44,9 +44,9 @@ class Chunk:
 
 
 def make_chunk(tokens: Int[Tensor, " t"], lengths: Sequence[int], starts: Sequence[int]) -> Chunk:
-    """Lay out a chunk: sequence i brings lengths[i] tokens from position starts[i] on.
+    """Lay out a chunk: sequence i has lengths[i] tokens from position starts[i] on.
 
-    Raises ValueError when the lengths do not add up to the tokens given.
+    Raises ValueError if the lengths do not add up to the number of tokens.
     """
     if sum(lengths) != len(tokens) or min(lengths, default=0) < 0:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""From tokens to compressed entries, and the lightning indexer that chooses among them.
+"""The compressor of tokens into entries, and the lightning indexer that selects among them.
 
 Source: docs/architecture.md 6 and 7.
 """
@@ -114,7 +114,7 @@ class Compressor(nn.Module):
 
 
 class Index(NamedTuple):
-    """What the indexer compares in one sequence: queries with head weights, and entries' keys."""
+    """The indexer's inputs for one sequence: queries with head weights, and entries' keys."""
 
     q: Float[Tensor, "t h d"]
     weights: Float[Tensor, "t h"]
@@ -153,8 +153,8 @@ class Indexer(nn.Module):
         weights = self.weights_proj(x) * (self.width**-0.5 * self.heads**-0.5)
         keys = self.compressor(x, chunk, states, frequencies)
         return [
-            Index(q[span.rows], weights[span.rows], mine)
-            for span, mine in zip(chunk, keys, strict=True)
+            Index(q[span.rows], weights[span.rows], sequence_keys)
+            for span, sequence_keys in zip(chunk, keys, strict=True)
         ]
 
     def select(self, index: Index, span: Span) -> Int[Tensor, "t k"]:

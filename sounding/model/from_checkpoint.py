@@ -1,4 +1,4 @@
-"""A checkpoint as a network that runs, and back."""
+"""Build a network from a checkpoint, and save one."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +37,7 @@ def build_model(
     simulation: Simulation = EXACT,
     dtype: torch.dtype = torch.float32,
 ) -> Transformer:
-    """A network around given tensors, which it takes over without copying."""
+    """Build a network around tensors, which are not copied."""
     with torch.device("meta"):
         model = Transformer(config, simulation, dtype)
     trainable = {name: old.requires_grad for name, old in model.named_parameters()}

@@ -1,7 +1,7 @@
-"""Parameters with their published names: a weight may be plain or quantized, a layer cannot tell.
+"""Parameters with their published names; layers treat plain and quantized weights alike.
 
 A quantized weight is two parameters, `weight` in packed form and `scale`; a plain one has no scale.
-`format` is how the weight is deployed (docs/architecture.md 9.4), whatever it is stored as now.
+`format` is the weight's deployed format (docs/architecture.md 9.4), independent of storage.
 """
 
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Mixture of experts: routed by a hash of the token or by learned scores, and a shared one.
+"""Mixture of experts: routing by a hash of the token or by learned scores, and a shared expert.
 
 Source: docs/architecture.md 10.
 """
@@ -17,13 +17,13 @@ from sounding.simulation import Simulation
 
 
 class Routing(NamedTuple):
-    """What one layer chose for each token: for load counts and the losses that steer choices."""
+    """One layer's routing of each token, for load counts and the balancing losses."""
 
     chosen: Int[Tensor, "t k"]
     scores: Float[Tensor, "t e"]  # affinity to every expert, before the selection bias
 
 
-class Gate(nn.Module):
+class ExpertGate(nn.Module):
     """Chooses experts for each token. The bias steers the choice and is not trained by gradient."""
 
     def __init__(self, config: ModelConfig, *, hashed: bool) -> None:
@@ -76,7 +76,7 @@ class MoE(nn.Module):
 
     def __init__(self, config: ModelConfig, simulation: Simulation, *, hashed: bool) -> None:
         super().__init__()
-        self.gate = Gate(config, hashed=hashed)
+        self.gate = ExpertGate(config, hashed=hashed)
         self.experts = Experts(
             config, config.expert_format, simulation, stack=config.n_routed_experts
         )

@@ -1,7 +1,7 @@
-"""The PyTorch reference as the engine runs a network: NumPy arrays in and out.
+"""The PyTorch reference as a `Network` of the engine: NumPy arrays in and out.
 
-For what the C++ kernels do not serve: other numbers, shapes and devices, and machines without a
-compiler. Slower, not different.
+For cases the C++ kernels do not serve: other dtypes, shapes and devices, and machines without a
+compiler. Slower, with the same results up to rounding.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ Streams = NDArray[Any]
 
 
 class Prediction(NamedTuple):
-    """What a chunk became, and what may follow some of its rows."""
+    """The result of a chunk: its streams, and the logits of some of its rows."""
 
     streams: Streams
     chosen: NDArray[np.int64]
     """Experts of each layer and token, [layers, t, k]."""
     logits: NDArray[np.float32]
-    """Of the rows that were asked for, [rows, vocabulary]."""
+    """Logits of the requested rows, [rows, vocabulary]."""
 
 
 class ReferenceNetwork:
@@ -57,7 +57,7 @@ class ReferenceNetwork:
 
     @property
     def identity(self) -> str:
-        """What besides weights and config decides how it rounds."""
+        """What decides rounding besides weights and config."""
         switches = ("simulate", "simulate_weight", "simulation")
         found = [
             f"{name} {switch} {getattr(module, switch)}"

@@ -38,7 +38,7 @@ class TensorRows(Rows, Protocol):
     """Rows that the reference appends to."""
 
     def append(self, rows: Float[Tensor, "n w"]) -> Float[Tensor, "p w"]:
-        """Add rows; return what their readers may see: the rows kept so far, then the new ones."""
+        """Append rows; return all rows that queries may see: the stored ones, then the new ones."""
 
     def fork(self) -> "TensorRows":
         """An independent continuation from here."""
@@ -105,10 +105,10 @@ class Codec:
 
 
 class PackedRows:
-    """Rows as bytes in a buffer made once: a ring where only the last are kept.
+    """Rows as bytes in a preallocated buffer: a ring if only the last rows are needed.
 
-    What readers see has been through the codec, also for rows of the same chunk, so results do not
-    depend on where a chunk ends.
+    Rows are read back through the codec, also those of the same chunk, so results do not depend
+    on where a chunk ends.
     """
 
     def __init__(
@@ -168,11 +168,11 @@ class PackedRows:
         return self._buffer.nbytes
 
     def _read(self) -> UInt8[Tensor, "p bytes"]:
-        """The kept rows, oldest first: row i of the list is at slot i % slots."""
+        """The stored rows, oldest first: row i of the list is in slot i % slots."""
         return self._buffer[self._places(self.length, self._kept)]
 
     def _write(self, rows: Tensor, length: int) -> None:
-        """Take rows behind the kept ones, as the last of a list which thereby has `length`."""
+        """Append rows as the last of a list, which then has `length`."""
         last = rows[-self._slots :] if self._slots else rows[:0]
         self._buffer[self._places(length, len(last))] = last
         self.length, self._kept = length, min(self._kept + len(rows), self._slots)

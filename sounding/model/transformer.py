@@ -1,6 +1,6 @@
 """The network: blocks on four residual streams, the head, and the multi-token prediction block.
 
-`forward` appends a chunk to sequences and returns what they became; that is training (states start
+`forward` appends a chunk to sequences and returns their streams; that is training (states start
 empty and are dropped), prefill (a long chunk), decode (a chunk of one) and the verification of
 drafts (a chunk of k + 1). There is no other mode.
 Source: docs/architecture.md 2, 3 and 11.
@@ -25,7 +25,7 @@ from sounding.simulation import EXACT, Simulation
 
 
 class BlockReport(NamedTuple):
-    """What one block chose, and what was measured of its indexer where the selection asks for it.
+    """One block's routing, and its indexer's measurements if the selection requests them.
 
     Only CSA layers have an indexer; the measurements of every other block are None.
     """
@@ -34,11 +34,11 @@ class BlockReport(NamedTuple):
     index_loss: Float[Tensor, ""] | None = None
     """Summed over tokens; see `ops/index_loss.py`."""
     index_recall: Float[Tensor, "n fields"] | None = None
-    """A row per size that was asked for; fields as in `ops/index_recall.py`."""
+    """A row per requested size; fields as in `ops/index_recall.py`."""
 
 
 class Output(NamedTuple):
-    """What a chunk became."""
+    """The result of a chunk."""
 
     streams: Float[Tensor, "t m c"]
     """Residual streams after the last block: `hidden` reads them, the MTP block extends them."""
@@ -52,7 +52,7 @@ class Output(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a chunk became, and what may follow some of its rows."""
+    """The result of a chunk, and the logits of some of its rows."""
 
     streams: Float[Tensor, "t m c"]
     routing: Sequence[Routing]
@@ -116,8 +116,8 @@ def _run_blocks(
     per block."""
     reports = []
     for index, block in enumerate(blocks):
-        own = [layers[index] for layers in states]
-        streams, report = block(streams, chunk, own, selection)
+        layer_states = [layers[index] for layers in states]
+        streams, report = block(streams, chunk, layer_states, selection)
         reports.append(report)
     return streams, reports
 
@@ -250,14 +250,14 @@ class Transformer(nn.Module):
         lengths: Sequence[int] | None,
         states: Sequence[TensorState] | None,
     ) -> tuple[Sequence[int], Sequence[TensorState]]:
-        """One sequence where no lengths are given; all begin here where no states are."""
+        """Default `lengths` to one sequence, and `states` to empty ones."""
         lengths = [len(tokens)] if lengths is None else lengths
         if states is None:
             states = [growing_state(self.config) for _ in lengths]
         return lengths, states
 
     def hidden(self, streams: Float[Tensor, "t m c"]) -> Float[Tensor, "t c"]:
-        """What the vocabulary head reads, from the streams of the rows that need it."""
+        """The vocabulary head's input, from the streams of the rows that need it."""
         return _collapse(self, self.config, streams)
 
     def logits(self, hidden: Float[Tensor, "t c"]) -> Float[Tensor, "t v"]:

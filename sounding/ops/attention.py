@@ -1,4 +1,4 @@
-"""Attention over a window and compressed entries with a sink, and the choice of those entries.
+"""Attention over a window and compressed entries with a sink, and the selection of those entries.
 
 One sequence at a time: its queries are consecutive tokens. Work goes in tiles of queries, so memory
 grows with the tile and the context, never with their square. Visibility follows from absolute
@@ -17,8 +17,8 @@ SCORE_BUDGET = 1 << 24  # numbers in one tile of index scores
 
 
 def num_visible(positions: Int[Tensor, " t"], ratio: int) -> Int[Tensor, " t"]:
-    """How many compressed entries the query at each position sees: those whose last token is not
-    after it. Source: docs/architecture.md 5.4."""
+    """Number of compressed entries visible to the query at each position: those whose last token
+    is not after it. Source: docs/architecture.md 5.4."""
     return (positions + 1) // ratio
 
 
@@ -36,8 +36,8 @@ def attend(
 ) -> Float[Tensor, "t h d"]:
     """Attend to the window and to compressed entries under one softmax with a sink.
 
-    The queries stand at positions start, start + 1, ...; `window` ends with their own keys.
-    `entries` are all that exist, or None in a window layer; `selected` narrows them to the given
+    The queries have positions start, start + 1, ...; `window` ends with their own keys.
+    `entries` are all that exist, or None in a window layer; `selected` restricts them to the listed
     ones per query (-1 is none), otherwise every visible one counts. Keys are also the values.
     weights = exp(d^-0.5 <q, k>) / (sum exp(...) + exp(sink)). Source: docs/architecture.md 5.5.
     """

@@ -1,8 +1,8 @@
-"""Which implementation of an op runs: the reference in PyTorch, or a native twin.
+"""Dispatch of ops: the reference in PyTorch, or a native twin.
 
 The reference is the specification. A twin computes the same from the same arguments; it is chosen
-by device, by the numbers it can work with, and by whether it was built. Everything here is decided
-by module variables, which torch.compile can see through.
+by device and dtype, if it was built. All decisions depend on module variables, which torch.compile
+can trace.
 """
 
 import functools
@@ -29,13 +29,13 @@ _log = logging.getLogger(__name__)
 def op(
     *, cpu: str | None = None, training: str | None = None
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Declare a reference whose first argument is a tensor, or a list of tensors that are alike,
-    with its twins as 'module:function'.
+    """Declare a reference whose first argument is a tensor, or a list of tensors of one dtype and
+    device, with its twins as 'module:function'.
 
-    The `training` one is taken where `use_backend("training")` says so, and is chosen for
-    throughput; the `cpu` one anywhere else, or if there is no other. A twin is imported at its
-    first use. It serves float32 and bfloat16 on the CPU, and answers NotImplemented to arguments
-    that the reference has to serve itself.
+    `use_backend("training")` selects the `training` one, which maximises throughput; otherwise,
+    or if it is the only one, the `cpu` one is used. A twin is imported at its
+    first use. It serves float32 and bfloat16 on the CPU, and returns NotImplemented for arguments
+    that only the reference serves.
     """
 
     def declare(reference: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -78,7 +78,7 @@ def _serves(first: Any) -> bool:
 
 @functools.cache
 def _native_is_built() -> bool:
-    """Asked once, so that what runs is said once."""
+    """Cached, so that the choice is logged once."""
     built = cpu.library() is not None
     _log.info("CPU ops: %s", "native kernels" if built else "PyTorch reference; none were built")
     return built

@@ -14,7 +14,7 @@ from sounding.ops.norm import rms_norm, upcast
 
 
 class Coefficients(NamedTuple):
-    """What a token's own streams predict for one sub-layer."""
+    """One sub-layer's connection weights, predicted from a token's own streams."""
 
     pre: Float[Tensor, "t m"]  # how much of each stream the sub-layer reads
     post: Float[Tensor, "t m"]  # how much of its output each stream takes
@@ -27,7 +27,9 @@ class Connection(NamedTuple):
     x: Float[Tensor, "t c"]
     post: Float[Tensor, "t m"]
     mix: Float[Tensor, "t m m2"]
-    streams: Float[Tensor, "t m c"]  # as given: `write` takes these, so gradients meet in one place
+    streams: Float[
+        Tensor, "t m c"
+    ]  # the input: `write` takes these, so that gradients are summed in one place
 
 
 @op(cpu="sounding.ops.cpu.hyper_connection:connect")
@@ -134,7 +136,7 @@ def read_out(
     norm_eps: float,
     hc_eps: float,
 ) -> Float[Tensor, "t c"]:
-    """`collapse`, and the norm behind it: what the vocabulary head reads."""
+    """`collapse` and the norm after it: the input of the vocabulary head."""
     return rms_norm(
         collapse(streams, fn, base, scale, norm_eps=norm_eps, hc_eps=hc_eps), norm, norm_eps
     )

@@ -1,6 +1,6 @@
-"""What the lightning indexer learns from: the attention that the network itself pays.
+"""The lightning indexer's loss: its target is the attention of the network itself.
 
-Work goes in tiles of queries, made again for the gradient, so memory does not grow with the square
+It works in tiles of queries, recomputed for the gradient, so memory does not grow with the square
 of the context.
 """
 

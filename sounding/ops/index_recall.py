@@ -1,6 +1,6 @@
-"""How well the lightning indexer picks: its choice beside the attention that would be paid.
+"""Recall of the lightning indexer: its selection compared with full attention.
 
-For measuring only. Work goes in tiles of queries, as in `index_loss`.
+For measuring only. It works in tiles of queries, as in `index_loss`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from sounding.ops.attention import QUERY_TILE, index_scores, num_visible, top_k
 from sounding.ops.index_loss import attention_paid
 
 FIELDS = ("queries", "recall", "chance", "covered", "coverable")
-"""What `index_recall` adds up: queries that see more entries than are picked, and over these the
+"""The sums of `index_recall`: queries that see more entries than are picked, and over these the
 share of the entries most attended to that are picked, the share that a random choice would pick,
 the share of attention to entries that goes to those picked, and the most that any choice gets."""
 
@@ -87,6 +87,6 @@ def _compare(
 
 
 def _members(scores: Float[Tensor, "t s"], size: int) -> Bool[Tensor, "t s"]:
-    """Which entries are among the `size` largest of their row."""
+    """Mask of the `size` largest entries of each row."""
     members = torch.zeros_like(scores, dtype=torch.bool)
     return members.scatter_(1, top_k(scores, size), True)

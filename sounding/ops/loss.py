@@ -1,4 +1,4 @@
-"""Cross-entropy over the vocabulary, without ever holding all logits."""
+"""Cross-entropy over the vocabulary, without all logits in memory at once."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def cross_entropy(
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Takes the gradient while a chunk's logits exist, so that they are made once."""
+    """Computes the gradient while a chunk's logits exist, so that they are computed once."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Linear maps whose weight may be plain, FP8 or FP4: the storage decides, the caller does not."""
+"""Linear maps with a plain, FP8 or FP4 weight, selected by its storage."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from sounding.ops.quant import LINEAR_INPUT_BLOCK, dequantize_fp4, dequantize_fp
 
 
 class Weight(NamedTuple):
-    """A weight as stored: its dtype says how (int8 is packed FP4, e4m3 is FP8).
+    """A weight as stored; its dtype is the format (int8 is packed FP4, e4m3 is FP8).
 
     Packed ones are matrices [..., o, i] with scales; plain ones have any shape.
     """
@@ -22,7 +22,7 @@ class Weight(NamedTuple):
     scale: Tensor | None = None
 
     def dense(self, dtype: torch.dtype) -> Float[Tensor, "..."]:
-        """The numbers it stands for, rounded once."""
+        """Dequantize the weight, rounding once."""
         if self.scale is None:
             return self.values.to(dtype)
         if self.values.dtype == torch.int8:

@@ -24,8 +24,8 @@ def overlap(
     Takes one group more than it gives, the first being only a predecessor. CSA stores both halves
     of a token side by side. Source: docs/architecture.md 6.2.
     """
-    before, own = rows.chunk(2, -1)
-    return torch.cat((before[:-1], own[1:]), 1)
+    before, current = rows.chunk(2, -1)
+    return torch.cat((before[:-1], current[1:]), 1)
 
 
 @op(training="sounding.ops.cpu.training.pool:add_places")

@@ -111,7 +111,7 @@ def dequantize_fp4(
 def repack_fp4_as_fp8(
     packed: Int[Tensor, "*batch o half"], scale: Shaped[Tensor, "*batch o q"]
 ) -> tuple[Shaped[Tensor, "*batch o i"], Shaped[Tensor, "*batch p q2"]]:
-    """The same numbers as e4m3 under one scale per tile, for readers without FP4.
+    """Convert FP4 to e4m3 with one scale per tile, exactly, for readers without FP4.
 
     A tile's scale is its largest FP4 scale / 64, so values reach at most 6 * 64 = 384.
     Raises ValueError when the scales of one tile differ by more than 2^14, where the smallest
@@ -145,7 +145,7 @@ def pack_fp4(values: Float[Tensor, "*batch i"]) -> Int[Tensor, "*batch half"]:
 def unpack_fp4(
     packed: Int[Tensor, "*batch half"], dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "*batch i"]:
-    """The e2m1 values behind packed codes, without their scales."""
+    """The e2m1 values of packed codes, without their scales."""
     codes = packed.view(torch.uint8)
     pairs = torch.stack((codes & 15, codes >> 4), -1).flatten(-2).int()
     table = torch.tensor([*FP4_TABLE, *(-value for value in FP4_TABLE)], dtype=dtype)

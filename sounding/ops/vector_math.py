@@ -1,4 +1,4 @@
-"""A precaution before the elementwise functions of PyTorch run in several threads."""
+"""A workaround before PyTorch's elementwise functions run in several threads."""
 
 import functools
 
@@ -10,7 +10,7 @@ def settle_vector_math() -> None:
     """Call each elementwise function once on one number; does nothing the second time.
 
     MKL picks the kernel of a function at its first call; when several threads make that call at
-    once, one of them can run a kernel of 1e-4 accuracy and nothing says so (pytorch issue 188792).
+    once, one of them can silently run a kernel of 1e-4 accuracy (pytorch issue 188792).
     """
     for dtype in (torch.float32, torch.float64):
         for function in (torch.cos, torch.sin, torch.sqrt, torch.exp, torch.log, torch.tanh):

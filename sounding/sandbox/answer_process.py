@@ -1,7 +1,7 @@
-"""The process of an answer: loads the program and does what the tests ask of it.
+"""The answer's process: loads the program and serves the requests of the tests.
 
-Runs inside of the sandbox, beside code nobody has read, so nothing in here is a secret and nothing
-that it says is taken for more than a value. `test_process.py` describes requests and replies.
+Runs inside of the sandbox, in one process with untrusted code, so nothing in here is secret and its
+replies are treated as plain values. `test_process.py` describes requests and replies.
 """
 
 import builtins
@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from sounding.sandbox.typed_json import Channel, Malformed, NotPlain, Packer, Unpacker
+from sounding.sandbox.typed_json import Channel, MalformedMessage, NotPlain, Packer, Unpacker
 
 MODULE = "__main__"
 _OWN_FRAMES = 10  # the program has as many levels of recursion as if it ran alone
@@ -27,7 +27,7 @@ class Answerer:
         self._names: dict[str, Any] = {}
 
     def load(self, program: str, given: list[str]) -> None:
-        """Run the program as the main module, and say how that went.
+        """Run the program as the main module, and reply with the outcome.
 
         `given` are the classes whose instances may come as arguments.
         """
@@ -82,7 +82,7 @@ class Answerer:
         return operator.attrgetter(rest)(value) if rest else value
 
     def _outcome(self, act: Callable[[], Any], known: list[object]) -> dict[str, Any]:
-        """What came of it: a value, or what was raised; then the arguments as they are now."""
+        """Return the outcome: a value or an exception, and the arguments as they are now."""
         try:
             value = act()
         except BaseException as error:
@@ -104,11 +104,11 @@ class Answerer:
         return ["handle", len(self._held) - 1]
 
     def _pointed(self, number: int) -> object:
-        """What a handle stands for: ours from 0 up, a function of the tests below 0."""
+        """The object of a handle: ours from 0 up, a function of the tests below 0."""
         return self._held[number] if number >= 0 else TestsOwn(-1 - number, self)
 
     def call_back(self, number: int, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """Have the tests call a function of theirs that they gave us."""
+        """Let the tests call a function of theirs that was passed as an argument."""
         packer = Packer({}, handle=self._held_as)
         packed = packer.pack((arguments, tuple(named.items())))
         self._channel.send({"call_back": number, "arguments": packed})
@@ -153,5 +153,5 @@ def main(orders: dict[str, Any], file: int) -> None:
     try:
         answerer.load(orders["program"], orders["given"])
         answerer.serve()
-    except (OSError, Malformed, NotPlain):
+    except (OSError, MalformedMessage, NotPlain):
         return  # the tests have ended, or the program has spoilt its own channel

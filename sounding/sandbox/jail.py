@@ -1,11 +1,11 @@
-"""The inside of the sandbox: builds the walls around itself, then becomes the program.
+"""The inside of the sandbox: isolates itself, then becomes the program.
 
-Not imported: `launch.py` hands this text to a bare interpreter, so it needs the standard library
-only and no file that an unprivileged user might not read. That interpreter stays, knows nothing of
-any program, and forks a jail for each set of orders: starting and importing once is what makes a
-jail cheap. Orders come as JSON in a file; what happens is told as lines of JSON on the status pipe:
-{"ready": pid}, then {"exit": code}, or {"failed": reason} when a wall could not be built, in which
-case the program is never run.
+Not imported: `launch.py` passes this text to a bare interpreter, so it needs the standard library
+only and no file that an unprivileged user might not read. That interpreter stays, never
+sees a program, and forks a jail for each set of orders: it starts and imports once, which makes a
+jail cheap. Orders arrive as JSON in a file; events are lines of JSON on the status pipe:
+{"ready": pid}, then {"exit": code}, or {"failed": reason} if isolation failed, in which case the
+program is never run.
 
 A jail is three processes: the first enters the namespaces, the second is process 1 of them (when it
 ends, the kernel ends all others in there), the third becomes the program, or one side of a trial
@@ -38,7 +38,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(step: str, function: Any, *arguments: Any) -> None:
-    """Call into libc; OSError says which step failed and why."""
+    """Call into libc; raises OSError with the failed step and the reason."""
     values = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
     if function(*values) < 0:
         number = ctypes.get_errno()
@@ -60,8 +60,8 @@ def write(path: str, text: str) -> None:
 def enter_namespaces() -> bool:
     """New user, mount, process, network, IPC, host name and cgroup namespaces for our children.
 
-    Root must become somebody else inside, because limits on processes do not hold for it and
-    because it owns the machine's files. Returns whether that is still to be done.
+    Root must become another user inside, because limits on processes do not hold for it and
+    because it owns the machine's files. Returns True if that is still to be done.
     """
     user, group = os.geteuid(), os.getegid()
     become_nobody = user == 0 and maps(NOBODY, "uid") and maps(NOBODY, "gid")
@@ -70,7 +70,7 @@ def enter_namespaces() -> bool:
         go, told = os.pipe()
         helper = os.fork()
         if not helper:
-            os.close(told)  # else it would wait for itself where nothing is ever written
+            os.close(told)  # else the read below would never end if nothing is written
             ready = os.read(go, 1)
             mapping = f"0 0 1\n{NOBODY} {NOBODY} 1\n"
             os._exit(map_ids(os.getppid(), mapping) if ready else 0)
@@ -89,7 +89,7 @@ def enter_namespaces() -> bool:
 
 
 def maps(number: int, kind: str) -> bool:
-    """Whether an id exists in the user namespace we start in."""
+    """True if an id exists in the user namespace we start in."""
     with open(f"/proc/self/{kind}_map") as file:
         ranges = [tuple(map(int, line.split())) for line in file]
     return any(first <= number < first + count for first, _, count in ranges)
@@ -276,7 +276,7 @@ def run_program(orders: dict[str, Any], status: int, channel: int | None) -> NoR
     tell(status, ready=os.getpid())
     if channel is not None:
         os.dup2(channel, 3)
-        os.closerange(4, 256)  # more than a jail is ever given
+        os.closerange(4, 256)  # beyond the file descriptors of a jail
         sys.argv = ["program.py"]
         code = 1
         try:
@@ -326,7 +326,7 @@ def guard_program(
 
 
 def attend(process: int, lifeline: int) -> bool:
-    """Wait until a child of ours ends, or its lifeline is cut; whether it has ended."""
+    """Wait until a child ends, or its lifeline is cut; return True if it has ended."""
     ended = os.pidfd_open(process)
     waiting = select.poll()
     waiting.register(ended, select.POLLIN)
@@ -362,10 +362,10 @@ def keep_jail(files: list[int]) -> None:
             kill_group(program)
         code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
         tell(status, exit=code)
-        os.closerange(0, lifeline)  # nobody shall wait for our ends of its pipes
+        os.closerange(0, lifeline)  # no reader may wait for our ends of its pipes
         os.closerange(lifeline + 1, 256)
         attend_nothing(lifeline)
-        kill_group(program)  # what it has left behind
+        kill_group(program)  # processes it has left behind
     except OSError as error:
         tell(status, failed=error.strerror or str(error))
 
@@ -390,10 +390,10 @@ def tell(status: int, **what: Any) -> None:
     os.write(status, (json.dumps(what) + "\n").encode())
 
 
-def reap(how: int) -> None:
-    """Take note of the jails that have ended, and clear up behind them."""
+def reap(flags: int) -> None:
+    """Reap the jails that have ended, and remove their cgroups."""
     with contextlib.suppress(ChildProcessError):
-        while ended := os.waitpid(-1, how)[0]:
+        while ended := os.waitpid(-1, flags)[0]:
             leave_no_cgroup(ended)
 
 

@@ -30,7 +30,7 @@ _INSIDE = (
     "typed_json",
     "answer_process",
     "test_process",
-)  # in the order in which they import each other
+)  # in the order of their imports
 
 
 class NoIsolation(OSError):
@@ -38,7 +38,7 @@ class NoIsolation(OSError):
 
 
 def refusal(reason: str) -> NoIsolation:
-    """Why a program is not run, and the way out."""
+    """The error for a program that is not run, with the way out."""
     return NoIsolation(
         f"generated code cannot be isolated on this machine ({reason}), so it is not run; the "
         "sandbox needs Linux 5.14 that lets this user make user namespaces. Where the machine is "
@@ -47,9 +47,9 @@ def refusal(reason: str) -> NoIsolation:
 
 
 def orders_for(limits: dict[str, Any], folder: str, *, isolate: bool, runs_others: bool) -> Any:
-    """What a jail is told, but for the program. Raises NoIsolation on other platforms.
+    """The orders of a jail, except for the program. Raises NoIsolation on other platforms.
 
-    `folder` is empty and the jail's own; `runs_others`: whether it may become another executable.
+    `folder` is empty and the jail's own; `runs_others`: it may become another executable.
     """
     orders = {
         "folder": folder,
@@ -70,13 +70,13 @@ def orders_for(limits: dict[str, Any], folder: str, *, isolate: bool, runs_other
 
 
 class Jail:
-    """A program in a jail: what it says of itself, and its end."""
+    """A program in a jail: its status events, and its end."""
 
     def __init__(self, orders: dict[str, Any], files: Sequence[int]) -> None:
         """`files` become its stdout and stderr, and the channel of a side of a trial."""
         self.started = self.ended = 0.0
         self._status = bytearray()
-        self.told, tell = os.pipe()
+        self.status_pipe, tell = os.pipe()
         lifeline, self._lifeline = os.pipe()
         written = os.memfd_create("orders")
         try:
@@ -92,22 +92,22 @@ class Jail:
                 os.close(one)
 
     def read_status(self) -> bool:
-        """Take in what it says, when `told` can be read; False when it will say no more."""
-        piece = os.read(self.told, 65536)
+        """Read status events, when `status_pipe` is readable; False at the end of the pipe."""
+        piece = os.read(self.status_pipe, 65536)
         self._status += piece
         now = time.monotonic()
-        if not self.started and self.said("ready") is not None:
+        if not self.started and self.event("ready") is not None:
             self.started = now
-        if not self.ended and self.said("exit") is not None:
+        if not self.ended and self.event("exit") is not None:
             self.ended = now
         return bool(piece)
 
-    def said(self, name: str) -> Any:
-        """What the jail has said under this name, or None."""
+    def event(self, name: str) -> Any:
+        """Return the value of the jail's status event `name`, or None."""
         for line in bytes(self._status).split(b"\n")[:-1]:
-            said = json.loads(line)
-            if name in said:
-                return said[name]
+            status = json.loads(line)
+            if name in status:
+                return status[name]
         return None
 
     def end(self) -> None:
@@ -115,10 +115,10 @@ class Jail:
         if self._lifeline >= 0:
             with contextlib.suppress(BrokenPipeError):
                 os.write(self._lifeline, b".")  # closing is not enough if we were forked meanwhile
-        for file in (self._lifeline, self.told):
+        for file in (self._lifeline, self.status_pipe):
             if file >= 0:
                 os.close(file)
-        self._lifeline = self.told = -1
+        self._lifeline = self.status_pipe = -1
 
 
 # --------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class Jail:
 
 
 class _Nursery:
-    """A bare interpreter that forks a jail when it is asked to."""
+    """A bare interpreter that forks jails on request."""
 
     def __init__(self) -> None:
         self._control, other = socket.socketpair()
@@ -156,11 +156,11 @@ class _Nursery:
             socket.send_fds(self._control, [b"."], files)
 
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """True if the interpreter can fork jails."""
         return self._owner == os.getpid() and self._process.poll() is None
 
     def end(self) -> None:
-        """Hang up, and wait until it has noticed."""
+        """Close the connection, and wait for the interpreter's end."""
         self._control.close()
         if self._owner == os.getpid():
             self._process.wait()
@@ -196,7 +196,7 @@ def interpreter() -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# What a program sees
+# Files visible to a program
 
 _LOADS = """
 import importlib, pathlib, sys

@@ -1,7 +1,7 @@
-"""Runs a Python program nobody has read, and says how it ended.
+"""Run an untrusted Python program, and return how it ended.
 
 **What it stops.** Each program runs in processes, user, mount, network, IPC, host-name and cgroup
-namespaces of its own, as nobody, without capabilities and without a way to get any:
+namespaces of its own, as user nobody, without capabilities and without a way to get any:
 
 - *files*: it sees the system's folders /usr, /bin and /lib, the interpreter with its standard
   library, all read-only, five devices and an empty /tmp of bounded size that is gone afterwards; no
@@ -15,12 +15,12 @@ namespaces of its own, as nobody, without capabilities and without a way to get 
 - *environment*: four harmless variables, an empty stdin, no inherited file descriptor;
 - *the kernel*: tracing, mounts, nested namespaces, BPF, io_uring, keys and the like are filtered.
 
-**What it does not stop.** A hole in the kernel, or in what the processor keeps secret. Memory as a
-sum where no memory cgroup may be made: then it is bounded by `processes` times `memory_bytes`, plus
+**What it does not stop.** A vulnerability of the kernel or of the processor. Memory as a sum
+where no memory cgroup may be made: then it is bounded by `processes` times `memory_bytes`, plus
 `disk_bytes`. Slowing the machine down within the limits. Reading what is under /usr, clocks, the
-kernel's version. A program that says of itself that it is right: whether an answer is, `trial.py`
-finds out from another process. It is a wall for code that a model wrote by mistake or mischief, not
-for a determined attacker with a fresh exploit; for that use a virtual machine.
+kernel's version. A program that reports its own success: `trial.py` judges an answer
+from another process. The sandbox is for faulty or malicious code of a model, not for a determined
+attacker with a new exploit; for that use a virtual machine.
 
 It needs Linux 5.14 on x86-64 or ARM64 that lets this user make namespaces; where that is missing it
 refuses to run (`NoIsolation`). With `isolate=False` only CPU time, address space, file size, open
@@ -48,10 +48,10 @@ _MEBIBYTE = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one program may use. Raises ValueError for what no program could live with."""
+    """Limits of one program. Raises ValueError for limits too low for any program."""
 
     wall_seconds: float = 10.0
-    """From the start of the program; building the walls is not counted."""
+    """From the start of the program; setting up the sandbox is not counted."""
     cpu_seconds: int = 8
     """Per process."""
     memory_bytes: int = 512 * _MEBIBYTE
@@ -85,7 +85,7 @@ class Outcome:
     ended: Ended
     """"exit" by itself, "signal" killed by one, or the limit that ended it."""
     code: int
-    """Exit status; the negative number of a signal; -9 where a limit of ours ended it."""
+    """Exit status; the negative number of a signal; -9 if one of our limits ended it."""
     stdout: str
     stderr: str
     """Output up to the limit; bytes that are no UTF-8 become U+FFFD."""
@@ -94,7 +94,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether the program came to its end and reported success."""
+        """True if the program exited with status 0."""
         return self.ended == "exit" and self.code == 0
 
 
@@ -118,9 +118,9 @@ def require_isolation() -> None:
 
 
 def ended_as(jail: Jail, limits: Limits) -> tuple[Ended, int]:
-    """How a program that has ended did so, and its exit code or the negative number of a signal."""
-    code: int | None = jail.said("exit")
-    if code is None:  # what would have said so was killed with it
+    """Return how a program ended, and its exit code or the negative number of a signal."""
+    code: int | None = jail.event("exit")
+    if code is None:  # the process that reports it was killed too
         code = -signal.SIGKILL
     # Past the soft limit comes SIGXCPU, which can be caught; past the hard one SIGKILL.
     killed = code == -signal.SIGKILL and jail.ended - jail.started > limits.cpu_seconds
@@ -168,16 +168,16 @@ class _Run:
         if limit is not None:
             return Outcome(limit, -signal.SIGKILL, stdout, stderr, seconds)
         if not self._jail.started:
-            raise refusal(self._jail.said("failed") or stderr.strip()[-300:])
+            raise refusal(self._jail.event("failed") or stderr.strip()[-300:])
         return Outcome(*ended_as(self._jail, self._limits), stdout, stderr, seconds)
 
     def _watch(self) -> Ended | None:
-        """Read everything until the program has ended; the limit of ours it broke, if any."""
+        """Read all output until the program has ended; return the limit it exceeded, if any."""
         jail, deadline = self._jail, time.monotonic() + SETUP_SECONDS
         with selectors.DefaultSelector() as selector:
             for name, file in self._files.items():
                 selector.register(file, selectors.EVENT_READ, self._output[name])
-            selector.register(jail.told, selectors.EVENT_READ)
+            selector.register(jail.status_pipe, selectors.EVENT_READ)
             while selector.get_map():
                 for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
                     if key.data is None:

@@ -1,8 +1,8 @@
-"""A system call filter for the sandbox: what a graded program has no business asking the kernel.
+"""A system call filter for the sandbox: calls that a graded program does not need.
 
 A deny list, because an interpreter and whatever it links use hundreds of calls. It closes ways
 around the other walls (new namespaces, sockets outside of the network namespace, memory that no
-limit counts) and the parts of the kernel with the longest record of holes.
+limit counts) and the parts of the kernel with the most known vulnerabilities.
 Source: Linux, Documentation/userspace-api/seccomp_filter.rst and the tables of system calls.
 """
 
@@ -46,7 +46,7 @@ _CALLS = {
     "msgget": (68, 186),
     "semget": (64, 190),
     "mq_open": (240, 180),
-    # kernel surface nobody needs here; io_uring would also open sockets unseen
+    # kernel interfaces not needed here; io_uring would also open sockets past the filter
     "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
@@ -68,7 +68,7 @@ _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
 
 def supported() -> bool:
-    """Whether the numbers of this machine's system calls are known here."""
+    """True if this machine's system call numbers are known."""
     return platform.machine() in _MACHINES
 
 

@@ -1,14 +1,14 @@
 """The process of the tests: runs them against an answer that runs in another process.
 
-Runs inside of the sandbox, because nobody has read the tests either; but no code of the answer runs
-here. The function under test is a stand-in: a call of it is a request, and what comes back is a
-value made here, of exact builtin types (`typed_json.py`). So an answer can return what it likes and
-no more: it sees neither tests nor expected values, and cannot touch what compares them.
+Runs inside of the sandbox, because the tests are untrusted too, but without code of the answer.
+The function under test is a proxy: a call of it is a request, and the reply becomes a value built
+here, of exact builtin types (`typed_json.py`). So an answer can only return values: it sees neither
+tests nor expected values, and cannot change their comparison.
 
 Requests: {"do": "call" | "get" | "iter" | "next", "of": name or handle, "arguments": [...],
-"in_place": whether changes of the arguments are wanted}. Replies: {"value" or "raised" or
+"in_place": true to return changed arguments}. Replies: {"value" or "raised" or
 "unplain": ..., "contents": the arguments as the call left them}. Before a reply the answer may ask
-for {"call_back": function, "arguments": [...]}, a function that it was given.
+for {"call_back": function, "arguments": [...]}, a function among its arguments.
 """
 
 import builtins
@@ -19,7 +19,7 @@ import sys
 import types
 from typing import Any, NoReturn
 
-from sounding.sandbox.typed_json import Channel, Malformed, NotPlain, Packer, Unpacker
+from sounding.sandbox.typed_json import Channel, MalformedMessage, NotPlain, Packer, Unpacker
 
 MODULE = "__main__"
 
@@ -43,9 +43,9 @@ class Caller:
         self._value(self._receive(), [], [])
 
     def ask(self, what: str, of: str | int, *arguments: Any, named: Any = ()) -> Any:
-        """Ask for something; returns the value, or raises what was raised there.
+        """Send a request; return its value, or raise the exception raised there.
 
-        `named` are the names and values of arguments that are given by name.
+        `named` are the keyword arguments.
         """
         packer = Packer(self.given, handle=self._handle)
         try:
@@ -68,7 +68,7 @@ class Caller:
             raise self.spoilt("not plain data")
         raised = "raised" in reply
         try:
-            # Both sides number objects in the order in which they are written.
+            # Both sides number objects in the order of writing.
             unpacker = Unpacker({}, objects, self._held)
             contents = reply["contents"]
             new = [
@@ -77,7 +77,7 @@ class Caller:
             ]
             value: Any = unpacker.unpack(reply["raised" if raised else "value"])
             error = self._exception(*value) if raised else None
-        except (Malformed, RecursionError, LookupError, TypeError, ValueError) as broken:
+        except (MalformedMessage, RecursionError, LookupError, TypeError, ValueError) as broken:
             raise self.spoilt(f"broken reply: {broken!r:.80}") from None
         for number, old in enumerate(objects):
             if json.dumps(contents[number]) != json.dumps(before[number]):
@@ -96,7 +96,7 @@ class Caller:
             reply = self._channel.receive()
         except EOFError:
             raise self.spoilt("ended") from None
-        except Malformed as error:
+        except MalformedMessage as error:
             raise self.spoilt(f"broken reply: {error}") from None
         if type(reply) is not dict:
             raise self.spoilt("broken reply")
@@ -107,7 +107,7 @@ class Caller:
             function = self._functions[request["call_back"]]
             given: Any = Unpacker({}, handle=self._held).unpack(request["arguments"])
             arguments, named = given[0], dict(given[1])
-        except (Malformed, LookupError, TypeError, ValueError) as error:
+        except (MalformedMessage, LookupError, TypeError, ValueError) as error:
             raise self.spoilt(f"broken reply: {error!r:.80}") from None
         raised = False
         try:
@@ -149,8 +149,8 @@ class Caller:
 
 
 class Remote:
-    """Something of the answer's that is not plain data: it can be called, iterated and asked for
-    public attributes, and nothing else, because anything else would let it take part in judging."""
+    """A proxy of an answer's object that is not plain data: it can be called, iterated, and its
+    public attributes read, and no more, because that would let the answer affect the verdict."""
 
     __slots__ = ("_caller", "_of")
 
@@ -198,14 +198,14 @@ def _builtin_names(error: BaseException) -> tuple[str, ...]:
 
 
 def run_tests(orders: dict[str, Any], caller: Caller) -> str:
-    """Run the tests; the reason why they fail, or "" if they pass."""
+    """Run the tests; return the reason why they fail, or "" if they pass."""
     names = _reference(orders, caller)
     entry = orders["entry_point"]
     try:
         caller.loaded()
         for name in orders["answered"]:
             names.pop(name, None)
-            with contextlib.suppress(NameError):  # the tests will say so, if they use it
+            with contextlib.suppress(NameError):  # the tests fail with it, if they use it
                 names[name] = caller.ask("get", name)
         exec(compile(orders["test"], "test.py", "exec", dont_inherit=True), names)
         if orders["calls_check"]:

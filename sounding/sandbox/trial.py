@@ -3,8 +3,8 @@
 The answer's process gets its program and, call by call, arguments; it sends values. The tests'
 process has the tests and what they expect; what comes from the answer is plain data there, made of
 exact builtin types (`typed_json.py`). Each has namespaces of its own and they share one socket, so
-an answer can neither read nor change, signal or replace what judges it, and the verdict goes to us
-over a pipe that it never had. What is left to an answer is to return values.
+an answer can neither read nor change, signal or replace its judge, and the verdict arrives over a
+pipe that the answer never had. An answer can only return values.
 """
 
 import functools
@@ -26,12 +26,12 @@ _LONGEST_VERDICT = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """An answer and the tests it stands before."""
+    """An answer and its tests."""
 
     program: str
     """The text with the answer in it."""
     reference: str
-    """The same with the right answer: what the tests use beside the answer comes from here."""
+    """The text with the right answer: other names that the tests use come from here."""
     answered: tuple[str, ...]
     """Names of the program that the tests must have from the answer, not from the reference."""
     given: tuple[str, ...]
@@ -40,22 +40,22 @@ class Trial:
     test: str
     entry_point: str
     calls_check: bool
-    """Whether the tests are in `check(candidate)`, or run as they stand."""
+    """True if the tests are in `check(candidate)`, False if they run as a module."""
     in_place: bool = True
-    """Whether the tests see what a call does to its arguments."""
+    """True if the tests see changes that a call makes to its arguments."""
 
 
 class Verdict(NamedTuple):
-    """What the tests say."""
+    """The result of the tests."""
 
     reason: str
-    """Why they do not pass, in one line; "" if they do."""
+    """The reason of the failure, in one line; "" if they pass."""
     changed: bool
-    """Whether a call has changed its arguments."""
+    """True if a call has changed its arguments."""
 
     @property
     def passed(self) -> bool:
-        """Whether all of them pass."""
+        """True if all tests pass."""
         return not self.reason
 
 
@@ -116,14 +116,14 @@ class _Watch:
         started = self._wait(SETUP_SECONDS, lambda: self._answer.started and self._tests.started)
         for jail in (self._answer, self._tests):
             if not jail.started:
-                raise refusal(jail.said("failed") or "it did not start")
+                raise refusal(jail.event("failed") or "it did not start")
         if not started:
             raise refusal("it did not start in time")
         if not self._wait(self._limits.wall_seconds, lambda: self._pipe not in self._open):
             return Verdict("wall time", False)
         try:
-            said = json.loads(self._said)
-            reason, changed = str(said["reason"]), bool(said["changed"])
+            verdict = json.loads(self._said)
+            reason, changed = str(verdict["reason"]), bool(verdict["changed"])
         except ValueError:  # the tests' process has ended without one
             self._wait(1.0, lambda: self._tests.ended)
             return Verdict(f"the tests {_end(self._tests, self._limits)}", False)
@@ -133,11 +133,11 @@ class _Watch:
         return Verdict(reason, changed)
 
     def _wait(self, seconds: float, until: Any) -> bool:
-        """Read what they say until something is so; False if it is not in time."""
+        """Read events of both processes until `until()` is true; False after `seconds`."""
         deadline = time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
             for one in self._open:
-                selector.register(one.told if isinstance(one, Jail) else self._pipe, 1, one)
+                selector.register(one.status_pipe if isinstance(one, Jail) else self._pipe, 1, one)
             while not until():
                 events = selector.select(max(0.0, deadline - time.monotonic()))
                 for key, _ in events:

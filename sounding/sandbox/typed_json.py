@@ -1,8 +1,8 @@
 """Values that cross between the process of an answer and the process of its tests, as JSON.
 
 Runs inside of the sandbox: `jail.py` loads this text into a bare interpreter, so it needs the
-standard library only. What arrives is built from exact builtin types and from nothing else, so no
-method that an answer wrote ever runs where the tests are. These cross as themselves:
+standard library only. Received values are built from exact builtin types only, so no
+method of an answer ever runs in the tests' process. These are sent by value:
 
 - None, bool, int, float, complex, str, bytes, range, builtin functions and types by their names;
 - list, tuple, dict, set, frozenset, bytearray, deque, also nested, shared or in a cycle;
@@ -10,8 +10,8 @@ method that an answer wrote ever runs where the tests are. These cross as themse
 - instances of classes that the problem itself defines, attribute by attribute, on their way to the
   answer.
 
-An instance of a subclass of these (a Counter, a named tuple, an IntEnum) crosses as the builtin
-that it extends. Everything else stays where it is and crosses as a handle.
+An instance of a subclass of these (a Counter, a named tuple, an IntEnum) is sent as the builtin
+that it extends. Everything else stays in its process and is sent as a handle.
 """
 
 import builtins
@@ -48,12 +48,12 @@ class NotPlain(Exception):
     """A value that cannot cross."""
 
 
-class Malformed(Exception):
+class MalformedMessage(Exception):
     """A message of another form than ours: the other side does not keep to the rules."""
 
 
 class Packer:
-    """Turns values into messages; numbers what can be changed, so that it can be told again."""
+    """Turns values into messages; numbers mutable objects, so that messages can refer to them."""
 
     def __init__(
         self,
@@ -79,12 +79,12 @@ class Packer:
         if kind in _MUTABLE.values() or self._given(kind):
             self._numbers[id(value)] = len(self.objects)
             self.objects.append(value)
-            how = [kind.__name__] if kind in _MUTABLE.values() else ["given", kind.__name__]
-            return [*how, self.contents(value)]
+            header = [kind.__name__] if kind in _MUTABLE.values() else ["given", kind.__name__]
+            return [*header, self.contents(value)]
         return self._fixed(kind, value)
 
     def contents(self, value: Any) -> Packed:
-        """What is in an object that can be changed, without the object."""
+        """The contents of a mutable object."""
         kind = type(value)
         if kind is dict:
             return [[self.pack(key), self.pack(one)] for key, one in value.items()]
@@ -122,7 +122,7 @@ class Packer:
         return self._handle(value)
 
     def _given(self, kind: type) -> bool:
-        """Whether the problem gives this class, and attributes are all that its instances hold."""
+        """True if the problem defines this class, and its instances have only attributes."""
         return self._classes.get(kind.__name__) is kind and all(
             base is object or (base.__module__ == kind.__module__ and "__slots__" not in vars(base))
             for base in kind.__mro__
@@ -130,7 +130,7 @@ class Packer:
 
 
 def _as_builtin(base: type, value: Any) -> object:
-    """The value without its subclass; what the subclass overrides is not asked."""
+    """The value without its subclass; overridden methods are not called."""
     if base is dict:
         return dict(dict.items(value))
     plain: Any = base
@@ -152,16 +152,16 @@ class Unpacker:
         self.objects: list[object] = list(known)
 
     def unpack(self, packed: Packed) -> object:
-        """The value of a message. Raises Malformed."""
+        """The value of a message. Raises MalformedMessage."""
         if packed is None or type(packed) in (bool, int, str):
             return packed
         if type(packed) is not list or len(packed) < 2 or type(packed[0]) is not str:
-            raise Malformed(f"{packed!r:.60} is no value")
+            raise MalformedMessage(f"{packed!r:.60} is no value")
         tag, *parts = packed
         try:
             return self._value(tag, parts)
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            raise Malformed(f"{packed!r:.60} is no value: {error}") from None
+            raise MalformedMessage(f"{packed!r:.60} is no value: {error}") from None
 
     def _value(self, tag: str, parts: list[Packed]) -> object:
         first = parts[0]
@@ -184,7 +184,7 @@ class Unpacker:
         return _scalar(tag, parts)
 
     def fill(self, target: Any, contents: Packed) -> object:
-        """Make the contents of an object that can be changed what the message says."""
+        """Replace the contents of a mutable object by those of the message."""
         kind = type(target)
         if kind is bytearray:
             target[:] = bytes.fromhex(contents)
@@ -247,7 +247,7 @@ class Channel:
         self._file, self._rest = file, bytearray()
 
     def send(self, message: object) -> None:
-        """Raises OSError where nobody listens any more, ValueError for a message too long."""
+        """Send a message. Raises OSError if the reader is gone, ValueError if it is too long."""
         data = json.dumps(message).encode() + b"\n"
         if len(data) > LONGEST_MESSAGE:
             raise ValueError(f"a message of {len(data):,} bytes is too long")
@@ -256,12 +256,12 @@ class Channel:
             view = view[os.write(self._file, view) :]
 
     def receive(self) -> Any:
-        """The next message. Raises EOFError at the end, Malformed for what is no message."""
+        """The next message. Raises EOFError at the end, MalformedMessage for invalid ones."""
         searched = 0
         while (end := self._rest.find(b"\n", searched)) < 0:
             searched = len(self._rest)
             if searched > LONGEST_MESSAGE:
-                raise Malformed("a message without an end")
+                raise MalformedMessage("a message without an end")
             try:
                 piece = os.read(self._file, 1 << 18)
             except ConnectionResetError:
@@ -274,4 +274,4 @@ class Channel:
         try:
             return json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise Malformed(f"no JSON: {error}") from None
+            raise MalformedMessage(f"no JSON: {error}") from None

@@ -16,9 +16,9 @@ from sounding.server.stopping import ContentStops
 from sounding.server.turn_memory import Memory, Rendered
 from sounding.text import (
     CallBegun,
-    Completion,
     ContentDelta,
     End,
+    ParsedCompletion,
     ReasoningDelta,
     collect,
 )
@@ -79,7 +79,7 @@ class Reply:
         self._thinks = chat.begins_in == "thinking"
 
     @property
-    def completion(self) -> Completion:
+    def completion(self) -> ParsedCompletion:
         """Everything said so far."""
         return collect(piece.event for piece in self.pieces)
 
@@ -129,7 +129,7 @@ class Reply:
         )
         return [*(piece for piece in pieces if not isinstance(piece.event, End)), end]
 
-    def _keep(self, completion: Completion, *, natural: bool) -> None:
+    def _keep(self, completion: ParsedCompletion, *, natural: bool) -> None:
         self._memory.keep_turn(self._owner, self._chat.question, self.call_ids, completion)
         if natural:
             eos = self._tokenizer.eos_id

@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from sounding.completion.completer import Completer
 from sounding.completion.endings import Gap
-from sounding.completion.prompt import Settings as CompletionSettings
+from sounding.completion.prompt import CompletionSettings as CompletionSettings
 from sounding.engine.requests import EngineLike, GenerationRequest, Usage
 from sounding.runtime import give_back_free_memory
 from sounding.server.exchange import Exchange, Ledger, Run, begin

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sounding.text import Completion, Replay, encode
+from sounding.text import ParsedCompletion, Replay, encode
 from sounding.text.markup import EOS
 from sounding.text.tokenizer import Tokenizer
 
@@ -73,7 +73,7 @@ class Memory:
         owner: str,
         before: Message | None,
         call_ids: Sequence[str],
-        completion: Completion,
+        completion: ParsedCompletion,
     ) -> None:
         """Remember an answer to the message `before`, its calls under the ids handed out."""
         with self._lock:

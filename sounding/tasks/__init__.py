@@ -1,1 +1,1 @@
-"""Problems and their graders: what a model is asked, and how an answer is judged."""
+"""Problems for a model, and graders of its answers."""

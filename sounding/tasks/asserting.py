@@ -1,7 +1,7 @@
-"""What tests must look like so that a wrong answer can fail them, read from their text.
+"""Static checks of tests: a wrong answer must be able to fail them.
 
-Whether they do fail wrong answers is found out by running them (`code.py`, `fairness`); what is
-refused here would run without testing anything, and the reason can be said.
+Running them (`code.py`, `fairness`) shows if wrong answers do fail; tests refused here would run
+without testing anything, and the error names the reason.
 """
 
 import ast
@@ -14,7 +14,7 @@ _WAY_OUT = "put the tests into `def check(candidate):` or let them stand as plai
 
 
 def calls_check(test: str) -> bool:
-    """Whether tests are in a function `check`, which is called with the answer, or run as they are.
+    """True if the tests are a function `check`, called with the answer; False for a module.
 
     Raises ValueError, naming the line, for text that is not Python and for tests that would never
     be run: a `check` that is not a plain function of the outermost level, tests that wait for
@@ -118,7 +118,7 @@ def _asserting(functions: dict[str, ast.FunctionDef]) -> set[str]:
 
 
 def _asserts(node: ast.stmt, asserting: set[str]) -> bool:
-    """Whether running a statement can fail because an answer is wrong."""
+    """True if running a statement can fail because an answer is wrong."""
     for one in _own([node]):
         if isinstance(one, ast.Assert | ast.Raise):
             return True
@@ -142,7 +142,7 @@ def _own(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
 
 
 # --------------------------------------------------------------------------------------------------
-# What of a program is the answer's
+# The answer's part of a program
 
 
 def names_of_answer(prompt: str, answer: str, suffix: str) -> tuple[set[str], set[str]]:
@@ -187,5 +187,5 @@ def _outermost(node: ast.stmt) -> Iterator[ast.AST]:
 
 
 def _line_after(text: str) -> int:
-    """The number of the line that the next character would stand on."""
+    """The line number of the next character."""
     return len(re.findall("\r\n|\r|\n", text)) + 1

@@ -1,4 +1,4 @@
-"""Programming problems graded by running their tests, from the files they are published in.
+"""Programming problems graded by running their tests, from their published files.
 
 A problem is a text with a gap (or an open end) and tests that the completed text must pass: the
 rows of HumanEval and of its infilling variants, and MBPP rows turned into that form.
@@ -39,7 +39,7 @@ class Problem:
     test: str
     """Python that defines `check(candidate)`, or that tests when it is run."""
     entry_point: str
-    """What `check` is called with."""
+    """Name of the function that `check` is called with."""
 
     def __post_init__(self) -> None:
         calls_check(self.test)
@@ -87,7 +87,7 @@ class CodeTask:
         return grade(self.problems[index], answer, self._judge)
 
     def unfairness(self, workers: int) -> Iterator[str]:
-        """Why each problem measures nothing, "" for those that do; found out once."""
+        """The reason why each problem is unfair, "" if it is fair; computed once."""
         yield from self._unfairness
         left = self.problems[len(self._unfairness) :]
         with ThreadPoolExecutor(workers) as pool:
@@ -110,21 +110,21 @@ def grade(problem: Problem, answer: str, judge: Judge) -> Grade:
     trial = problem.trial(answer)
     verdict = judge(trial)
     if verdict.passed and verdict.changed and not judge(replace(trial, in_place=False)).passed:
-        own = problem.trial(problem.canonical_solution)
-        if judge(replace(own, in_place=False)).passed:
+        canonical = problem.trial(problem.canonical_solution)
+        if judge(replace(canonical, in_place=False)).passed:
             return Grade(0.0, "passes only by changing its arguments")
     return Grade(1.0, "passed") if verdict.passed else Grade(0.0, verdict.reason)
 
 
 def unfairness(problem: Problem, judge: Judge) -> str:
-    """Why a problem measures nothing; "" for one that does.
+    """Return the reason why a problem is unfair; "" if it is fair.
 
     Its canonical solution must pass, and an answer that does nothing, or only raises, must not.
     """
     solution = problem.canonical_solution
-    own = grade(problem, solution, judge)
-    if not own.score:
-        return f"its own solution fails: {own.reason}"
+    canonical = grade(problem, solution, judge)
+    if not canonical.score:
+        return f"its own solution fails: {canonical.reason}"
     before, after = re.match(r"\s*", solution), re.search(r"\s*$", solution)
     assert before and after
     for statement in _EMPTY_ANSWERS:

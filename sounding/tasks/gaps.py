@@ -1,4 +1,4 @@
-"""Programs with one line taken out, as problems: which lines, and whether the tests notice."""
+"""Problems from programs with one line removed, where the tests detect a wrong line."""
 
 import ast
 import hashlib
@@ -15,11 +15,11 @@ _LETTERS = 4  # a line with fewer letters and digits asks for nothing
 def line_gaps(
     task_id: str, heading: str, code: str, *, test: str, entry_point: str
 ) -> list[Problem]:
-    """A program with one line taken out, for each line that asks for something.
+    """Return a problem for each line of a program that is worth a gap.
 
-    These are lines inside of functions on which one whole statement stands, or the head of one:
+    These are lines inside of functions that are one whole statement, or the head of one:
     no `def`, import, comment, docstring or part of a longer statement, and at least four letters
-    and digits. The gap goes from behind the indentation to the end of the line; `heading` stands
+    and digits. The gap goes from behind the indentation to the end of the line; `heading` is put
     above the program.
     """
     lines = code.split("\n")
@@ -43,10 +43,10 @@ def line_gaps(
 
 
 def fair(problems: Sequence[Problem], judge: Judge, most: int) -> tuple[list[Problem], str]:
-    """At most so many of a program's problems that are fair, or why there are none.
+    """Return at most `most` fair problems of a program, or the reason why there are none.
 
-    Fair is a problem whose solution passes its tests, and whose tests notice when the line is
-    `pass` instead, or raises. Which lines are tried first is decided by a hash of their names.
+    A problem is fair if its solution passes its tests, and the tests fail if the line is `pass`
+    or raises instead. The order of trials is by a hash of the names.
     """
     if not problems:
         return [], "no line that asks for something"
@@ -84,7 +84,7 @@ def _statement_lines(tree: ast.Module, lines: Sequence[str]) -> set[int]:
 
 
 def _asks(node: ast.stmt, lines: Sequence[str]) -> bool:
-    """Whether a statement, or its head, is all that stands on its line, and is worth a gap."""
+    """True if a statement, or its head, is alone on its line and worth a gap."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom | ast.Pass):
         return False
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -96,7 +96,7 @@ def _asks(node: ast.stmt, lines: Sequence[str]) -> bool:
 
 
 def _ends_on(line: str) -> bool:
-    """Whether brackets, strings and continuations opened on this line end on it."""
+    """True if brackets, strings and continuations opened on this line end on it."""
     try:
         tokens = list(tokenize.generate_tokens(io.StringIO(line.strip() + "\n").readline))
     except (tokenize.TokenError, IndentationError, SyntaxError):

@@ -25,7 +25,7 @@ validation (11 to 600), and two whose tests need a class that only their solutio
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class MBPPRow:
     """A published row, newlines and indentation made ordinary."""
 
     number: int
@@ -35,13 +35,13 @@ class Row:
     tests: tuple[str, ...]
 
 
-def read_mbpp(path: Path, ids: range = TEST_IDS) -> list[Row]:
+def read_mbpp(path: Path, ids: range = TEST_IDS) -> list[MBPPRow]:
     """The rows with these ids, in order of id.
 
     Raises ValueError naming file, line and key for rows of another form, for tests that assert
     nothing, for an id that comes twice, and when no id is there.
     """
-    rows: dict[int, Row] = {}
+    rows: dict[int, MBPPRow] = {}
     for line, row in read_rows(path):
         where = f"{path}, line {line}"
         number = row.get("task_id")
@@ -57,7 +57,7 @@ def read_mbpp(path: Path, ids: range = TEST_IDS) -> list[Row]:
     return [rows[number] for number in sorted(rows)]
 
 
-def _row(number: int, row: dict[str, Any], where: str) -> Row:
+def _row(number: int, row: dict[str, Any], where: str) -> MBPPRow:
     tests = row.get("test_list")
     if not (isinstance(tests, list) and tests and all(isinstance(t, str) for t in tests)):
         raise ValueError(f"{where}: test_list must be a list of assert lines")
@@ -68,7 +68,7 @@ def _row(number: int, row: dict[str, Any], where: str) -> Row:
         except ValueError as error:
             raise ValueError(f"{where}: test_list[{at}] = {test!r:.60}: {error}") from None
     setup = "" if row.get("test_setup_code") is None else text_of(row, "test_setup_code", where)
-    made = Row(
+    made = MBPPRow(
         number=number,
         text=" ".join(text_of(row, "text", where).split()),
         code=_without_trailing_spaces(_newlines(text_of(row, "code", where))),
@@ -97,15 +97,15 @@ def _without_trailing_spaces(code: str) -> str:
     return stripped if same else code
 
 
-def training_text(row: Row) -> str:
+def training_text(row: MBPPRow) -> str:
     """A row as a text to train on: the description as a comment, and the solution below it."""
     return f"# {row.text}\n{row.code}\n"
 
 
-def function_problem(row: Row, examples: int) -> Problem | None:
+def function_problem(row: MBPPRow, examples: int) -> Problem | None:
     """A function to write: imports, signature, and a docstring with `examples` of the tests.
 
-    Classes of the solution that the tests use are given too. None where the tests call no function
+    Classes of the solution that the tests use are included. None if the tests call no function
     that the solution defines at its outermost level.
     """
     found = _parsed(row)
@@ -144,10 +144,10 @@ def _outermost(node: ast.stmt) -> str:
     return f"\n\n{ast.unparse(node)}\n"
 
 
-def infilling_problems(row: Row) -> list[Problem]:
-    """The solution with one line taken out, for each line that asks for something.
+def infilling_problems(row: MBPPRow) -> list[Problem]:
+    """Return a problem for each line of the solution that is worth a gap.
 
-    The description stands above the solution as a comment.
+    The description is put above the solution as a comment.
     """
     found = _parsed(row)
     if found is None:
@@ -161,12 +161,12 @@ def infilling_problems(row: Row) -> list[Problem]:
     )
 
 
-def fair_problems(row: Row, judge: Judge, per_row: int) -> tuple[list[Problem], str]:
+def fair_problems(row: MBPPRow, judge: Judge, per_row: int) -> tuple[list[Problem], str]:
     """At most `per_row` infilling problems of a row that are fair, or why there are none."""
     return gaps.fair(infilling_problems(row), judge, per_row)
 
 
-def _test(row: Row) -> str:
+def _test(row: MBPPRow) -> str:
     lines = [line for test in row.tests for line in _single_lines(test.strip())]
     head = "def check(candidate):\n"
     if any(isinstance(n, ast.Name) and n.id == "check" for n in ast.walk(parsed("\n".join(lines)))):
@@ -184,7 +184,7 @@ def _single_lines(test: str) -> Iterator[str]:
         yield test
 
 
-def _parsed(row: Row) -> tuple[ast.Module, ast.FunctionDef] | None:
+def _parsed(row: MBPPRow) -> tuple[ast.Module, ast.FunctionDef] | None:
     """The solution's tree, and the function of it that the tests call."""
     try:
         tree, tests = parsed(row.code), parsed("\n".join(row.tests))

@@ -5,11 +5,11 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 @runtime_checkable
 class Example(Protocol):
-    """What a model is shown."""
+    """One example of a task."""
 
     @property
     def task_id(self) -> str:
-        """Names the example for ever: results refer to it."""
+        """A permanent name of the example, for results."""
 
     @property
     def prompt(self) -> str:
@@ -21,7 +21,7 @@ class Example(Protocol):
 
 
 class Grade(NamedTuple):
-    """How good an answer is, and why."""
+    """The score of an answer, and the reason."""
 
     score: float
     """From 0 to 1."""
@@ -34,10 +34,10 @@ class Task(Protocol):
     """Examples with their grader."""
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        """Number of examples."""
 
     def __getitem__(self, index: int) -> Example:
-        """One of them."""
+        """Return example `index`."""
 
     def grade(self, index: int, answer: str) -> Grade:
-        """Judge an answer to it; safe to call from several threads."""
+        """Grade an answer to example `index`; safe to call from several threads."""

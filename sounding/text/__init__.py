@@ -1,6 +1,6 @@
-"""The mathematics of the prompt: tokens, conversations to text, completions to messages.
+"""Prompt encoding: tokenizer, conversations to text, completions to messages.
 
-Needs neither torch nor a server, so that others can import it alone.
+Needs neither torch nor a server, so that it can be imported alone.
 """
 
 from sounding.text.dsml.parse import Malformed, Parser, parse, parser
@@ -10,10 +10,10 @@ from sounding.text.events import (
     Call,
     CallBegun,
     CallDone,
-    Completion,
     ContentDelta,
     End,
     Event,
+    ParsedCompletion,
     ReasoningDelta,
     Repair,
     coalesce,
@@ -26,11 +26,11 @@ __all__ = [
     "Call",
     "CallBegun",
     "CallDone",
-    "Completion",
     "ContentDelta",
     "End",
     "Event",
     "Malformed",
+    "ParsedCompletion",
     "Parser",
     "ReasoningDelta",
     "Repair",

@@ -1,4 +1,4 @@
-"""How well a vocabulary covers texts: bytes per token by language and file type."""
+"""Compression of texts by a vocabulary: bytes per token by language and file type."""
 
 import unicodedata
 from collections import Counter
@@ -55,7 +55,7 @@ _LOOKED_AT = 20_000  # characters of a prose file that tell its script
 
 
 @dataclass(slots=True)
-class Measured:
+class Coverage:
     """Files of one language and type, their bytes of UTF-8 and their tokens."""
 
     language: str
@@ -75,16 +75,16 @@ class Measured:
         }
 
 
-def measure(tokenizer: Tokenizer, texts: Iterable[tuple[Path, str]]) -> list[Measured]:
+def measure(tokenizer: Tokenizer, texts: Iterable[tuple[Path, str]]) -> list[Coverage]:
     """Count each text, names of special tokens in it taken as plain text.
 
     The largest group comes first and the sum of all last; no texts give no rows.
     """
-    groups: dict[tuple[str, str], Measured] = {}
+    groups: dict[tuple[str, str], Coverage] = {}
     for path, text in texts:
         file_type = path.suffix.lower() or "(none)"
         language = LANGUAGES.get(file_type) or script(text)
-        group = groups.setdefault((language, file_type), Measured(language, file_type))
+        group = groups.setdefault((language, file_type), Coverage(language, file_type))
         group.files += 1
         group.num_bytes += len(text.encode())
         group.num_tokens += tokenizer.count(text, named=False)
@@ -93,7 +93,7 @@ def measure(tokenizer: Tokenizer, texts: Iterable[tuple[Path, str]]) -> list[Mea
         return []
     return [
         *rows,
-        Measured(
+        Coverage(
             "all",
             "",
             sum(row.files for row in rows),

@@ -1,7 +1,7 @@
-"""Conversations to prompt text: roles, merging, thinking modes, tools, tasks.
+"""Encode conversations as prompt text: roles, merging, thinking modes, tools, tasks.
 
 `encode` renders what the published encoder renders, character for character; `encode_completion`
-renders one assistant message as the model would have written it. Reading back is parse.py's.
+renders one assistant message as the model would generate it. parse.py is the inverse.
 Source: docs/prompt.md 2 to 6 and 9.
 """
 
@@ -63,7 +63,7 @@ def encode(
     levels of `effort_scheme`: "april" has high and max (None means high), "0731" has low, high
     and max (None means low). `replay` supplies the sampled text of earlier calls. With
     `always_answer` the assistant's turn is opened behind a system message, too, that comes last or
-    between the user's turn and its answer; in the published form the model goes on with that
+    between the user's turn and its answer; in the published form the model continues that
     message. The arguments are not changed. Raises ValueError naming the message for anything the
     format does not define or cannot carry. Source: docs/prompt.md 2.
     """
@@ -131,7 +131,7 @@ def _effort_text(effort: str | None, scheme: str) -> str:
 
 
 def _merge(messages: Sequence[Message], name: str) -> list[_Turn]:
-    """Turn tool messages into user blocks and join what belongs to one user turn (2.1)."""
+    """Turn tool messages into user blocks and join the blocks of one user turn (2.1)."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
         raise ValueError(f"{name} is {messages!r:.80}; it is a list of messages")
     turns: list[_Turn] = []
@@ -217,7 +217,7 @@ def _last_user(turns: list[_Turn]) -> int:
 
 
 def _forget(turns: list[_Turn], start: int) -> tuple[list[_Turn], int]:
-    """Drop what does not outlive the last user turn; also where rendering starts after that.
+    """Drop what is not kept after the last user turn; also return where rendering starts then.
 
     The published encoder counts the surviving context with the context's own last user turn and
     so renders too little when a developer message there is superseded; we count what survived.
@@ -310,7 +310,7 @@ def _calls(turn: _Turn) -> list[Message]:
 
 
 def _transition(turn: _Turn, thinking: bool, opens: bool) -> str:
-    """What leads over to the assistant: its prefix, or the token of a quick instruction (2.2)."""
+    """The transition to the assistant: its prefix, or the token of a quick instruction (2.2)."""
     task = turn.message.get("task")
     if task is not None:
         if not isinstance(task, str) or task not in TASKS:
@@ -324,15 +324,15 @@ def _transition(turn: _Turn, thinking: bool, opens: bool) -> str:
 
 
 def _leaves_waiting(turns: list[_Turn], index: int) -> bool:
-    """Whether an answer is due behind this turn and `_transition` has opened none.
+    """True if an answer follows this turn and `_transition` has opened none.
 
     It opens one behind a user's turn, before a reminder that follows; not behind a system message.
     """
-    told = _role_above(turns, index, ("latest_reminder",))
+    role_above = _role_above(turns, index, ("latest_reminder",))
     if index + 1 == len(turns):
-        return told in ("", "system") or told == "assistant" != turns[index].role
+        return role_above in ("", "system") or role_above == "assistant" != turns[index].role
     asked = _role_above(turns, index, ("latest_reminder", "system"))
-    return (told, turns[index + 1].role) == ("system", "assistant") and asked in _ASKING
+    return (role_above, turns[index + 1].role) == ("system", "assistant") and asked in _ASKING
 
 
 def _role_above(turns: list[_Turn], index: int, but: Collection[str]) -> str:
@@ -343,7 +343,7 @@ def _role_above(turns: list[_Turn], index: int, but: Collection[str]) -> str:
 
 
 def _text(turn: _Turn, field: str, *, missing: str | None, null: str | None = "") -> str:
-    """A text field; `missing` stands for an absent one and `null` for None (None: refused)."""
+    """A text field; `missing` replaces an absent one and `null` replaces None (None: refused)."""
     value = turn.message.get(field, missing)
     if value is None and missing is not None:
         value = null

@@ -1,6 +1,6 @@
-"""What a parser says while a completion streams in, and the message that adds up to.
+"""The events of a streaming parser, and the message they add up to.
 
-Both parsers speak in these events, and a message is only ever their sum, so that streamed and
+Both parsers emit these events, and a message is always their sum, so that streamed and
 whole-text parsing cannot differ.
 """
 
@@ -45,7 +45,7 @@ class ArgumentsDelta:
 
 @dataclass(slots=True)
 class CallDone:
-    """A call is over.
+    """The end of a call.
 
     `arguments` is its whole JSON text; `sampled` the text it was read from, since the call before
     it or the end of the content. A call that the text breaks off in is not `complete`.
@@ -59,9 +59,9 @@ class CallDone:
 
 @dataclass(slots=True)
 class Repair:
-    """Something malformed was understood after all (tolerant parsing only).
+    """A repair of malformed text (tolerant parsing only).
 
-    `kind` is one of the names in docs/prompt.md, `detail` says what was done.
+    `kind` is one of the names in docs/prompt.md, `detail` describes the repair.
     """
 
     kind: str
@@ -70,7 +70,7 @@ class Repair:
 
 @dataclass(slots=True)
 class End:
-    """The completion is over: "stop", "tool_calls", or "length" for a text that breaks off.
+    """The end of the completion: "stop", "tool_calls", or "length" for a text that is cut off.
 
     `tail` is the sampled text after the last call that closes its block; None when the calls are
     not one block at the end, so that no prompt could repeat the text.
@@ -94,7 +94,7 @@ class Call:
 
 
 @dataclass(slots=True)
-class Completion:
+class ParsedCompletion:
     """The sum of a parser's events."""
 
     reasoning_content: str = ""
@@ -117,9 +117,9 @@ class Completion:
         }
 
 
-def collect(events: Iterable[Event]) -> Completion:
+def collect(events: Iterable[Event]) -> ParsedCompletion:
     """Add events up to the completion they describe."""
-    completion, reasoning, content = Completion(), [], []
+    completion, reasoning, content = ParsedCompletion(), [], []
     names: dict[int, str] = {}
     for event in events:
         match event:
@@ -140,7 +140,7 @@ def collect(events: Iterable[Event]) -> Completion:
 
 
 def coalesce(events: Iterable[Event]) -> list[Event]:
-    """Join neighbouring deltas of one kind: two streams say the same if these lists are equal."""
+    """Join neighbouring deltas of one kind: streams are equivalent if these lists are equal."""
     joined: list[Event] = []
     for event in events:
         last = joined[-1] if joined else None

@@ -1,8 +1,8 @@
 """Prompts for base models: filling in the middle, and a repository's files as context.
 
-The order is prefix, suffix, middle: the model writes the middle after the end token. The format
+The order is prefix, suffix, middle: the model generates the middle after the end token. The format
 has names for repositories and files but the release does not fix the space around them; here
-there is none, so that a file's text is exactly what stands between its two tokens.
+there is none, so that a file's text is exactly the text between its two tokens.
 Source: docs/prompt.md 1 and 6.2.
 """
 
@@ -48,7 +48,7 @@ def infill_prompt(
     repository: str | None = None,
     bos: bool = True,
 ) -> str:
-    """Ask for what stands between prefix and suffix.
+    """Return the prompt for the text between prefix and suffix.
 
     With `path` the gap is in that file of a repository, after the other `files` of it. Raises
     ValueError for a text that contains one of the format's own tokens, and for files without a
@@ -65,7 +65,7 @@ def infill_prompt(
 
 
 def infill_document(prefix: str, middle: str, suffix: str, *, bos: bool = True) -> str:
-    """The same with its answer and EOS, as training shows it. Raises as `infill_prompt` does."""
+    """The infill prompt with its answer and EOS, as in training. Raises as `infill_prompt` does."""
     _check(middle=middle)
     return infill_prompt(prefix, suffix, bos=bos) + middle + EOS
 
@@ -77,9 +77,9 @@ def repository_prompt(
     continue_with: str | None = None,
     bos: bool = True,
 ) -> str:
-    """Whole files of a repository, each under its name, in the order given.
+    """Return the prompt of a repository's whole files, each under its name, in order.
 
-    `continue_with` names a further file for the model to write. Raises ValueError for a name or
+    `continue_with` names a further file for the model to generate. Raises ValueError for a name or
     text that contains one of the format's own tokens.
     """
     parts = [BOS] if bos else []

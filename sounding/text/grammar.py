@@ -30,8 +30,8 @@ from sounding.text.markup import (
 )
 from sounding.text.tokenizer import Tokenizer
 
-# A line end belongs to what stands before it: the lexer takes the longest literal, and two that
-# begin alike, one with the line end and the next tag, could not be told apart.
+# A line end belongs to the literal before it: the lexer takes the longest literal, and could not
+# distinguish two with a common start, one of them with the line end and the next tag.
 _CLOSE = f"<{PARAMETER_CLOSE}>\n"
 # Up to here parameters may come in any order; each order of more would be a rule of its own.
 _MOST_IN_ANY_ORDER = 5
@@ -75,10 +75,10 @@ def turn_grammar(
     parallel: bool = True,
     schema: Any = None,
 ) -> str:
-    """The Lark grammar of what follows the prompt, EOS excluded.
+    """Return the Lark grammar of the turn after the prompt, EOS excluded.
 
     `calls` is "auto", "required" or "none"; without `parallel` a turn has one call at most. With a
-    `schema` the content is JSON that follows it, and there is none before calls. Parameters stand
+    `schema` the content is JSON that follows it, and there is none before calls. Parameters come
     in any order where a tool has few and in the order of its schema where it has many; a tool
     without named properties takes any. Raises ValueError for a tool whose names or values the
     format cannot carry.
@@ -120,7 +120,7 @@ def turn_grammar(
 def constraint_tokenizer(
     tokenizer: Tokenizer, num_tokens: int | None = None
 ) -> llguidance.LLTokenizer:
-    """The vocabulary as llguidance wants it; takes about a second, so keep it.
+    """The vocabulary for llguidance; takes about a second, so reuse it.
 
     `num_tokens` is the width of the logits where the model's is larger than the vocabulary's.
     """
@@ -175,7 +175,7 @@ class _Tool:
         return f"{self.name}_left{'_'.join(map(str, sorted(left)))}"
 
     def _next(self, left: frozenset[int]) -> list[tuple[int, frozenset[int]]]:
-        """Which parameter may come next, and which are left after it."""
+        """Each parameter that may come next, with those left after it."""
         if len(self._keys) <= _MOST_IN_ANY_ORDER:
             return [(index, left - {index}) for index in sorted(left)]
         steps = []
@@ -207,7 +207,7 @@ class _Tool:
         return " | ".join(choices)
 
     def _parameter(self, key: str) -> str:
-        """A parameter as its schema wants it: raw where that is a string, JSON otherwise."""
+        """A parameter by its schema: raw if that is a string, JSON otherwise."""
         tool, schema = self._function["name"], self._properties[key]
         types = self._schemas.types(tool, key)
         choices = []

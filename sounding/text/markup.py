@@ -88,7 +88,7 @@ NAMED_TOKENS = (
 # Among them the only one the published file marks special.
 END_OF_QUERY = NAMED_TOKENS[-1]
 
-# What an answer consists of besides text: its end, thoughts, and calls of tools.
+# The structural tokens of an answer: its end, thoughts, and tool calls.
 IN_ANSWERS = (EOS, THINK, END_THINK, DSML, "<dsml:", "</dsml:")
 
 # Neither content nor reasoning may contain these: the parser could not tell text from structure.
@@ -170,7 +170,7 @@ You MUST strictly follow the above defined tool name and parameter schemas to in
 
 
 def to_json(value: Any) -> str:
-    """Write a value as the format does: ", " and ": " between items, non-ASCII kept as is.
+    """Serialise a value as in the format: ", " and ": " between items, non-ASCII kept as is.
 
     Raises ValueError for a value JSON has no form for. Source: docs/prompt.md 2.2.
     """

@@ -1,8 +1,8 @@
 """Exact replay: calls rendered as the model sampled them, so the next prompt extends the last.
 
-A server hands out call ids and gets back only name and arguments; re-rendering those can differ
+A server issues call ids and receives only name and arguments; re-rendering those can differ
 from the sampled text (`[1,2]` becomes `[1, 2]`), and then every cached token after it is lost.
-Kept here by id, bounded, the sampled text is used again as long as the call still says the same.
+The sampled text is stored by id, bounded, and reused as long as the call is equivalent.
 """
 
 import json
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sounding.text.dsml.calls import call_fields, render_block, render_call
-from sounding.text.events import Completion, split_sampled
+from sounding.text.events import ParsedCompletion, split_sampled
 
 
 @dataclass(slots=True, frozen=True)
@@ -38,11 +38,11 @@ class Replay:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def keep(self, ids: Sequence[str], completion: Completion) -> None:
-        """Remember the calls of a parsed completion under the ids given to them, in order.
+    def keep(self, ids: Sequence[str], completion: ParsedCompletion) -> None:
+        """Store the calls of a parsed completion under their ids, in order.
 
-        A completion with a call that was cut off is not kept: the next turn would stand inside
-        of its open tags. Raises ValueError when the number of ids is not the number of calls.
+        A completion with a call that was cut off is not stored: the next turn would be inside of
+        its open tags. Raises ValueError if the number of ids is not the number of calls.
         """
         calls = completion.calls
         if len(ids) != len(calls):
@@ -94,7 +94,7 @@ class Replay:
 
 
 def _same_json(a: str, b: str) -> bool:
-    """Whether two argument strings say the same; clients reformat what they send back."""
+    """True if two argument strings are equal as JSON; clients reformat arguments."""
     if a == b:
         return True
     try:

@@ -1,7 +1,7 @@
-"""Text to token ids and back: byte-level BPE in the published `tokenizer.json` layout.
+"""The tokenizer: byte-level BPE in the published `tokenizer.json` layout.
 
 Loads the published file or one of ours, trains ours with the same split and the same named
-tokens, decodes a stream without ever giving half a character. The BPE itself is the `tokenizers`
+tokens, decodes a stream without ever returning half a character. The BPE itself is the `tokenizers`
 library's. Source: docs/prompt.md 1.
 """
 
@@ -28,7 +28,7 @@ from sounding.text.markup import (
 )
 from sounding.text.tokenizer_file import read_core
 
-# Each match stands alone, in this order: digits by threes, CJK runs, then everything else.
+# Each match is split off, in this order: digits by threes, CJK runs, then everything else.
 _DIGITS = r"\p{N}{1,3}"
 _CJK = "[一-龥぀-ゟ゠-ヿ]+"
 _WORDS = (
@@ -43,7 +43,7 @@ _WORDS = (
 CONFIG_NAME = "tokenizer_config.json"
 SUFFIX_FIRST = "fim_suffix_first"  # ours, in that file
 
-# What a tokenizer cannot do without: its own first tokens, every byte, the tokens with a name.
+# Required tokens: the first tokens, every byte, the named tokens.
 SMALLEST_VOCABULARY = len(FIRST_TOKENS) + 256 + len(NAMED_TOKENS)
 
 
@@ -53,8 +53,8 @@ _PAGE_CHARACTERS = 1 << 18  # of a text that may be too long, encoded at once
 
 
 class TooManyTokens(ValueError):
-    """A text has more tokens than it may. `num_tokens` is their number if `exact`, else there are
-    at least so many."""
+    """A text exceeds the limit of tokens. `num_tokens` is their number if `exact`, else a lower
+    bound of it."""
 
     def __init__(self, num_tokens: int, most_tokens: int, *, exact: bool = True) -> None:
         about = "" if exact else "at least "
@@ -72,15 +72,15 @@ class Tokenizer:
         self.num_tokens = max(core.get_vocab(with_added_tokens=True).values()) + 1
         self.named = {token.content: i for i, token in core.get_added_tokens_decoder().items()}
         self.suffix_first = False
-        """Whether its model fills gaps whose suffix stands before the prefix."""
+        """True if its model fills gaps with the suffix before the prefix (SPM)."""
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> "Tokenizer":
         """Load a tokenizer.json, or the one in a checkpoint's folder; a tokenizer_config.json
-        beside it may say in which order gaps are asked for.
+        beside it may set the order of prefix and suffix in FIM prompts.
 
-        `vocab_size` is that of the model it belongs to, where there is one. Raises ValueError for a
-        file of another kind or another model, OSError for one that cannot be read.
+        `vocab_size` is that of its model, if there is one. Raises ValueError for a file of another
+        kind or another model, OSError for one that cannot be read.
         """
         file = Path(path)
         if file.is_dir():
@@ -130,11 +130,11 @@ class Tokenizer:
         return self.id_of(PAD)
 
     def encode(self, text: str, *, named: bool = True, most_tokens: int | None = None) -> list[int]:
-        """The ids of a text. Nothing is added: a prompt brings its own BOS.
+        """Encode a text. Nothing is added: a prompt contains its own BOS.
 
-        With `named=False` the names of special tokens in the text are ordinary characters, which
-        is what documents and anything a stranger wrote should be. Raises TooManyTokens for a text
-        of more than `most_tokens`, as soon as that is certain.
+        With `named=False` the names of special tokens in the text are ordinary characters, as
+        documents and untrusted text require. Raises TooManyTokens for a text of more
+        than `most_tokens`, as soon as that is certain.
         """
         ids: list[int] = self._encoding(text, named, most_tokens).ids
         return ids
@@ -146,11 +146,11 @@ class Tokenizer:
         return [encoding.ids for encoding in encoded]
 
     def count(self, text: str, *, named: bool = True, most_tokens: int | None = None) -> int:
-        """How many tokens a text has; raises TooManyTokens as `encode` does."""
+        """Number of tokens of a text; raises TooManyTokens as `encode` does."""
         return len(self._encoding(text, named, most_tokens))
 
     def count_bytes(self, ids: Iterable[int]) -> int:
-        """How many bytes of UTF-8 the ids stand for, without decoding them."""
+        """Number of UTF-8 bytes of the ids' text, without decoding them."""
         lengths = self._lengths
         return sum(lengths[i] for i in ids)
 
@@ -162,7 +162,7 @@ class Tokenizer:
         return b"".join(map(self.bytes_of, ids)).decode("utf-8", "replace")
 
     def bytes_of(self, token: int) -> bytes:
-        """The bytes one id stands for, which may be part of a character only."""
+        """The bytes of one id, which may be only a part of a character."""
         if not 0 <= token < self.num_tokens:
             raise ValueError(f"{token} is no token; ids go from 0 to {self.num_tokens - 1}")
         return self.token_bytes[token]
@@ -183,12 +183,12 @@ class Tokenizer:
 
     @cached_property
     def longest_token_bytes(self) -> int:
-        """No token stands for more bytes of text than this."""
+        """Bytes of the longest token."""
         return max(self._lengths)
 
     @cached_property
     def structural(self) -> frozenset[int]:
-        """Tokens that structure a prompt or stand for none, and are never part of an answer."""
+        """Ids that structure a prompt or have no token, which are never part of an answer."""
         special = {i for i, token in self.core.get_added_tokens_decoder().items() if token.special}
         known = {self.named[name] for name in (*FIRST_TOKENS, *NAMED_TOKENS) if name in self.named}
         return frozenset(special | known) - {self.named.get(name) for name in IN_ANSWERS}
@@ -259,7 +259,7 @@ class TextStream:
         return self._decoder.decode(self._tokenizer.bytes_of(token))
 
     def finish(self) -> str:
-        """What is left when no more ids come: "" or U+FFFD for a character cut short."""
+        """Return the rest at the end of the ids: "", or U+FFFD for an incomplete character."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -320,9 +320,9 @@ def _checked(text: str) -> str:
 
 
 def _byte_of() -> dict[str, int]:
-    """The byte each character of the byte-level alphabet stands for.
+    """Map each character of the byte-level alphabet to its byte.
 
-    Printable Latin-1 stands for itself; the other bytes, in order, for U+0100 and up.
+    Printable Latin-1 maps to itself; the other bytes, in order, are U+0100 and up.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -1,9 +1,9 @@
-"""Reading a tokenizer.json: what in it would cut, change or lose text in silence is refused.
+"""Read a tokenizer.json; settings that would silently cut, change or lose text are refused.
 
-Truncation and padding are left out, as `transformers` does: how long a prompt may be is the
-caller's business. So are post-processors, which only add tokens that a prompt brings itself. All
-else that the published file does not do (normalizers, spaces put in or swallowed, random merges) is
-refused by name, and so are ids that stand for two tokens or for none of the model's.
+Truncation and padding are ignored, as `transformers` does: the caller limits the length of prompts.
+So are post-processors, which only add tokens that a prompt already has. All else that the published
+file does not do (normalizers, spaces put in or swallowed, random merges) is refused by name, and so
+are ids of two tokens or outside of the model's.
 """
 
 import json
@@ -25,8 +25,8 @@ _ADDED_FLAGS = {
 def read_core(text: str, vocab_size: int | None = None) -> tokenizers.Tokenizer:
     """The library's tokenizer for the text of a tokenizer.json.
 
-    `vocab_size` is that of the model it belongs to. Raises ValueError for anything but byte-level
-    BPE that keeps every byte, and for ids that the model has not.
+    `vocab_size` is that of its model. Raises ValueError for anything but byte-level
+    BPE that keeps every byte, and for ids outside of the model's.
     """
     layout = parse_json(text.encode("utf-8", "surrogatepass"), "the tokenizer.json")
     model = layout.get("model")
@@ -55,7 +55,7 @@ def read_core(text: str, vocab_size: int | None = None) -> tokenizers.Tokenizer:
 
 
 def _require_ids(vocab: dict[str, Any], added: Any, limit: int) -> None:
-    """Each id is a number below `limit` and stands for one token."""
+    """Require that each id is a number below `limit` and has one token."""
     names: dict[int, str] = {}
     for name, number in _ids(vocab, added):
         where = f"token {name!r:.80} has id {number!r:.30}"

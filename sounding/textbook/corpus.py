@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sounding.data import corpus
-from sounding.data.sources import RawFile, Source
+from sounding.data.sources import DocumentSource, RawFile
 from sounding.textbook.exercises import Exercise
 from sounding.textbook.rendering import Rendered, render
 
@@ -35,11 +35,11 @@ def write_corpus(
         if not chosen:
             raise ValueError(f"there is no exercise for the split {split}; see held_out of topics")
         sources.append(_source(split, list(render(chosen, variants, seed))))
-    settings = corpus.Settings(threshold=1.0)
+    settings = corpus.CorpusSettings(threshold=1.0)
     return corpus.build(out, sources, settings, overwrite=overwrite, progress=progress)
 
 
-def _source(split: str, documents: Sequence[Rendered]) -> Source:
+def _source(split: str, documents: Sequence[Rendered]) -> DocumentSource:
     digest = hashlib.sha256()
     for document in documents:
         digest.update(f"{document.path}\0{document.text}\0".encode())
@@ -49,7 +49,7 @@ def _source(split: str, documents: Sequence[Rendered]) -> Source:
             content = document.text.encode()
             yield RawFile(document.path, len(content), lambda content=content: content)  # type: ignore[misc]
 
-    return Source(
+    return DocumentSource(
         name="textbook" if split == "train" else f"textbook-{split}",
         version=digest.hexdigest()[:12],
         license=LICENSE,

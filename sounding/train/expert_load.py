@@ -10,16 +10,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sounding.model.moe import Gate, Routing
+from sounding.model.moe import ExpertGate, Routing
 from sounding.model.transformer import Transformer
 
 
-def gates(model: Transformer) -> list[Gate]:
+def gates(model: Transformer) -> list[ExpertGate]:
     """The gate of every layer, then of every MTP block."""
     found = []
     for block in (*model.layers, *model.mtp):
         gate = block.get_submodule("ffn.gate")
-        assert isinstance(gate, Gate)
+        assert isinstance(gate, ExpertGate)
         found.append(gate)
     return found
 

@@ -60,7 +60,7 @@ def prepare_data(
     stats = corpus.build(
         out / "corpus",
         [folder_source(folder, "train")],
-        corpus.Settings(suffixes=suffixes),
+        corpus.CorpusSettings(suffixes=suffixes),
         overwrite=True,
         progress=progress,
     )

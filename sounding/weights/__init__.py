@@ -1,4 +1,4 @@
-"""Files in, objects out: checkpoints in the published layout, conversion, and what fits where.
+"""Checkpoints in the published layout: reading, writing, conversion, and planning of memory.
 
 Loading weights never executes code: safetensors is the only format read or written.
 """

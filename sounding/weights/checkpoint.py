@@ -1,7 +1,7 @@
 """A model folder as an object: config, every tensor under its published name, read when used.
 
-Opening reads headers only and holds them against the layout the config implies, whatever dialect
-and number formats the files are in. Structure of single files is the business of `shards`.
+Opening reads headers only and validates them against the layout the config implies, in every
+dialect and number format. `shards` validates the structure of single files.
 Source: docs/checkpoints.md 1 to 5.
 """
 
@@ -53,8 +53,8 @@ _DRAFT_COPY = re.compile(r"mtp\.\d+\.(.*emb.*|(.+\.)?head\.weight)")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Where a published tensor lies: a tensor of a shard, or one expert's part of a fused one."""
+class TensorSource:
+    """The location of a published tensor: a shard's tensor, or one expert's part of a fused one."""
 
     shard: Shard
     stored_name: str
@@ -84,8 +84,8 @@ class Source:
 class Checkpoint:
     """An opened model folder; `sources` and `parameters` carry published names.
 
-    `config` agrees with the formats found in the files, which overrule what config.json says.
-    Nothing but headers has been read. Raises ValueError naming file, tensor, rule and way out.
+    `config` agrees with the formats found in the files, which overrule config.json.
+    Only headers are read. Raises ValueError naming file, tensor, rule and way out.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -111,7 +111,7 @@ class Checkpoint:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all tensors that belong to the network."""
+        """Bytes of all tensors of the network."""
         return sum(source.num_bytes for source in self.sources.values())
 
     def read_raw(self, name: str) -> RawTensor:
@@ -183,7 +183,7 @@ def detect_storage(network: Iterable[Parameter], dtypes: Mapping[str, str]) -> S
 
 
 def reconcile(config: ModelConfig, storage: Storage) -> ModelConfig:
-    """The config that describes these formats, changed only where it says otherwise."""
+    """Return the config with the formats found in the files."""
     if config.torch_dtype is not None:
         config = dataclasses.replace(config, torch_dtype=_TORCH_NAMES[storage.plain])
     if storage.linears in FLOATS and storage.experts in FLOATS:
@@ -204,9 +204,9 @@ def reconcile(config: ModelConfig, storage: Storage) -> ModelConfig:
 # Names
 
 
-def _resolve(shards: Mapping[str, Shard]) -> dict[str, Source]:
+def _resolve(shards: Mapping[str, Shard]) -> dict[str, TensorSource]:
     """Published name to source, for every tensor of the files."""
-    sources: dict[str, Source] = {}
+    sources: dict[str, TensorSource] = {}
     for stored_name, shard in shards.items():
         for name, source in _published(stored_name, shard):
             if name in sources:
@@ -218,11 +218,14 @@ def _resolve(shards: Mapping[str, Shard]) -> dict[str, Source]:
     return sources
 
 
-def _published(stored_name: str, shard: Shard) -> Iterable[tuple[str, Source]]:
+def _published(stored_name: str, shard: Shard) -> Iterable[tuple[str, TensorSource]]:
     entry = shard.entries[stored_name]
     fused = fused_experts(stored_name)
     if fused is None:
-        yield published_name(stored_name), Source(shard, stored_name, entry.shape, entry.dtype)
+        yield (
+            published_name(stored_name),
+            TensorSource(shard, stored_name, entry.shape, entry.dtype),
+        )
         return
     prefix, linears, suffix = fused
     if len(entry.shape) != 3 or entry.shape[1] % len(linears):
@@ -237,7 +240,9 @@ def _published(stored_name: str, shard: Shard) -> Iterable[tuple[str, Source]]:
             name = f"{prefix}.{expert}.{linear}.{suffix}"
             yield (
                 name,
-                Source(shard, stored_name, (rows, columns), entry.dtype, expert, position * rows),
+                TensorSource(
+                    shard, stored_name, (rows, columns), entry.dtype, expert, position * rows
+                ),
             )
 
 
@@ -249,7 +254,9 @@ def _without_absent_drafts(config: ModelConfig, names: Collection[str]) -> Model
     return dataclasses.replace(config, num_nextn_predict_layers=0)
 
 
-def _skip_drafts(sources: dict[str, Source], config: ModelConfig, folder: Path) -> tuple[str, ...]:
+def _skip_drafts(
+    sources: dict[str, TensorSource], config: ModelConfig, folder: Path
+) -> tuple[str, ...]:
     """Take out draft tensors the network does not have; returns their names."""
     unused = _DRAFT if config.num_mtp_layers == 0 else _DRAFT_COPY
     skipped = tuple(name for name in sources if unused.match(name))
@@ -269,7 +276,7 @@ def _skip_drafts(sources: dict[str, Source], config: ModelConfig, folder: Path) 
 
 
 def _require_all(
-    sources: Mapping[str, Source], expected: Iterable[Parameter], folder: Path
+    sources: Mapping[str, TensorSource], expected: Iterable[Parameter], folder: Path
 ) -> None:
     missing = [parameter.name for parameter in expected if parameter.name not in sources]
     if not missing:
@@ -280,7 +287,9 @@ def _require_all(
     raise ValueError(f"{folder} lacks {_some(missing)}, which its config calls for; {hint}")
 
 
-def _refuse_unknown(sources: Mapping[str, Source], expected: Collection[str], folder: Path) -> None:
+def _refuse_unknown(
+    sources: Mapping[str, TensorSource], expected: Collection[str], folder: Path
+) -> None:
     unknown = [source for name, source in sources.items() if name not in expected]
     if unknown:
         names = _some([source.stored_name for source in unknown])
@@ -295,8 +304,8 @@ def _some(names: list[str]) -> str:
     return f"tensor {shown}" if len(names) == 1 else f"{len(names)} tensors ({shown}, ...)"
 
 
-def _validate(sources: Mapping[str, Source], network: Iterable[Parameter]) -> set[str]:
-    """Hold dtypes and shapes against the layout; returns the names that belong to it."""
+def _validate(sources: Mapping[str, TensorSource], network: Iterable[Parameter]) -> set[str]:
+    """Validate dtypes and shapes against the layout; returns the names in it."""
     expected: set[str] = set()
     expert_dtypes: dict[tuple[str, str], str] = {}
     for parameter in network:
@@ -321,7 +330,7 @@ def _validate(sources: Mapping[str, Source], network: Iterable[Parameter]) -> se
 
 
 def _require_same_format(
-    parameter: Parameter, weight: Source, seen: dict[tuple[str, str], str]
+    parameter: Parameter, weight: TensorSource, seen: dict[tuple[str, str], str]
 ) -> None:
     parts = expert_parts(parameter.name)
     assert parts is not None
@@ -333,14 +342,14 @@ def _require_same_format(
         )
 
 
-def _require_dtype(source: Source, allowed: tuple[str, ...]) -> None:
+def _require_dtype(source: TensorSource, allowed: tuple[str, ...]) -> None:
     if source.dtype not in allowed:
         raise ValueError(
             f"{source.where} has dtype {source.dtype}; it must be {' or '.join(allowed)}"
         )
 
 
-def _require_shape(source: Source, expected: StoredTensor) -> None:
+def _require_shape(source: TensorSource, expected: StoredTensor) -> None:
     if source.shape != expected.shape:
         raise ValueError(
             f"{source.where} has shape {list(source.shape)}; by config.json it must be "

@@ -1,4 +1,4 @@
-"""What a model consists of, from its config or from the headers of its files.
+"""The parts of a model and their sizes, from its config or from the headers of its files.
 
 The numbers behind `inspect` and `plan`. Describing a preset needs no weights and no torch.
 Source: docs/architecture.md 8.1 and 13.
@@ -33,7 +33,7 @@ class Description:
     config: ModelConfig
     num_tensors: int
     bytes_by_part: dict[tuple[Component, str], int]
-    """By component and format; scales count with the weights they belong to."""
+    """Sizes by component and format; scales count with their weights."""
 
     @property
     def total_bytes(self) -> int:
@@ -63,7 +63,7 @@ class Description:
 
 
 def describe_config(config: ModelConfig) -> Description:
-    """A network as its config says it is stored."""
+    """Describe a network stored in the formats of its config."""
     storage = storage_of(config)
 
     def sizes() -> Iterable[tuple[Parameter, str, int, int]]:
@@ -98,7 +98,7 @@ def _describe(config: ModelConfig, sizes: Iterable[tuple[Parameter, str, int, in
 
 
 # --------------------------------------------------------------------------------------------------
-# What a sequence must remember
+# State of a sequence
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class StateSize:
         return self.constant_bytes + csa + hca
 
     def bytes_read_at(self, num_tokens: int) -> int:
-        """What computing the next token reads: windows, chosen entries, and the whole index."""
+        """Bytes of state read per decoded token: windows, selected entries, and the whole index."""
         config = self.config
         window = min(num_tokens, config.sliding_window) * config.num_hidden_layers
         chosen = min(config.index_topk, num_tokens // CSA) * self._count(CSA)

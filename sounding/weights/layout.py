@@ -1,7 +1,7 @@
 """The published layout as data: every parameter of a network and how it is stored.
 
-Validation, reading, writing, conversion and planning all ask here; nobody else spells a tensor
-name. Pure values: no torch, no files, so describing a model of any size costs nothing.
+Validation, reading, writing, conversion and planning all use it; no other module spells a
+tensor name. Pure values: no torch, no files, so describing a model of any size costs nothing.
 Source: docs/checkpoints.md 2, 3 and 4; docs/architecture.md 9.4 and 13.
 """
 
@@ -18,7 +18,7 @@ DTYPE_BYTES = {
     "I16": 2, "F8_E8M0": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 FLOATS = ("F64", "F32", "BF16", "F16")
-# How people call a weight of a given dtype; I8 holds packed FP4 pairs.
+# Names of formats for users; I8 holds packed FP4 pairs.
 FORMATS = {
     "I8": "fp4", "F8_E4M3": "fp8", "BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64",
     "I64": "int64", "I32": "int32",
@@ -29,7 +29,7 @@ FP4_BLOCK = 32  # an FP4 weight has one scale per row and 32 inputs
 
 
 class Kind(StrEnum):
-    """What a parameter is, as far as storage goes (docs/architecture.md 9.4)."""
+    """The kind of a parameter, which decides its storage format (docs/architecture.md 9.4)."""
 
     EXPERT = "expert"  # linear of a routed expert: FP4, FP8 or plain
     LINEAR = "linear"  # dense linear: FP8 or plain
@@ -65,7 +65,7 @@ class Parameter:
 
     @property
     def scale_name(self) -> str:
-        """Where the scales of a quantized linear are stored."""
+        """The stored scales of a quantized linear."""
         return self.name.removesuffix("weight") + "scale"
 
 

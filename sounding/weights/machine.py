@@ -1,4 +1,4 @@
-"""What this machine has: memory, disk, and how fast they are read."""
+"""This machine's memory and disk, and their read speeds."""
 
 import os
 import shutil
@@ -64,7 +64,7 @@ def sum_in_threads(numbers: NDArray[np.int64], threads: int) -> int:
 
 
 def measure_disk_bandwidth(sample: Path) -> float | None:
-    """Bytes per second of sequential reading, past the page cache; None where that cannot be told.
+    """Bytes per second of sequential reading, past the page cache; None if it cannot be measured.
 
     The part of the file that is read is dropped from the cache first.
     """

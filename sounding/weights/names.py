@@ -1,4 +1,4 @@
-"""The dialects tensor names are written in, and the published names behind them.
+"""The dialects of tensor names, and their published names.
 
 Three are read: the published names, optionally under `model.`; older V3-style names, which the
 published converter also accepts; and those of the `transformers` library, which is also written.
@@ -8,7 +8,7 @@ Source: docs/checkpoints.md 5.
 
 import re
 
-# Parts of a name that mean the same wherever they stand, in V3-style and transformers names.
+# Parts of a name with one meaning at every place, in V3-style and transformers names.
 _PARTS = {
     "embed_tokens": "embed",
     "lm_head": "head",
@@ -96,7 +96,7 @@ _TRANSFORMERS_MARKS = re.compile(r"\.self_attn\.sinks$|\.mlp\.experts\.(gate_up|
 
 
 def published_name(name: str) -> str:
-    """The published name behind a name of any dialect; a published name stays as it is."""
+    """Return the published name for a name of any dialect; a published name is unchanged."""
     parts = [_PARTS.get(part, part) for part in name.removeprefix("model.").split(".")]
     translated = ".".join(parts)
     for pattern, replacement in _PATTERNS:
@@ -138,12 +138,12 @@ def expert_parts(name: str) -> tuple[str, int, str] | None:
 
 
 def is_transformers(name: str) -> bool:
-    """Whether a tensor name occurs in the layout of transformers only."""
+    """True if a tensor name occurs in the layout of transformers only."""
     return bool(_TRANSFORMERS_MARKS.search(name))
 
 
 def transformers_name(name: str) -> str:
-    """What transformers calls a published tensor, experts excepted.
+    """Return the transformers name of a published tensor, experts excepted.
 
     It has no MTP block and ignores `mtp.*`, so those keep their published names.
     """

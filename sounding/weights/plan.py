@@ -1,4 +1,4 @@
-"""What running a model takes, beside what a machine has.
+"""Compare the memory and bandwidth a model needs with those of a machine.
 
 Pure arithmetic on a `Description` and a `Machine`. The speed it names is a ceiling: one sequence,
 every byte read once per token, nothing else in the way.
@@ -45,7 +45,7 @@ class Plan:
 def make_plan(
     description: Description, machine: Machine, context_tokens: int, *, on_disk: bool
 ) -> Plan:
-    """Weigh a model against a machine; `on_disk` says its weights are there already.
+    """Plan a model on a machine; `on_disk`: its weights are on this disk already.
 
     Raises ValueError for a context the model does not have.
     """

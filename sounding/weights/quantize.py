@@ -1,6 +1,6 @@
-"""Rewrite a checkpoint in other number formats, and say what it cost.
+"""Rewrite a checkpoint in other number formats, and report the rounding error.
 
-Tensors pass through one at a time, large ones in slabs of rows, so memory stays small whatever the
+Tensors pass through one at a time, large ones in slabs of rows, so memory stays small for any
 model. Where two formats hold the same numbers nothing is rounded: FP4 becomes FP8 by moving bits.
 Source: docs/checkpoints.md 3 to 5, docs/architecture.md 9.4.
 """
@@ -47,7 +47,7 @@ Target = Literal["fp4", "fp8", "bf16", "transformers"]
 PlainDtype = Literal["bfloat16", "float32"]
 
 _SLAB_ROWS = 32 * WEIGHT_TILE  # whole tiles, and about 100 MB of float32 at hidden size 7168
-# Files that travel with the weights unchanged; anything else in the folder is left behind.
+# Files that travel with the weights unchanged; anything else in the folder is not copied.
 _COMPANIONS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "LICENSE*")
 
 
@@ -78,7 +78,7 @@ class ErrorSummary:
 
 @dataclass
 class Report:
-    """What a conversion did."""
+    """The result of a conversion."""
 
     target: str
     rows: list[ErrorSummary] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Report:
 
     @property
     def exact(self) -> bool:
-        """Whether the result holds the same numbers as the source."""
+        """True if the result holds the same numbers as the source."""
         return all(row.num_exact == row.num_tensors for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,8 +113,9 @@ def convert(
     - bf16: everything unquantized
     - transformers: everything unquantized under the names of the transformers library; `plain`
       chooses its dtype
-    What already has the target's format is copied bit for bit. `on_progress` is told the source
-    bytes done with. Raises ValueError for weights that cannot be converted, naming file and tensor.
+    Tensors already in the target's format are copied bit for bit. `on_progress` is called with
+    the number of source bytes done. Raises ValueError for weights that cannot be converted,
+    naming file and tensor.
     """
     storage = _storage(target, plain)
     moves = [
@@ -153,7 +154,7 @@ def _config(checkpoint: Checkpoint, storage: Storage) -> ModelConfig:
     kept = storage.linears == checkpoint.storage.linears  # then so are the scales
     scales = checkpoint.storage.scales if kept else storage.scales
     config = reconcile(checkpoint.config, dataclasses.replace(storage, scales=scales))
-    if config.dspark:  # its drafter is not part of the network and stays behind
+    if config.dspark:  # its drafter is not part of the network and is not copied
         config = dataclasses.replace(config, dspark=None, num_nextn_predict_layers=0)
     return config
 
@@ -186,7 +187,7 @@ def _source_bytes(checkpoint: Checkpoint, parameter: Parameter) -> int:
 
 
 # --------------------------------------------------------------------------------------------------
-# Where tensors go
+# Destinations of tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +284,7 @@ def _measure(
     result_scale: Shaped[Tensor, "..."] | None,
     summary: ErrorSummary,
 ) -> bool:
-    """Add the difference of two stored weights to `summary`; whether there was none."""
+    """Add the difference of two stored weights to `summary`; return True if they are equal."""
     before = Weight(weight, scale).dense(torch.float32)
     after = Weight(result, result_scale).dense(torch.float32)
     if torch.equal(before, after):

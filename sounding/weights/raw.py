@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# How each format of safetensors lies in an array; those that NumPy lacks as integers of their size.
+# The array dtype of each safetensors format; those that NumPy lacks are integers of their size.
 ARRAY_DTYPES = {
     "U64": np.uint64, "I64": np.int64, "F64": np.float64, "F32": np.float32, "U32": np.uint32,
     "I32": np.int32, "BF16": np.uint16, "F16": np.float16, "U16": np.uint16, "I16": np.int16,
@@ -31,7 +31,7 @@ class RawTensor:
 
     @property
     def address(self) -> int:
-        """Where the first number lies; valid while the array lives."""
+        """Address of the first number; valid while the array lives."""
         return self.array.ctypes.data
 
     @property
@@ -43,16 +43,16 @@ class RawTensor:
 
 
 class ParameterSize(NamedTuple):
-    """How much of a network a stored tensor is."""
+    """The size of a stored tensor."""
 
     nbytes: int
     numbers: int
     is_matrix: bool
-    """Whether it is multiplied by: neither a vector, nor scales, nor places in a group."""
+    """True if it is a matrix that inputs are multiplied by: no vector, scales or group bias."""
 
 
 def parameter_size(name: str, tensor: RawTensor) -> ParameterSize:
-    """Two numbers of FP4 lie in a byte."""
+    """Return a tensor's size; a byte of I8 holds two FP4 numbers."""
     packed = 2 if tensor.dtype == "I8" else 1
     matrix = len(tensor.shape) > 1 and not name.endswith((".scale", ".ape"))
     return ParameterSize(tensor.nbytes, tensor.array.size * packed, matrix)

@@ -1,8 +1,8 @@
 """Safetensors files, read lazily: headers first, a tensor when it is used.
 
-Every structural promise of the format is checked before the first tensor is handed out, so a
-truncated download or a foreign file is refused with the reason, not read as noise. What the names
-mean is left to `checkpoint`.
+Every structural rule of the format is checked before the first tensor is read, so a truncated
+download or a foreign file is refused with the reason, not read as noise. `checkpoint` interprets
+the names.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ _MAX_DIMENSIONS = 64  # of a tensor, in torch and in NumPy
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 _MAP_FLAGS = mmap.MAP_PRIVATE | _NO_RESERVE
 _MAP_PROTECTION = mmap.PROT_READ | mmap.PROT_WRITE
-# What people put in place of a safetensors file, by how it starts.
+# Files given in place of a safetensors file, by their first bytes.
 _FOREIGN = (
     (b"PK\x03\x04", "a zip archive, as torch.save writes; it holds a pickle, which can run code"),
     (b"\x80", "a Python pickle, which can run code"),
@@ -190,7 +190,7 @@ def _entry(raw: Any, data_begin: int, where: str) -> Entry:
 
 
 def _is_sizes(value: Any) -> bool:
-    """Whether a JSON value is a list of integers that can count something in a file."""
+    """True if a JSON value is a list of valid file offsets or sizes."""
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint to the tensors of a network and back.
+"""Convert between a checkpoint and a network's tensors.
 
 The network names its parameters as the checkpoint does, with one difference: the experts of a
 layer are one tensor, `layers.L.ffn.experts.w1.weight` of shape [expert, ...], so that a layer's
@@ -63,7 +63,7 @@ def write_state(
 ) -> None:
     """Write the tensors of a network as a checkpoint in the published layout, atomically.
 
-    Every tensor is written in the dtype it has; config.json is made to say so. Raises ValueError
+    Every tensor is written in the dtype it has; config.json is written to match. Raises ValueError
     for tensors that are missing, unknown, misshapen or of a dtype the layout does not have, and
     for a destination in use unless `overwrite`.
     """
@@ -125,7 +125,7 @@ def _require_state(
 
 
 def stacks(network: Iterable[Parameter]) -> Iterator[tuple[str, list[Parameter]]]:
-    """The network's parameter names, each with the published parameters behind it, in order."""
+    """The network's parameter names, each with its published parameters, in order."""
     groups: dict[str, list[Parameter]] = {}
     for parameter in network:
         groups.setdefault(network_name(parameter.name), []).append(parameter)

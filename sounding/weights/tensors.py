@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint as PyTorch has them, and the names of its dtypes in safetensors."""
+"""Checkpoint tensors as PyTorch tensors, and the safetensors names of PyTorch dtypes."""
 
 import torch
 from torch import Tensor
@@ -16,12 +16,12 @@ DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 def to_torch(raw: RawTensor) -> Tensor:
-    """The same memory as a tensor, shape and format included."""
+    """View the memory as a tensor of the same shape and format."""
     return torch.from_numpy(raw.array).view(TORCH_DTYPES[raw.dtype])
 
 
 def from_torch(tensor: Tensor) -> RawTensor:
-    """The same memory as an array; of a tensor that is not contiguous a copy."""
+    """View a tensor's memory as an array; copies it if it is not contiguous."""
     dtype = DTYPE_NAMES[tensor.dtype]
     plain = tensor.detach().cpu().contiguous()
     if dtype == "BF16":

@@ -1,4 +1,4 @@
-"""Checkpoints appear whole or not at all.
+"""Atomic writing of checkpoints.
 
 A folder is filled under a hidden name beside its destination, synced to disk, and renamed last; a
 crash leaves only that hidden folder, which the next save to the same place removes. Tensors may
@@ -267,7 +267,7 @@ def _sibling(folder: Path, role: str) -> Path:
 
 
 def _lock(folder: Path) -> int | None:
-    """A lock that dies with this process, so an abandoned folder can be told from a busy one."""
+    """A lock that ends with this process, to distinguish an abandoned folder from a busy one."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

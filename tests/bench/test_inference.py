@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 
 from sounding.bench import throughput
-from sounding.bench.inference import Row, between, token_cost
+from sounding.bench.inference import Measurement, between, token_cost
 from sounding.cli import cli
 from sounding.engine.network import Network
 from sounding.model.from_checkpoint import load_model
@@ -70,8 +70,8 @@ def test_context_costs_the_keys_it_leaves(model: Network) -> None:
 
 
 def test_runs_before_and_after_a_peer_are_averaged() -> None:
-    before = Row("decode", 8, 0, 100.0, 200.0)
-    (mean,) = between([before], [Row("decode", 8, 0, 50.0, 200.0)])
+    before = Measurement("decode", 8, 0, 100.0, 200.0)
+    (mean,) = between([before], [Measurement("decode", 8, 0, 50.0, 200.0)])
     assert (mean.tokens_per_second, mean.fraction) == (75.0, 0.375)
 
 

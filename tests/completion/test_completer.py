@@ -2,11 +2,11 @@
 
 import pytest
 
-from sounding.completion.completer import Completer, Completion
+from sounding.completion.completer import Completer, FilledGap
 from sounding.completion.context import relevant_context
 from sounding.completion.endings import Gap
 from sounding.completion.healing import Healing
-from sounding.completion.prompt import Prompts, Settings
+from sounding.completion.prompt import CompletionSettings, Prompts
 from sounding.engine.batch import Request
 from sounding.engine.sampling import SamplingParams
 from sounding.text.markup import BOS, FIM_BEGIN, FIM_END, FIM_HOLE
@@ -14,11 +14,11 @@ from sounding.text.tokenizer import Tokenizer
 from tests.engine.scripted import Author, prefix_shown, small_tokenizer
 
 GREEDY = SamplingParams()
-SETTINGS = Settings()
+SETTINGS = CompletionSettings()
 TOKENIZER = small_tokenizer()
 
 
-def complete(author: Author, gap: Gap, **how: object) -> list[Completion]:
+def complete(author: Author, gap: Gap, **how: object) -> list[FilledGap]:
     kind = how.pop("kind", gap.natural_kind())
     settings = how.pop("settings", SETTINGS)
     completer = Completer(TOKENIZER, author)
@@ -82,7 +82,7 @@ def test_inside_a_word_the_tokens_of_the_word_are_chosen_anew() -> None:
     assert done.text == "rn x"
     assert prefix_shown(author.requests[0].prompt) != gap.prefix
     whole = Author(gap.prefix, "rn x")
-    complete(whole, gap, kind="line", settings=Settings(heal=False))
+    complete(whole, gap, kind="line", settings=CompletionSettings(heal=False))
     assert prefix_shown(whole.requests[0].prompt) == gap.prefix
 
 
@@ -104,7 +104,7 @@ def test_names_of_special_tokens_are_text() -> None:
 def test_long_sides_are_cut_at_lines() -> None:
     prefix = "".join(f"first_{number} = {number}\n" for number in range(2000))
     suffix = "\n" + "".join(f"last_{number} = {number}\n" for number in range(2000))
-    settings = Settings(context_tokens=300, max_tokens=20)
+    settings = CompletionSettings(context_tokens=300, max_tokens=20)
     author = Author(prefix, "x = 1")
     complete(author, Gap(prefix, suffix), settings=settings, kind="line")
     prompt = author.requests[0].prompt
@@ -129,7 +129,7 @@ def test_while_somebody_types_prompts_begin_alike() -> None:
         (f"file_{n}.py", f"def compute_{n}():\n    pass\n\n\ndef compute_{n - 9}():\n    pass\n")
         for n in range(130, 150)
     ]
-    settings = Settings(context_tokens=600, max_tokens=40, typing=True)
+    settings = CompletionSettings(context_tokens=600, max_tokens=40, typing=True)
     completer = Completer(TOKENIZER, Author("", ""))
     hole = TOKENIZER.id_of(FIM_HOLE)
     read_again, last = [], [TOKENIZER.bos_id]
@@ -150,7 +150,9 @@ def test_while_somebody_types_prompts_begin_alike() -> None:
 def test_a_line_longer_than_the_context() -> None:
     prefix = "x = '" + "ab " * 3000
     author = Author(prefix, "'")
-    complete(author, Gap(prefix, "\n" + "c" * 9000), settings=Settings(context_tokens=200))
+    complete(
+        author, Gap(prefix, "\n" + "c" * 9000), settings=CompletionSettings(context_tokens=200)
+    )
     assert 32 < len(author.requests[0].prompt) <= 200 - 128
 
 
@@ -163,7 +165,7 @@ def test_generation_stops_as_soon_as_the_answer_is_complete() -> None:
 
 def test_an_unfinished_statement_is_left_out_when_the_tokens_run_out() -> None:
     author = Author("def f():\n", "    a = 1\n    b = [" + "'word', " * 100)
-    [done] = complete(author, Gap(author.prefix), settings=Settings(max_tokens=40))
+    [done] = complete(author, Gap(author.prefix), settings=CompletionSettings(max_tokens=40))
     assert done.text == "    a = 1"
 
 
@@ -238,11 +240,11 @@ def test_writing_shows_text_as_soon_as_it_is_certain() -> None:
 
 def test_settings_say_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="leaves fewer than 16 tokens"):
-        Settings(context_tokens=130)
+        CompletionSettings(context_tokens=130)
     with pytest.raises(ValueError, match="max_tokens = 0"):
-        Settings(max_tokens=0)
+        CompletionSettings(max_tokens=0)
     with pytest.raises(ValueError, match=r"suffix_share = 1\.0"):
-        Settings(suffix_share=1.0)
+        CompletionSettings(suffix_share=1.0)
 
 
 def test_other_files_are_chosen_by_the_names_they_share() -> None:
@@ -284,7 +286,7 @@ def test_a_line_of_any_length_is_healed_near_its_end(monkeypatch: pytest.MonkeyP
     """All of it was encoded with its offsets, which nothing else could run beside."""
     prompts = Prompts(TOKENIZER)
     long = "x = [" + "alpha, beta, " * 20_000 + "gam"
-    settings = Settings(context_tokens=300, max_tokens=100)
+    settings = CompletionSettings(context_tokens=300, max_tokens=100)
     healed: list[str] = []
     heal = prompts.healer.heal
 

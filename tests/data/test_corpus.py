@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from sounding.data import corpus
-from sounding.data.corpus import Settings, build, read_stats
+from sounding.data.corpus import CorpusSettings, build, read_stats
 from sounding.data.documents import read_documents
 from sounding.data.filters import REASONS
 from sounding.data.overlap import Overlap
-from sounding.data.sources import RawFile, Source, folder_source, wheel_source
+from sounding.data.sources import DocumentSource, RawFile, folder_source, wheel_source
 from tests.data.conftest import FolderMaker, code, make_wheel
 
 NEAR = code(3).replace("return", "yield", 1)
@@ -46,7 +46,7 @@ def reasons() -> dict[str, tuple[str, str | bytes]]:
     }
 
 
-def small_sources(tmp_path: Path) -> list[Source]:
+def small_sources(tmp_path: Path) -> list[DocumentSource]:
     files: dict[str, str | bytes] = {"sample/good.py": code(3), "sample/other.py": code(4)}
     files |= {"sample/" + path: content for path, content in reasons().values()}
     train = wheel_source(*make_wheel(tmp_path / "wheels", files))
@@ -75,7 +75,7 @@ def test_every_reason_is_counted_once(tmp_path: Path) -> None:
         yield broken
 
     sources[0] = dataclasses.replace(sources[0], files=files)
-    settings = Settings(left_out=(digest(code(21)),))
+    settings = CorpusSettings(left_out=(digest(code(21)),))
     stats = build(tmp_path / "out", sources, settings, overlap=Overlap([code(20)]))
     skipped = dict(stats["packages"]["sample"]["skipped"])
     assert skipped.pop("type") == 4  # the note and the wheel's three own files
@@ -86,7 +86,7 @@ def test_every_reason_is_counted_once(tmp_path: Path) -> None:
 
 def test_documents_and_statistics(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    settings = Settings(left_out=(digest(code(21)),))
+    settings = CorpusSettings(left_out=(digest(code(21)),))
     stats = build(out, small_sources(tmp_path), settings, overlap=Overlap([code(20)]))
     assert read_stats(out) == stats
     documents = [d for split in ("heldout", "train") for d in read_documents(out, split)]
@@ -124,7 +124,7 @@ def test_texts_left_out_by_hash_take_their_copies_along(
     sources = [folder_source(make_folder("one", files), "train")]
     plain = build(tmp_path / "plain", sources)
     with caplog.at_level(logging.WARNING):
-        stats = build(tmp_path / "out", sources, Settings(left_out=(digest(code(3)),)))
+        stats = build(tmp_path / "out", sources, CorpusSettings(left_out=(digest(code(3)),)))
     assert not caplog.records
     assert [d.path for d in read_documents(tmp_path / "out", "train")] == ["d.py"]
     assert stats["skipped"] == {"left-out": 1, "duplicate": 1, "near-duplicate": 1}
@@ -136,7 +136,7 @@ def test_a_hash_of_no_text_is_reported(
 ) -> None:
     """Sources differ from where the hash was taken, and what it was to leave out may be in."""
     source = folder_source(make_folder("one", {"a.py": code(3), "b.py": code(4)}), "train")
-    settings = Settings(left_out=(digest(code(3)), "ab" * 32))
+    settings = CorpusSettings(left_out=(digest(code(3)), "ab" * 32))
     with caplog.at_level(logging.WARNING):
         build(tmp_path / "out", [source], settings)
     assert (
@@ -162,7 +162,7 @@ def watch(patch: pytest.MonkeyPatch, before: Callable[[], None]) -> None:
 
 
 def test_killed_at_any_step_and_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sources, settings = small_sources(tmp_path), Settings(shard_bytes=1500)
+    sources, settings = small_sources(tmp_path), CorpusSettings(shard_bytes=1500)
     steps: list[int] = []
     with monkeypatch.context() as patch:
         watch(patch, lambda: steps.append(1))
@@ -191,7 +191,7 @@ def test_finished_sources_are_not_read_again(
     sources = small_sources(tmp_path)
     read: list[str] = []
 
-    def counting(source: Source) -> Source:
+    def counting(source: DocumentSource) -> DocumentSource:
         def files() -> Iterator[RawFile]:
             read.append(source.name)
             yield from source.files()
@@ -232,11 +232,11 @@ def test_mistakes(tmp_path: Path, make_folder: FolderMaker) -> None:
     with pytest.raises(ValueError, match="split of one = 'dev' must be"):
         build(tmp_path / "out", [dataclasses.replace(source, split="dev")])
     with pytest.raises(ValueError, match="suffix 'py' must begin with a dot"):
-        Settings(suffixes=("py",))
+        CorpusSettings(suffixes=("py",))
     with pytest.raises(ValueError, match="suffixes is empty"):
-        Settings(suffixes=())
+        CorpusSettings(suffixes=())
     with pytest.raises(ValueError, match="shard_bytes = 0"):
-        Settings(shard_bytes=0)
+        CorpusSettings(shard_bytes=0)
     with pytest.raises(ValueError, match="holds no finished corpus"):
         read_stats(tmp_path)
     with pytest.raises(ValueError, match=r"holds no heldout-\*"):

@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from sounding.data.sources import Source, folder_source, standard_library_source, wheel_source
+from sounding.data.sources import (
+    DocumentSource,
+    folder_source,
+    standard_library_source,
+    wheel_source,
+)
 from tests.data.conftest import FolderMaker, make_wheel
 
 
-def paths(source: Source) -> list[str]:
+def paths(source: DocumentSource) -> list[str]:
     return [entry.path for entry in source.files()]
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from sounding.completion.prompt import Settings
+from sounding.completion.prompt import CompletionSettings
 from sounding.editor.language_server import CodeServer
 from sounding.editor.suggest import FromModel
 from sounding.engine.batch import Request
@@ -50,7 +50,7 @@ def _endless(request: Request) -> Iterator[tuple[int, bool]]:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Without healing the prompt is what stands before the cursor.
-    settings = Settings(heal=False)
+    settings = CompletionSettings(heal=False)
     server = CodeServer(
         lambda: FromModel(small_tokenizer(), lambda stop: generate, settings, seconds=0.0)
     )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sounding.completion.endings import Gap
-from sounding.completion.prompt import Settings
+from sounding.completion.prompt import CompletionSettings
 from sounding.editor import suggest
 from sounding.editor.suggest import Ask, FromModel, FromServer, Stop, Stopped, through
 from sounding.engine.batch import Batch, Generate, Request
@@ -67,7 +67,7 @@ def test_time_counts_from_the_first_token_and_leaves_whole_lines(clock: Clock) -
     whole = [len(small_tokenizer().encode(line, named=False)) for line in BLOCK.splitlines(True)]
     for seconds, lines in [(0.0, 3), (sum(whole) + 9.0, 3), (whole[0] + 2.0, 1)]:
         author = SlowAuthor(clock, PREFIX, BLOCK)
-        model = FromModel(small_tokenizer(), always(author), Settings(), seconds=seconds)
+        model = FromModel(small_tokenizer(), always(author), CompletionSettings(), seconds=seconds)
         text = model(Ask(Gap(PREFIX), python=True), Stop())
         assert text == "".join(BLOCK.splitlines(True)[:lines]).rstrip()
 
@@ -105,7 +105,7 @@ def engine(network_maker: NetworkMaker) -> Iterator[Engine]:
 
 
 def test_an_engine_writes_what_it_always_writes(engine: Engine) -> None:
-    settings = Settings(max_tokens=6, context_tokens=64)
+    settings = CompletionSettings(max_tokens=6, context_tokens=64)
     batch = always(Batch(engine))
     for prefix, python in [("def f(x):\n    return ", False), ("total = 0\nfor x in", True)]:
         ask = Ask(Gap(prefix, "\nprint(total)\n"), python=python)
@@ -118,7 +118,7 @@ def test_an_engine_writes_what_it_always_writes(engine: Engine) -> None:
 
 def test_stopping_reaches_the_engine(engine: Engine) -> None:
     stop = Stop()
-    settings = Settings(max_tokens=2000, context_tokens=8000)
+    settings = CompletionSettings(max_tokens=2000, context_tokens=8000)
 
     def give_up() -> None:
         while not engine.stats().running:

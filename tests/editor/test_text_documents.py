@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lsprotocol import types
 
-from sounding.editor.text_documents import Document
+from sounding.editor.text_documents import OpenDocument
 
 TEXT = st.text(st.sampled_from("ab \n\r\t\x0c\u2028é𝒳"), max_size=12)
 PLACE = st.builds(types.Position, st.integers(0, 6), st.integers(0, 9))
 
 
-def naive(document: Document, position: types.Position) -> int:
+def naive(document: OpenDocument, position: types.Position) -> int:
     """The offset of a position, by walking the lines from the first."""
     lines = re.split(r"(\r\n|\r|\n)", document.text)
     if position.line > len(lines) // 2:
@@ -28,8 +28,8 @@ def naive(document: Document, position: types.Position) -> int:
     return offset
 
 
-def document(text: str) -> Document:
-    return Document("file:///w/a.py", "python", text)
+def document(text: str) -> OpenDocument:
+    return OpenDocument("file:///w/a.py", "python", text)
 
 
 @given(TEXT, st.lists(st.tuples(PLACE, PLACE, TEXT), max_size=5), PLACE)

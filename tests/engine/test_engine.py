@@ -20,7 +20,7 @@ from sounding.engine.requests import (
     Priority,
 )
 from sounding.engine.scheduler import Scheduler
-from sounding.engine.sequence import Generation
+from sounding.engine.sequence import ActiveSequence
 from sounding.engine.settings import EngineSettings
 from sounding.model.transformer import Transformer
 from tests.conftest import NetworkMaker
@@ -300,7 +300,7 @@ def test_an_answered_sequence_is_freed_without_looking_for_cycles(network: Trans
             collect(stream)
             stream.cancel()  # too late, and no harm
         engine.close()
-        alive = [each for each in gc.get_objects() if type(each) is Generation]
+        alive = [each for each in gc.get_objects() if type(each) is ActiveSequence]
     finally:
         gc.enable()
     assert len(alive) <= 1  # the engine's own variable for the last

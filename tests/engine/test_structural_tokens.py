@@ -11,7 +11,7 @@ import torch
 
 from sounding.completion.completer import Completer
 from sounding.completion.endings import Gap
-from sounding.completion.prompt import Settings
+from sounding.completion.prompt import CompletionSettings
 from sounding.engine.batch import Batch
 from sounding.engine.engine import Engine
 from sounding.engine.requests import GenerationRequest, Grammar
@@ -137,7 +137,7 @@ def test_code_is_completed_without_markers(prefer: Prefer) -> None:
     engine = Engine(as_network(NETWORK), TOKENIZER)
     completer = Completer(TOKENIZER, Batch(engine))
     prefer.names = (FIM_BEGIN, THINK)
-    settings = Settings(max_tokens=8, context_tokens=300)
+    settings = CompletionSettings(max_tokens=8, context_tokens=300)
     for how in (SamplingParams(), SamplingParams(temperature=1.0)):
         found = completer.complete(Gap("x = 1\ny = "), "line", settings, how, alternatives=3)
         written = "".join(completer.write("x = ", settings, how, until=None))
@@ -149,7 +149,7 @@ def test_code_is_completed_without_markers(prefer: Prefer) -> None:
 def test_in_an_empty_file_there_is_nothing_to_complete() -> None:
     engine = Engine(as_network(NETWORK), TOKENIZER)
     completer = Completer(TOKENIZER, Batch(engine))
-    settings = Settings(max_tokens=8, context_tokens=300)
+    settings = CompletionSettings(max_tokens=8, context_tokens=300)
     for gap in (Gap(""), Gap("\n"), Gap("", "\n"), Gap("  \n", "\n\n")):
         assert completer.complete(gap, "block", settings, SamplingParams()) == []
         fill = completer.begin(gap, "block", settings)

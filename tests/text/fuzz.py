@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from sounding.text import Completion, Malformed, collect, parse
+from sounding.text import Malformed, ParsedCompletion, collect, parse
 from tests.text.dsml.test_parse import GOLDEN, PIECES, run, split
 from tests.text.dsml.test_tolerant import MARKUP
 from tests.text.published import Refused, definition
@@ -47,7 +47,9 @@ def damage(text: str, rng: random.Random) -> str:
     return text
 
 
-def check(text: str, mode: str, tools: list[Any] | None, cuts: list[int] | None) -> Completion:
+def check(
+    text: str, mode: str, tools: list[Any] | None, cuts: list[int] | None
+) -> ParsedCompletion:
     """Read a text in every way and compare; the tolerant reading. Raises AssertionError."""
     try:
         expected = definition(text, mode)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sounding.text import Completion, Replay, encode, parse
+from sounding.text import ParsedCompletion, Replay, encode, parse
 from tests.text.test_shapes import ROWS, TOOLS
 from tests.text.vectors import rows
 
@@ -23,7 +23,7 @@ SYSTEM: dict[str, Any] = {"role": "system", "content": "s", "tools": TOOLS}
 USER: dict[str, Any] = {"role": "user", "content": "q"}
 
 
-def answer(completion: Completion, ids: list[str]) -> dict[str, Any]:
+def answer(completion: ParsedCompletion, ids: list[str]) -> dict[str, Any]:
     message = completion.message()
     for call_id, call in zip(ids, message["tool_calls"], strict=True):
         call["id"] = call_id

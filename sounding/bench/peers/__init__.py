@@ -1,1 +1,1 @@
-"""Other programs to measure beside."""
+"""Other implementations to compare with."""

@@ -1,7 +1,7 @@
 """llama.cpp on the same checkpoint, by turns: `scripts/against-llama MODEL`.
 
 Its own script converts the checkpoint: experts stay in FP4, linear maps become Q8_0, the head stays
-in bfloat16. A tokenizer is left out, since only speed is measured.
+in bfloat16. The tokenizer is omitted, since only speed is measured.
 """
 
 import argparse
@@ -42,17 +42,17 @@ def convert(model: Path, source: Path, out: Path) -> None:
 
 
 def ours(model: Path, threads: int) -> Speeds:
-    """What `sounding bench` measures."""
-    how = ["--prefill", PREFILL, "--decode", DECODE, "--runs", RUNS, "--threads", threads]
-    rows = _output([sys.executable, "-m", "sounding", "bench", model, *how, "--json"])["rows"]
+    """The measurements of `sounding bench`."""
+    options = ["--prefill", PREFILL, "--decode", DECODE, "--runs", RUNS, "--threads", threads]
+    rows = _output([sys.executable, "-m", "sounding", "bench", model, *options, "--json"])["rows"]
     return {_title(row["kind"], row["tokens"]): row["tokens_per_second"] for row in rows}
 
 
 def theirs(program: Path, model: Path, threads: int) -> Speeds:
-    """What `llama-bench` measures."""
-    how = ["-p", PREFILL, "-n", DECODE, "-r", RUNS, "-t", threads, "-o", "json"]
+    """The measurements of `llama-bench`."""
+    options = ["-p", PREFILL, "-n", DECODE, "-r", RUNS, "-t", threads, "-o", "json"]
     speeds = {}
-    for row in _output([program, "-m", model, *how]):
+    for row in _output([program, "-m", model, *options]):
         kind = "prefill" if row["n_prompt"] else "decode"
         speeds[_title(kind, row["n_prompt"] or row["n_gen"])] = row["avg_ts"]
     return speeds
@@ -75,25 +75,25 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help=argparse.SUPPRESS)  # where llama.cpp was built
     parser.add_argument("model", type=Path, help="a checkpoint's folder")
     parser.add_argument("turns", type=int, nargs="?", default=3)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     threads = psutil.cpu_count() or 1
-    table = Table(box=box.SIMPLE, title=f"{asked.model.name}, tokens/s on {threads} threads")
+    table = Table(box=box.SIMPLE, title=f"{arguments.model.name}, tokens/s on {threads} threads")
     table.add_column("what")
     for heading in ("Sounding", "llama.cpp", "ratios by turns"):
         table.add_column(heading, justify="right")
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "model.gguf"
-        convert(asked.model, asked.folder / "vendor" / "llama.cpp", converted)
-        program = asked.folder / "built" / "bin" / "llama-bench"
+        convert(arguments.model, arguments.folder / "vendor" / "llama.cpp", converted)
+        program = arguments.folder / "built" / "bin" / "llama-bench"
         with progress_bar(MofNCompleteColumn()) as bar:
             turns = [
-                (ours(asked.model, threads), theirs(program, converted, threads))
-                for _ in bar.track(range(asked.turns), description="turns")
+                (ours(arguments.model, threads), theirs(program, converted, threads))
+                for _ in bar.track(range(arguments.turns), description="turns")
             ]
     for what in turns[0][0]:
-        mine, other = ([pair[side][what] for pair in turns] for side in (0, 1))
-        ratios = sorted(one / two for one, two in zip(mine, other, strict=True))
-        speeds = (f"{statistics.median(speed):,.1f}" for speed in (mine, other))
+        first, second = ([pair[side][what] for pair in turns] for side in (0, 1))
+        ratios = sorted(one / two for one, two in zip(first, second, strict=True))
+        speeds = (f"{statistics.median(speed):,.1f}" for speed in (first, second))
         table.add_row(what, *speeds, ", ".join(f"{ratio:.2f}" for ratio in ratios))
     Console().print(table)
 

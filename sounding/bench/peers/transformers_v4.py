@@ -1,4 +1,4 @@
-"""The V4 of the `transformers` library, run token by token like a network of ours."""
+"""The V4 of the `transformers` library, with the interface of our networks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,9 +25,9 @@ class Peer:
 
     @torch.inference_mode()
     def read(self, tokens: Sequence[int]) -> int:
-        given = torch.tensor(list(tokens))
+        ids = torch.tensor(list(tokens))
         output = self._model(
-            given[None], past_key_values=self._cache, use_cache=True, logits_to_keep=1
+            ids[None], past_key_values=self._cache, use_cache=True, logits_to_keep=1
         )
         self._cache = output.past_key_values
         return int(output.logits[0, -1].argmax())

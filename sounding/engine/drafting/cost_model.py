@@ -1,4 +1,4 @@
-"""What guessing ahead knows of one sequence: where its text repeats, and whether guesses pay."""
+"""Speculation per sequence: prompt lookup, acceptance rates, and how many drafts pay."""
 
 from array import array
 from collections.abc import Sequence
@@ -7,30 +7,30 @@ import numpy as np
 
 from sounding.engine.network import Streams
 
-_LOOKUP_TOKENS = (4, 3)  # as many last tokens must have stood together before
+_LOOKUP_TOKENS = (4, 3)  # lengths of the n-grams that are looked up, longest first
 _LOOKUP_BACK = 1 << 16  # tokens that are searched
 
-# Costs in steps of one sequence alone, as measured on a CPU: what a step takes whoever is in it,
-# what each sequence adds, what each further row of a sequence adds until a `Clock` knows better.
+# Costs in steps of one sequence alone, as measured on a CPU: a step by itself,
+# each sequence in it, and each further row of a sequence until a `Clock` has measured it.
 _STEP, _SEQUENCE, _ROW = 0.8, 0.2, 0.1
-_PRIOR = 0.7  # how often a guess is right, before anything is known
-_WEIGHT = 0.1  # of the newest guess
+_PRIOR = 0.7  # acceptance rate before the first verify
+_WEIGHT = 0.1  # of the newest outcome in the acceptance rate
 _CLOCK_WEIGHT = 0.3
-_FIRST_STEPS = 4  # without guesses, before there are any
-_COMPARE_STEPS = 32  # with guesses, before there is one without
-_FADE = 0.01  # a step's share of forgetting what guesses took: one slow moment must not end them
-_REST_TOKENS = 64  # without guesses, after they did not pay
+_FIRST_STEPS = 4  # without drafts, before the first draft
+_COMPARE_STEPS = 32  # with drafts, before one without
+_FADE = 0.01  # decay of measured costs per step: one slow step must not end drafting
+_REST_TOKENS = 64  # without drafts, after they did not pay
 
 
 class Payoff:
-    """How often one way of guessing was right lately, and how many guesses that is worth."""
+    """Recent acceptance rate of one draft source, and the number of drafts it justifies."""
 
     def __init__(self) -> None:
         self.rate = _PRIOR
         self._rest = 0
 
     def observe(self, drafted: int, accepted: int) -> None:
-        """Learn from verified guesses; those behind the first wrong one say nothing."""
+        """Update the rate from verified drafts; those behind a rejected one do not count."""
         outcomes = [1.0] * accepted + [0.0] * (accepted < drafted)
         for outcome in outcomes:
             self.rate += _WEIGHT * (outcome - self.rate)
@@ -38,9 +38,9 @@ class Payoff:
     def best_count(
         self, most: int, *, running: int, guess_cost: float, row_cost: float = _ROW
     ) -> int:
-        """How many guesses make the most tokens per time; 0 where none pay.
+        """Number of drafts that maximises tokens per time; 0 if none pay.
 
-        `running` sequences share a step; a guess costs `guess_cost` steps to make and `row_cost` to
+        `running` sequences share a step; a draft costs `guess_cost` steps to make and `row_cost` to
         verify.
         """
         cost = guess_cost + row_cost
@@ -60,18 +60,18 @@ class Payoff:
 
 
 def step_cost(count: int, running: int, cost: float) -> float:
-    """One sequence's share of a step in which it has `count` guesses, which cost so much each."""
+    """One sequence's share of a step with `count` drafts at `cost` each."""
     return _STEP / max(1, running) + _SEQUENCE + count * cost
 
 
 class Clock:
-    """What guesses take on this machine, to make and to verify, in steps of one sequence alone.
+    """Measured cost of drafts on this machine, to make and verify, in steps of one sequence.
 
-    Measured, because that differs by far; it decides how fast tokens come and never which.
+    Machines differ by far in it. It decides how fast tokens come, never which tokens.
     """
 
     def __init__(self, guess_cost: float) -> None:
-        """`guess_cost` is assumed until a guess was made, and again when that was long ago."""
+        """`guess_cost` is assumed until a draft is timed, and again when that was long ago."""
         self._assumed = guess_cost
         self.guess_cost, self.row_cost = guess_cost, _ROW
         self._step_seconds = 0.0
@@ -79,11 +79,11 @@ class Clock:
 
     @property
     def waits(self) -> bool:
-        """Whether a step without guesses is due, to compare others with."""
+        """True if a step without drafts is due, as the baseline for the others."""
         return self._plain_steps < _FIRST_STEPS or self._since_plain >= _COMPARE_STEPS
 
     def stepped(self, seconds: float, sequences: int, rows: int) -> None:
-        """A step of so many answers verified so many rows; those beyond one each were guesses."""
+        """Record a step that verified `rows` rows; those beyond one per sequence were drafts."""
         guesses, plain = rows - sequences, _STEP + sequences * _SEQUENCE
         if guesses and self._step_seconds:
             self._since_plain += 1
@@ -101,7 +101,7 @@ class Clock:
             self.guess_cost += _FADE * (self._assumed - self.guess_cost)
 
     def guessed(self, seconds: float, guesses: int) -> None:
-        """So many guesses were made by the MTP block."""
+        """Record the time in which the MTP block made `guesses` drafts."""
         if self._step_seconds:
             self.guess_cost = _mean(self.guess_cost, seconds / guesses / self._step_seconds)
 
@@ -112,15 +112,15 @@ def _mean(old: float, new: float) -> float:
 
 
 class Lookup:
-    """Finds where the last tokens of a text stood before."""
+    """Prompt lookup: finds the previous occurrence of the last tokens."""
 
     def __init__(self) -> None:
         self._text = array("i")
 
     def find(self, tokens: Sequence[int], count: int) -> list[int]:
-        """Up to `count` tokens that followed the last time; none if there was no such time.
+        """Up to `count` tokens that followed the previous occurrence; [] if there is none.
 
-        `tokens` begin with those of the call before.
+        `tokens` must extend those of the previous call.
         """
         self._text.extend(tokens[len(self._text) :])
         size = self._text.itemsize
@@ -130,7 +130,7 @@ class Lookup:
             if len(pattern) < length * size:
                 continue
             at = text.rfind(pattern, 0, len(text) - size)
-            while at % size and at >= 0:  # found in the middle of a number
+            while at % size and at >= 0:  # the match is not aligned to a token
                 at = text.rfind(pattern, 0, at + len(pattern) - 1)
             if at >= 0:
                 follows = array("i")
@@ -141,8 +141,8 @@ class Lookup:
 
 
 class Noted:
-    """Streams of the tokens fed last, in pieces until somebody reads them: putting each token's
-    behind the others as it comes would copy them all every time."""
+    """Streams of the last tokens, concatenated only when they are read: appending to one array
+    at every token would copy all of them each time."""
 
     def __init__(self, streams: Streams) -> None:
         self._parts, self._rows = [streams], len(streams)
@@ -151,36 +151,36 @@ class Noted:
         return self._rows
 
     def append(self, streams: Streams) -> None:
-        """What was fed next."""
+        """Append the streams of the next tokens."""
         self._parts.append(streams)
         self._rows += len(streams)
 
     def take(self, count: int) -> Streams:
-        """The first `count` rows, which are gone then."""
+        """Remove and return the first `count` rows."""
         whole = np.concatenate(self._parts)
         self._parts, self._rows = [whole[count:]], len(whole) - count
         return whole[:count]
 
     def keep(self, count: int) -> None:
-        """Forget all rows but the last `count`."""
+        """Drop all rows but the last `count`."""
         self.take(self._rows - count)
         self._parts = [part.copy() for part in self._parts]
 
 
 class Speculation:
-    """What guessing knows of one sequence."""
+    """The drafting state of one sequence."""
 
     def __init__(self) -> None:
         self.lookup, self.looked_up = Lookup(), Payoff()
         self.mtp = Payoff()
         self.source: Payoff | None = None
-        """Of the guesses that are being verified."""
+        """The source of the drafts that are being verified."""
         self.streams: Noted | None = None
-        """Of the last tokens fed, which the MTP block has not read yet; None where it has missed
-        some before them."""
+        """Streams of the last tokens, which the MTP block has not read yet; None if it missed
+        earlier ones."""
 
     def verified(self, drafted: int, accepted: int) -> None:
-        """Learn what became of the guesses."""
+        """Record how many drafts were accepted."""
         if self.source is not None:
             self.source.observe(drafted, accepted)
         self.source = None

@@ -1,12 +1,12 @@
-"""Guessing ahead: several tokens are proposed, one forward verifies them all.
+"""Speculative decoding: draft several tokens, verify them in one forward.
 
-Two ways to guess. Prompt lookup: what followed the last time the same few tokens stood here. The
-MTP block: its prediction of the token after next, and called again on its own output for tokens
-further ahead. Where a grammar leaves one way to go on, that is taken instead.
+Two draft sources. Prompt lookup copies the tokens that followed the previous occurrence of the last
+few tokens. The MTP block predicts the token after next, and is called again on its own output for
+tokens further ahead. Where a grammar forces the next tokens, those are the draft.
 
-A guess only ever costs time: the token at every place is chosen from the network's logits with the
-request's generator, exactly as without guessing, and guesses count as far as they are what was
-chosen. Source: docs/architecture.md 11.
+A draft changes the speed, never the text: the token at every place is chosen from the network's
+logits with the request's generator, exactly as without drafts, and a draft token is accepted if it
+is the chosen one. Source: docs/architecture.md 11.
 """
 
 import time
@@ -16,27 +16,27 @@ import numpy as np
 
 from sounding.engine.drafting.cost_model import Clock, Noted
 from sounding.engine.network import Network, State, Streams
-from sounding.engine.sequence import Generation
+from sounding.engine.sequence import ActiveSequence
 
 
 class Drafter:
-    """Makes guesses for all sequences of a step together."""
+    """Drafts tokens for all sequences of a step together."""
 
     def __init__(self, model: Network, draft_tokens: int, num_tokens: int) -> None:
-        """At most `draft_tokens` each, of ids below `num_tokens`."""
+        """Draft at most `draft_tokens` per sequence, with ids below `num_tokens`."""
         self._model, self._most, self._num_tokens = model, draft_tokens, num_tokens
         self._has_block = model.num_drafters > 0
         self.clock = Clock(1 / model.config.num_hidden_layers)
 
     @property
     def reads_along(self) -> bool:
-        """Whether there is a block that must see what the network sees."""
+        """True if there is an MTP block, which must read every token that the network reads."""
         return self._has_block and self._most > 0
 
-    def note(self, generation: Generation, streams: Streams) -> None:
-        """Remember streams of the tokens a sequence was just fed.
+    def note(self, generation: ActiveSequence, streams: Streams) -> None:
+        """Store the streams of the tokens a sequence was just fed.
 
-        The block reads them when it is asked, and of a prompt only the last window.
+        The MTP block reads them when it drafts, and of a prompt only the last window.
         """
         if not self.reads_along or not generation.request.speculate:
             return
@@ -50,22 +50,22 @@ class Drafter:
             noted = generation.speculation.streams = Noted(streams)
         else:
             noted.append(streams)
-        if len(noted) > 2 * window:  # it was not asked for long
+        if len(noted) > 2 * window:  # it has not drafted for long
             self._forget(generation)
             noted.keep(window)
 
-    def catch_up(self, generations: Sequence[Generation]) -> None:
-        """Let the block read all noted rows but the last, whose next token may change."""
+    def catch_up(self, generations: Sequence[ActiveSequence]) -> None:
+        """Let the MTP block read all stored rows but the last, whose next token may change."""
         behind = [g for g in generations if _noted(g) > 1]
         if behind:
             self._read(behind, [_noted(g) - 1 for g in behind])
 
-    def draft(self, generations: Sequence[Generation]) -> None:
-        """Set the drafts of sequences that go on."""
+    def draft(self, generations: Sequence[ActiveSequence]) -> None:
+        """Set the drafts of sequences that have not ended."""
         generations = [g for g in generations if g.request.speculate]
         if self._most == 0 or not generations:
             return
-        asking: list[tuple[Generation, int]] = []
+        asking: list[tuple[ActiveSequence, int]] = []
         for generation in generations:
             generation.drafts = generation.forced(self._most)
             if self.clock.waits:
@@ -86,35 +86,35 @@ class Drafter:
 
     # ----------------------------------------------------------------------------------------------
 
-    def _look_up(self, generation: Generation, running: int) -> list[int]:
-        own = generation.speculation
-        found = own.lookup.find(generation.tokens, self._most)
+    def _look_up(self, generation: ActiveSequence, running: int) -> list[int]:
+        speculation = generation.speculation
+        found = speculation.lookup.find(generation.tokens, self._most)
         if not found:
             return []
-        count = own.looked_up.best_count(
+        count = speculation.looked_up.best_count(
             len(found), running=running, guess_cost=0.0, row_cost=self.clock.row_cost
         )
-        own.source = own.looked_up
+        speculation.source = speculation.looked_up
         return found[:count]
 
-    def _worth(self, generation: Generation, running: int) -> int:
-        own = generation.speculation
-        if own.streams is None:
+    def _worth(self, generation: ActiveSequence, running: int) -> int:
+        speculation = generation.speculation
+        if speculation.streams is None:
             return 0
-        own.source = own.mtp
+        speculation.source = speculation.mtp
         clock = self.clock
-        return own.mtp.best_count(
+        return speculation.mtp.best_count(
             self._most, running=running, guess_cost=clock.guess_cost, row_cost=clock.row_cost
         )
 
-    def _ask(self, asking: Sequence[tuple[Generation, int]]) -> None:
-        """Let the block read what it has not seen, and go on from there on its own."""
+    def _ask(self, asking: Sequence[tuple[ActiveSequence, int]]) -> None:
+        """Let the MTP block read the rows it has not read, then draft from its own output."""
         rows = self._read([g for g, _ in asking], [_noted(g) for g, _ in asking])
         states = [_state_of(generation) for generation, _ in asking]
         for depth in range(max(count for _, count in asking)):
             going = [i for i, (_, count) in enumerate(asking) if count > depth]
             if depth:
-                if depth == 1:  # what is guessed must not stay in the block's window
+                if depth == 1:  # draft tokens must not stay in the block's window
                     states = [state.fork_drafts() for state in states]
                 last = [asking[i][0].drafts[-1] for i in going]
                 ahead = [states[i] for i in going]
@@ -127,8 +127,8 @@ class Drafter:
             for i, token in zip(going, likeliest, strict=True):
                 asking[i][0].drafts.append(token)
 
-    def _read(self, generations: Sequence[Generation], counts: Sequence[int]) -> list[Streams]:
-        """Give the block the first noted rows of each; the last row of what it made of them."""
+    def _read(self, generations: Sequence[ActiveSequence], counts: Sequence[int]) -> list[Streams]:
+        """Feed the block the first stored rows of each sequence; return the last output rows."""
         streams, tokens = [], []
         for generation, count in zip(generations, counts, strict=True):
             noted = generation.speculation.streams
@@ -141,17 +141,17 @@ class Drafter:
         ends = np.cumsum(counts)
         return [read[end - 1 : end] for end in ends]
 
-    def _forget(self, generation: Generation) -> None:
-        """Begin anew: what the block has read does not reach up to here."""
+    def _forget(self, generation: ActiveSequence) -> None:
+        """Reset the block's state, because it has missed tokens before these."""
         assert generation.state is not None
         generation.state.drafts = self._model.new_state().drafts
 
 
-def _noted(generation: Generation) -> int:
+def _noted(generation: ActiveSequence) -> int:
     streams = generation.speculation.streams
     return 0 if streams is None else len(streams)
 
 
-def _state_of(generation: Generation) -> State:
+def _state_of(generation: ActiveSequence) -> State:
     assert generation.state is not None
     return generation.state

@@ -1,9 +1,9 @@
-"""States of prompts that may come again, in memory: found by their tokens, bounded in bytes.
+"""Prefix cache in memory: states of prompts, found by their tokens, bounded in bytes.
 
 A tree of blocks of tokens. Each block holds its compressed entries, once for all prompts that
-begin alike; at some lengths a tail makes a state whole, and there a prompt can be taken up. A state
-cannot be cut back (what its window has lost is gone), so a prompt is read again from the last tail
-before the place where it becomes new.
+begin alike; at some lengths a tail completes the state, and there a prompt can be resumed. A state
+cannot be shortened (its window has dropped older tokens), so a prompt is computed from the last
+tail within the common prefix.
 
 Invariants: `nbytes` is the sum over blocks and tails; every block has a tail somewhere below it.
 """
@@ -20,14 +20,14 @@ _Tokens = tuple[int, ...]
 
 @dataclass(eq=False)
 class _Block:
-    """Tokens, the entries they brought, and what was seen to follow them."""
+    """A node of the tree: tokens, their compressed entries, and the nodes that follow."""
 
     tokens: _Tokens
     parent: "_Block | None"
     entries: Entries
     children: dict[_Tokens, "_Block"] = field(default_factory=dict)
     ends: dict[_Tokens, "_End"] = field(default_factory=dict)
-    """Places to take a prompt up, by the tokens after this block."""
+    """Resumable lengths, by the tokens after this block."""
 
     @property
     def nbytes(self) -> int:
@@ -36,40 +36,40 @@ class _Block:
 
 @dataclass(eq=False)
 class _End:
-    """A length at which a state can be made whole."""
+    """A length at which a prompt can be resumed."""
 
     block: _Block
     rest: _Tokens
     tail: Tail
     whole: bool
-    """Only for a prompt that ends here."""
+    """True if usable only for a prompt that ends here."""
     saves: int
-    """Tokens that need not be read again because of this one."""
+    """Tokens whose computation a hit here saves."""
     hits: int = 0
     score: float = 0.0
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is known of a prompt."""
+    """The result of a lookup."""
 
     blocks: Sequence[Entries]
     tail: Tail | None
     matched: int
-    """Tokens that some kept prompt begins with too."""
+    """Length of the longest common prefix with a cached prompt."""
     miss_reason: str
 
     @property
     def length(self) -> int:
-        """Tokens that need not be read."""
+        """Number of hit tokens, which are not computed again."""
         return 0 if self.tail is None else self.tail.length
 
 
 class PrefixCache:
-    """Keeps the most valuable states within a number of bytes.
+    """Caches the most valuable states within a limit in bytes.
 
-    The least valuable goes first: the one that saves the fewest tokens per byte, where use counts
-    several times and age takes it back (greedy dual-size with frequency).
+    Evicts the state that saves the fewest tokens per byte; hits raise its value, age lowers it
+    (greedy dual-size with frequency).
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -80,11 +80,11 @@ class PrefixCache:
         self._clock = 0.0
 
     def __len__(self) -> int:
-        """How many prompts can be taken up."""
+        """Number of resumable prefixes."""
         return len(self._ends)
 
     def find(self, tokens: Sequence[int]) -> Found:
-        """The longest kept state that a prompt begins with."""
+        """Return the longest cached prefix of a prompt."""
         path = list(self._walk(tokens))
         best: _End | None = None
         for depth, block in enumerate(path):
@@ -104,7 +104,7 @@ class PrefixCache:
         return Found(blocks, best.tail, matched, _reason(tokens, length, matched, parted))
 
     def has(self, tokens: Sequence[int], *, whole: bool = False) -> bool:
-        """Whether a state of just these tokens is kept, for at least what is asked."""
+        """True if a state of exactly these tokens is cached (for any use, or as `whole`)."""
         block = self._deepest(tokens)
         end = block.ends.get(_rest(tokens)) if block is not None else None
         return end is not None and (whole or not end.whole)
@@ -118,10 +118,10 @@ class PrefixCache:
         drafting: bool = False,
         whole: bool = False,
     ) -> tuple[list[Entries], Tail] | None:
-        """Take a copy of a state that has seen `tokens`; `whole`: only for a prompt of just these.
+        """Cache a copy of a state after `tokens`; `whole`: usable only for exactly this prompt.
 
-        For `streams` and `drafting` see `Tail`. Returns what the state consists of, None if it was
-        here already.
+        For `streams` and `drafting` see `Tail`. Returns the parts of the state, None if it was
+        cached already.
         """
         assert state.length == len(tokens)
         if self.limit_bytes == 0 or self.has(tokens, whole=whole):
@@ -136,22 +136,22 @@ class PrefixCache:
         return [*known, *new], tail
 
     def known_blocks(self, tokens: Sequence[int]) -> int:
-        """How many whole blocks of `tokens`, from the first on, have their entries here."""
+        """Number of leading whole blocks of `tokens` that are cached."""
         return len(list(self._walk(tokens))) - 1
 
     def missing_blocks(self, tokens: Sequence[int]) -> range:
-        """Where the whole blocks of `tokens` start whose entries are not here."""
+        """Start positions of the whole blocks of `tokens` that are not cached."""
         known = self.known_blocks(tokens)
         return range(known * BLOCK_TOKENS, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS)
 
     def put(
         self, tokens: Sequence[int], blocks: Iterable[Entries], tail: Tail, *, whole: bool = False
     ) -> None:
-        """Take over a tail, and the entries of all blocks that are missing, in order."""
+        """Insert a tail, and the entries of all missing blocks, in order."""
         *_, block = self._walk(tokens)
         for start, entries in zip(self.missing_blocks(tokens), blocks, strict=True):
-            own = tuple(tokens[start : start + BLOCK_TOKENS])
-            block.children[own] = child = _Block(own, block, entries)
+            block_tokens = tuple(tokens[start : start + BLOCK_TOKENS])
+            block.children[block_tokens] = child = _Block(block_tokens, block, entries)
             self.nbytes += child.nbytes
             block = child
         rest = _rest(tokens)
@@ -169,7 +169,7 @@ class PrefixCache:
         self._shrink()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Evict everything."""
         while self._ends:
             self._remove(next(iter(self._ends)))
 
@@ -181,17 +181,17 @@ class PrefixCache:
         start = 0
         while block is not None:
             yield block
-            own = tuple(tokens[start : start + BLOCK_TOKENS])
-            block = block.children.get(own)
+            block_tokens = tuple(tokens[start : start + BLOCK_TOKENS])
+            block = block.children.get(block_tokens)
             start += BLOCK_TOKENS
 
     def _deepest(self, tokens: Sequence[int]) -> _Block | None:
-        """The block in which `tokens` end, if all of theirs are here."""
+        """The block in which `tokens` end, if all of their blocks are cached."""
         path = list(self._walk(tokens))
         return path[-1] if len(path) - 1 == len(tokens) // BLOCK_TOKENS else None
 
     def _ends_before(self, block: _Block, rest: _Tokens) -> Iterator[_End]:
-        """Ends on the way to a place."""
+        """Resumable lengths on the path to a place."""
         for end in block.ends.values():
             if len(end.rest) < len(rest) and _continues(rest, 0, end.rest):
                 yield end
@@ -202,7 +202,7 @@ class PrefixCache:
                     yield end
 
     def _matched(self, tokens: Sequence[int], path: Sequence[_Block]) -> tuple[int, bool]:
-        """How many tokens some kept prompt begins with too, and whether it goes on otherwise."""
+        """Longest common prefix with a cached prompt, and True if they differ after it."""
         block, start = path[-1], (len(path) - 1) * BLOCK_TOKENS
         ahead = tuple(tokens[start : start + BLOCK_TOKENS])
         longest, parted = 0, False
@@ -214,7 +214,7 @@ class PrefixCache:
         return start + longest, parted
 
     def _value(self, end: _End) -> None:
-        """Set what an end is worth now."""
+        """Set the eviction score of an end."""
         per_byte = end.saves * (1 + end.hits) / max(1, end.tail.nbytes)
         end.score = self._clock + per_byte
 
@@ -225,7 +225,7 @@ class PrefixCache:
             self._remove(worst)
 
     def _remove(self, end: _End) -> None:
-        """Drop an end, and the blocks that no other needs."""
+        """Evict an end, and the blocks that no other end uses."""
         self._drop_end(end)
         block = end.block
         while block.parent is not None and not block.children and not block.ends:
@@ -240,7 +240,7 @@ class PrefixCache:
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
+    """Length of the common prefix of two sequences."""
     low, high = 0, min(len(one), len(other))
     while low < high:  # slices are compared much faster than items
         middle = (low + high + 1) // 2
@@ -260,7 +260,7 @@ def _continues(tokens: Sequence[int], start: int, rest: _Tokens) -> bool:
 
 
 def _reason(tokens: Sequence[int], hit: int, matched: int, parted: bool) -> str:
-    """Why not more was found, in words."""
+    """Explain in words why the hit was not longer."""
     if hit >= len(tokens) - 1:
         return ""
     if not matched:

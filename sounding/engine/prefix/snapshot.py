@@ -1,6 +1,6 @@
-"""A sequence's state taken apart and put together again.
+"""Split a sequence's state into blocks and a tail, and rebuild it.
 
-Compressed entries never change and only become more, so those of every block of tokens are stored
+Compressed entries are only appended to, never changed, so those of every block of tokens are stored
 once, however many states contain them. The rest (the window, the projections of groups that other
 groups still need, the MTP blocks' windows) is of a fixed size and belongs to one length: the tail.
 Source: docs/architecture.md 8 and 8.2.
@@ -21,18 +21,18 @@ Entries = Mapping[str, StoredRows]
 
 @dataclass(frozen=True)
 class Tail:
-    """What a state of this length holds besides the entries of whole blocks."""
+    """The part of a state of this length that is not in whole blocks."""
 
     length: int
     entries: Entries
-    """Behind the last whole block."""
+    """Compressed entries behind the last whole block."""
     rows: Mapping[str, StoredRows]
     lengths: Mapping[str, int]
-    """Of the lists in `rows`: of some only the last rows are kept."""
+    """Full lengths of the lists in `rows`, of which some keep only the last rows."""
     streams: Streams
-    """Of the last token, from which the next one is chosen."""
+    """Streams of the last token, from which the next one is chosen."""
     drafting: bool
-    """Whether the MTP blocks have read everything before the last token."""
+    """True if the MTP blocks have read all tokens before the last one."""
 
     @property
     def nbytes(self) -> int:
@@ -42,7 +42,7 @@ class Tail:
 
 
 def entries_between(state: State, start: int, end: int) -> dict[str, StoredRows]:
-    """Copies of the entries that tokens from `start` to `end` have brought."""
+    """Copy the entries that tokens from `start` to `end` added."""
     first, last = _entry_counts(state, start), _entry_counts(state, end)
     return {
         name: rows.read()[first[name] : last[name]].copy()
@@ -52,7 +52,7 @@ def entries_between(state: State, start: int, end: int) -> dict[str, StoredRows]
 
 
 def take_tail(state: State, streams: Streams, *, drafting: bool = False) -> Tail:
-    """Copy what is not in blocks; for the arguments see `Tail`."""
+    """Copy the part of a state that is not in blocks; for the arguments see `Tail`."""
     length = state.length
     entries = entries_between(state, length - length % BLOCK_TOKENS, length)
     others = [(name, rows) for name, rows, _ in _lists(state, length) if name not in entries]
@@ -67,7 +67,7 @@ def take_tail(state: State, streams: Streams, *, drafting: bool = False) -> Tail
 
 
 def put_together(state: State, blocks: Sequence[Entries], tail: Tail) -> None:
-    """Make an empty state what the blocks and the tail were taken from."""
+    """Restore an empty state from blocks and a tail."""
     for name, rows, length in _lists(state, tail.length):
         if name in tail.entries:
             rows.restore(np.concatenate([part[name] for part in (*blocks, tail.entries)]), length)

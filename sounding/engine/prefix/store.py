@@ -1,4 +1,4 @@
-"""States of prompts on disk, where they survive restarts.
+"""Prefix store: the states of prompts on disk, where they survive restarts.
 
 The same blocks and tails as in memory (`cache`), a file each, in a folder for each model. Files
 appear whole or not at all; what is damaged is a miss. Writing happens in a thread of its own, and
@@ -43,7 +43,7 @@ from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
 
 _LIMIT_BYTES = 8 << 30
 _IDENTITY = "[0-9a-f]{16}"
-_PENDING_BYTES = 256 << 20  # that may wait to be written; what comes beyond is not kept
+_PENDING_BYTES = 256 << 20  # waiting to be written; beyond that states are not stored
 _PAUSE_SECONDS = 60.0  # after writing has failed
 
 _log = logging.getLogger(__name__)
@@ -51,17 +51,17 @@ _Loaded = TypeVar("_Loaded")
 
 
 class Stored(NamedTuple):
-    """A state found on disk."""
+    """The result of a hit on disk."""
 
     tokens: Sequence[int]
     blocks: Sequence[Entries]
-    """The last of its whole blocks, as many as were asked for."""
+    """The last whole blocks of it, as many as the caller lacks."""
     tail: Tail
     whole: bool
 
 
 class _File(NamedTuple):
-    """Where a block or a tail is, or would be."""
+    """The file of a block or a tail."""
 
     folder: StoreFolder
     name: str
@@ -76,10 +76,10 @@ class _Job(NamedTuple):
 
 
 class PrefixStore:
-    """A folder of states, bounded in bytes; the least recently used go first."""
+    """A folder of states, bounded in bytes; evicts the least recently used first."""
 
     def __init__(self, folder: Path, identity: str, limit_bytes: int = _LIMIT_BYTES) -> None:
-        """Opens the folder and drops what was being written when its last user ended.
+        """Open the folder and remove files whose writer was killed.
 
         `identity` stands for whatever states depend on in 16 hexadecimal digits, see
         `state_identity`. A folder that cannot be used, or is used by another process, is a warning,
@@ -113,16 +113,16 @@ class PrefixStore:
 
     @property
     def usable(self) -> bool:
-        """Whether the folder could be opened."""
+        """True if the folder is open."""
         return self._lock is not None
 
     def __len__(self) -> int:
-        """How many prompts of this model can be taken up."""
+        """Number of resumable prefixes of this model."""
         with self._changed:
             return sum(map(len, self._tails.values()))
 
     def find(self, tokens: Sequence[int], *, beyond: int, known_blocks: int) -> Stored | None:
-        """The longest state that a prompt begins with, if longer than `beyond` tokens.
+        """Return the longest stored prefix of a prompt, if longer than `beyond` tokens.
 
         Its first `known_blocks` blocks are at hand already and are not read.
         """
@@ -138,8 +138,8 @@ class PrefixStore:
                 _log.warning("a kept prefix cannot be used: %s", error)
                 self._drop(tail_file)
                 continue
-            # The tail before the blocks, the last block before the first: what a state needs is
-            # never older than the state.
+            # The tail before the blocks, the last block before the first: a state's parts are never
+            # older than the state.
             self._touch([tail_file, *reversed(block_files)])
             return Stored(tokens[:length], blocks, tail, tail_name.whole)
         return None
@@ -147,7 +147,7 @@ class PrefixStore:
     def put(
         self, tokens: Sequence[int], blocks: Sequence[Entries], tail: Tail, *, whole: bool
     ) -> None:
-        """Keep a state, given all its blocks; returns at once."""
+        """Queue a state with all its blocks to be written; returns at once."""
         if not self.usable or time.monotonic() < self._paused_until:
             return
         size = tail.nbytes + sum(rows.nbytes for block in blocks for rows in block.values())
@@ -162,7 +162,7 @@ class PrefixStore:
         self._jobs.join()
 
     def close(self) -> None:
-        """Write what is waiting, and let another process use the folder."""
+        """Write all queued states and unlock the folder for other processes."""
         self._jobs.put(None)
         self._thread.join()
         self._release()
@@ -209,7 +209,7 @@ class PrefixStore:
     def _candidates(
         self, names: Sequence[str], tokens: Sequence[int], beyond: int
     ) -> list[tuple[TailName, int]]:
-        """Tails that may be what a prompt begins with, the longest first."""
+        """Tails that may be a prefix of the prompt, the longest first."""
         found = []
         with self._changed:
             for number, name in enumerate(names):
@@ -230,7 +230,7 @@ class PrefixStore:
         return [_File(self._folder, block_name(name)) for name in whole]
 
     def _load(self, file: _File, unpack: Callable[[str, bytes], _Loaded]) -> _Loaded:
-        """The contents of a file; one that is of no use is removed."""
+        """Read a file; a damaged one is removed."""
         try:
             return unpack(file.name, file.folder.read(file.name))
         except (Damaged, OSError):
@@ -245,7 +245,7 @@ class PrefixStore:
             self._tails.setdefault(tail.blocks, set()).add(tail)
 
     def _drop(self, file: _File) -> None:
-        """Forget a file and remove it."""
+        """Remove a file from the index and the disk."""
         with self._changed:
             self._forget(file)
         file.folder.unlink(file.name)
@@ -259,11 +259,11 @@ class PrefixStore:
                 del self._tails[tail.blocks]
 
     def _tail_of(self, file: _File) -> TailName | None:
-        """What a file's name says, where it is a tail of this model."""
+        """Parse the name of a file, if it is a tail of this model."""
         return TailName.parse(file.name) if file.folder is self._folder else None
 
     def _touch(self, files: Sequence[_File]) -> None:
-        """These were used now, in this order."""
+        """Mark these files as used now, in this order."""
         with self._changed:
             for file in files:
                 if file in self._sizes:
@@ -281,7 +281,7 @@ class PrefixStore:
             self._drop(oldest)
 
     # ----------------------------------------------------------------------------------------------
-    # The thread that writes
+    # The writer thread
 
     def _write_all(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -326,7 +326,7 @@ def _name_of(blocks: str, rest: Sequence[int]) -> str:
 
 
 def state_identity(network: Network, settings: EngineSettings, weights: str | None = None) -> str:
-    """A name for all that states depend on besides tokens: the network and how it is run.
+    """A digest of everything besides tokens that states depend on: the network and its settings.
 
     `weights` is the digest of all its weights, which is made here where it is not at hand.
     """

@@ -1,8 +1,8 @@
-"""The files of a prefix store: what is in them, and how damage is told.
+"""The file formats of a prefix store, and how damage is detected.
 
 A file is a magic number, the SHA-256 of its name and its contents, and the contents in safetensors
-form. Its name is derived from all tokens it stands for, so what has the right name and checksum is
-what was asked for; everything else is as good as absent.
+form. Its name is derived from all tokens of its prefix, so a file with that name and checksum is a
+hit; any other file is a miss.
 """
 
 import hashlib
@@ -30,17 +30,17 @@ _UNFINISHED = f"\\.({_BLOCK}|{_TAIL})\\.[0-9a-f]{{8}}"
 
 
 class Damaged(ValueError):
-    """A file is not what its name says."""
+    """The contents of a file do not match its name."""
 
 
 def extend(digest: str, tokens: Sequence[int]) -> str:
-    """The name of a text that goes on from another by these tokens."""
+    """The name of a prefix that extends another by `tokens`."""
     numbers = array("q", tokens)
     return hashlib.sha256(digest.encode() + numbers.tobytes()).hexdigest()[:_NAME_DIGITS]
 
 
 def chain(identity: str, tokens: Sequence[int]) -> Iterator[str]:
-    """The names of the beginnings of a text: of nothing, and up to the end of each whole block."""
+    """The names of a text's prefixes: the empty one, and one per whole block."""
     digest = extend(identity, ())
     yield digest
     for start in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
@@ -50,23 +50,23 @@ def chain(identity: str, tokens: Sequence[int]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class TailName:
-    """What the name of a tail's file says."""
+    """The parsed file name of a tail."""
 
     blocks: str
-    """Name of the whole blocks before it."""
+    """Name of the prefix of whole blocks before it."""
     rest: int
-    """Tokens behind those."""
+    """Number of tokens behind those."""
     digest: str
-    """Name of all of it."""
+    """Name of the whole prefix."""
     whole: bool
-    """Only for a prompt that ends here."""
+    """True if usable only for a prompt that ends here."""
 
     def __str__(self) -> str:
         return f"{self.blocks}-{self.rest}-{self.digest}-{'whole' if self.whole else 'any'}.tail"
 
     @classmethod
     def parse(cls, name: str) -> "TailName | None":
-        """Read a file's name; None if it is none of a tail."""
+        """Parse a file name; None if it is not a tail's."""
         found = re.fullmatch(_TAIL, name)
         if found is None:
             return None
@@ -75,12 +75,12 @@ class TailName:
 
 
 def is_kept(name: str) -> bool:
-    """Whether this is the name of a block's or a tail's file."""
+    """True if this is the file name of a block or a tail."""
     return re.fullmatch(f"{_BLOCK}|{_TAIL}", name) is not None
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether `files.write_file` gives this name to such a file while it writes it."""
+    """True if this is the temporary name `files.write_file` uses for such a file."""
     return re.fullmatch(_UNFINISHED, name) is not None
 
 

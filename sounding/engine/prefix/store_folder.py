@@ -1,9 +1,9 @@
-"""Folders of a prefix store, which may lie beside anything a user has.
+"""Folders of a prefix store, kept apart from a user's other files.
 
-A store is told from other folders by a mark, a file that the store makes while the folder is empty.
-Only folders with the mark are used, and in them only regular files with a name that the caller
-knows. A folder is opened once and its files are reached through that descriptor, so that no
-symbolic link, whenever it appears, leads elsewhere; the store's own path alone may contain links.
+A store is recognised by a mark, a file that the store makes while the folder is empty. Only folders
+with the mark are used, and in them only regular files with names of the caller. A folder is opened
+once and its files are reached through that descriptor, so that no symbolic link, whenever it
+appears, leads elsewhere; the store's own path alone may contain links.
 """
 
 import os
@@ -25,18 +25,18 @@ class StoreFolder:
     """A marked folder, open until `close`. Its methods raise OSError."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        """Takes the descriptor over; see `open_root`."""
+        """Owns the descriptor; see `open_root`."""
         self.path = path
         self._descriptor = descriptor
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
 
     def subfolder(self, name: str) -> "StoreFolder | None":
-        """A marked folder in this one; None for anything else of that name."""
+        """Open a marked subfolder; None for anything else of that name."""
         try:
             folder = self._enter(name)
         except OSError:
@@ -47,7 +47,7 @@ class StoreFolder:
         return None
 
     def make_subfolder(self, name: str) -> "StoreFolder":
-        """The same, made where there is none. Raises ValueError for anything else of that name."""
+        """Open or create a subfolder. Raises ValueError for anything else of that name."""
         if name not in self.names():
             os.mkdir(name, dir_fd=self._descriptor)
         try:
@@ -63,14 +63,14 @@ class StoreFolder:
 
     @property
     def marked(self) -> bool:
-        """Whether a store made it."""
+        """True if it has the mark of a store."""
         try:
             return self.read(MARK_NAME) == _MARK
         except OSError:
             return False
 
     def claim(self) -> None:
-        """Mark it where it is empty; closes it and raises ValueError where it is not ours."""
+        """Mark it if it is empty; closes it and raises ValueError if it is not a store's."""
         if self.marked:
             return
         try:
@@ -85,7 +85,7 @@ class StoreFolder:
             raise
 
     def _unused(self) -> bool:
-        """Whether it is empty, or has the beginning of a mark alone, whose writer was killed."""
+        """True if it is empty, or has only the beginning of a mark, whose writer was killed."""
         names = self.names()
         try:
             return not names or (names == [MARK_NAME] and _MARK.startswith(self.read(MARK_NAME)))
@@ -93,18 +93,18 @@ class StoreFolder:
             return False
 
     def names(self) -> list[str]:
-        """Of everything in it."""
+        """Names of all entries."""
         return sorted(os.listdir(self._descriptor))
 
     def files(self) -> Iterator[tuple[str, os.stat_result]]:
-        """Names and facts of the regular files in it."""
+        """Names and stat results of the regular files in it."""
         for name in self.names():
             facts = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
             if stat.S_ISREG(facts.st_mode):
                 yield name, facts
 
     def open(self, name: str, flags: int) -> int:
-        """A descriptor of a regular file that is there."""
+        """Open an existing regular file; return its descriptor."""
         descriptor = os.open(name, flags | _REGULAR, dir_fd=self._descriptor)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
@@ -112,7 +112,7 @@ class StoreFolder:
         return descriptor
 
     def read(self, name: str) -> bytes:
-        """The contents of a regular file."""
+        """Read a regular file."""
         with os.fdopen(self.open(name, os.O_RDONLY), "rb") as file:
             return file.read()
 
@@ -121,11 +121,11 @@ class StoreFolder:
         write_file(Path(name), data, folder=self._descriptor)
 
     def touch(self, name: str) -> None:
-        """The file was used now."""
+        """Set the file's time of last use to now."""
         os.utime(name, dir_fd=self._descriptor, follow_symlinks=False)
 
     def unlink(self, name: str) -> None:
-        """Remove a file, if there is a regular one of that name."""
+        """Remove a regular file, if it exists."""
         try:
             facts = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
         except FileNotFoundError:
@@ -134,12 +134,12 @@ class StoreFolder:
             os.unlink(name, dir_fd=self._descriptor)
 
     def sync(self) -> None:
-        """Make the names in it survive a power cut."""
+        """Flush the folder, so that its names survive a power cut."""
         os.fsync(self._descriptor)
 
 
 def open_root(path: Path) -> StoreFolder:
-    """The folder of a store, made or marked if there is none or it is empty.
+    """Open the folder of a store, created if missing and marked if empty.
 
     Raises ValueError for a folder with other contents and without the mark, OSError for one that
     cannot be used.

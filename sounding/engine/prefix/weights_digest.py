@@ -1,7 +1,7 @@
 """A digest of all bytes of a network's weights, which kept states depend on.
 
 For a large network it is kept in the store's folder, so that the weights are not read a second
-time just to name them, under what the file system says of the files they came from.
+time just to name them, keyed by the file system's metadata of the checkpoint files.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ def weights_digest(network: Network, facts: str = "", store: Path | None = None)
     name = hashlib.sha256(f"{facts} {network.dtype_name}".encode()).hexdigest()[:32] + ".digest"
     try:
         folder = open_root(store)
-    except OSError as error:  # a store that cannot be used says so itself
+    except OSError as error:  # the store logs by itself that it cannot be used
         _log.info("the digest of the weights is not kept: %s", error)
         return network.fingerprint()
     try:

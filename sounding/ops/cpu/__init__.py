@@ -1,7 +1,7 @@
 """Native twins of ops for CPUs: C++ without torch headers, called through ctypes.
 
-They are built with the package where a compiler is at hand; without one everything works through
-the reference. One library holds code for several instruction sets and takes the best.
+They are built with the package if a compiler is installed; without one the reference runs. One
+library has code for several instruction sets and selects the best.
 """
 
 import ctypes
@@ -16,10 +16,10 @@ if TYPE_CHECKING:  # the kernels are loaded by programs that run without PyTorch
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they were not built or do not load here.
+    """Return the compiled kernels, or None if they were not built or do not load.
 
     SOUNDING_KERNELS names another build of them, for tests: one with sanitizers. Raises OSError if
-    that does not load, since tests of what ran in its place would say nothing.
+    that does not load, since tests would otherwise check the wrong code.
     """
     named = os.environ.get("SOUNDING_KERNELS")
     if named:

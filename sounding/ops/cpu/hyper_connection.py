@@ -139,7 +139,7 @@ class _Write(torch.autograd.Function):
 
 
 def tiles_serve(streams: int, channels: int) -> bool:
-    """Whether bfloat16 streams are connected on tiles, which give all gradients in one order."""
+    """True if bfloat16 streams are connected on tiles, with all gradients in one order."""
     kernels = library()
     assert kernels is not None, "chosen only where the library was built"
     return bool(kernels.train_connect_serves(streams, channels))

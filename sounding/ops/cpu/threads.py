@@ -1,6 +1,6 @@
-"""How many threads a training kernel works with.
+"""The number of threads of a training kernel.
 
-What kernels compute does not depend on it, so it may change while batches are worked on.
+Results do not depend on it, so it may change during a batch.
 """
 
 import threading
@@ -20,7 +20,7 @@ class Share:
     @contextmanager
     def piece(self) -> Iterator[None]:
         """Do one of the pieces here: on one of torch's threads, and in kernels on its share."""
-        torch.set_num_threads(1)  # counts for the thread that says so
+        torch.set_num_threads(1)  # applies to the calling thread
         _here.share = self
         try:
             yield

@@ -6,7 +6,7 @@ from functools import partial
 from sounding.completion.completer import Fill
 from sounding.completion.context import File
 from sounding.completion.endings import Gap, Kind, trim
-from sounding.completion.prompt import Settings
+from sounding.completion.prompt import CompletionSettings
 from sounding.engine.requests import (
     Event,
     Finished,
@@ -141,7 +141,7 @@ async def fill_in(
     files = tuple((name, Newlines.read(text)) for name, text in files)
     stops = {Newlines.read(one): one for one in stop}
     try:
-        settings = Settings(
+        settings = CompletionSettings(
             max_tokens=max(1, max_tokens), context_tokens=context_tokens, typing=True
         )
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""How tags look when a model gets them wrong: the expressions of the tolerant parser.
+"""Malformed tags as models generate them: the regular expressions of the tolerant parser.
 
-Each kind of place in a text (prose, between tags, inside a value) has an expression for the tags
-to act on there, and one for a text that ends in what may become such a tag.
+Each parser state (prose, between tags, inside a value) has an expression for the tags it handles,
+and one for a text that ends in a possible beginning of such a tag.
 """
 
 import re

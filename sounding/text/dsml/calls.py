@@ -1,7 +1,7 @@
-"""Tool calls as the prompt writes them: DSML markup, with a refusal for what it cannot carry.
+"""Tool calls as DSML markup in the prompt; values it cannot represent are refused.
 
 The format has no escaping, so a call that would be read back as something else is an error here
-rather than a corrupt prompt. Reading is the business of parse.py. Source: docs/prompt.md 5.2.
+rather than a corrupt prompt. parse.py parses it. Source: docs/prompt.md 5.2.
 """
 
 import json

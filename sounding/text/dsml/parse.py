@@ -1,7 +1,7 @@
-"""Completions to reasoning, content and tool calls, piece by piece or as whole texts.
+"""Parse completions into reasoning, content and tool calls, streamed or as whole texts.
 
 `StrictParser` (strict.py) accepts what the published parser accepts; `TolerantParser` (tolerant.py)
-mends what models really emit. Whole texts take the same path as pieces: `parse` feeds one piece.
+repairs what models really emit. Whole texts take the same path as pieces: `parse` feeds one piece.
 Source: docs/prompt.md 7.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 from sounding.text.dsml.parser import Malformed, Parser
 from sounding.text.dsml.strict import StrictParser
 from sounding.text.dsml.tolerant import TolerantParser
-from sounding.text.events import Completion, collect
+from sounding.text.events import ParsedCompletion, collect
 
 __all__ = ["Malformed", "Parser", "StrictParser", "TolerantParser", "parse", "parser"]
 
@@ -27,7 +27,7 @@ def parser(
 
 def parse(
     text: str, thinking_mode: str, *, tolerant: bool = False, tools: Sequence[Any] | None = None
-) -> Completion:
+) -> ParsedCompletion:
     """Read a whole completion, the text after the prompt including EOS.
 
     Raises Malformed, a ValueError, for a text outside the format unless `tolerant`.

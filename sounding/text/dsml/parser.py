@@ -1,6 +1,6 @@
-"""What both parsers of completions share: text that is not understood yet, and events.
+"""The base of both parsers of completions: the buffer of unparsed text, and the events.
 
-A parser takes the text in whatever pieces it arrives and answers with events.
+A parser takes text in pieces of any size and returns events.
 """
 
 from collections.abc import Callable
@@ -27,10 +27,10 @@ class Malformed(ValueError):
 
 
 class Parser:
-    """What both parsers share: the text not yet understood, and the events it led to.
+    """The base of both parsers: the buffer of unparsed text, and the events parsed so far.
 
-    A state is a method that takes what it can from the text and says whether to go on; it leaves
-    at most the beginning of a marker behind, so no text is looked at often.
+    A state is a method that consumes text and returns True to continue; it leaves at most the
+    beginning of a marker in the buffer, so that no text is scanned repeatedly.
     """
 
     def __init__(self, thinking_mode: str) -> None:
@@ -57,7 +57,7 @@ class Parser:
         return self._drain()
 
     def finish(self) -> list[Event]:
-        """Say that the text is over; the last events, End among them."""
+        """End the text; return the last events, `End` among them."""
         if self._final:
             raise ValueError("the parser is finished; use a new one for another completion")
         self._final = True

@@ -1,4 +1,4 @@
-"""The parser that accepts what the published parser accepts and fails where that fails.
+"""The strict parser: it accepts and refuses the same texts as the published parser.
 
 Source: docs/prompt.md 7.
 """
@@ -33,7 +33,7 @@ class Markers:
         self._reach = max(map(len, literals)) - 1
 
     def find(self, text: str) -> tuple[int, str]:
-        """Where the text stops being plain, and the marker there: "" if it may only begin one."""
+        """Position and text of the first marker; "" if `text` ends in a possible part of one."""
         end = len(text)
         first = self._starts.search(text)
         if first is None:  # most pieces
@@ -42,7 +42,7 @@ class Markers:
             if text[start.start() :] in self._prefixes:
                 end = start.start()
                 break
-        # A marker inside a longer one that is still open does not count: end stands before it.
+        # A marker inside a longer one that is still open does not count: `end` is before it.
         found = self._search.search(text)
         if found is not None and found.start() < end:
             return found.start(), found.group()
@@ -53,7 +53,7 @@ class Markers:
 _IN_TEXT = Markers(CALLS_OPEN, EOS, END_THINK, BOS, THINK, f"<{DSML}", f"</{DSML}", DSML)
 _AFTER_NAME = Markers(PARAMETER_OPEN, INVOKE_CLOSE)
 _AFTER_KEY = Markers('" string="true">', '" string="false">', PARAMETER_CLOSE)
-# A line end may stand before the slash: the published expression lets it pass.
+# A line end may come before the slash: the published expression accepts it.
 _AFTER_VALUE = Markers(f"<{PARAMETER_CLOSE}", f"<\n{PARAMETER_CLOSE}", PARAMETER_CLOSE)
 _NAME = re.compile(r'\s*name="(.*?)">\n\n?', re.DOTALL)
 
@@ -68,7 +68,7 @@ class StrictParser(Parser):
     def __init__(self, thinking_mode: str) -> None:
         super().__init__(thinking_mode)
         self._keys: set[str] = set()
-        self._string = False  # whether the value being read is written raw
+        self._string = False  # True if the current value is raw text
 
     def _fail(self, reason: str) -> Malformed:
         self._final = True
@@ -134,7 +134,7 @@ class StrictParser(Parser):
         return self._next_parameter(found[1])
 
     def _next_parameter(self, marker: str) -> bool:
-        """Go on behind the marker that follows a name or a parameter."""
+        """Continue behind the marker that follows a name or a parameter."""
         if marker == PARAMETER_OPEN:
             self._step = self._before_key
             return True

@@ -1,7 +1,7 @@
-"""The parser that mends: what models really emit becomes a message, and each repair is reported.
+"""The tolerant parser: malformed completions become messages, and each repair is reported.
 
 It never raises, always ends, and passes no markup on as text. Where the strict parser accepts a
-text that was not cut off, this one says the same and reports nothing, save for names and values
+text that was not cut off, this one returns the same and reports nothing, save for names and values
 that contain tags or quotes, and for repairs of meaning (`arguments` wrapper, `string` flag).
 The table of shapes, repairs and results is in docs/prompt.md.
 """
@@ -164,7 +164,7 @@ class TolerantParser(TolerantCalls):
         self._over(found)
 
     def _only_half_a_tag(self) -> bool:
-        """Whether the text ends here, with nothing or the beginning of a tag."""
+        """True if the buffer ends here, with nothing or the beginning of a tag."""
         return self._final and (not self._buffer or HALF_IN_BLOCK.match(self._buffer) is not None)
 
     def _leave_block(self) -> None:

@@ -1,6 +1,6 @@
-"""The inside of one call as the tolerant parser reads it: name, parameters, values, their repair.
+"""The tolerant parser inside of one call: name, parameters, values, and their repair.
 
-The text around calls, and the block they stand in, are tolerant.py's.
+tolerant.py parses the text around calls, and their block.
 """
 
 import json
@@ -71,10 +71,10 @@ class TolerantCalls(Parser):
         if "function_calls" in tag:
             self._report("block_name", "function_calls was read as tool_calls", once=True)
 
-    # -- what stands between tags -------------------------------------------------------------
+    # -- text between tags --------------------------------------------------------------------
 
     def _next(self) -> re.Match[str] | str | None:
-        """What follows the gap: a token or tag, some other text (""), or None: not known yet."""
+        """The token or tag after the gap, "" for other text, None if more text is needed."""
         while True:
             space = _SPACE.match(self._buffer)
             self._gap.append(self._take(space.end() if space else 0))
@@ -106,9 +106,9 @@ class TolerantCalls(Parser):
         self._report("stray_markup", f"cut {self._take(found.end())[:60]!r}")
 
     def _last_half(self, pattern: re.Pattern[str], found: re.Match[str] | None = None) -> int:
-        """Where the text's end begins what may become a tag; its length if nothing does.
+        """Start of a possible partial tag at the text's end; the text's length if there is none.
 
-        Not looked for when a tag has been found too early to matter.
+        Skipped if an earlier tag makes it irrelevant.
         """
         length = len(self._buffer)
         start = max(0, length - LONGEST_HALF)
@@ -209,7 +209,7 @@ class TolerantCalls(Parser):
         return True
 
     def _loose_text(self) -> bool:
-        """Text where a parameter was due: more of the last value, bare JSON, or nothing of use."""
+        """Handle text in place of a parameter: more of the last value, bare JSON, or noise."""
         found = VALUE_END.search(self._buffer)
         half = self._last_half(HALF_VALUE_END, found)
         if found is None or found.start() >= half:
@@ -269,7 +269,7 @@ class TolerantCalls(Parser):
             self._argue(self._before_value() + '"')
 
     def _may_wrap(self) -> bool:
-        """Whether the parameter may hold all arguments, as one JSON object."""
+        """True if the parameter may hold all arguments, as one JSON object."""
         first = self._key == "arguments" and not self._keys
         return first and not self._schemas.defines(self._tool, self._key)
 
@@ -304,7 +304,7 @@ class TolerantCalls(Parser):
             if not self._closing.startswith("<"):
                 self._report("attribute", "a closing tag lacks its bracket")
         else:
-            self._closing = "</"  # any: it is only asked whether there is one
+            self._closing = "</"  # any: only its existence matters
             self._take(self._buffer.startswith("\n"))
             self._set_gap(">\n")
             self._report("missing_end", "a parameter is not closed")
@@ -319,7 +319,7 @@ class TolerantCalls(Parser):
         return half.start()
 
     def _settle(self, last: bool) -> None:
-        """The value is over: pass on what it means."""
+        """End the value, and emit its JSON."""
         if not self._closing:
             return
         self._closing = ""

@@ -1,6 +1,6 @@
-"""What a parameter's text means: JSON types from a tool's schema, and repairs of broken JSON.
+"""Convert a parameter's text to JSON: types from a tool's schema, and repairs of broken JSON.
 
-Used by the tolerant parser only. A valid value is never touched; a repaired one says so.
+Used by the tolerant parser only. A valid value is never changed; each repair is reported.
 """
 
 import json
@@ -35,11 +35,11 @@ class Schemas:
             )
 
     def defines(self, tool: str, key: str) -> bool:
-        """Whether the tool is known and has a parameter of that name."""
+        """True if the tool is known and has a parameter of that name."""
         return tool in self._properties and key in self._properties[tool][0]
 
     def types(self, tool: str, key: str) -> frozenset[str] | None:
-        """The JSON types a parameter may have; None when the schema does not say."""
+        """The JSON types a parameter may have; None if the schema has none."""
         if not self.defines(tool, key):
             return None
         properties, root = self._properties[tool]
@@ -92,10 +92,10 @@ def _fits(value: Any, types: frozenset[str] | None) -> bool:
 
 
 def read_value(text: str, string: bool | None, types: frozenset[str] | None) -> tuple[str, str]:
-    """The JSON text a parameter stands for, and the kind of repair that took ("" for none).
+    """Return a parameter's JSON text, and the kind of repair ("" for none).
 
-    `string` is the flag of the parameter, None when it has none. A text that fits no admitted
-    type in any reading stays a string: better a value the tool refuses than a lost one.
+    `string` is the flag of the parameter, None when it has none. A text that fits no allowed
+    type stays a string: a value the tool refuses is better than a lost one.
     """
     may_be_string = types is None or "string" in types
     if string and may_be_string:
@@ -137,8 +137,8 @@ _END_OF_STRING = re.compile(r"[ \t\r\n]*(?:[,:}\]]|\Z)")
 def read_lenient(text: str) -> Any:
     """Read JSON as models break it: raw line ends, bare inner quotes, Python words and quotes.
 
-    Also smart quotes and trailing commas. Raises ValueError when it still makes no sense: a bare
-    text is not JSON however leniently one reads it.
+    Also smart quotes and trailing commas. Raises ValueError if it cannot be parsed: a bare
+    text is not JSON even after repair.
     """
     value, at = _read(text, _skip(text, 0), 0)
     if _skip(text, at) != len(text):
@@ -215,7 +215,7 @@ def _read_string(text: str, at: int) -> tuple[str, int]:
 
 
 def _unescape(raw: str) -> str:
-    """Resolve JSON escapes; a backslash that escapes nothing stands for itself."""
+    """Resolve JSON escapes; a backslash that escapes nothing is kept."""
     parts = re.split(r'(\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))', raw)
     joined = "".join(
         part if index % 2 else to_json(part.replace("\\'", "'"))[1:-1]

@@ -13,7 +13,7 @@ from sounding.engine.drafting.cost_model import Clock, Lookup, Noted, Payoff
 from sounding.engine.drafting.drafter import Drafter
 from sounding.engine.engine import Engine
 from sounding.engine.requests import GenerationRequest
-from sounding.engine.sequence import Generation
+from sounding.engine.sequence import ActiveSequence
 from sounding.engine.settings import EngineSettings
 from sounding.model.state import growing_state
 from sounding.model.transformer import Transformer
@@ -46,7 +46,7 @@ def test_the_same_tokens_as_without(
     expected = plain(network, asked)
     truth = {tuple(each.prompt): answer for each, answer in zip(asked, expected, strict=True)}
 
-    def draft(self: Drafter, generations: Sequence[Generation]) -> None:
+    def draft(self: Drafter, generations: Sequence[ActiveSequence]) -> None:
         for generation in generations:
             done = generation.answered
             future = truth[tuple(generation.request.prompt)][done : done + 3]
@@ -109,7 +109,7 @@ def test_the_block_reads_along(network: Transformer, monkeypatch: pytest.MonkeyP
     made: list[tuple[list[int], list[int]]] = []
     draft = Drafter.draft
 
-    def recorded(self: Drafter, generations: Sequence[Generation]) -> None:
+    def recorded(self: Drafter, generations: Sequence[ActiveSequence]) -> None:
         draft(self, generations)
         made.extend((list(g.tokens), list(g.drafts)) for g in generations)
 

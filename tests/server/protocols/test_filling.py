@@ -4,7 +4,7 @@ import pytest
 
 from sounding.completion.completer import Completer
 from sounding.completion.endings import Gap
-from sounding.completion.prompt import Settings
+from sounding.completion.prompt import CompletionSettings
 from sounding.engine.requests import Event, Finished, TokenEvent
 from sounding.server.protocols.filling import Filling, Newlines
 from tests.engine.scripted import Author, small_tokenizer
@@ -26,7 +26,7 @@ def test_a_copy_takes_the_place_of_an_unlikely_line(
 ) -> None:
     tokenizer = small_tokenizer()
     completer = Completer(tokenizer, Author(""))
-    fill = completer.begin(GAP, "line", Settings(copying=copying))
+    fill = completer.begin(GAP, "line", CompletionSettings(copying=copying))
     filling = Filling(GAP, "line", fill, Newlines(""), {})
     shown, stream = [], tokenizer.stream()
     for token in tokenizer.encode(fill.healed + "return self.y\n"):

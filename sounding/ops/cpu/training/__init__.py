@@ -1,5 +1,5 @@
-"""Twins for training: kernels for what is no matrix product, torch's products around them.
+"""Twins for training: kernels for all but matrix products, with torch's products.
 
-They go for throughput. Unlike the twins for inference they do not promise a row the same bits in
-any company, because torch's products do not; `use_backend("training")` chooses them.
+They maximise throughput. Unlike the twins for inference they do not promise the same bits for a row
+in every batch, because torch's products do not; `use_backend("training")` chooses them.
 """

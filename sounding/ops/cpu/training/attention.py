@@ -1,9 +1,9 @@
-"""Attention for training: where tiles serve one kernel forward and one backward.
+"""Attention for training: if tiles serve, one kernel forward and one backward.
 
 Elsewhere products are torch's, softmax and its gradient a kernel, in tiles of queries: a tile's
-keys are the window's and the entries' laid end to end, so each product is one for all heads.
-Chosen entries are scored with all others and the rest hidden: at the lengths we train on that
-costs less than gathering. See ops/attention.py.
+keys are the window's and the entries' concatenated, so each product is one for all heads.
+All entries are scored and those not selected masked: at the lengths of training that costs less
+than gathering. See ops/attention.py.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ _MOST_PAIRS = 1 << 22  # of query and entry, for which index scores exist at onc
 
 
 class _Where(NamedTuple):
-    """What a span of queries sees; see `attend`."""
+    """The context of a span of queries; see `attend`."""
 
     start: int
     sliding_window: int
@@ -275,7 +275,7 @@ class _Attend(torch.autograd.Function):
 def _attention(
     q: Tensor, window: Tensor, entries: Tensor, selected: Tensor | None, sink: Tensor, where: _Where
 ) -> Any:
-    """What both kernels are given, by address: the tensors must outlive it."""
+    """The arguments of both kernels, by address: the tensors must outlive it."""
     picks = 0 if selected is None else selected.shape[1]
     sizes = (*q.shape, len(window) - len(q), len(entries), picks)
     chosen = None if selected is None else address(selected)

@@ -1,4 +1,4 @@
-"""How the twins of this folder call their kernels."""
+"""Calls from the training twins to their kernels."""
 
 import ctypes
 from typing import Any
@@ -22,7 +22,7 @@ def call(name: str, like: Tensor, *arguments: Any) -> None:
 
 
 def launch(name: str, *arguments: Any, first: tuple[Any, ...] = ()) -> None:
-    """Run `train_<name>`: its threads come behind what is `first`, the arguments behind them."""
+    """Run `train_<name>` with arguments `first`, the number of threads, then `arguments`."""
     kernels = library()
     assert kernels is not None, "chosen only where the library was built"
     getattr(kernels, f"train_{name}")(*first, ctypes.c_int(num_threads()), *arguments)
@@ -34,7 +34,7 @@ def rows(count: int) -> ctypes.c_int64:
 
 
 def tiles_serve(n: int, m: int) -> bool:
-    """Whether the processor multiplies bfloat16, and n rows and m columns fill tiles."""
+    """True if the processor multiplies bfloat16, and n rows and m columns fill tiles."""
     kernels = library()
     assert kernels is not None, "chosen only where the library was built"
     return bool(kernels.train_tiles_serve(rows(m), rows(n)))

@@ -16,9 +16,9 @@ _ALIGNMENT = 32
 
 
 class _Places(NamedTuple):
-    """Where the (token, choice) pairs lie once they are sorted by expert.
+    """The rows of (token, choice) pairs, sorted by expert.
 
-    An expert's rows end in blank ones: zeros, which belong to no token.
+    An expert's rows are padded with blank ones: zeros without a token.
     """
 
     token: Tensor  # of each row, -1 in blank ones
@@ -105,7 +105,7 @@ def _swiglu(
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Of gates and what they let through, side by side."""
+    """SwiGLU of gates and inputs that are side by side."""
 
     @staticmethod
     def forward(ctx: Any, both: Tensor, by: Tensor | None, limit: float) -> Tensor:

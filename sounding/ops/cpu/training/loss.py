@@ -34,7 +34,7 @@ class _Torch:
 
 
 class _Tiles:
-    """The same by our kernels."""
+    """The products of the head by our kernels."""
 
     def __init__(self, hidden: Tensor, head: Tensor) -> None:
         self._turned, self._straight = pack(head[None])
@@ -50,7 +50,7 @@ class _Tiles:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Takes the gradient while a chunk's logits exist, in the memory of those logits."""
+    """Computes the gradient while a chunk's logits exist, in their memory."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:

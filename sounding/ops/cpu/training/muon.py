@@ -1,4 +1,4 @@
-"""Muon's update in one pass over each matrix, where tiles serve. See ops/muon.py."""
+"""Muon's update in one pass over each matrix, if tiles serve. See ops/muon.py."""
 
 import ctypes
 from typing import Any

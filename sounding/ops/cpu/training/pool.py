@@ -78,7 +78,7 @@ class _AddPlaces(torch.autograd.Function):
 
 
 def _gates(projections: Tensor, bias: Tensor) -> tuple[tuple[ctypes.c_int64, ...], ctypes.c_void_p]:
-    """Where the gates lie beside the values: tokens, channels, what a row takes, the first."""
+    """Layout of the gates beside the values: tokens, channels, row stride, first gate."""
     width = bias.shape[1]
     sizes = (rows(len(projections)), rows(width), rows(projections.shape[1]))
     return sizes, ctypes.c_void_p(projections[:, width:].data_ptr())

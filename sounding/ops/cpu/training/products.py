@@ -58,7 +58,7 @@ def product(
 
 
 def have_tiles(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels below serve an input and weights [..., o, i]."""
+    """True if the kernels below serve an input and weights [..., o, i]."""
     bfloat16 = x.dtype == torch.bfloat16
     return bfloat16 and x.shape[-1] == weight.shape[-1] and tiles_serve(*weight.shape[-2:])
 
@@ -131,7 +131,7 @@ class _Grouped(torch.autograd.Function):
 
 
 def _with_rows(x: Tensor) -> Tensor:
-    """With channels side by side, rows at any distance."""
+    """Make channels contiguous; rows may have any stride."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -156,7 +156,7 @@ def pack(*weights: Float[Tensor, "e _ i"]) -> tuple[Tensor, Tensor]:
 def multiply(
     x: Float[Tensor, "t k"], right: Float[Tensor, "e k n"], bounds: Sequence[int], y: Tensor
 ) -> None:
-    """y = x times the right operand that a row belongs to; y is bfloat16 or float32."""
+    """y = x times each row's right operand; y is bfloat16 or float32."""
     sizes = (rows(right.shape[1]), rows(right.shape[2]))
     _call(
         "multiply",
