@@ -1,5 +1,6 @@
 """Scripts, and modules with the files of their tests, as texts."""
 
+import re
 from collections.abc import Sequence
 
 from sounding.textbook.drawing import Draw
@@ -9,13 +10,14 @@ from sounding.textbook.telling import WIDTH, module_docstring, request, wrapped
 
 
 def joined(parts: Sequence[str]) -> str:
-    """Parts of a file, two empty lines between; one above constants."""
+    """Parts of a file, two empty lines between; one between imports and constants."""
     whole = ""
     for part in parts:
         part = part.strip("\n")
         if part.strip():
-            apart = "\n\n\n" if part.startswith(("def ", "class ", "async ", "@", "#")) else "\n\n"
-            whole += apart + part
+            code = part.startswith(("def ", "class ", "async ", "@", "#"))
+            begun = re.search(r"^(def|class|async|@|#)", whole, re.MULTILINE)
+            whole += ("\n\n\n" if code or begun else "\n\n") + part
     return whole.lstrip("\n") + "\n"
 
 

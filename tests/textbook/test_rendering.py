@@ -11,6 +11,7 @@ from sounding.textbook.exercises import Exercise
 from sounding.textbook.programs import import_lines, split_program, words
 from sounding.textbook.rendering import Rendered, render
 from sounding.textbook.running import failures
+from sounding.textbook.whole_files import joined
 from tests.textbook.conftest import unsafe
 
 Exercises = dict[str, Exercise]
@@ -90,6 +91,13 @@ def test_shapes_of_a_function(exercises: Exercises, part: str) -> None:
     texts = [document.text for document in of(exercises["tide_ranges"], 300)]
     share = sum(part in text for text in texts) / len(texts)
     assert 0.003 < share < 0.8
+
+
+def test_parts_of_a_file_are_apart() -> None:
+    body, main = "def f():\n    return N", 'if __name__ == "__main__":\n    f()'
+    assert joined(["import a", "N = 1", "", body, main]) == (
+        f"import a\n\nN = 1\n\n\n{body}\n\n\n{main}\n"
+    )
 
 
 def test_imports_that_nothing_uses_are_left_out(exercises: Exercises) -> None:
