@@ -113,6 +113,14 @@ def build_root(orders: dict[str, Any]) -> None:
     root = orders["folder"]
     call("private mounts", libc.mount, None, b"/", None, MS_REC | MS_PRIVATE, None)
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m,nr_inodes=4k")
+    os.mkdir(root + "/dev")
+    for name in ("null", "zero", "full", "random", "urandom"):
+        os.close(os.open(f"{root}/dev/{name}", os.O_CREAT | os.O_WRONLY, 0o666))
+        mount(f"/dev/{name}", f"{root}/dev/{name}", None, MS_BIND)
+    os.mkdir(root + "/tmp")  # before what is visible, some of which may lie below it
+    size = orders["limits"]["disk_bytes"]
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    mount("tmpfs", root + "/tmp", "tmpfs", flags, f"mode=1777,size={size},nr_inodes=1k")
     for path in orders["visible"]:
         place = root + path
         if os.path.isdir(path):
@@ -127,14 +135,6 @@ def build_root(orders: dict[str, Any]) -> None:
         seal(root + path, 0)
     for path, target in orders["links"]:
         os.symlink(target, root + path)
-    os.mkdir(root + "/dev")
-    for name in ("null", "zero", "full", "random", "urandom"):
-        os.close(os.open(f"{root}/dev/{name}", os.O_CREAT | os.O_WRONLY, 0o666))
-        mount(f"/dev/{name}", f"{root}/dev/{name}", None, MS_BIND)
-    os.mkdir(root + "/tmp")
-    size = orders["limits"]["disk_bytes"]
-    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
-    mount("tmpfs", root + "/tmp", "tmpfs", flags, f"mode=1777,size={size},nr_inodes=1k")
     os.chdir(root)
     call("new root", libc.syscall, orders["pivot_root"], b".", b".")
     call("leaving the old root", libc.umount2, b".", MNT_DETACH)

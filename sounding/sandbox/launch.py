@@ -221,7 +221,10 @@ def _visible() -> tuple[list[str], list[tuple[str, str]], list[str]]:
     system = [Path(name) for name in ("/usr", "/bin", "/lib", "/lib64") if Path(name).exists()]
     links = [(str(path), os.readlink(path)) for path in system if path.is_symlink()]
     wanted = [path for path in system if not path.is_symlink()]
-    library = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
+    # Of the interpreter itself: a virtual environment has a folder of that name without a library.
+    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    names = ("stdlib", "platstdlib")
+    library = {Path(sysconfig.get_path(name, vars=base)).resolve() for name in names}
     for path in [*sorted(library), Path(interpreter()), *_loaded(max(library))]:
         if not any(path.is_relative_to(other) for other in wanted):
             wanted.append(path)
