@@ -267,8 +267,7 @@ def start_engine(
     """Start an engine for a network; it is closed when the process ends, if not before.
 
     `prefix_store` is the folder of prefixes on disk, limited to `store_bytes`; `files` are the
-    `file_facts` of the weights' files. Raises ValueError for
-    a folder that is no store.
+    `file_facts` of the weights' files. Raises ValueError for a folder that is no store.
     """
     from sounding.engine.engine import Engine
     from sounding.engine.exact import splits_are_exact

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sounding.engine.faults import DamagedModel
 from sounding.engine.network import Network
 from sounding.engine.sampling import log_softmax
-from sounding.engine.token_checks import require_tokens
+from sounding.state.token_ids import require_tokens
 
 _LOGIT_ROWS = 1024  # logits of this many tokens exist at once
 

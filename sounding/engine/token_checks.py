@@ -2,20 +2,8 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from sounding.config import ModelConfig
-
-
-def require_tokens(tokens: Sequence[int], vocab_size: int) -> None:
-    """Raise ValueError for an id outside the vocabulary, which would index past the embedding."""
-    ids = np.asarray(tokens, dtype=np.int64)
-    outside = ids[(ids < 0) | (ids >= vocab_size)]
-    if len(outside):
-        raise ValueError(
-            f"token id {int(outside[0])} is outside the model's vocabulary of {vocab_size}: "
-            "were these tokens made with its own tokenizer?"
-        )
+from sounding.state.token_ids import require_tokens
 
 
 def check_prompt(

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sounding.engine.token_checks import require_tokens
 from sounding.model.attention import Selection
 from sounding.model.moe import Routing
 from sounding.model.transformer import MTPBlock, Transformer
+from sounding.state.token_ids import require_tokens
 
 _LOGIT_ROWS = 1024  # logits of this many tokens exist at once
 

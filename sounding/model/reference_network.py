@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sounding.model.state import TensorState, growing_state, packed_state
 from sounding.model.transformer import MTPBlock, Transformer
+from sounding.state.token_ids import require_tokens
 from sounding.weights.digest import weights_digest
 from sounding.weights.raw import ParameterSize, parameter_size
 from sounding.weights.tensors import from_torch
@@ -124,13 +125,8 @@ class ReferenceNetwork:
         return _array(self.model.logits(block.hidden(self._streams(streams))).float())
 
     def _tokens(self, tokens: Sequence[int]) -> Tensor:
+        require_tokens(tokens, self.config.vocab_size)
         given = torch.tensor(list(tokens), dtype=torch.long)
-        outside = given[(given < 0) | (given >= self.config.vocab_size)]
-        if len(outside):
-            raise ValueError(
-                f"token id {int(outside[0])} is outside the model's vocabulary of "
-                f"{self.config.vocab_size}: were these tokens made with its own tokenizer?"
-            )
         return given.to(self._device)
 
     def _streams(self, streams: Streams) -> Tensor:

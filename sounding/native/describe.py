@@ -19,9 +19,9 @@ from sounding.native.structs import (
 )
 from sounding.rotary import rope_frequencies
 from sounding.simulation import Simulation
+from sounding.weights.layout import FP4_BLOCK, WEIGHT_TILE
 from sounding.weights.raw import RawTensor
 
-FP4_BLOCK, FP8_TILE = 32, 128  # weights that share a scale: of a row, and in each direction
 _FORMATS = {"F32": 0, "BF16": 1, "F8_E4M3": 2, "I8": 3}
 _PLAIN = ("F32", "BF16")
 # Scales outside leave no room for the value's own exponent in a bfloat16.
@@ -182,7 +182,7 @@ def describe_weight(
                 f"read F8_E8M0 from {_LEAST_SCALE} to {_LARGEST_SCALE}"
             )
         columns *= 2 if values.dtype == "I8" else 1
-        scale_row = -(-columns // (FP4_BLOCK if values.dtype == "I8" else FP8_TILE))
+        scale_row = -(-columns // (FP4_BLOCK if values.dtype == "I8" else WEIGHT_TILE))
     return NativeWeight(
         values.address,
         None if scale is None else scale.address,

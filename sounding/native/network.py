@@ -19,6 +19,7 @@ from sounding.native.kernels import INT, address, kernels, threads_argument
 from sounding.native.state import KernelLayer, KernelState, growing_state, lists_of, packed_state
 from sounding.native.structs import NativeEnds
 from sounding.simulation import EXACT, Simulation
+from sounding.state.token_ids import require_tokens
 from sounding.weights.digest import weights_digest
 from sounding.weights.raw import ParameterSize, RawTensor, parameter_size
 
@@ -110,7 +111,7 @@ class KernelNetwork:
         given = np.asarray(tokens, dtype=np.int64)
         if sum(lengths) != len(given) or min(lengths, default=0) < 0:
             raise ValueError(f"lengths {list(lengths)} must add up to {len(given)} tokens")
-        self._require_tokens(given)
+        require_tokens(given, self.config.vocab_size)
         if len(rows) and not 0 <= min(rows) <= max(rows) < len(given):
             raise ValueError(f"rows {list(rows)} must be among the {len(given)} of the chunk")
         config = self.config
@@ -145,7 +146,7 @@ class KernelNetwork:
         after that, through `draft_logits`.
         """
         tokens = np.asarray(next_tokens, dtype=np.int64)
-        self._require_tokens(tokens)
+        require_tokens(tokens, self.config.vocab_size)
         layer, begins, _ = self._description.drafts[depth]
         made = np.empty_like(streams)
         kernels().network_begin_draft(
@@ -259,11 +260,3 @@ class KernelNetwork:
             assert full is not None
             full.make_room(lengths[sequence])
         assert crowded == _DONE, "tokens were checked before"
-
-    def _require_tokens(self, tokens: NDArray[np.int64]) -> None:
-        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
-            outside = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)]
-            raise ValueError(
-                f"token id {outside[0]} is outside the model's vocabulary of "
-                f"{self.config.vocab_size}: were these tokens made with its own tokenizer?"
-            )

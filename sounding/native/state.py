@@ -7,11 +7,12 @@ from sounding.config import ModelConfig
 from sounding.native.rows import Format, KernelRows
 from sounding.state.rows import Retention
 from sounding.state.sequence_state import LayerState, RowFormat, SequenceState, empty_state
+from sounding.weights.layout import FP4_BLOCK
 
 KernelLayer = LayerState[KernelRows]
 KernelState = SequenceState[KernelRows]
 
-_KV_BLOCK, _FP4_BLOCK = 64, 32  # numbers that share a scale
+_KV_BLOCK = 64  # channels of an entry that share a scale
 
 
 def growing_state(config: ModelConfig, *, rewind_tokens: int = 0) -> KernelState:
@@ -41,7 +42,7 @@ def packed_state(config: ModelConfig, *, max_tokens: int, rewind_tokens: int = 0
             case "projections":
                 numbers, size = "float32", width
             case "index_entries":
-                numbers, size = "index", width // 2 + width // _FP4_BLOCK
+                numbers, size = "index", width // 2 + width // FP4_BLOCK
             case _:
                 numbers, size = "kv", _kv_bytes(width, config.qk_rope_head_dim)
         capacity = max_tokens // ratio if ratio else 0

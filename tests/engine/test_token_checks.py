@@ -2,8 +2,9 @@
 
 import pytest
 
-from sounding.engine.token_checks import check_prompt, require_tokens
+from sounding.engine.token_checks import check_prompt
 from sounding.presets import tiny
+from sounding.state.token_ids import require_tokens
 
 
 @pytest.mark.parametrize("token", [-1, 512])
