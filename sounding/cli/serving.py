@@ -10,7 +10,7 @@ from sounding.cli.completion import open_model
 from sounding.loading import LoadedModel, find_model
 
 if TYPE_CHECKING:
-    from sounding.server.options import Settings
+    from sounding.server.options import ServerOptions
     from sounding.server.service import ModelCard
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -189,7 +189,7 @@ def serve(
     from sounding.server.http.keys import Keys
     from sounding.server.http.serve import is_loopback, listen
     from sounding.server.http.serve import serve as serve_forever
-    from sounding.server.options import Settings
+    from sounding.server.options import ServerOptions
     from sounding.server.service import Service
 
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s")
@@ -203,7 +203,7 @@ def serve(
     hosts = None
     if is_loopback(host) and "*" not in allowed_hosts:
         hosts = tuple(dict.fromkeys((*_LOOPBACK_NAMES, host, *allowed_hosts)))
-    settings = Settings(
+    settings = ServerOptions(
         model_names=names or (Path(folder).resolve().name,),
         thinking=thinking,
         effort_scheme=effort_scheme,
@@ -236,7 +236,7 @@ def serve(
     )
 
 
-def _announce(settings: "Settings", address: str) -> None:
+def _announce(settings: "ServerOptions", address: str) -> None:
     click.echo(f"serving {settings.model_names[0]} on {address}", err=True)
     if settings.keys is None and settings.hosts is None:
         click.echo("there are no keys: everybody who reaches it may use it", err=True)

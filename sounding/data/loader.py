@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sounding.data.batch import StreamState, TokenBatch
-from sounding.data.rows import Piece, Row
+from sounding.data.rows import DocumentPiece, Row
 from sounding.ops.loss import IGNORED
 
 _T = TypeVar("_T")
@@ -71,7 +71,7 @@ class Loader:
         return _collate([piece for row in rows[self._rank :: self._world] for piece in row])
 
 
-def _collate(pieces: list[Piece]) -> TokenBatch:
+def _collate(pieces: list[DocumentPiece]) -> TokenBatch:
     lengths = [len(piece.tokens) for piece in pieces]
     tokens = np.concatenate([piece.tokens for piece in pieces])
     targets = np.full(len(tokens), IGNORED, np.int64)

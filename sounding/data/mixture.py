@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from sounding.data.batch import StreamState
-from sounding.data.rows import Row, Rows
+from sounding.data.rows import DataRows, Row
 from sounding.data.shares import Share, require_mixture
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio
@@ -24,7 +24,7 @@ class Mixture:
     """
 
     def __init__(
-        self, parts: Sequence[tuple[Share, Rows]], *, seed: int, span_rows: int | None = None
+        self, parts: Sequence[tuple[Share, DataRows]], *, seed: int, span_rows: int | None = None
     ) -> None:
         """`span_rows` is how many rows it takes from the first weights to the final ones."""
         self._shares = [share for share, _ in parts]
@@ -46,7 +46,7 @@ class Mixture:
     def follow(
         self, state: StreamState | None = None, *, epochs: int | None = None
     ) -> Iterator[tuple[Row, StreamState]]:
-        """Rows without end, each with the state that resumes after it.
+        """DataRows without end, each with the state that resumes after it.
 
         Raises ValueError for a number of epochs, and for a state of no mixture, or of other
         datasets or settings.

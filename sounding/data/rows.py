@@ -1,4 +1,4 @@
-"""Rows of one dataset: documents shuffled, rearranged, cut, packed; each with its resume state.
+"""DataRows of one dataset: documents shuffled, rearranged, cut, packed; each with its resume state.
 
 One stream of rows is defined by dataset, settings and seed alone. Documents of an epoch are taken
 in a shuffled order, a window of them at a time; a window is rearranged, cut, packed best-fit into
@@ -55,7 +55,7 @@ class LoaderSettings:
 
 
 @dataclass(frozen=True)
-class Piece:
+class DocumentPiece:
     tokens: NDArray[np.int64]
     loss_from: int  # the first token that is a target
     middle: int = 0  # tokens of the middle that was cut out, which come last, with EOS
@@ -70,11 +70,11 @@ class _Gap:
     written: int | None = None  # bytes at the end of the middle that fill the gap; None is all
 
 
-Row = list[Piece]
+Row = list[DocumentPiece]
 _Position = tuple[int, int, int]  # epoch, window of it, rows of the window that are used up
 
 
-class Rows:
+class DataRows:
     """The rows of one dataset, in an order that depends on the settings alone."""
 
     def __init__(self, dataset: Dataset, settings: LoaderSettings) -> None:
@@ -94,7 +94,7 @@ class Rows:
     def follow(
         self, state: StreamState | None = None, *, epochs: int | None = None
     ) -> Iterator[tuple[Row, StreamState]]:
-        """Rows with the state that resumes after each; `epochs` None never ends.
+        """DataRows with the state that resumes after each; `epochs` None never ends.
 
         Raises ValueError for a state of another dataset or other settings.
         """
@@ -138,9 +138,9 @@ class Rows:
 
     # Documents to pieces
 
-    def _pieces(self, epoch: int, documents: NDArray[np.int64]) -> list[Piece]:
+    def _pieces(self, epoch: int, documents: NDArray[np.int64]) -> list[DocumentPiece]:
         """Pieces of the documents; all the text that needs new tokens is encoded in one go."""
-        pieces: list[Piece] = []
+        pieces: list[DocumentPiece] = []
         gaps: list[_Gap] = []
         for document in documents.tolist():
             # A string seeds through SHA-512, the same in every version and process.
@@ -169,9 +169,9 @@ class Rows:
         rng = random.Random(f"{self.settings.seed} {epoch} {document} line ends")
         return self._line_ends.split(tokens, self.settings.split_rate, rng)
 
-    def _plain(self, run: NDArray[np.int64], opens: bool, ends: bool) -> Piece:
+    def _plain(self, run: NDArray[np.int64], opens: bool, ends: bool) -> DocumentPiece:
         bos, eos = [self._bos] if opens else [], [self._eos] if ends else []
-        return Piece(np.concatenate([bos, run, eos]).astype(np.int64), 0)
+        return DocumentPiece(np.concatenate([bos, run, eos]).astype(np.int64), 0)
 
     def _gap(self, run: NDArray[np.int64], rng: random.Random) -> _Gap | None:
         """The cuts of a run, or None if it has no middle or ends inside of a character."""
@@ -191,7 +191,7 @@ class Rows:
             return _Gap(run, self._joints.segments(run, content, (0, end)), end - begin)
         return _Gap(run, self._joints.segments(run, content, span))
 
-    def _filled(self, gaps: list[_Gap]) -> list[Piece]:
+    def _filled(self, gaps: list[_Gap]) -> list[DocumentPiece]:
         texts = [text for gap in gaps for part in gap.parts for text in (part.head, part.tail)]
         encoded = iter(self.dataset.tokenizer.encode_many(texts, named=False))
         pieces = []
@@ -209,7 +209,7 @@ class Rows:
                     count = self._joints.last(middle, gap.written)
                 loss_from = len(ids) - count if self.settings.middle_only else 0
                 whole = np.append(ids, self._eos).astype(np.int64)
-                pieces.append(Piece(whole, loss_from, count + 1))
+                pieces.append(DocumentPiece(whole, loss_from, count + 1))
             else:  # the cuts made too many new tokens, which is rare
                 pieces.append(self._plain(gap.run, True, False))
         return pieces

@@ -15,7 +15,7 @@ _LONGEST_HEAD = 16  # lines
 
 
 @runtime_checkable
-class Source(Protocol):
+class ByteSource(Protocol):
     """What bytes are read from."""
 
     def readline(self, size: int, /) -> bytes: ...
@@ -33,7 +33,7 @@ class BadFrame(Exception):
 class Frames:
     """A stream of messages, checked, for a reader of lines and bytes."""
 
-    def __init__(self, stream: Source) -> None:
+    def __init__(self, stream: ByteSource) -> None:
         self._stream, self._ends_head = stream, b""
 
     def readline(self) -> bytes:

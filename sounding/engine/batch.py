@@ -10,17 +10,17 @@ from typing import Protocol, runtime_checkable
 
 from sounding.engine.engine import Engine
 from sounding.engine.requests import (
-    Answer,
     EngineFault,
     Finished,
     GenerationRequest,
     Overloaded,
     Priority,
+    StoppingRule,
     Stream,
 )
 from sounding.engine.sampling import SamplingParams
 
-__all__ = ["Answer", "Batch", "Generate", "Request"]
+__all__ = ["Batch", "Generate", "Request", "StoppingRule"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Request:
     """A prompt to continue."""
 
     prompt: Sequence[int]
-    answer: Answer
+    answer: StoppingRule
     params: SamplingParams
     max_tokens: int
 

@@ -13,7 +13,6 @@ from sounding.engine.faults import DamagedModel, EngineFault
 from sounding.engine.sampling import SamplingParams
 
 __all__ = [
-    "Answer",
     "DamagedModel",
     "EngineFault",
     "EngineLike",
@@ -25,6 +24,7 @@ __all__ = [
     "Grammar",
     "Overloaded",
     "Priority",
+    "StoppingRule",
     "Stream",
     "TokenEvent",
     "Usage",
@@ -49,7 +49,7 @@ class Priority(IntEnum):
 
 
 @runtime_checkable
-class Answer(Protocol):
+class StoppingRule(Protocol):
     """A logits processor and stopping criterion over one answer, fed token by token."""
 
     def allowed(self) -> Collection[int] | None:
@@ -84,7 +84,7 @@ class GenerationRequest:
     top_logprobs: int | None = None
     """None: no logprobs; n: those of the chosen token and of the n likeliest."""
     grammar: Grammar | None = None
-    answer: Answer | None = None
+    answer: StoppingRule | None = None
     """A rule over tokens, in process, such as where a code completion ends."""
     priority: Priority = Priority.CHAT
     speculate: bool = True

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from sounding.evaluation.model import Fill
+from sounding.evaluation.model import FillGaps
 from sounding.evaluation.statistics import Estimate, bootstrap, pass_at_k, wilson
 from sounding.tasks.task import Grade, Task
 
@@ -16,7 +16,7 @@ from sounding.tasks.task import Grade, Task
 def evaluate_task(
     task: Task,
     attempts: Sequence[tuple[int, int]],
-    fill: Fill,
+    fill: FillGaps,
     *,
     seed: int,
     workers: int,

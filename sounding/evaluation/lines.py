@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from sounding.completion.similar import Around
-from sounding.evaluation.model import Fill
+from sounding.evaluation.model import FillGaps
 from sounding.evaluation.statistics import Estimate, bootstrap, edit_similarity
 
 Document = tuple[str, str]  # name, text
@@ -59,7 +59,9 @@ def _worth(line: str) -> bool:
     return letters >= _LETTERS and not line.lstrip().startswith("#")
 
 
-def evaluate_lines(items: Sequence[Item], fill: Fill, *, seed: int) -> Iterator[dict[str, object]]:
+def evaluate_lines(
+    items: Sequence[Item], fill: FillGaps, *, seed: int
+) -> Iterator[dict[str, object]]:
     """A row per line, as it is done: the answer, what was written, and the copyists' results."""
     gaps = [(item.prefix, item.suffix) for item in items]
     for index, text in fill(gaps, [seed] * len(items)):

@@ -15,7 +15,7 @@ from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
     from sounding.completion.endings import Kind
-    from sounding.evaluation.model import Fill
+    from sounding.evaluation.model import FillGaps
     from sounding.evaluation.results import Results
     from sounding.evaluation.statistics import Estimate
     from sounding.tasks.code import Judge
@@ -111,7 +111,7 @@ def filler(
     heal: bool,
     copying: bool,
     syntax: bool = False,
-) -> "Fill":
+) -> "FillGaps":
     """The model as something that fills gaps; refuses bad settings now and not later."""
     from sounding.completion.completer import Completer
     from sounding.completion.endings import Gap

@@ -5,13 +5,13 @@ from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable
-class Fill(Protocol):
+class FillGaps(Protocol):
     """Completes text."""
 
     def __call__(
         self, gaps: Sequence[tuple[str, str]], seeds: Sequence[int]
     ) -> Iterator[tuple[int, str]]:
-        """Fill each (prefix, suffix) with its seed; yield number and text, in any order."""
+        """FillGaps each (prefix, suffix) with its seed; yield number and text, in any order."""
 
 
 @runtime_checkable

@@ -32,7 +32,7 @@ class NotServed(ValueError):
     """The kernels cannot run this network; the message says why. The reference can."""
 
 
-class Description:
+class NetworkDescription:
     """The structs of a network, and what they point to."""
 
     def __init__(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sounding.config import ModelConfig
-from sounding.native.describe import Description, pointers
+from sounding.native.describe import NetworkDescription, pointers
 from sounding.native.kernels import INT, address, kernels, threads_argument
 from sounding.native.state import KernelLayer, KernelState, growing_state, lists_of, packed_state
 from sounding.native.structs import NativeEnds
@@ -57,7 +57,7 @@ class KernelNetwork:
     ) -> None:
         """`tensors` by their published names. Raises NotServed."""
         self.config, self.tensors, self.simulation = config, tensors, simulation
-        self._description = Description(config, tensors, simulation)
+        self._description = NetworkDescription(config, tensors, simulation)
         self._layers = pointers(self._description.layers)
 
     @property

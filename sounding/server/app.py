@@ -10,9 +10,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sounding.server.http import page, status
 from sounding.server.http.errors import Refusal, anthropic_error, llama_error, ollama_error
-from sounding.server.http.middleware import Gate
+from sounding.server.http.middleware import AccessMiddleware
 from sounding.server.http.openapi import Operation, document
-from sounding.server.http.streaming import Answer, Endpoint
+from sounding.server.http.streaming import Endpoint, JSONAnswer
 from sounding.server.protocols import (
     chat_completions,
     completions,
@@ -30,16 +30,16 @@ OPERATIONS = [
     Operation(
         chat_completions.ROUTE,
         chat_completions.ChatCompletionRequest,
-        "Answer a conversation (OpenAI, DeepSeek).",
+        "JSONAnswer a conversation (OpenAI, DeepSeek).",
     ),
     Operation(
         completions.ROUTE, completions.CompletionRequest, "Continue text, or fill in at a cursor."
     ),
-    Operation(responses.ROUTE, responses.ResponseRequest, "Answer input items (OpenAI)."),
+    Operation(responses.ROUTE, responses.ResponseRequest, "JSONAnswer input items (OpenAI)."),
     Operation(
         messages.ROUTE,
         messages.MessagesRequest,
-        "Answer a conversation (Anthropic).",
+        "JSONAnswer a conversation (Anthropic).",
         anthropic_error,
     ),
     Operation(
@@ -66,7 +66,7 @@ OPERATIONS = [
     Operation(
         ollama_chat.ROUTE,
         ollama_chat.ChatRequest,
-        "Answer a conversation (Ollama).",
+        "JSONAnswer a conversation (Ollama).",
         ollama_error,
         stream="application/x-ndjson",
     ),
@@ -101,7 +101,7 @@ def application(service: Service) -> ASGIApp:
         messages.COUNT_ROUTE: messages.CountTokens(service),
         infill.ROUTE: infill.Infill(service),
         llama_completion.ROUTE: llama_completion.LlamaCompletion(service),
-        ollama.ROUTE: ollama.Generate(service),
+        ollama.ROUTE: ollama.OllamaGenerate(service),
         ollama_chat.ROUTE: ollama_chat.Chat(service),
         ollama_model.SHOW_ROUTE: ollama_model.Show(service),
     }
@@ -109,7 +109,7 @@ def application(service: Service) -> ASGIApp:
     described = document(OPERATIONS, [path.replace(":path", "") for path in gets])
 
     async def openapi(request: Request) -> Response:
-        return Answer(described)
+        return JSONAnswer(described)
 
     gets |= {"/openapi.json": openapi} | page.endpoints()
     routes = [
@@ -125,7 +125,7 @@ def application(service: Service) -> ASGIApp:
         service.close()
 
     router = Router(routes, redirect_slashes=False, default=_nothing_there, lifespan=lifespan)
-    return Gate(router, service)
+    return AccessMiddleware(router, service)
 
 
 def _route(path: str, endpoint: Endpoint, method: str) -> Route:

@@ -9,12 +9,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sounding.engine.requests import Answer, GenerationRequest, Grammar, Priority
+from sounding.engine.requests import GenerationRequest, Grammar, Priority, StoppingRule
 from sounding.engine.sampling import SamplingParams
 from sounding.server.http.errors import Refusal, context_overflow
-from sounding.server.options import Settings
+from sounding.server.options import ServerOptions
 from sounding.server.stopping import ContentRule
-from sounding.server.turn_memory import Memory, Rendered
+from sounding.server.turn_memory import RenderedTurns, TurnMemory
 from sounding.text import Parser, parser
 from sounding.text.grammar import turn_grammar
 from sounding.text.markup import EFFORT_TEXTS, END_THINK, to_json
@@ -91,8 +91,8 @@ class Sampling:
 
 
 def render(
-    memory: Memory, owner: str, chat: Conversation, settings: Settings, context_tokens: int
-) -> Rendered:
+    memory: TurnMemory, owner: str, chat: Conversation, settings: ServerOptions, context_tokens: int
+) -> RenderedTurns:
     """The prompt. Raises Refusal for a conversation that the format or the context cannot carry."""
     messages = _with_instructions(chat)
     if chat.prefix:
@@ -115,19 +115,19 @@ def render(
 
 
 def request_for(
-    prompt: Rendered,
+    prompt: RenderedTurns,
     chat: Conversation,
     sampling: Sampling,
     tokenizer: Tokenizer,
     context_tokens: int,
-    settings: Settings,
+    settings: ServerOptions,
 ) -> GenerationRequest:
     """What the engine is asked for. Raises Refusal where the context or a grammar forbids it."""
     try:
         grammar = grammar_for(chat)
     except ValueError as error:
         raise Refusal(400, f"{error}", param="tools", code="invalid_value") from None
-    rule: Answer | None = None
+    rule: StoppingRule | None = None
     if chat.thinking_budget is not None and chat.begins_in == "thinking":
         rule = ThinkingBudget(chat.thinking_budget, tokenizer.id_of(END_THINK))
     if sampling.stop:
@@ -205,7 +205,7 @@ def _shown(tool: Message) -> Message:
 
 
 class ThinkingBudget:
-    """An `Answer` that ends the reasoning after a number of tokens."""
+    """An `StoppingRule` that ends the reasoning after a number of tokens."""
 
     def __init__(self, most_tokens: int, end_think: int) -> None:
         self._left: int | None = most_tokens

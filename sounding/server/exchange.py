@@ -26,7 +26,7 @@ from sounding.server.threads import Threads
 
 
 @dataclass(eq=False)
-class Run:
+class EngineRun:
     """One continuation and what is known of it so far. Times are of `time.monotonic`."""
 
     route: str
@@ -60,7 +60,9 @@ class Exchange:
     Use as an asynchronous context: whatever is still running at its end is cancelled.
     """
 
-    def __init__(self, runs: Sequence[Run], streams: Sequence[Stream], over: "Ledger") -> None:
+    def __init__(
+        self, runs: Sequence[EngineRun], streams: Sequence[Stream], over: "Ledger"
+    ) -> None:
         self.runs = runs
         self._streams, self._ledger = streams, over
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
@@ -86,7 +88,7 @@ class Exchange:
             yield index, event
             left -= isinstance(event, Finished)
 
-    async def _pump(self, index: int, run: Run, stream: Stream) -> None:
+    async def _pump(self, index: int, run: EngineRun, stream: Stream) -> None:
         try:
             async for event in stream:
                 now = time.monotonic()
@@ -108,24 +110,24 @@ class Ledger:
     """All runs in progress, the last few that are over, and who wants to know of each."""
 
     def __init__(self, keep: int = 20) -> None:
-        self.running: dict[str, Run] = {}
-        self.recent: list[Run] = []
+        self.running: dict[str, EngineRun] = {}
+        self.recent: list[EngineRun] = []
         self._keep = keep
         self._tasks: set[asyncio.Task[None]] = set()
-        self.on_token: list[Callable[[Run], None]] = []
-        self.on_end: list[Callable[[Run], None]] = []
+        self.on_token: list[Callable[[EngineRun], None]] = []
+        self.on_end: list[Callable[[EngineRun], None]] = []
 
-    def watch(self, run: Run, pump: Any) -> None:
+    def watch(self, run: EngineRun, pump: Any) -> None:
         self.running[run.run_id] = run
         task = asyncio.ensure_future(pump)
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._over(run, done))
 
-    def token(self, run: Run) -> None:
+    def token(self, run: EngineRun) -> None:
         for tell in self.on_token:
             tell(run)
 
-    def _over(self, run: Run, task: "asyncio.Task[None]") -> None:
+    def _over(self, run: EngineRun, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         del self.running[run.run_id]
         self.recent = [run, *self.recent][: self._keep]
@@ -170,7 +172,7 @@ async def begin(
     def exchange() -> Exchange:
         name = uuid.uuid4().hex
         runs = [
-            Run(route, request, name if len(requests) == 1 else f"{name}-{number}")
+            EngineRun(route, request, name if len(requests) == 1 else f"{name}-{number}")
             for number, request in enumerate(requests)
         ]
         return Exchange(runs, submitting.result(), ledger)

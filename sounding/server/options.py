@@ -8,7 +8,7 @@ from sounding.text.markup import EFFORT_TEXTS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ServerOptions:
     """Raises ValueError for values that mean nothing."""
 
     model_names: tuple[str, ...] = ("sounding",)

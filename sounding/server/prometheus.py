@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from sounding.engine.requests import EngineStats
-from sounding.server.exchange import Ledger, Run
+from sounding.server.exchange import EngineRun, Ledger
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -77,14 +77,14 @@ class Metrics:
             f"sounding_{name}_seconds", what, ["route"], buckets=_LATENCIES, registry=self._registry
         )
 
-    def _token(self, run: Run) -> None:
+    def _token(self, run: EngineRun) -> None:
         times = run.token_times
         if len(times) == 1:
             self._first.labels(run.route).observe(times[0] - run.began_at)
         else:
             self._between.labels(run.route).observe(times[-1] - times[-2])
 
-    def _end(self, run: Run) -> None:
+    def _end(self, run: EngineRun) -> None:
         self._ends.labels(run.route, run.state).inc()
         self._whole.labels(run.route).observe(run.seconds)
 

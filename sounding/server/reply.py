@@ -13,7 +13,7 @@ from sounding.server.conversation import Conversation
 from sounding.server.exchange import failure
 from sounding.server.http.errors import Refusal
 from sounding.server.stopping import ContentStops
-from sounding.server.turn_memory import Memory, Rendered
+from sounding.server.turn_memory import RenderedTurns, TurnMemory
 from sounding.text import (
     CallBegun,
     ContentDelta,
@@ -30,7 +30,7 @@ Finish = Literal["stop", "tool_calls", "length"]
 
 
 @dataclass(frozen=True)
-class Piece:
+class AnswerPiece:
     """Something the parser understood, and the tokens it is made of (of text; for logprobs)."""
 
     event: TextEvent
@@ -51,16 +51,16 @@ class Answered:
     """Why there is no answer, None if there is one."""
 
 
-class Reply:
+class AnswerReader:
     """Reads one run's events."""
 
     def __init__(
         self,
         chat: Conversation,
-        prompt: Rendered,
+        prompt: RenderedTurns,
         *,
         tokenizer: Tokenizer,
-        memory: Memory,
+        memory: TurnMemory,
         owner: str,
         stop: Sequence[str] = (),
         call_prefix: str = "call_",
@@ -70,7 +70,7 @@ class Reply:
         self._chat, self._prompt, self._owner = chat, prompt, owner
         self._tokenizer, self._memory, self._call_prefix = tokenizer, memory, call_prefix
         self._parser, self._stops = chat.parser(), ContentStops(stop)
-        self.pieces: list[Piece] = []
+        self.pieces: list[AnswerPiece] = []
         self._ids: list[int] = []
         self._waiting: list[TokenEvent] = []  # tokens whose text the parser has not passed on
         self._named = frozenset(tokenizer.named.values())
@@ -83,7 +83,7 @@ class Reply:
         """Everything said so far."""
         return collect(piece.event for piece in self.pieces)
 
-    def feed(self, event: Event) -> list[Piece | Answered]:
+    def feed(self, event: Event) -> list[AnswerPiece | Answered]:
         """What an event of the engine means; the last list ends with Answered."""
         if isinstance(event, Finished):
             return self._finish(event)
@@ -95,7 +95,7 @@ class Reply:
         text = "" if event.token == self._tokenizer.eos_id else event.text
         return [*self._pieces(self._parser.feed(text))]
 
-    def _pieces(self, events: list[TextEvent]) -> list[Piece]:
+    def _pieces(self, events: list[TextEvent]) -> list[AnswerPiece]:
         pieces = []
         for event in self._stops.feed(events):
             tokens: tuple[TokenEvent, ...] = ()
@@ -104,11 +104,11 @@ class Reply:
             elif isinstance(event, CallBegun):
                 self._waiting = []
                 self.call_ids.append(self._call_prefix + secrets.token_hex(12))
-            pieces.append(Piece(event, tokens))
+            pieces.append(AnswerPiece(event, tokens))
         self.pieces += pieces
         return pieces
 
-    def _finish(self, finished: Finished) -> list[Piece | Answered]:
+    def _finish(self, finished: Finished) -> list[AnswerPiece | Answered]:
         ended = finished.reason == "stop" and self._stops.found is None
         events = self._parser.feed(finished.text + (EOS if ended else ""))
         pieces = self._pieces(events + self._parser.finish())

@@ -17,7 +17,7 @@ from sounding.completion.endings import Gap
 from sounding.completion.prompt import CompletionSettings as CompletionSettings
 from sounding.engine.requests import EngineLike, GenerationRequest, Usage
 from sounding.runtime import give_back_free_memory
-from sounding.server.exchange import Exchange, Ledger, Run, begin
+from sounding.server.exchange import EngineRun, Exchange, Ledger, begin
 from sounding.server.http.errors import Refusal, context_overflow
 from sounding.server.http.wire import (
     MOST_VALUES,
@@ -26,11 +26,11 @@ from sounding.server.http.wire import (
     read_json,
     read_model,
 )
-from sounding.server.options import Settings
+from sounding.server.options import ServerOptions
 from sounding.server.prometheus import Metrics
 from sounding.server.threads import Threads
 from sounding.server.trace import Trace
-from sounding.server.turn_memory import Memory
+from sounding.server.turn_memory import TurnMemory
 from sounding.text.tokenizer import Tokenizer, TooManyTokens
 
 log = logging.getLogger(__name__)
@@ -58,13 +58,13 @@ class Service:
         self,
         engine: EngineLike,
         tokenizer: Tokenizer,
-        settings: Settings,
+        settings: ServerOptions,
         card: ModelCard | None = None,
     ) -> None:
         """Raises OSError when the trace folder cannot be written to."""
         self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
         self.card = card or ModelCard()
-        self.memory = Memory(tokenizer)
+        self.memory = TurnMemory(tokenizer)
         self.ledger = Ledger()
         self.threads = Threads()
         self.metrics = Metrics(engine.stats, self.ledger)
@@ -217,7 +217,7 @@ def owner_of(request: Request) -> str:
     return str(request.scope.get("sounding.owner", ""))
 
 
-def _session(run: Run) -> dict[str, Any]:
+def _session(run: EngineRun) -> dict[str, Any]:
     usage = run.finished.usage if run.finished is not None else Usage()
     return {
         "id": run.run_id,

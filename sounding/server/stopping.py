@@ -8,7 +8,7 @@ text alone, is told when to stop by a rule that reads the answer as `Reply` does
 from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
-from sounding.engine.requests import Answer
+from sounding.engine.requests import StoppingRule
 from sounding.engine.stop import StopStrings
 from sounding.text import ContentDelta, End, Event, Parser, Repair
 from sounding.text.tokenizer import TextStream
@@ -16,7 +16,7 @@ from sounding.text.tokenizer import TextStream
 
 @runtime_checkable
 class StopRule(Protocol):
-    """An `Answer` that may be over by a stop string."""
+    """An `StoppingRule` that may be over by a stop string."""
 
     stops: Sequence[str]
 
@@ -53,14 +53,14 @@ class ContentStops:
 
 
 class ContentRule:
-    """An `Answer` that is over when a stop string is complete in the content."""
+    """An `StoppingRule` that is over when a stop string is complete in the content."""
 
     def __init__(
         self,
         stops: Sequence[str],
         parser: Parser,
         decoder: TextStream,
-        inner: Answer | None = None,
+        inner: StoppingRule | None = None,
     ) -> None:
         """`inner` is another rule to keep."""
         self.stops: Sequence[str] = tuple(stops)

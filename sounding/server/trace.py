@@ -10,7 +10,7 @@ from typing import Any
 
 from sounding.engine.requests import Usage
 from sounding.files import write_file
-from sounding.server.exchange import Run
+from sounding.server.exchange import EngineRun
 from sounding.server.stopping import StopRule
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class Trace:
         self._folder = folder
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="trace")
 
-    def keep(self, run: Run) -> None:
+    def keep(self, run: EngineRun) -> None:
         """Write a finished run. Its request contains what the client sent, to the token."""
         self._writer.submit(self._write, run)
 
@@ -36,7 +36,7 @@ class Trace:
         """Return when everything is on disk."""
         self._writer.shutdown(wait=True)
 
-    def _write(self, run: Run) -> None:
+    def _write(self, run: EngineRun) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(run.began_unix))
         path = self._folder / f"{stamp}-{run.run_id}.json"
         try:
@@ -45,7 +45,7 @@ class Trace:
             log.warning("no trace of %s: %s", run.run_id, error)
 
 
-def record(run: Run) -> dict[str, Any]:
+def record(run: EngineRun) -> dict[str, Any]:
     """What a trace says about a run."""
     finished, request = run.finished, run.request
     usage = finished.usage if finished is not None else Usage()

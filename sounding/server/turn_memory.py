@@ -22,14 +22,14 @@ Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Rendered:
+class RenderedTurns:
     """A prompt as text and as tokens."""
 
     text: str
     ids: list[int]
 
 
-class Memory:
+class TurnMemory:
     """Of one server; used by its threads."""
 
     def __init__(
@@ -51,7 +51,7 @@ class Memory:
 
     def render(
         self, owner: str, messages: Sequence[Message], *, most_tokens: int, **how: Any
-    ) -> Rendered:
+    ) -> RenderedTurns:
         """Encode a conversation, with what its client has lost put back.
 
         Raises ValueError as `encode` does, and TooManyTokens.
@@ -66,7 +66,9 @@ class Memory:
                 self._transcripts.move_to_end(begun)
         # A transcript ends with a named token, and no token reaches over one.
         left = max(0, most_tokens - len(ids))
-        return Rendered(text, ids + self._tokenizer.encode(text[len(begun) :], most_tokens=left))
+        return RenderedTurns(
+            text, ids + self._tokenizer.encode(text[len(begun) :], most_tokens=left)
+        )
 
     def keep_turn(
         self,
@@ -86,7 +88,7 @@ class Memory:
             while len(self._reasoning) > self._most_turns:
                 self._reasoning.popitem(last=False)
 
-    def keep_tokens(self, prompt: Rendered, ids: Sequence[int]) -> None:
+    def keep_tokens(self, prompt: RenderedTurns, ids: Sequence[int]) -> None:
         """Remember how a turn that the model ended itself was cut into tokens, EOS excluded."""
         text = prompt.text + self._tokenizer.decode(ids) + EOS
         with self._lock:

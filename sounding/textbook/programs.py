@@ -120,7 +120,7 @@ def bound_names(body: str) -> Iterator[str]:
 Edit = tuple[int, int, bytes]  # begin and end in bytes, and what comes there
 
 
-class Source:
+class ProgramSource:
     """A text in bytes, in which the parser's positions can be found."""
 
     def __init__(self, text: str) -> None:
@@ -157,7 +157,7 @@ def strip_annotations(text: str) -> str:
     """
     if _READ_ANNOTATIONS.search(text):
         return text
-    source, edits = Source(text), list[Edit]()
+    source, edits = ProgramSource(text), list[Edit]()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, FUNCTIONS):
             edits += _signature_edits(source, node)
@@ -174,7 +174,7 @@ def _joined_head(match: re.Match[str]) -> str:
     return line if len(line) <= 88 else match[0]
 
 
-def _signature_edits(source: Source, node: FUNCTIONS) -> Iterator[Edit]:
+def _signature_edits(source: ProgramSource, node: FUNCTIONS) -> Iterator[Edit]:
     if node.returns is not None:
         arrow = source.bytes.rindex(b"->", 0, source.begin(node.returns))
         yield len(source.bytes[:arrow].rstrip()), source.end(node.returns), b""
@@ -194,7 +194,7 @@ def requoted(text: str, quote: str) -> str:
     """The program with this quote, " or ', around each string whose content allows it."""
     other = "'" if quote == '"' else '"'
     simple = re.compile(f"([a-zA-Z]*){other}([^\"'\\\\\n]*){other}")
-    source, edits = Source(text), list[Edit]()
+    source, edits = ProgramSource(text), list[Edit]()
     lines = text.split("\n")
     for (row, column), (last, end) in _string_spans(text):
         literal = lines[row - 1][column:end]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sounding.textbook.drawing import Draw
 from sounding.textbook.exercises import Definition
-from sounding.textbook.programs import FUNCTIONS, Edit, Source, bound_names, words
+from sounding.textbook.programs import FUNCTIONS, Edit, ProgramSource, bound_names, words
 
 _READ_NAMES = frozenset({"locals", "globals", "vars", "eval", "exec", "dir"})
 
@@ -77,7 +77,7 @@ def rename_locals(text: str, draw: Draw, share: float) -> str:
     """The program with other names for a share of the local variables that can have one."""
     tree = ast.parse(text)
     taken = set(words(text)) | set(dir(builtins))
-    source, edits = Source(text), list[Edit]()
+    source, edits = ProgramSource(text), list[Edit]()
     for function in _outer_functions(tree):
         names = sorted(_free_to_rename(function) - set(bound_names(text)))
         for name in names:

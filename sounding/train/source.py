@@ -11,7 +11,7 @@ from sounding.data.dataset import TOKENIZER_NAME, Dataset
 from sounding.data.fim import FimSettings
 from sounding.data.loader import Loader, RowStream
 from sounding.data.mixture import Mixture
-from sounding.data.rows import LoaderSettings, Rows
+from sounding.data.rows import DataRows, LoaderSettings
 from sounding.files import write_file
 from sounding.ops.loss import IGNORED
 from sounding.text.tokenizer import CONFIG_NAME, MOST_PADDING, SUFFIX_FIRST
@@ -111,14 +111,14 @@ def _dealt(source: BatchSource[B], rank: int, world: int) -> BatchSource[B]:
     return open_stream
 
 
-def _rows(dataset: Dataset, run: RunConfig, fim: FimSettings, split_rate: float) -> Rows:
+def _rows(dataset: Dataset, run: RunConfig, fim: FimSettings, split_rate: float) -> DataRows:
     settings = LoaderSettings(
         sequence_length=run.data.sequence_tokens,
         seed=run.train.seed,
         fim=fim,
         split_rate=split_rate,
     )
-    return Rows(dataset, settings)
+    return DataRows(dataset, settings)
 
 
 def _dataset(path: str, run: RunConfig) -> Dataset:

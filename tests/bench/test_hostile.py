@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from sounding.bench.traffic.hostile import Row, Watch
+from sounding.bench.traffic.hostile import AttackRow, Watch
 from sounding.bench.traffic.hostile_inputs import Attack, attacks
 from sounding.server.http.connections import Connections
-from sounding.server.options import Settings
+from sounding.server.options import ServerOptions
 from tests.server.live import Live, live
 from tests.server.scripted import ScriptedEngine
 
@@ -16,7 +16,7 @@ SMALL = attacks(scale=0.01)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Live]:
-    settings = Settings(model_names=("*",), hosts=("127.0.0.1",))
+    settings = ServerOptions(model_names=("*",), hosts=("127.0.0.1",))
     engine = ScriptedEngine(context_tokens=1 << 20)
     with live(engine, settings, connections=Connections(30, head_seconds=0.5)) as running:
         yield running
@@ -36,9 +36,9 @@ def test_others_are_served_while_a_long_text_is_tokenized(server: Live) -> None:
 
 
 def test_a_verdict_names_what_is_wrong() -> None:
-    good = Row("a", "400", 1.0, 0.1, 0.1, 300.0, 350.0, 100, ())
+    good = AttackRow("a", "400", 1.0, 0.1, 0.1, 300.0, 350.0, 100, ())
     assert good.verdict == "ok"
-    bad = Row("a", "500", 1.0, 0.6, 0.7, 300.0, 500.0, 2_000_000, ("500, not 400",))
+    bad = AttackRow("a", "500", 1.0, 0.6, 0.7, 300.0, 500.0, 2_000_000, ("500, not 400",))
     for part in ("500, not 400", "/health waited 0.60", "a stream", "kept 200 MB", "logged"):
         assert part in bad.verdict
     assert Attack("a", lambda port: "", "400").verdict("200") == "200, not 400"

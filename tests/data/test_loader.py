@@ -15,7 +15,7 @@ from sounding.data.batch import TokenBatch
 from sounding.data.dataset import Dataset, read_info, tokenize, verify
 from sounding.data.fim import FimSettings
 from sounding.data.loader import Loader
-from sounding.data.rows import LoaderSettings, Rows
+from sounding.data.rows import DataRows, LoaderSettings
 from sounding.ops.loss import IGNORED
 from sounding.text.markup import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
 from sounding.text.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ def same(one: Step, other: Step) -> bool:
 
 def test_an_epoch_is_every_document_once(dataset: Dataset) -> None:
     found = []
-    for batch, _ in Loader(Rows(dataset, settings(0.0, sequence_length=2048)), rows=3).batches(
+    for batch, _ in Loader(DataRows(dataset, settings(0.0, sequence_length=2048)), rows=3).batches(
         epochs=1
     ):
         assert len(batch.tokens) == sum(batch.lengths) <= 3 * 2048
@@ -61,7 +61,7 @@ def test_an_epoch_is_every_document_once(dataset: Dataset) -> None:
 
 def test_long_documents_are_cut_at_line_ends(dataset: Dataset) -> None:
     found = []
-    for batch, _ in Loader(Rows(dataset, settings(0.0)), rows=3).batches(epochs=1):
+    for batch, _ in Loader(DataRows(dataset, settings(0.0)), rows=3).batches(epochs=1):
         assert len(batch.tokens) == sum(batch.lengths) <= 3 * 128
         found += [dataset.tokenizer.decode(ids) for ids in sequences(batch)]
     pieces = [piece.removeprefix(BOS).removesuffix(EOS) for piece in found]
@@ -82,7 +82,7 @@ def test_targets_are_the_next_tokens_of_the_same_sequence(
     dataset: Dataset, middle_only: bool
 ) -> None:
     end_id = dataset.tokenizer.id_of(FIM_END)
-    for batch, _ in Loader(Rows(dataset, settings(middle_only=middle_only)), rows=4).batches(
+    for batch, _ in Loader(DataRows(dataset, settings(middle_only=middle_only)), rows=4).batches(
         epochs=1
     ):
         wanted = torch.split(batch.targets, batch.lengths)
@@ -97,7 +97,7 @@ def test_targets_are_the_next_tokens_of_the_same_sequence(
 def test_rearranged_documents_are_the_documents(dataset: Dataset) -> None:
     tokenizer = dataset.tokenizer
     begin, hole, end = map(tokenizer.id_of, (FIM_BEGIN, FIM_HOLE, FIM_END))
-    loader = Loader(Rows(dataset, settings(1.0, sequence_length=512)), rows=4)
+    loader = Loader(DataRows(dataset, settings(1.0, sequence_length=512)), rows=4)
     rebuilt = []
     for batch, _ in loader.batches(epochs=1):
         for ids in sequences(batch):
@@ -116,7 +116,7 @@ def test_shorter_pieces_give_a_document_more_middles(dataset: Dataset) -> None:
     longest = 256
 
     def found(fim: FimSettings) -> list[list[int]]:
-        loader = Loader(Rows(dataset, settings(sequence_length=1024, fim=fim)), rows=4)
+        loader = Loader(DataRows(dataset, settings(sequence_length=1024, fim=fim)), rows=4)
         return [ids for batch, _ in loader.batches(epochs=1) for ids in sequences(batch)]
 
     whole, cut = (found(FimSettings(rate=1.0, longest=limit)) for limit in (None, longest))
@@ -128,7 +128,7 @@ def test_shorter_pieces_give_a_document_more_middles(dataset: Dataset) -> None:
 
 def test_middles_are_what_follows_the_end_of_the_question(dataset: Dataset) -> None:
     end = dataset.tokenizer.id_of(FIM_END)
-    for batch, _ in Loader(Rows(dataset, settings(0.5)), rows=4).batches(epochs=1):
+    for batch, _ in Loader(DataRows(dataset, settings(0.5)), rows=4).batches(epochs=1):
         for ids, middle in zip(sequences(batch), batch.middles, strict=True):
             assert middle == (len(ids) - 1 - ids.index(end) if end in ids else 0)
 
@@ -138,7 +138,7 @@ def test_the_suffix_may_come_first(dataset: Dataset) -> None:
     begin, hole, end = map(tokenizer.id_of, (FIM_BEGIN, FIM_HOLE, FIM_END))
     how = settings(sequence_length=512, fim=FimSettings(rate=1.0, suffix_first=1.0))
     rebuilt, shares = [], []
-    for batch, _ in Loader(Rows(dataset, how), rows=4).batches(epochs=1):
+    for batch, _ in Loader(DataRows(dataset, how), rows=4).batches(epochs=1):
         for ids, middle in zip(sequences(batch), batch.middles, strict=True):
             assert ids[:3] == [tokenizer.bos_id, begin, hole] and ids[-1] == tokenizer.eos_id
             to = ids.index(end)
@@ -152,7 +152,7 @@ def test_the_suffix_may_come_first(dataset: Dataset) -> None:
     both = settings(sequence_length=512, fim=FimSettings(rate=1.0, suffix_first=0.5))
     orders = [
         ids[2] == hole
-        for batch, _ in Loader(Rows(dataset, both), rows=4).batches(epochs=4)
+        for batch, _ in Loader(DataRows(dataset, both), rows=4).batches(epochs=4)
         for ids in sequences(batch)
     ]
     assert 0.3 < sum(orders) / len(orders) < 0.8
@@ -162,7 +162,7 @@ def test_the_suffix_may_come_first(dataset: Dataset) -> None:
 
 def test_the_rate_is_a_share_of_documents(dataset: Dataset) -> None:
     begin = dataset.tokenizer.id_of(FIM_BEGIN)
-    loader = Loader(Rows(dataset, settings(0.3, sequence_length=4096)), rows=4)
+    loader = Loader(DataRows(dataset, settings(0.3, sequence_length=4096)), rows=4)
     ids = [ids for batch, _ in loader.batches(epochs=40) for ids in sequences(batch)]
     assert 0.25 < sum(ids[1] == begin for ids in ids) / len(ids) < 0.35
 
@@ -174,7 +174,7 @@ def test_some_line_ends_are_split_and_nothing_else_changes(dataset: Dataset) -> 
         wide = settings(0.0, sequence_length=2048, split_rate=rate, **how)
         return [
             ids
-            for batch, _ in Loader(Rows(dataset, wide), rows=2).batches(epochs=3)
+            for batch, _ in Loader(DataRows(dataset, wide), rows=2).batches(epochs=3)
             for ids in sequences(batch)
         ]
 
@@ -193,25 +193,25 @@ def test_some_line_ends_are_split_and_nothing_else_changes(dataset: Dataset) -> 
 def test_splits_leave_the_choice_of_middles_alone(dataset: Dataset) -> None:
     def rearranged(rate: float) -> list[str]:
         wide = settings(1.0, sequence_length=2048, split_rate=rate)
-        steps = Loader(Rows(dataset, wide), rows=2).batches(epochs=1)
+        steps = Loader(DataRows(dataset, wide), rows=2).batches(epochs=1)
         return sorted(dataset.tokenizer.decode(ids) for b, _ in steps for ids in sequences(b))
 
     assert rearranged(0.0) == rearranged(0.5)
 
 
 def test_a_stream_with_splits_resumes_and_has_a_name_of_its_own(dataset: Dataset) -> None:
-    loader = Loader(Rows(dataset, settings(split_rate=0.5)), rows=3)
+    loader = Loader(DataRows(dataset, settings(split_rate=0.5)), rows=3)
     steps = list(islice(loader.batches(), 20))
     assert all(map(same, islice(loader.batches(steps[8][1]), 11), steps[9:]))
     with pytest.raises(ValueError, match="another dataset or other loader settings"):
-        next(Loader(Rows(dataset, settings()), rows=3).batches(steps[8][1]))
+        next(Loader(DataRows(dataset, settings()), rows=3).batches(steps[8][1]))
     with pytest.raises(ValueError, match=r"split_rate = 1\.5 must be a share"):
         settings(split_rate=1.5)
 
 
 def test_epochs_differ_and_seeds_differ(dataset: Dataset) -> None:
     def stream(seed: int, epochs: int) -> list[list[int]]:
-        steps = Loader(Rows(dataset, settings(seed=seed)), rows=2).batches(epochs=epochs)
+        steps = Loader(DataRows(dataset, settings(seed=seed)), rows=2).batches(epochs=epochs)
         return [batch.tokens.tolist() for batch, _ in steps]
 
     one, two = stream(0, 1), stream(0, 2)
@@ -222,7 +222,7 @@ def test_epochs_differ_and_seeds_differ(dataset: Dataset) -> None:
 
 @given(data=st.data())
 def test_resuming_after_any_batch(dataset: Dataset, data: st.DataObject) -> None:
-    loader = Loader(Rows(dataset, settings()), rows=data.draw(st.integers(1, 7)))
+    loader = Loader(DataRows(dataset, settings()), rows=data.draw(st.integers(1, 7)))
     steps = list(islice(loader.batches(), 30))
     after = data.draw(st.integers(0, len(steps) - 2))
     state = json.loads(json.dumps(steps[after][1]))
@@ -231,7 +231,7 @@ def test_resuming_after_any_batch(dataset: Dataset, data: st.DataObject) -> None
 
 
 def test_batches_made_ahead_are_the_same(dataset: Dataset) -> None:
-    loader = Loader(Rows(dataset, settings()), rows=3)
+    loader = Loader(DataRows(dataset, settings()), rows=3)
     plain = list(loader.batches(epochs=2))
     ahead = list(loader.batches(epochs=2, prefetch=3))
     assert len(plain) == len(ahead) and all(map(same, plain, ahead))
@@ -243,7 +243,7 @@ def test_batches_made_ahead_are_the_same(dataset: Dataset) -> None:
 def test_a_mistake_in_the_thread_is_raised_where_batches_are_used(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = Rows(dataset, settings())
+    rows = DataRows(dataset, settings())
     monkeypatch.setattr(rows, "_pieces", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         next(Loader(rows, rows=3).batches(prefetch=2))
@@ -251,10 +251,12 @@ def test_a_mistake_in_the_thread_is_raised_where_batches_are_used(
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_the_batches_of_one_process(dataset: Dataset, world: int) -> None:
-    whole = list(islice(Loader(Rows(dataset, settings()), rows=2 * world).batches(), 12))
+    whole = list(islice(Loader(DataRows(dataset, settings()), rows=2 * world).batches(), 12))
     parts = [
         list(
-            islice(Loader(Rows(dataset, settings()), rows=2, rank=rank, world=world).batches(), 12)
+            islice(
+                Loader(DataRows(dataset, settings()), rows=2, rank=rank, world=world).batches(), 12
+            )
         )
         for rank in range(world)
     ]
@@ -266,7 +268,7 @@ def test_ranks_share_the_batches_of_one_process(dataset: Dataset, world: int) ->
 
 def test_the_last_rows_go_evenly_over_ranks(dataset: Dataset) -> None:
     parts = [
-        list(Loader(Rows(dataset, settings()), rows=4, rank=rank, world=2).batches(epochs=1))
+        list(Loader(DataRows(dataset, settings()), rows=4, rank=rank, world=2).batches(epochs=1))
         for rank in range(2)
     ]
     assert len(parts[0]) == len(parts[1])
@@ -274,20 +276,20 @@ def test_the_last_rows_go_evenly_over_ranks(dataset: Dataset) -> None:
 
 
 def test_rows_may_change_at_a_resume(dataset: Dataset) -> None:
-    narrow = list(islice(Loader(Rows(dataset, settings()), rows=2).batches(), 6))
-    wide = Loader(Rows(dataset, settings()), rows=4).batches(narrow[1][1])
+    narrow = list(islice(Loader(DataRows(dataset, settings()), rows=2).batches(), 6))
+    wide = Loader(DataRows(dataset, settings()), rows=4).batches(narrow[1][1])
     batch, state = next(wide)
     assert sequences(batch) == sequences(narrow[2][0]) + sequences(narrow[3][0])
     assert state == narrow[3][1]
 
 
 def test_states_of_another_stream(dataset: Dataset, tokenizer: Tokenizer) -> None:
-    _, state = next(Loader(Rows(dataset, settings()), rows=2).batches())
+    _, state = next(Loader(DataRows(dataset, settings()), rows=2).batches())
     other = Dataset.from_texts(TEXTS[1:], tokenizer)
     for loader in (
-        Loader(Rows(other, settings()), rows=2),
-        Loader(Rows(dataset, settings(seed=1)), rows=2),
-        Loader(Rows(dataset, settings(0.25)), rows=2),
+        Loader(DataRows(other, settings()), rows=2),
+        Loader(DataRows(dataset, settings(seed=1)), rows=2),
+        Loader(DataRows(dataset, settings(0.25)), rows=2),
     ):
         with pytest.raises(ValueError, match="another dataset or other loader settings"):
             next(loader.batches(state))
@@ -296,7 +298,7 @@ def test_states_of_another_stream(dataset: Dataset, tokenizer: Tokenizer) -> Non
 def test_rows_are_nearly_full(dataset: Dataset) -> None:
     # Lines have about twenty tokens here, half of which a cut before a line's end costs.
     whole = settings(0.0, window_documents=60, sequence_length=512)
-    steps = list(Loader(Rows(dataset, whole), rows=1).batches(epochs=1))
+    steps = list(Loader(DataRows(dataset, whole), rows=1).batches(epochs=1))
     assert sum(len(batch.tokens) for batch, _ in steps) / (512 * len(steps)) > 0.95
 
 
@@ -306,9 +308,9 @@ def test_mistakes(dataset: Dataset) -> None:
     with pytest.raises(ValueError, match="window_documents = 0"):
         settings(window_documents=0)
     with pytest.raises(ValueError, match="rows = 0"):
-        Loader(Rows(dataset, settings()), rows=0)
+        Loader(DataRows(dataset, settings()), rows=0)
     with pytest.raises(ValueError, match="rank = 2 must be from 0 to 1"):
-        Loader(Rows(dataset, settings()), rows=1, rank=2, world=2)
+        Loader(DataRows(dataset, settings()), rows=1, rank=2, world=2)
 
 
 def test_names_of_tokens_in_documents_are_text(tokenizer: Tokenizer) -> None:
@@ -317,7 +319,7 @@ def test_names_of_tokens_in_documents_are_text(tokenizer: Tokenizer) -> None:
     hole = tokenizer.id_of(FIM_HOLE)
     for rate, count in ((0.0, 0), (1.0, 1)):
         batch, _ = next(
-            Loader(Rows(single, settings(rate, sequence_length=2048)), rows=1).batches()
+            Loader(DataRows(single, settings(rate, sequence_length=2048)), rows=1).batches()
         )
         assert batch.tokens.tolist().count(hole) == count
 
@@ -326,7 +328,7 @@ def test_documents_that_are_odd(tokenizer: Tokenizer) -> None:
     texts = ["", " \n\n", "ä" * 500, "🦊" * 300, "x" * 3000, "\n" * 600]
     odd = Dataset.from_texts(texts, tokenizer)
     for rate in (0.0, 1.0):
-        for batch, _ in Loader(Rows(odd, settings(rate, sequence_length=64)), rows=2).batches(
+        for batch, _ in Loader(DataRows(odd, settings(rate, sequence_length=64)), rows=2).batches(
             epochs=3
         ):
             assert len(batch.tokens) <= 128

@@ -13,7 +13,7 @@ from sounding.data.dataset import Dataset
 from sounding.data.fim import FimSettings
 from sounding.data.loader import Loader
 from sounding.data.mixture import Mixture
-from sounding.data.rows import LoaderSettings, Row, Rows
+from sounding.data.rows import DataRows, LoaderSettings, Row
 from sounding.data.shares import Share, require_mixture
 from sounding.text.tokenizer import SMALLEST_VOCABULARY, Tokenizer, train
 from tests.data.conftest import code
@@ -43,7 +43,7 @@ def mixture(
     parts = [
         (
             Share(name=name, path="", weight=weight, final_weight=(final or {}).get(name)),
-            Rows(datasets[name], SETTINGS),
+            DataRows(datasets[name], SETTINGS),
         )
         for name, weight in weights.items()
     ]
@@ -89,7 +89,7 @@ def test_each_dataset_is_read_in_its_own_order(datasets: dict[str, Dataset]) -> 
     rows = [content(row) for row, _ in islice(mixed.follow(), 80)]
     for name in ("corpus", "problems"):
         mine = [row for row, owner in zip(rows, chosen, strict=True) if owner == name]
-        alone = islice(Rows(datasets[name], SETTINGS).follow(), len(mine))
+        alone = islice(DataRows(datasets[name], SETTINGS).follow(), len(mine))
         assert mine == [content(row) for row, _ in alone]
 
 
@@ -136,7 +136,7 @@ def test_going_on_with_other_weights_and_another_dataset(datasets: dict[str, Dat
 
 
 def test_states_of_something_else_are_refused(datasets: dict[str, Dataset]) -> None:
-    _, alone = next(Rows(datasets["corpus"], SETTINGS).follow())
+    _, alone = next(DataRows(datasets["corpus"], SETTINGS).follow())
     made = mixture(datasets, {"corpus": 1.0, "book": 1.0})
     with pytest.raises(ValueError, match="belongs to a single dataset and not to a mixture"):
         made.follow(alone)
@@ -145,7 +145,7 @@ def test_states_of_something_else_are_refused(datasets: dict[str, Dataset]) -> N
     with pytest.raises(ValueError, match="mixture: this loader state belongs to another dataset"):
         mixture(swapped, {"corpus": 1.0, "book": 1.0}).follow(state)
     with pytest.raises(ValueError, match="another dataset"):
-        Rows(datasets["corpus"], SETTINGS).follow(state)
+        DataRows(datasets["corpus"], SETTINGS).follow(state)
 
 
 def share(name: str = "a", weight: float = 1.0, final_weight: float | None = None) -> Share:

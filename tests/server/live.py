@@ -11,7 +11,7 @@ import httpx
 from sounding.engine.requests import EngineLike
 from sounding.server.http.connections import Connections
 from sounding.server.http.serve import Server, listen
-from sounding.server.options import Settings
+from sounding.server.options import ServerOptions
 from sounding.server.service import Service
 from sounding.text.tokenizer import Tokenizer
 from tests.server.scripted import ScriptedEngine
@@ -39,7 +39,7 @@ class Live:
 @contextmanager
 def live(
     engine: EngineLike | None = None,
-    settings: Settings | None = None,
+    settings: ServerOptions | None = None,
     *,
     tokenizer: Tokenizer | None = None,
     grace_seconds: float = 5.0,
@@ -49,7 +49,7 @@ def live(
     if tokenizer is None:
         assert isinstance(engine, ScriptedEngine)
         tokenizer = engine.tokenizer
-    service = Service(engine, tokenizer, settings or Settings())
+    service = Service(engine, tokenizer, settings or ServerOptions())
     server = Server(service, grace_seconds=grace_seconds, connections=connections)
     listener = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sounding.server.options import Settings
+from sounding.server.options import ServerOptions
 from tests.server.live import Live, live, post
 from tests.server.scripted import ScriptedEngine
 
@@ -265,7 +265,7 @@ CLIENTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Live]:
-    with live(ScriptedEngine("Hm.</think>Yes."), Settings(model_names=("*",))) as running:
+    with live(ScriptedEngine("Hm.</think>Yes."), ServerOptions(model_names=("*",))) as running:
         yield running
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sounding.server.options import Settings
+from sounding.server.options import ServerOptions
 from tests.server.http.test_middleware import until
 from tests.server.live import Live, get, live, post
 from tests.server.scripted import ScriptedEngine
@@ -152,7 +152,7 @@ def test_completion_chunks(server: Live) -> None:
 
 
 def test_metrics_traces_and_status_agree(tmp_path: Path) -> None:
-    with live(ScriptedEngine(SHORT_CALL), Settings(trace=tmp_path / "trace")) as server:
+    with live(ScriptedEngine(SHORT_CALL), ServerOptions(trace=tmp_path / "trace")) as server:
         for number in range(3):
             asked = ASK | {"messages": HI, "stream": number == 1}
             post(server.url + "/v1/chat/completions", json=asked)
@@ -191,7 +191,7 @@ def samples(text: str) -> dict[str, float]:
 
 
 def test_a_trace_says_what_happened(tmp_path: Path) -> None:
-    with live(ScriptedEngine("</think>" + "word " * 9), Settings(trace=tmp_path)) as server:
+    with live(ScriptedEngine("</think>" + "word " * 9), ServerOptions(trace=tmp_path)) as server:
         asked = {"messages": HI, "model": "sounding", "stop": "rd w", "seed": 4}
         post(server.url + "/v1/chat/completions", json=asked)
     (path,) = tmp_path.glob("*.json")
@@ -209,13 +209,13 @@ def test_a_trace_says_what_happened(tmp_path: Path) -> None:
 
 def test_a_trace_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError), live(settings=Settings(trace=tmp_path / "file")):
+    with pytest.raises(OSError), live(settings=ServerOptions(trace=tmp_path / "file")):
         pass
 
 
 def test_a_trace_that_fails_costs_no_answer(tmp_path: Path) -> None:
     folder = tmp_path / "trace"
-    with live(settings=Settings(trace=folder)) as server:
+    with live(settings=ServerOptions(trace=folder)) as server:
         folder.rmdir()
         asked = {"messages": HI, "model": "sounding"}
         assert post(server.url + "/v1/chat/completions", json=asked).status_code == 200

@@ -19,7 +19,7 @@ from openai import OpenAI
 from sounding.engine.engine import Engine
 from sounding.engine.settings import EngineSettings
 from sounding.presets import tiny
-from sounding.server.options import Settings
+from sounding.server.options import ServerOptions
 from tests.conftest import make_network
 from tests.engine.scripted import small_tokenizer
 from tests.networks import as_network
@@ -60,7 +60,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         as_network(make_network(config)), tokenizer, EngineSettings(context_tokens=1500)
     )
     trace = tmp_path_factory.mktemp("trace")
-    with live(engine, Settings(trace=trace, thinking=False), tokenizer=tokenizer) as running:
+    with live(engine, ServerOptions(trace=trace, thinking=False), tokenizer=tokenizer) as running:
         yield running
 
 
@@ -199,7 +199,7 @@ def test_a_damaged_model_is_a_500_that_says_so(caplog: pytest.LogCaptureFixture)
     network = make_network(config)
     network.get_parameter("norm.weight").data.fill_(float("nan"))
     engine = Engine(as_network(network), tokenizer, EngineSettings(context_tokens=1500))
-    with live(engine, Settings(), tokenizer=tokenizer) as running:
+    with live(engine, ServerOptions(), tokenizer=tokenizer) as running:
         for route, body in (
             ("/v1/completions", {"model": "sounding", "prompt": "x", "logprobs": 2}),
             (

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sounding.bench.traffic.http import Client, Reply, said
+from sounding.bench.traffic.http import Client, HTTPReply, said
 
 _LEAVES = 0.04  # share of requests whose client hangs up
 _TURNS = 12  # after which an agent begins anew
@@ -28,25 +28,25 @@ _TOOL = {
 
 
 @dataclass(frozen=True)
-class Answer:
+class ReceivedAnswer:
     """One request that was answered."""
 
     kind: str
     client: int
     path: str
     body: dict[str, Any]
-    reply: Reply
+    reply: HTTPReply
 
 
 @dataclass
 class Tally:
     """What all clients saw."""
 
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[ReceivedAnswer] = field(default_factory=list)
     left: int = 0  # requests that were given up on purpose
     errors: list[str] = field(default_factory=list)
 
-    def of_kind(self, kind: str) -> list[Reply]:
+    def of_kind(self, kind: str) -> list[HTTPReply]:
         return [answer.reply for answer in self.answers if answer.kind == kind]
 
 
@@ -77,7 +77,7 @@ class Crowd:
                 thread.join()
         return self.tally
 
-    def repeat(self, answers: Sequence[Answer]) -> list[Answer]:
+    def repeat(self, answers: Sequence[ReceivedAnswer]) -> list[ReceivedAnswer]:
         """Ask the same again, one after the other; those whose text is another now."""
         with Client(self._url, self._key) as client:
             return [
@@ -108,7 +108,7 @@ class Crowd:
         choose: random.Random,
         path: str,
         body: dict[str, Any],
-    ) -> Reply | None:
+    ) -> HTTPReply | None:
         """The answer, or None for a request that was given up."""
         if choose.random() < _LEAVES:
             client.abandon(path, body, lambda: time.sleep(choose.random()))
@@ -117,7 +117,7 @@ class Crowd:
             return None
         reply = client.ask(path, body)
         with self._lock:
-            self.tally.answers.append(Answer(kind, number, path, body, reply))
+            self.tally.answers.append(ReceivedAnswer(kind, number, path, body, reply))
         return reply
 
     def _code(self, choose: random.Random, lines: int) -> str:

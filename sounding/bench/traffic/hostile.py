@@ -123,7 +123,7 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Row:
+class AttackRow:
     """What one attack did."""
 
     name: str
@@ -151,7 +151,7 @@ class Row:
         return "; ".join(wrong) or "ok"
 
 
-def measure(served: Served, attack: Attack) -> Row:
+def measure(served: Served, attack: Attack) -> AttackRow:
     """Run an attack while others use the server."""
     before_mb, before_log, start = served.resident_mb, served.log_bytes, time.perf_counter()
     with Watch(served.port) as watch:
@@ -159,7 +159,7 @@ def measure(served: Served, attack: Attack) -> Row:
         seconds = time.perf_counter() - start
     time.sleep(_SETTLED_SECONDS)
     wrong = attack.verdict(said)
-    return Row(
+    return AttackRow(
         name=attack.name,
         said=said,
         seconds=seconds,
@@ -254,7 +254,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _shown(row: Row) -> str:
+def _shown(row: AttackRow) -> str:
     return _line(
         row.name,
         row.said,

@@ -13,7 +13,7 @@ _TIMEOUT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Reply:
+class HTTPReply:
     """A whole answer."""
 
     status: int
@@ -53,7 +53,7 @@ class Client:
         """The text of a page, whatever its status. Raises OSError where none comes."""
         return self._send("GET", path, None).text
 
-    def ask(self, path: str, body: dict[str, Any]) -> Reply:
+    def ask(self, path: str, body: dict[str, Any]) -> HTTPReply:
         """Raises OSError where no whole answer comes, ValueError with what is refused."""
         reply = self._send("POST", path, json.dumps(body))
         if reply.status != 200:
@@ -67,7 +67,7 @@ class Client:
         leave()
         self._connection.close()
 
-    def _send(self, method: str, path: str, body: str | None) -> Reply:
+    def _send(self, method: str, path: str, body: str | None) -> HTTPReply:
         start = time.perf_counter()
         with self._told(f"{method} {path}"):
             self._connection.request(method, path, body, self._headers)
@@ -75,7 +75,7 @@ class Client:
             first = response.read(1)
             first_seconds = time.perf_counter() - start
             text = (first + response.read()).decode("utf-8", "replace")
-        return Reply(response.status, text, first_seconds, time.perf_counter() - start)
+        return HTTPReply(response.status, text, first_seconds, time.perf_counter() - start)
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:
@@ -86,7 +86,7 @@ class Client:
             raise OSError(f"{what}: no whole answer ({error!r})") from error
 
 
-def said(path: str, reply: Reply) -> str:
+def said(path: str, reply: HTTPReply) -> str:
     """The text of an answer, streamed or whole, by the protocol of its path.
 
     Raises ValueError for an answer that has none.

@@ -27,7 +27,7 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Trace:
+class TypedTrace:
     """A text, and where in it the typing begins and ends, in characters."""
 
     text: str
@@ -44,7 +44,7 @@ class Trace:
         return Key(seconds, shown, bool(shown.strip()) and rest.startswith(shown.rstrip()))
 
 
-def trace_of(text: str, *, line: int, keys: int) -> Trace:
+def trace_of(text: str, *, line: int, keys: int) -> TypedTrace:
     """Type from the beginning of a line (from 1) on, to the end of the line `keys` keys later.
 
     Raises ValueError for a line that is not there, or with nothing to type.
@@ -57,10 +57,12 @@ def trace_of(text: str, *, line: int, keys: int) -> Trace:
     end = len(text) if end < 0 else end
     if begin == end:
         raise ValueError(f"there is nothing to type in line {line}; begin further up")
-    return Trace(text, begin, end)
+    return TypedTrace(text, begin, end)
 
 
-def type_over_http(client: Client, trace: Trace, protocol: Protocol, model: str) -> Iterator[Key]:
+def type_over_http(
+    client: Client, trace: TypedTrace, protocol: Protocol, model: str
+) -> Iterator[Key]:
     """Raises OSError without a server, ValueError with what it refuses."""
     for before, behind in trace.cursors():
         if protocol == "infill":
@@ -97,7 +99,7 @@ def _suffix(before: str, behind: str, model: str) -> dict[str, Any]:
     }
 
 
-def type_in_an_editor(trace: Trace, options: Sequence[str] = ()) -> list[Key]:
+def type_in_an_editor(trace: TypedTrace, options: Sequence[str] = ()) -> list[Key]:
     """Through a language server that is started for it, its pause after a key included.
 
     `options` are those of `sounding language-server`.
@@ -105,7 +107,7 @@ def type_in_an_editor(trace: Trace, options: Sequence[str] = ()) -> list[Key]:
     return asyncio.run(_type_in_an_editor(trace, options))
 
 
-async def _type_in_an_editor(trace: Trace, options: Sequence[str]) -> list[Key]:
+async def _type_in_an_editor(trace: TypedTrace, options: Sequence[str]) -> list[Key]:
     from lsprotocol import types as lsp
     from pygls.lsp.client import LanguageClient
 

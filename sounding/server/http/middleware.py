@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sounding.server.http.errors import Refusal, shape_for
-from sounding.server.http.streaming import Answer
+from sounding.server.http.streaming import JSONAnswer
 from sounding.server.service import Service
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::\d*)?", re.ASCII)
 _LARGE_BYTES = 1 << 20  # a body after which memory is tidied up
 
 
-class Gate:
+class AccessMiddleware:
     """Wraps the routes of a service."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -76,7 +76,7 @@ class _Visit:
     # -- coming in ---------------------------------------------------------------------------------
 
     async def preflight(self) -> bool:
-        """Answer a browser that asks whether a page elsewhere may come in."""
+        """JSONAnswer a browser that asks whether a page elsewhere may come in."""
         asks = self._scope["method"] == "OPTIONS" and "access-control-request-method" in (
             self._headers
         )
@@ -88,7 +88,7 @@ class _Visit:
                 ),
                 "access-control-max-age": "600",
             }
-            await Answer({}, headers=headers)(self._scope, self._receive, self.send)
+            await JSONAnswer({}, headers=headers)(self._scope, self._receive, self.send)
             return True
         return False
 
@@ -221,7 +221,7 @@ class _Visit:
         if self._status is not None:
             return  # the answer has begun: closing the connection is all that is left to say
         shape = shape_for(self._path)
-        answer = Answer(shape(refusal), status_code=refusal.status, headers=refusal.headers)
+        answer = JSONAnswer(shape(refusal), status_code=refusal.status, headers=refusal.headers)
         await answer(self._scope, self._receive, self.send)
 
     def leave(self) -> None:

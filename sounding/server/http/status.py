@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sounding.server.http.streaming import Answer, Endpoint
+from sounding.server.http.streaming import Endpoint, JSONAnswer
 from sounding.server.http.wire import Json
 from sounding.server.prometheus import CONTENT_TYPE
 from sounding.server.service import Service
@@ -16,10 +16,10 @@ def endpoints(service: Service) -> dict[str, Endpoint]:
 
     async def health(request: Request) -> Response:
         word = "draining" if service.draining else "ok"
-        return Answer({"status": word}, status_code=503 if service.draining else 200)
+        return JSONAnswer({"status": word}, status_code=503 if service.draining else 200)
 
     async def status(request: Request) -> Response:
-        return Answer(service.status())
+        return JSONAnswer(service.status())
 
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE})
@@ -29,15 +29,15 @@ def endpoints(service: Service) -> dict[str, Endpoint]:
         data = [_listed(service, name) for name in names or [service.model_name]]
         # The last three are Anthropic's: there is one page.
         ends = {"has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]}
-        return Answer({"object": "list", "data": data, **ends})
+        return JSONAnswer({"object": "list", "data": data, **ends})
 
     async def model(request: Request) -> Response:
-        return Answer(_listed(service, service.require_model(request.path_params["name"])))
+        return JSONAnswer(_listed(service, service.require_model(request.path_params["name"])))
 
     async def props(request: Request) -> Response:
         """llama.cpp's: its clients ask for the length of the context."""
         context = service.engine.context_tokens
-        return Answer(
+        return JSONAnswer(
             {
                 "default_generation_settings": {"n_ctx": context},
                 "model_alias": service.model_name,

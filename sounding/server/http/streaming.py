@@ -36,7 +36,7 @@ def sse(data: Any, event: str | None = None) -> bytes:
     return name + b"data: " + to_json(data) + b"\n\n"
 
 
-class Answer(Response):
+class JSONAnswer(Response):
     """A JSON object."""
 
     media_type = "application/json"

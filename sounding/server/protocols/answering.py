@@ -6,18 +6,18 @@ from collections.abc import AsyncIterator, Sequence
 from sounding.engine.requests import GenerationRequest
 from sounding.server.conversation import Conversation, Sampling, render, request_for
 from sounding.server.exchange import Exchange
-from sounding.server.reply import Answered, Piece, Reply
+from sounding.server.reply import Answered, AnswerPiece, AnswerReader
 from sounding.server.service import Service
-from sounding.server.turn_memory import Rendered
+from sounding.server.turn_memory import RenderedTurns
 
 
 class Answering:
     """The answers in the making to one conversation."""
 
-    def __init__(self, exchange: Exchange, replies: Sequence[Reply]) -> None:
+    def __init__(self, exchange: Exchange, replies: Sequence[AnswerReader]) -> None:
         self.exchange, self.replies = exchange, replies
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Piece | Answered]]:
+    async def __aiter__(self) -> AsyncIterator[tuple[int, AnswerPiece | Answered]]:
         """The number of an answer and what it says next; each ends with Answered."""
         async for index, event in self.exchange:
             for said in self.replies[index].feed(event):
@@ -52,7 +52,7 @@ async def answer(
     settings, tokenizer = service.settings, service.tokenizer
     context = service.engine.context_tokens
 
-    def prepare() -> tuple[Rendered, list[GenerationRequest]]:
+    def prepare() -> tuple[RenderedTurns, list[GenerationRequest]]:
         prompt = render(service.memory, owner, chat, settings, context)
         return prompt, [
             request_for(prompt, chat, one, tokenizer, context, settings)
@@ -62,7 +62,7 @@ async def answer(
     prompt, requests = await service.threads.run(prepare)
     exchange = await service.begin(route, requests)
     replies = [
-        Reply(
+        AnswerReader(
             chat,
             prompt,
             tokenizer=tokenizer,

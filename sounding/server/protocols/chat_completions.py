@@ -19,7 +19,7 @@ from sounding.server.conversation import (
     Sampling,
     sampling_params,
 )
-from sounding.server.http.streaming import Answer, Frames, whole
+from sounding.server.http.streaming import Frames, JSONAnswer, whole
 from sounding.server.http.wire import Json, Refused, Wire, fault
 from sounding.server.protocols.answering import Answering, answer
 from sounding.server.protocols.chat_completions_writer import ChatWriter
@@ -373,7 +373,7 @@ class ChatCompletions:
             return writer.whole(answering.replies, ends)
 
         if not asked.stream:
-            return Answer(await whole(request, complete()))
+            return JSONAnswer(await whole(request, complete()))
         answering = await whole(request, begin())
         return Frames(
             writer.frames(answering),

@@ -10,7 +10,7 @@ from sounding.server.http.wire import Json
 from sounding.server.protocols.answering import Answering
 from sounding.server.protocols.logprobs import token_logprob
 from sounding.server.protocols.usage import openai_usage
-from sounding.server.reply import Answered, Piece, Reply
+from sounding.server.reply import Answered, AnswerPiece, AnswerReader
 from sounding.text import ArgumentsDelta, CallBegun, ContentDelta, ReasoningDelta
 from sounding.text.tokenizer import Tokenizer
 
@@ -30,7 +30,7 @@ class ChatWriter:
             "system_fingerprint": None,
         }
 
-    def whole(self, replies: Sequence[Reply], ends: list[Answered]) -> Json:
+    def whole(self, replies: Sequence[AnswerReader], ends: list[Answered]) -> Json:
         usages = [end.usage for end in ends]
         reasoning = sum(end.reasoning_tokens for end in ends)
         choices = [
@@ -43,7 +43,7 @@ class ChatWriter:
             "usage": openai_usage(usages, reasoning),
         }
 
-    def _choice(self, index: int, reply: Reply, end: Answered) -> Json:
+    def _choice(self, index: int, reply: AnswerReader, end: Answered) -> Json:
         done = reply.completion
         message: Json = {"role": "assistant", "content": done.content or None}
         if not done.calls:
@@ -93,7 +93,7 @@ class ChatWriter:
             }
         )
 
-    def _logprobs(self, pieces: list[Piece]) -> Json | None:
+    def _logprobs(self, pieces: list[AnswerPiece]) -> Json | None:
         """By channel, because reasoning has its own tokens."""
         if not self._wants_logprobs:
             return None
@@ -104,7 +104,7 @@ class ChatWriter:
         return found
 
 
-def _delta(reply: Reply, piece: Piece) -> Json:
+def _delta(reply: AnswerReader, piece: AnswerPiece) -> Json:
     """What a piece adds to the message; {} for what clients are not told."""
     match piece.event:
         case ContentDelta(text):

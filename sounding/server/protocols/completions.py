@@ -22,7 +22,7 @@ from sounding.engine.requests import Finished, GenerationRequest, TokenEvent
 from sounding.server.conversation import Sampling, answer_tokens, sampling_params
 from sounding.server.exchange import Exchange, require_ended
 from sounding.server.http.errors import Refusal, context_overflow, openai_error
-from sounding.server.http.streaming import DONE, Answer, Frames, sse, whole
+from sounding.server.http.streaming import DONE, Frames, JSONAnswer, sse, whole
 from sounding.server.http.wire import Json, Wire, fault
 from sounding.server.protocols.answering import several
 from sounding.server.protocols.fields import (
@@ -112,7 +112,7 @@ class Completions:
         asked = await self._service.read(request, CompletionRequest)
         writer = _Writer(self._service, self._service.require_model(asked.model), asked)
         if not asked.stream:
-            return Answer(await whole(request, self._complete(asked, writer)))
+            return JSONAnswer(await whole(request, self._complete(asked, writer)))
         exchange, choices = await whole(request, self._begin(asked))
         return Frames(
             writer.frames(exchange, choices),

@@ -16,7 +16,7 @@ from sounding.engine.requests import Finished, Usage
 from sounding.server.conversation import Sampling, sampling_params
 from sounding.server.exchange import Exchange, failure, require_ended
 from sounding.server.http.errors import llama_error
-from sounding.server.http.streaming import Answer, Frames, sse, whole
+from sounding.server.http.streaming import Frames, JSONAnswer, sse, whole
 from sounding.server.http.wire import Json, Refused, Wire
 from sounding.server.protocols.fields import stop_strings
 from sounding.server.protocols.filling import Filling, Plain, fill_in
@@ -113,7 +113,7 @@ class Infill:
         asked = await self._service.read(request, self.model)
         model = self._service.require_model(asked.model)
         if not asked.stream:
-            return Answer(await whole(request, self._complete(asked, model)))
+            return JSONAnswer(await whole(request, self._complete(asked, model)))
         exchange, filling = await whole(request, self._begin(asked))
         return Frames(
             self._frames(exchange, filling, asked, model),

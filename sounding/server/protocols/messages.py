@@ -20,7 +20,7 @@ from sounding.server.conversation import (
     render,
     sampling_params,
 )
-from sounding.server.http.streaming import Answer, Frames, sse, whole
+from sounding.server.http.streaming import Frames, JSONAnswer, sse, whole
 from sounding.server.http.wire import Json, Refused, Wire, fault
 from sounding.server.protocols.answering import Answering, answer
 from sounding.server.protocols.fields import MOST_TOOLS, Effort, check_choice, stop_strings
@@ -34,7 +34,7 @@ from sounding.server.protocols.messages_blocks import (
 )
 from sounding.server.protocols.messages_writer import MessageWriter
 from sounding.server.service import Service, owner_of
-from sounding.server.turn_memory import Rendered
+from sounding.server.turn_memory import RenderedTurns
 
 ROUTE = "/v1/messages"
 COUNT_ROUTE = "/v1/messages/count_tokens"
@@ -197,12 +197,12 @@ class CountTokens:
         self._service.require_model(asked.model)
         service, owner = self._service, owner_of(request)
 
-        def count() -> Rendered:
+        def count() -> RenderedTurns:
             context = service.engine.context_tokens
             return render(service.memory, owner, conversation_of(asked), service.settings, context)
 
         prompt = await service.threads.run(count)
-        return Answer({"input_tokens": len(prompt.ids)})
+        return JSONAnswer({"input_tokens": len(prompt.ids)})
 
 
 class Messages:
@@ -237,7 +237,7 @@ class Messages:
             return writer.whole(answering, end)
 
         if not asked.stream:
-            return Answer(await whole(request, complete()))
+            return JSONAnswer(await whole(request, complete()))
         answering = await whole(request, begin())
         return Frames(
             writer.frames(answering),

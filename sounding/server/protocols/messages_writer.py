@@ -11,7 +11,7 @@ from sounding.server.http.streaming import sse
 from sounding.server.http.wire import Json
 from sounding.server.protocols.answering import Answering
 from sounding.server.protocols.opaque import wrap
-from sounding.server.reply import Answered, Piece, Reply
+from sounding.server.reply import Answered, AnswerPiece, AnswerReader
 from sounding.text import ArgumentsDelta, CallBegun, CallDone, ContentDelta, ReasoningDelta
 
 
@@ -57,7 +57,7 @@ class MessageWriter:
         start: Json = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
         yield _event("message_start", message=self._head | start)
         async for _, said in answering:
-            if isinstance(said, Piece):
+            if isinstance(said, AnswerPiece):
                 for frame in self._piece(answering.replies[0], said):
                     yield frame
             elif said.failure is not None:
@@ -70,7 +70,7 @@ class MessageWriter:
                 yield _event("message_delta", delta=stop, usage=usage)
                 yield _event("message_stop")
 
-    def _piece(self, reply: Reply, piece: Piece) -> Iterator[bytes]:
+    def _piece(self, reply: AnswerReader, piece: AnswerPiece) -> Iterator[bytes]:
         match piece.event:
             case ReasoningDelta(text):
                 if self._open != "thinking":

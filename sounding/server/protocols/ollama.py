@@ -26,12 +26,12 @@ from sounding.server.conversation import (
 )
 from sounding.server.exchange import Exchange, failure
 from sounding.server.http.errors import Refusal, ollama_error
-from sounding.server.http.streaming import Answer, Frames, to_json, whole
+from sounding.server.http.streaming import Frames, JSONAnswer, to_json, whole
 from sounding.server.http.wire import Json, Refused, Wire, fault
 from sounding.server.protocols.answering import Answering, answer
 from sounding.server.protocols.fields import ONLY_TEXT, stop_strings
 from sounding.server.protocols.filling import Filling, Plain, fill_in, marked_gap
-from sounding.server.reply import Answered, Piece
+from sounding.server.reply import Answered, AnswerPiece
 from sounding.server.service import Service, owner_of
 from sounding.text import ContentDelta, ReasoningDelta
 
@@ -122,7 +122,7 @@ class GenerateRequest(Wire):
         return bool(self.raw or self.suffix)
 
 
-class Generate:
+class OllamaGenerate:
     """`/api/generate`."""
 
     def __init__(self, service: Service) -> None:
@@ -132,12 +132,12 @@ class Generate:
         asked = await self._service.read(request, GenerateRequest)
         objects = Objects(self._service.require_model(asked.model))
         if not asked.prompt and not asked.suffix:
-            return Answer(objects.loaded(asked.keep_alive, {"response": ""}))
+            return JSONAnswer(objects.loaded(asked.keep_alive, {"response": ""}))
         begun = await whole(request, self._begin(asked, owner_of(request)))
         parts = begun.answer(objects)
         if asked.stream is not False:
             return stream(self._service, begun.exchange, parts)
-        return Answer(await whole(request, _added(begun.exchange, parts)))
+        return JSONAnswer(await whole(request, _added(begun.exchange, parts)))
 
     async def _begin(self, asked: GenerateRequest, owner: str) -> "_Asked | _Continued":
         gap = Gap(asked.prompt, asked.suffix) if asked.suffix else None
@@ -261,9 +261,9 @@ class _Asked:
     async def answer(self, objects: Objects) -> AsyncIterator[Json | Refusal]:
         async for _, said in self._answering:
             match said:
-                case Piece(ContentDelta(text)):
+                case AnswerPiece(ContentDelta(text)):
                     yield objects.part({"response": text})
-                case Piece(ReasoningDelta(text)):
+                case AnswerPiece(ReasoningDelta(text)):
                     yield objects.part({"response": "", "thinking": text})
                 case Answered():
                     yield said.failure or objects.end(said.reason, said.usage, {"response": ""})

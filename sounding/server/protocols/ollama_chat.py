@@ -16,7 +16,7 @@ from starlette.responses import Response
 from sounding.server.conversation import Conversation, Message
 from sounding.server.exchange import Exchange
 from sounding.server.http.errors import Refusal
-from sounding.server.http.streaming import Answer, whole
+from sounding.server.http.streaming import JSONAnswer, whole
 from sounding.server.http.wire import Json, Refused, Wire, fault
 from sounding.server.protocols import chat_completions
 from sounding.server.protocols.answering import Answering, answer
@@ -30,7 +30,7 @@ from sounding.server.protocols.ollama import (
     sampling_of,
     stream,
 )
-from sounding.server.reply import Answered, Piece
+from sounding.server.reply import Answered, AnswerPiece
 from sounding.server.service import Service, owner_of
 from sounding.text import CallBegun, CallDone, ContentDelta, ReasoningDelta
 from sounding.text.markup import to_json
@@ -174,14 +174,14 @@ class Chat:
         asked = await service.read(request, ChatRequest)
         objects = Objects(service.require_model(asked.model))
         if not asked.messages:
-            return Answer(objects.loaded(asked.keep_alive, _says("")))
+            return JSONAnswer(objects.loaded(asked.keep_alive, _says("")))
         chat = await service.threads.run(partial(conversation_of, asked, service.settings.thinking))
         sampling = sampling_of(asked.options)
         answering = await whole(request, answer(service, ROUTE, owner_of(request), chat, sampling))
         parts = _parts(answering, objects)
         if asked.stream is not False:
             return stream(service, answering.exchange, parts)
-        return Answer(await whole(request, _added(answering.exchange, parts)))
+        return JSONAnswer(await whole(request, _added(answering.exchange, parts)))
 
 
 def _says(content: str, **more: Any) -> Json:
@@ -192,13 +192,13 @@ async def _parts(answering: Answering, objects: Objects) -> AsyncIterator[Json |
     name = ""
     async for _, said in answering:
         match said:
-            case Piece(ContentDelta(text)):
+            case AnswerPiece(ContentDelta(text)):
                 yield objects.part(_says(text))
-            case Piece(ReasoningDelta(text)):
+            case AnswerPiece(ReasoningDelta(text)):
                 yield objects.part(_says("", thinking=text))
-            case Piece(CallBegun(_, begun)):
+            case AnswerPiece(CallBegun(_, begun)):
                 name = begun
-            case Piece(CallDone(index, arguments)):
+            case AnswerPiece(CallDone(index, arguments)):
                 function = {"index": index, "name": name, "arguments": json.loads(arguments)}
                 call = {"id": answering.replies[0].call_ids[index], "function": function}
                 yield objects.part(_says("", tool_calls=[call]))

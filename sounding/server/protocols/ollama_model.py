@@ -6,7 +6,7 @@ from typing import ClassVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sounding.server.http.streaming import Answer, Endpoint
+from sounding.server.http.streaming import Endpoint, JSONAnswer
 from sounding.server.http.wire import Json, Wire
 from sounding.server.service import Service
 from sounding.text.markup import ASSISTANT, FIM_BEGIN, FIM_END, FIM_HOLE, USER
@@ -45,7 +45,7 @@ class Show:
         service.require_model(asked.model or asked.name)
         card = service.card
         capabilities = ["completion", "tools", "thinking"]
-        return Answer(
+        return JSONAnswer(
             {
                 "modelfile": "",
                 "parameters": "",
@@ -67,7 +67,7 @@ def listings(service: Service) -> dict[str, Endpoint]:
 
     async def tags(request: Request) -> Response:
         names = [name for name in service.settings.model_names if name != "*"]
-        return Answer({"models": [_listed(service, n) for n in names or [service.model_name]]})
+        return JSONAnswer({"models": [_listed(service, n) for n in names or [service.model_name]]})
 
     async def running(request: Request) -> Response:
         loaded = {
@@ -75,10 +75,10 @@ def listings(service: Service) -> dict[str, Endpoint]:
             "size_vram": 0,
             "context_length": service.engine.context_tokens,
         }
-        return Answer({"models": [_listed(service, service.model_name) | loaded]})
+        return JSONAnswer({"models": [_listed(service, service.model_name) | loaded]})
 
     async def version(request: Request) -> Response:
-        return Answer({"version": _VERSION})
+        return JSONAnswer({"version": _VERSION})
 
     return {"/api/tags": tags, "/api/ps": running, "/api/version": version}
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from sounding.server.conversation import EFFORTS, Conversation, Sampling, sampling_params
 from sounding.server.http.errors import Refusal
-from sounding.server.http.streaming import Answer, Frames, whole
+from sounding.server.http.streaming import Frames, JSONAnswer, whole
 from sounding.server.http.wire import Json, Refused, Wire, fault
 from sounding.server.protocols.answering import Answering, answer
 from sounding.server.protocols.fields import METADATA, MOST_TOOLS, Effort
@@ -206,7 +206,7 @@ class Responses:
             return writer.response()
 
         if not asked.stream:
-            return Answer(await whole(request, complete()))
+            return JSONAnswer(await whole(request, complete()))
         answering = await whole(request, begin())
         return Frames(
             writer.frames(answering),

@@ -14,7 +14,7 @@ from sounding.server.protocols.answering import Answering
 from sounding.server.protocols.logprobs import token_logprob
 from sounding.server.protocols.opaque import wrap
 from sounding.server.protocols.responses_tools import Called, input_of, item_of
-from sounding.server.reply import Answered, Piece, Reply
+from sounding.server.reply import Answered, AnswerPiece, AnswerReader
 from sounding.text import ArgumentsDelta, CallBegun, CallDone, ContentDelta, ReasoningDelta
 from sounding.text.tokenizer import Tokenizer
 
@@ -69,7 +69,7 @@ class ResponseWriter:
             for event in self.take(answering.replies[0], said):
                 yield self._frame(event)
 
-    def take(self, reply: Reply, said: Piece | Answered) -> list[Json]:
+    def take(self, reply: AnswerReader, said: AnswerPiece | Answered) -> list[Json]:
         """Add to the response; the events that tell of it."""
         return list(self._end(said) if isinstance(said, Answered) else self._piece(reply, said))
 
@@ -79,7 +79,7 @@ class ResponseWriter:
 
     # -- items -------------------------------------------------------------------------------------
 
-    def _piece(self, reply: Reply, piece: Piece) -> Iterator[Json]:
+    def _piece(self, reply: AnswerReader, piece: AnswerPiece) -> Iterator[Json]:
         match piece.event:
             case ReasoningDelta(text):
                 yield from self._say("reasoning", text, piece)
@@ -116,7 +116,7 @@ class ResponseWriter:
         place = {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
         return {"type": kind, **place, **fields}
 
-    def _say(self, kind: str, text: str, piece: Piece) -> Iterator[Json]:
+    def _say(self, kind: str, text: str, piece: AnswerPiece) -> Iterator[Json]:
         if self._item is None or self._item["type"] != kind:
             fields: Json = {"summary": []} if kind == "reasoning" else {"role": "assistant"}
             yield from self._begin(kind, fields | {"content": []})
@@ -175,7 +175,7 @@ class ResponseWriter:
             part |= {"annotations": [], "logprobs": list(self._logprobs)}
         return part
 
-    def _logprobs_of(self, piece: Piece) -> list[Json]:
+    def _logprobs_of(self, piece: AnswerPiece) -> list[Json]:
         if "message.output_text.logprobs" not in self._include:
             return []
         return [token_logprob(self._tokenizer, token) for token in piece.tokens]

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import anthropic
 import pytest
 
-from sounding.server.options import Settings
+from sounding.server.options import ServerOptions
 from tests.server.live import Live, live, post
 from tests.server.scripted import ScriptedEngine
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Live]:
-    with live(ScriptedEngine("Yes."), Settings(model_names=("nano", "other"))) as running:
+    with live(ScriptedEngine("Yes."), ServerOptions(model_names=("nano", "other"))) as running:
         yield running
 
 

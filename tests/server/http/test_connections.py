@@ -135,7 +135,7 @@ def test_there_are_handles_left_for_other_files(monkeypatch: pytest.MonkeyPatch)
 _SERVER = """
 import logging, resource, sys
 from sounding.server.http.serve import listen, serve
-from sounding.server.options import Settings
+from sounding.server.options import ServerOptions
 from sounding.server.service import Service
 from tests.server.scripted import ScriptedEngine
 logging.basicConfig(level=logging.INFO)
@@ -144,7 +144,7 @@ engine = ScriptedEngine("word " * 100_000, context_tokens=1 << 20)
 engine.pace_seconds = 0.01
 listener = listen("127.0.0.1", 0)
 ready = lambda: print(listener.getsockname()[1], flush=True)
-serve(Service(engine, engine.tokenizer, Settings()), listener, grace_seconds=3600, ready=ready)
+serve(Service(engine, engine.tokenizer, ServerOptions()), listener, grace_seconds=3600, ready=ready)
 """
 
 

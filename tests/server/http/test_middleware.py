@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from sounding.server.http.keys import Keys
 from sounding.server.http.serve import Server, is_loopback, listen
-from sounding.server.options import Settings
+from sounding.server.options import ServerOptions
 from sounding.server.service import Service
 from tests.server.live import HANG_SECONDS, Live, get, live, post
 from tests.server.scripted import ScriptedEngine
@@ -52,7 +52,7 @@ def until(true: Callable[[], bool]) -> None:
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Live]:
-    with live(settings=Settings(keys=Keys([KEY, OTHER]))) as running:
+    with live(settings=ServerOptions(keys=Keys([KEY, OTHER]))) as running:
         yield running
 
 
@@ -137,7 +137,7 @@ def test_reasoning_is_restored_to_its_owner_alone(locked: Live) -> None:
 
 
 def test_pages_from_elsewhere_need_an_invitation() -> None:
-    with live(settings=Settings(cors_origins=("https://a.example",))) as server:
+    with live(settings=ServerOptions(cors_origins=("https://a.example",))) as server:
         stranger, invited = {"origin": "https://b.example"}, {"origin": "https://a.example"}
         own = {"origin": f"http://127.0.0.1:{server.port}"}
         assert post(server.url + CHAT, json=ASK, headers=stranger).status_code == 403
@@ -157,7 +157,7 @@ def test_pages_from_elsewhere_need_an_invitation() -> None:
 
 def test_a_name_that_is_not_ours() -> None:
     """A page whose own name points here (DNS rebinding) is no stranger to its browser."""
-    with live(settings=Settings(hosts=("127.0.0.1", "localhost"))) as server:
+    with live(settings=ServerOptions(hosts=("127.0.0.1", "localhost"))) as server:
         assert get(server.url + "/status").status_code == 200
         header = {"host": f"evil.example:{server.port}"}
         assert get(server.url + "/status", headers=header).status_code == 403
@@ -173,7 +173,7 @@ def test_a_name_that_is_not_ours() -> None:
 
 
 def test_a_body_that_is_too_large() -> None:
-    with live(settings=Settings(max_body_bytes=1000)) as server:
+    with live(settings=ServerOptions(max_body_bytes=1000)) as server:
         long = ASK | {"user": "x" * 2000}
         assert post(server.url + CHAT, json=long).status_code == 413
         pieces = (b" " * 300 for _ in range(5))  # of a length that is not told
@@ -182,7 +182,7 @@ def test_a_body_that_is_too_large() -> None:
 
 
 def test_a_body_that_does_not_come() -> None:
-    with live(settings=Settings(body_seconds=0.05)) as server:
+    with live(settings=ServerOptions(body_seconds=0.05)) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=HANG_SECONDS)
         connection.putrequest("POST", CHAT)
         connection.putheader("content-length", "100")
@@ -193,7 +193,7 @@ def test_a_body_that_does_not_come() -> None:
 
 
 def test_too_many_at_once() -> None:
-    with live(settings=Settings(max_requests=1)) as server:
+    with live(settings=ServerOptions(max_requests=1)) as server:
         engine(server).hold.clear()
         first = threading.Thread(target=post, args=(server.url + CHAT,), kwargs={"json": ASK})
         first.start()
@@ -246,7 +246,7 @@ def test_a_client_that_leaves_cancels(stream: bool, begun: bool) -> None:
 
 
 def test_a_stream_is_kept_alive_while_the_prompt_is_read() -> None:
-    with live(settings=Settings(keep_alive_seconds=0.01)) as server:
+    with live(settings=ServerOptions(keep_alive_seconds=0.01)) as server:
         engine(server).hold.clear()
         asked = ASK | {"stream": True, "max_tokens": 9}
         for path, sign in ((CHAT, b": keep-alive\n\n"), ("/v1/messages", b"event: ping\n")):
@@ -319,7 +319,7 @@ def test_a_port_that_is_taken() -> None:
 
 @pytest.fixture(scope="module")
 def noisy() -> Iterator[Live]:
-    with live(settings=Settings(body_seconds=0.2)) as running:
+    with live(settings=ServerOptions(body_seconds=0.2)) as running:
         yield running
 
 
@@ -422,7 +422,7 @@ def test_nothing_is_left_open() -> None:
 
 def test_sigterm_ends_a_server_in_the_main_thread() -> None:
     scripted = ScriptedEngine()
-    service = Service(scripted, scripted.tokenizer, Settings())
+    service = Service(scripted, scripted.tokenizer, ServerOptions())
     server = Server(service, grace_seconds=1.0)
     listener = listen("127.0.0.1", 0)
 

@@ -13,12 +13,12 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from sounding.server.app import application
-from sounding.server.options import Settings
+from sounding.server.options import ServerOptions
 from sounding.server.service import Service
 from tests.server.scripted import ScriptedEngine
 
 ENGINE = ScriptedEngine("Well.</think>A short answer.")
-APP = application(Service(ENGINE, ENGINE.tokenizer, Settings(model_names=("*",))))
+APP = application(Service(ENGINE, ENGINE.tokenizer, ServerOptions(model_names=("*",))))
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP)
 
 CHECKS = [

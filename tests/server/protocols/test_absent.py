@@ -9,7 +9,7 @@ import pytest
 
 from sounding.server.app import OPERATIONS
 from sounding.server.http.wire import read_model
-from sounding.server.options import Settings
+from sounding.server.options import ServerOptions
 from tests.server.live import Live, live, post
 from tests.server.scripted import ScriptedEngine
 
@@ -31,7 +31,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Live]:
-    with live(ScriptedEngine("9:00"), Settings(model_names=("nano",))) as running:
+    with live(ScriptedEngine("9:00"), ServerOptions(model_names=("nano",))) as running:
         yield running
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sounding.server.options import Settings
+from sounding.server.options import ServerOptions
 from tests.server.live import Live, live, post
 from tests.server.protocols.test_absent import case, prompt
 from tests.server.scripted import ScriptedEngine
@@ -32,7 +32,7 @@ PICTURE = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Live]:
-    settings = Settings(model_names=("nano",), effort_scheme="0731")
+    settings = ServerOptions(model_names=("nano",), effort_scheme="0731")
     with live(ScriptedEngine("Yes."), settings) as running:
         yield running
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sounding.server.options import Settings
+from sounding.server.options import ServerOptions
 from tests.server.live import Live, live, post
 from tests.server.protocols.test_absent import case, prompt
 from tests.server.scripted import ScriptedEngine
@@ -59,7 +59,9 @@ def script(asked: str) -> str:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Live]:
-    with live(ScriptedEngine(script), Settings(model_names=("nano",), thinking=False)) as running:
+    with live(
+        ScriptedEngine(script), ServerOptions(model_names=("nano",), thinking=False)
+    ) as running:
         yield running
 
 

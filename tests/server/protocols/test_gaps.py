@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sounding.completion.endings import Gap
-from sounding.server.options import Settings
+from sounding.server.options import ServerOptions
 from sounding.server.protocols.filling import Newlines, marked_gap
 from tests.server.live import Live, get, live, post
 from tests.server.protocols.test_absent import prompt
@@ -24,7 +24,7 @@ MARKED = BEGIN + BEFORE + HOLE + AFTER + END
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Live]:
-    with live(ScriptedEngine("a + b\n    # so\n"), Settings(model_names=("nano",))) as running:
+    with live(ScriptedEngine("a + b\n    # so\n"), ServerOptions(model_names=("nano",))) as running:
         yield running
 
 

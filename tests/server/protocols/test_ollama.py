@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sounding.server.options import Settings
+from sounding.server.options import ServerOptions
 from tests.server.live import Live, get, live, post
 from tests.server.protocols.test_absent import prompt
 from tests.server.protocols.test_codex import calling
@@ -32,7 +32,7 @@ def script(asked: str) -> str:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Live]:
-    with live(ScriptedEngine(script), Settings(model_names=("nano",))) as running:
+    with live(ScriptedEngine(script), ServerOptions(model_names=("nano",))) as running:
         yield running
 
 
