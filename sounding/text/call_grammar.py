@@ -1,0 +1,227 @@
+"""The grammar rules of tool calls, in Lark for llguidance.
+
+The prompt format writes a call's arguments one by one: a string as it is, every other value as
+JSON. Each tool has a rule, each way to give its arguments, each set of parameters that are left,
+and each value.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import llguidance
+
+from sounding.text.dsml.broken_markup import ENDS_A_VALUE
+from sounding.text.dsml.calls import check_name, parameter_head
+from sounding.text.json_schema.arguments import Shape, shapes
+from sounding.text.json_schema.document import TYPES, Document, Schema
+from sounding.text.json_schema.json_values import json_grammar
+from sounding.text.json_schema.strings import EVERY, Strings, strings
+from sounding.text.markup import DSML, INVOKE_CLOSE, INVOKE_OPEN, PARAMETER_CLOSE, to_json
+
+# A line end belongs to the literal before it: the lexer takes the longest literal, and could not
+# distinguish two with a common start, one of them with the line end and the next tag.
+_CLOSE = f"<{PARAMETER_CLOSE}>\n"
+# Up to here parameters may come in any order; each order of more would be a rule of its own.
+_MOST_IN_ANY_ORDER = 5
+_LONGEST_KEY = 256  # what the tolerant parser reads back, with room for the rest of the tag
+_NO_ARGUMENTS = {"type": "object", "additionalProperties": False}
+_ANY_ARGUMENTS = {"type": "object"}
+# The name of a property that its schema does not name. One called `arguments` would be taken for
+# a wrapper of them all.
+_OTHER_KEY = r'/[^"<>\n\\｜|]{1,100}/ & ~"arguments"'
+_JSON_TYPES = [name for name in TYPES if name != "string"]
+
+
+def tool_rules(name: str, function: Mapping[str, Any], *, held: bool) -> list[str]:
+    """The rules of a tool's calls, of which the first is `name` and the others begin with it.
+
+    A tool without `parameters` takes none. Raises ValueError for a name that the format cannot
+    carry, and, where `held`, for a schema that cannot be; else such a tool takes any arguments.
+    """
+    tool = function["name"]
+    check_name(tool)
+    parameters = function.get("parameters")
+    try:
+        return _Tool(name, tool, _NO_ARGUMENTS if parameters is None else parameters).lines
+    except ValueError:
+        if held:
+            raise
+        return _Tool(name, tool, _ANY_ARGUMENTS).lines
+
+
+def literal(text: str) -> str:
+    """A text in a grammar."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+class _Tool:
+    """The rules of one tool, as `lines`."""
+
+    def __init__(self, name: str, tool: str, parameters: Any) -> None:
+        document = Document(parameters, f"the parameters of {tool}")
+        values = _Values(name, tool, document)
+        made = [
+            _Arguments(f"{name}_s{index}", shape, values)
+            for index, shape in enumerate(shapes(document))
+        ]
+        made = [one for one in made if one.possible]
+        if not made:
+            raise document.fault("", "no arguments at all follow this schema")
+        head = literal(f'{INVOKE_OPEN} name="{tool}">\n')
+        self.lines = [
+            f"{name}: {head} ({' | '.join(f'{one.name}_first' for one in made)})",
+            f"{name}_end: {literal(f'{INVOKE_CLOSE}>{chr(10)}')}",
+            *(line for one in made for line in one.lines()),
+            *values.lines,
+        ]
+
+
+class _Values:
+    """The rules of one tool's parameters, made when they are asked for."""
+
+    def __init__(self, name: str, tool: str, document: Document) -> None:
+        self.name, self._tool, self._document = name, tool, document
+        self.lines: list[str] = []
+        self._made: dict[str, str | None] = {}
+
+    def parameter(self, key: str, schema: Schema) -> str | None:
+        """The rule of a named parameter, None where no value is possible."""
+        # Raises for a name that could not be read back.
+        parameter_head(self._tool, key, True)
+        if len(key) > _LONGEST_KEY or re.search(r'["<>\n]', key):
+            raise self._document.fault(
+                "", f"the parameter name {key!r:.80} could not be read back; rename the parameter"
+            )
+        return self._rule(literal(key), schema, f"parameter {key}")
+
+    def other(self, known: set[str], keys: Strings, schema: Schema) -> str | None:
+        """The rule of parameters without a name in the schema."""
+        expression = f"{_OTHER_KEY} & {keys.expression}"
+        if known:
+            expression += f" & ~({' | '.join(literal(key) for key in sorted(known))})"
+        if _is_void(expression):
+            return None
+        terminal = f"{self.name.upper()}_K{len(self._made)}"
+        rule = self._rule(terminal, schema, "additionalProperties")
+        if rule is not None:
+            self.lines.append(f"{terminal}: {expression}")
+        return rule
+
+    def _rule(self, key: str, schema: Schema, what: str) -> str | None:
+        known = f"{key} {to_json(schema)}"
+        if known in self._made:
+            return self._made[known]
+        where = f"{what} of {self._tool}"
+        rule = f"{self.name}_p{len(self._made)}"
+        choices = []
+        plain = self._plain(schema, where)
+        if plain is not None:
+            self.lines.append(f"{rule.upper()}: {plain} {literal(_CLOSE)}")
+            choices.append(f"{literal(_flag(True))} {rule.upper()}")
+        if schema is not False:
+            limited: Schema = {"allOf": [schema, {"type": _JSON_TYPES}]}
+            as_json = json_grammar(limited, self._document, where)
+            if as_json is not None:
+                choices.append(f"{literal(_flag(False))} %json {as_json} {literal(_CLOSE)}")
+        self._made[known] = rule if choices else None
+        if choices:
+            head = literal(f'<{DSML}parameter name="')
+            self.lines.append(f"{rule}: {head} {key} ({' | '.join(choices)})")
+        return self._made[known]
+
+    def _plain(self, schema: Schema, where: str) -> str | None:
+        """The terminal of the strings that a schema admits, None if there are none."""
+        try:
+            made = strings(schema, self._document)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        if made.listed is None:
+            expression = f"({made.expression} & ~/(.|\\n)*({ENDS_A_VALUE})(.|\\n)*/)"
+            return None if made is not EVERY and _is_void(expression) else expression
+        for text in made.listed:
+            if re.search(ENDS_A_VALUE, text):
+                raise ValueError(
+                    f"{where} allows {text!r}, which contains its closing tag; "
+                    "take the value out of the schema"
+                )
+        return made.expression if made.listed else None
+
+
+class _Arguments:
+    """The rules of one way to give a tool's arguments."""
+
+    def __init__(self, name: str, shape: Shape, values: _Values) -> None:
+        self.name, self._end = name, f"{values.name}_end"
+        rules = {key: values.parameter(key, shape.of(key)) for key in shape.keys}
+        self.possible = all(rules.get(key) is not None for key in shape.required)
+        keys = [key for key, rule in rules.items() if rule is not None]
+        self._rules = [rules[key] for key in keys]
+        self._required = {index for index, key in enumerate(keys) if key in shape.required}
+        others = [values.other(shape.known, names, schema) for names, schema in shape.others()]
+        self._others = [rule for rule in others if rule is not None]
+
+    def lines(self) -> list[str]:
+        start = frozenset(range(len(self._rules)))
+        # Without parameters there is an empty line instead.
+        empty = literal(f"\n{INVOKE_CLOSE}>\n")
+        lines = [f"{self.name}_first: {self._choices(start, empty)}"]
+        if self._others:
+            lines.append(f"{self.name}_other: {' | '.join(self._others)}")
+        for left in self._states(start):
+            lines.append(f"{self._state(left)}: {self._choices(left, self._end)}")
+        return lines
+
+    def _state(self, left: frozenset[int]) -> str:
+        return f"{self.name}_left{'_'.join(map(str, sorted(left)))}"
+
+    def _next(self, left: frozenset[int]) -> list[tuple[int, frozenset[int]]]:
+        """Each parameter that may come next, with those left after it."""
+        if len(self._rules) <= _MOST_IN_ANY_ORDER:
+            return [(index, left - {index}) for index in sorted(left)]
+        steps = []
+        for index in sorted(left):
+            steps.append((index, frozenset(i for i in left if i > index)))
+            if index in self._required:
+                break
+        return steps
+
+    def _states(self, start: frozenset[int]) -> list[frozenset[int]]:
+        """Every set of parameters that can be left after the first."""
+        found: dict[frozenset[int], None] = {}
+        waiting = [start]
+        while waiting:
+            for _, left in self._next(waiting.pop()):
+                if left not in found:
+                    found[left] = None
+                    waiting.append(left)
+        return list(found)
+
+    def _choices(self, left: frozenset[int], end: str) -> str:
+        choices = [
+            f"{self._rules[index]} {self._state(after)}" for index, after in self._next(left)
+        ]
+        if not left & self._required:
+            choices.append(end)
+            if self._others:
+                choices.append(f"{self.name}_other+ {self._end}")
+        return " | ".join(choices)
+
+
+def _flag(string: bool) -> str:
+    return f'" string="{"true" if string else "false"}">'
+
+
+@cache
+def _byte_vocabulary() -> llguidance.LLTokenizer:
+    return llguidance.LLTokenizer("byte")
+
+
+def _is_void(expression: str) -> bool:
+    """Whether no text matches a terminal."""
+    grammar = llguidance.LLMatcher.grammar_from_lark(f'start: TEXT\nTEXT: {expression} "x"\n')
+    follows = llguidance.LLMatcher(_byte_vocabulary(), grammar)
+    follows.compute_bitmask()
+    return bool(follows.is_error())
