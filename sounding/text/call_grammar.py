@@ -67,9 +67,11 @@ class _Tool:
             _Arguments(f"{name}_s{index}", shape, values)
             for index, shape in enumerate(shapes(document))
         ]
-        made = [one for one in made if one.possible]
+        missing = dict.fromkeys(key for one in made for key in one.missing)
+        made = [one for one in made if not one.missing]
         if not made:
-            raise document.fault("", "no arguments at all follow this schema")
+            for_what = f"none is possible for {list(missing)}" if missing else "its parts disagree"
+            raise document.fault("", f"no arguments at all follow this schema: {for_what}")
         head = literal(f'{INVOKE_OPEN} name="{tool}">\n')
         self.lines = [
             f"{name}: {head} ({' | '.join(f'{one.name}_first' for one in made)})",
@@ -156,7 +158,8 @@ class _Arguments:
     def __init__(self, name: str, shape: Shape, values: _Values) -> None:
         self.name, self._end = name, f"{values.name}_end"
         rules = {key: values.parameter(key, shape.of(key)) for key in shape.keys}
-        self.possible = all(rules.get(key) is not None for key in shape.required)
+        self.missing = [key for key in shape.required if rules.get(key) is None]
+        """Required parameters without a possible value."""
         keys = [key for key, rule in rules.items() if rule is not None]
         self._rules = [rules[key] for key in keys]
         self._required = {index for index, key in enumerate(keys) if key in shape.required}
