@@ -56,6 +56,8 @@ class _Lowering:
     def _schema(self, schema: Schema) -> Any:
         if isinstance(schema, bool):
             return self._anything() if schema else schema
+        if "$ref" in schema and not ends({"$ref": schema["$ref"]}, self._document):
+            return False  # a way that a model would never come back from
         made = {name: self._keyword(name, value) for name, value in schema.items()}
         if "contains" not in schema:
             made = {name: made[name] for name in made if name not in ("minContains", "maxContains")}
