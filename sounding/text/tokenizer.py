@@ -86,7 +86,7 @@ class Tokenizer:
         if file.is_dir():
             file = file / "tokenizer.json"
         try:
-            tokenizer = cls.from_json(file.read_text(encoding="utf-8"), vocab_size)
+            tokenizer = cls.from_json(file.read_text(encoding="utf-8-sig"), vocab_size)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
         tokenizer.suffix_first = _suffix_first(file.parent / CONFIG_NAME)

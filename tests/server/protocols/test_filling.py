@@ -6,7 +6,7 @@ from sounding.completion.completer import Completer
 from sounding.completion.endings import Gap
 from sounding.completion.prompt import CompletionSettings
 from sounding.engine.requests import Event, Finished, TokenEvent
-from sounding.server.protocols.filling import Filling, Newlines
+from sounding.server.protocols.filling import Filling, Newlines, _with_newlines
 from tests.engine.scripted import Author, small_tokenizer
 
 GAP = Gap("def area(self):\n    return self.x\n\ndef area(self):\n    ", "\n\nprint(1)\n")
@@ -39,3 +39,7 @@ def test_a_copy_takes_the_place_of_an_unlikely_line(
         assert not any(shown)
     shown.append(filling.feed(Finished(reason="stop")))
     assert "".join(shown) == expected
+
+
+def test_a_byte_order_mark_is_no_text_of_the_file() -> None:
+    assert _with_newlines(Gap("\ufeffa = 1\r\n", "\r\n")) == Gap("a = 1\n", "\n")
