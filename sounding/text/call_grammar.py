@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cache
+from itertools import combinations
 from typing import Any
 
 import llguidance
@@ -167,50 +168,47 @@ class _Arguments:
         self._others = [rule for rule in others if rule is not None]
 
     def lines(self) -> list[str]:
-        start = frozenset(range(len(self._rules)))
         # Without parameters there is an empty line instead.
         empty = literal(f"\n{INVOKE_CLOSE}>\n")
-        lines = [f"{self.name}_first: {self._choices(start, empty)}"]
-        if self._others:
-            lines.append(f"{self.name}_other: {' | '.join(self._others)}")
-        for left in self._states(start):
-            lines.append(f"{self._state(left)}: {self._choices(left, self._end)}")
+        make = self._in_any_order if len(self._rules) <= _MOST_IN_ANY_ORDER else self._in_order
+        others = [f"{self.name}_other: {' | '.join(self._others)}"] if self._others else []
+        return [*make(empty), *others]
+
+    def _ends(self, end: str) -> list[str]:
+        """What may follow the last of the named parameters."""
+        return [end, *([f"{self.name}_other+ {self._end}"] if self._others else [])]
+
+    def _in_any_order(self, empty: str) -> list[str]:
+        """A rule for each set of parameters that are left, and one for the beginning."""
+        everything = frozenset(range(len(self._rules)))
+        lines = []
+        for count in range(len(self._rules), -1, -1):
+            for left in map(frozenset, combinations(sorted(everything), count)):
+                steps = [f"{self._rules[i]} {self._state(left - {i})}" for i in sorted(left)]
+                ends = not left & self._required
+                choices = [*steps, *(self._ends(self._end) if ends else [])]
+                if left == everything:
+                    first = [*steps, *(self._ends(empty) if ends else [])]
+                    lines.append(f"{self.name}_first: {' | '.join(first)}")
+                lines.append(f"{self._state(left)}: {' | '.join(choices)}")
         return lines
 
     def _state(self, left: frozenset[int]) -> str:
         return f"{self.name}_left{'_'.join(map(str, sorted(left)))}"
 
-    def _next(self, left: frozenset[int]) -> list[tuple[int, frozenset[int]]]:
-        """Each parameter that may come next, with those left after it."""
-        if len(self._rules) <= _MOST_IN_ANY_ORDER:
-            return [(index, left - {index}) for index in sorted(left)]
-        steps = []
-        for index in sorted(left):
-            steps.append((index, frozenset(i for i in left if i > index)))
-            if index in self._required:
-                break
-        return steps
-
-    def _states(self, start: frozenset[int]) -> list[frozenset[int]]:
-        """Every set of parameters that can be left after the first."""
-        found: dict[frozenset[int], None] = {}
-        waiting = [start]
-        while waiting:
-            for _, left in self._next(waiting.pop()):
-                if left not in found:
-                    found[left] = None
-                    waiting.append(left)
-        return list(found)
-
-    def _choices(self, left: frozenset[int], end: str) -> str:
-        choices = [
-            f"{self._rules[index]} {self._state(after)}" for index, after in self._next(left)
-        ]
-        if not left & self._required:
-            choices.append(end)
-            if self._others:
-                choices.append(f"{self.name}_other+ {self._end}")
-        return " | ".join(choices)
+    def _in_order(self, empty: str) -> list[str]:
+        """Two rules for each parameter, which it begins with or leaves out: before any was given,
+        and behind one."""
+        lines = [f"{self.name}_first: {self.name}_begin0"]
+        for step, end in (("begin", empty), ("from", self._end)):
+            for index, rule in enumerate(self._rules):
+                choices = [f"{rule} {self.name}_from{index + 1}"]
+                if index not in self._required:
+                    choices.append(f"{self.name}_{step}{index + 1}")
+                lines.append(f"{self.name}_{step}{index}: {' | '.join(choices)}")
+            last = len(self._rules)
+            lines.append(f"{self.name}_{step}{last}: {' | '.join(self._ends(end))}")
+        return lines
 
 
 def _flag(string: bool) -> str:

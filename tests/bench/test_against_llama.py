@@ -62,5 +62,5 @@ def test_what_llama_does_not_convert(tmp_path: Path) -> None:
     require_convertible(TINY)
     checkpoint = Checkpoint(TINY)
     write_state(read_state(checkpoint, torch.bfloat16), checkpoint.config, tmp_path / "plain")
-    with pytest.raises(ValueError, match="has bf16 experts, which llama.cpp does not convert"):
+    with pytest.raises(ValueError, match=r"has bf16 experts, which llama\.cpp does not convert"):
         require_convertible(tmp_path / "plain")

@@ -6,7 +6,7 @@ properties; a call follows one of them.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, islice, product
 from typing import Any
 
 from sounding.text.json_schema.document import TYPES, Document, Schema
@@ -105,6 +105,8 @@ def shapes(document: Document) -> list[Shape]:
 class _Taking:
     def __init__(self, document: Document) -> None:
         self._document = document
+        self._known: dict[str, set[str]] = {}
+        self._listed: dict[str, list[Any] | None] = {}
 
     def shapes(self, schema: Schema, at: str) -> list[Shape]:
         if isinstance(schema, bool):
@@ -157,12 +159,19 @@ class _Taking:
         return Shape((part,), required)
 
     def _each(self, some: list[Shape], others: list[Shape], at: str) -> list[Shape]:
-        if len(some) * len(others) > _MOST_SHAPES:
-            raise self._fault(at, f"more than {_MOST_SHAPES} combinations of the arguments")
-        return [one + other for one in some for other in others]
+        pairs = product(some, others)
+        return self._few([one + other for one, other in islice(pairs, _MOST_SHAPES + 1)], at)
 
     def _any(self, parts: list[Schema], at: str) -> list[Shape]:
-        return [shape for i, part in enumerate(parts) for shape in self.shapes(part, f"{at}/{i}")]
+        made: list[Shape] = []
+        for index, part in enumerate(parts):
+            made = self._few(made + self.shapes(part, f"{at}/{index}"), at)
+        return made
+
+    def _few(self, made: list[Shape], at: str) -> list[Shape]:
+        if len(made) > _MOST_SHAPES:
+            raise self._fault(at, f"more than {_MOST_SHAPES} combinations of the arguments")
+        return made
 
     def _one(self, made: list[Shape], parts: list[Schema], at: str) -> list[Shape]:
         """Those that follow one of the parts and no other."""
@@ -210,9 +219,14 @@ class _Taking:
             return [schema["const"]]
         if "enum" in schema:
             return list(schema["enum"])
-        parts = [*schema.get("allOf", ())]
-        parts += [self._document.target(schema)] if "$ref" in schema else []
-        return next((found for part in parts if (found := self._values(part)) is not None), None)
+        if "$ref" in schema:
+            name = schema["$ref"]
+            if name not in self._listed:
+                self._listed[name] = self._values(self._document.target(schema))
+            if self._listed[name] is not None:
+                return self._listed[name]
+        found = map(self._values, schema.get("allOf", ()))
+        return next((values for values in found if values is not None), None)
 
     def _kinds(self, schema: Schema) -> set[str]:
         if isinstance(schema, bool):
@@ -222,7 +236,12 @@ class _Taking:
             kinds |= {"number", "integer"}
         for part in schema.get("allOf", ()):
             kinds &= self._kinds(part)
-        return kinds & self._kinds(self._document.target(schema)) if "$ref" in schema else kinds
+        if "$ref" in schema:
+            name = schema["$ref"]
+            if name not in self._known:
+                self._known[name] = self._kinds(self._document.target(schema))
+            kinds &= self._known[name]
+        return kinds
 
     def _dependent(self, made: list[Shape], schema: dict[str, Any], at: str) -> list[Shape]:
         for key, names in schema.get("dependentRequired", {}).items():
@@ -250,13 +269,14 @@ class _Taking:
             if missing > len(free) and shape.others():
                 raise self._fault(at, f"minProperties {least} is more than the named properties")
             if missing > 0:
-                wanted: list[Shape] = [Shape((), few) for few in combinations(free, missing)]
+                choices = islice(combinations(free, missing), _MOST_SHAPES + 1)
+                wanted: list[Shape] = [Shape((), few) for few in choices]
             else:
                 wanted = [Shape()]
             counted += self._each([shape], wanted, at)
         if most is None:
             return counted
-        return [few for shape in counted for few in self._at_most(shape, most, at)]
+        return self._few([few for shape in counted for few in self._at_most(shape, most, at)], at)
 
     def _at_most(self, shape: Shape, most: int, at: str) -> list[Shape]:
         free = [key for key in shape.keys if key not in shape.required]
@@ -267,7 +287,7 @@ class _Taking:
         if room >= len(free):
             return self._each([shape], closed, at)
         some = []
-        for few in combinations(free, room):
+        for few in islice(combinations(free, room), _MOST_SHAPES + 1):
             barred: dict[str, Schema] = {key: False for key in free if key not in few}
             some.append(Shape((Part(barred),)))
         return self._each(self._each([shape], closed, at), some, at)

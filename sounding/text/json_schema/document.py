@@ -43,6 +43,7 @@ class Document:
         self._names: dict[str, str] = {}
         self.definitions: dict[str, Schema] = {}
         self.root = self._read(document, "", 0)
+        self._progressing: set[str] = set()
         for name in self.definitions:
             self._require_progress(name, ())
 
@@ -156,6 +157,8 @@ class Document:
 
     def _require_progress(self, name: str, above: tuple[str, ...]) -> None:
         """Raise ValueError where references lead back to a schema for the very same value."""
+        if name in self._progressing:
+            return
         if name in above:
             pointer = next(at for at, known in self._names.items() if known == name)
             raise self.fault(pointer, "$ref leads back to itself without a value between")
@@ -167,6 +170,7 @@ class Document:
             if "$ref" in part:
                 self._require_progress(part["$ref"].rpartition("/")[2], (*above, name))
             waiting += in_place(part)
+        self._progressing.add(name)
 
 
 def in_place(schema: Mapping[str, Any]) -> list[Schema]:

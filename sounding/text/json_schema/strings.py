@@ -13,7 +13,8 @@ from typing import Any
 from sounding.text.json_schema.document import Document, Schema
 from sounding.text.json_schema.patterns import found_in, is_narrowed, whole
 
-_LONGEST = 1_000_000  # of minLength and maxLength: what a terminal can count
+_LONGEST = 100_000  # of minLength and maxLength: what a terminal can count
+_LONGEST_EXPRESSION = 200_000  # characters; references within references double it each time
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,13 @@ class Strings:
     narrowed: bool = False
     """Whether it was made smaller than the schema says, so that its complement is too large."""
 
+    def __post_init__(self) -> None:
+        if len(self.expression) > _LONGEST_EXPRESSION and self.listed is None:
+            raise ValueError("a combination of so many schemas of strings is not supported")
+
     def __and__(self, other: "Strings") -> "Strings":
+        if self.expression == other.expression:
+            return self
         if self is EVERY or other is EVERY:
             return other if self is EVERY else self
         for one, two in ((self, other), (other, self)):
@@ -39,6 +46,8 @@ class Strings:
         )
 
     def __or__(self, other: "Strings") -> "Strings":
+        if self.expression == other.expression:
+            return self
         if self is EVERY or other is EVERY:
             return EVERY
         if not self.listed and self.listed is not None:
@@ -75,8 +84,12 @@ def listed(texts: Sequence[str]) -> Strings:
     return Strings(f"({literals})", frozenset(kept).__contains__, kept)
 
 
-def strings(schema: Schema, document: Document) -> Strings:
-    """The strings that a schema admits. Raises ValueError for what no terminal can say."""
+def strings(schema: Schema, document: Document, known: dict[str, Strings] | None = None) -> Strings:
+    """The strings that a schema admits. Raises ValueError for what no terminal can say.
+
+    `known` are those of the references that were followed on the way.
+    """
+    known = {} if known is None else known
     if isinstance(schema, bool):
         return EVERY if schema else listed([])
     made = EVERY
@@ -92,10 +105,12 @@ def strings(schema: Schema, document: Document) -> Strings:
         made &= matching(schema["pattern"])
 
     def read(part: Schema) -> Strings:
-        return strings(part, document)
+        return strings(part, document, known)
 
     if "$ref" in schema:
-        made &= read(document.target(schema))
+        if schema["$ref"] not in known:
+            known[schema["$ref"]] = read(document.target(schema))
+        made &= known[schema["$ref"]]
     for part in schema.get("allOf", ()):
         made &= read(part)
     if "anyOf" in schema:

@@ -28,7 +28,8 @@ class Drawing:
 
     def parameters(self) -> dict[str, Any]:
         definitions = {}
-        for self._referable, name in enumerate(self._definitions, 1):
+        for number, name in enumerate(self._definitions, 1):
+            self._referable = number
             definitions[name] = self.schema(1)
         self._referable = 0
         root = self._object(3)
