@@ -103,7 +103,7 @@ class Engine:
             config,
             len(request.prompt) + request.max_tokens,
             number_bytes=self._model.number_bytes,
-            rewind_tokens=settings.guessed_tokens,
+            rewind_tokens=settings.effective_draft_tokens,
         )
         if num_bytes > settings.state_limit_bytes:
             raise ValueError(

@@ -15,7 +15,8 @@ from sounding.state.sequence_state import SequenceState
 from sounding.weights.raw import ParameterSize
 
 Streams = NDArray[Any]
-"""Residual streams of tokens, [t, m, c]."""
+"""Residual streams of tokens, [t, m, c]: what the output layer and the drafters read. A network
+whose drafter reads inner layers too returns their outputs in the same rows."""
 State = SequenceState[Any]
 
 
@@ -48,7 +49,7 @@ class Network(Protocol):
     """True if results may be bit-identical however a sequence is split."""
 
     @property
-    def num_drafters(self) -> int:
+    def num_mtp_blocks(self) -> int:
         """Number of MTP blocks."""
 
     @property

@@ -45,7 +45,7 @@ class ReferenceNetwork:
         self._device = next(model.parameters()).device
 
     @property
-    def num_drafters(self) -> int:
+    def num_mtp_blocks(self) -> int:
         return len(self.model.mtp)
 
     @property

@@ -66,7 +66,7 @@ class KernelNetwork:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
-    def num_drafters(self) -> int:
+    def num_mtp_blocks(self) -> int:
         """How many MTP blocks there are."""
         return len(self._description.drafts)
 
