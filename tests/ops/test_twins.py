@@ -65,7 +65,7 @@ def test_a_twin_takes_what_its_reference_takes(module: str, name: str, twin: str
 
 
 @pytest.mark.parametrize(
-    ("module", "node"), references(), ids=[node.name for _, node in references()]
+    ("module", "node"), list(references()), ids=[node.name for _, node in references()]
 )
 def test_a_reference_reads_all_its_parameters(module: str, node: ast.FunctionDef) -> None:
     """Catches: a parameter that is there for the dispatch alone."""
