@@ -43,8 +43,6 @@ class Network(Protocol):
     config: ModelConfig
     dtype_name: str
     """The dtype of its arithmetic, such as "bfloat16"."""
-    number_bytes: int
-    """Bytes per number of a state."""
     tries_exact_splits: bool
     """True if results may be bit-identical however a sequence is split."""
 
@@ -73,6 +71,9 @@ class Network(Protocol):
     def new_state(self, *, rewind_tokens: int = 0, packed_tokens: int | None = None) -> State:
         """The state of a sequence that has no tokens yet. With `packed_tokens` it has room for so
         many tokens in the deployed formats, and no more."""
+
+    def state_bytes(self, num_tokens: int, *, rewind_tokens: int = 0) -> int:
+        """Bytes of a growing `new_state` with `num_tokens`, those of the MTP blocks included."""
 
     def predict(
         self,

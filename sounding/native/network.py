@@ -16,9 +16,17 @@ from numpy.typing import NDArray
 from sounding.config import ModelConfig
 from sounding.native.describe import NetworkDescription, pointers
 from sounding.native.kernels import INT, address, kernels, threads_argument
-from sounding.native.state import KernelLayer, KernelState, growing_state, lists_of, packed_state
+from sounding.native.state import (
+    KernelLayer,
+    KernelState,
+    growing_row_bytes,
+    growing_state,
+    lists_of,
+    packed_state,
+)
 from sounding.native.structs import NativeEnds
 from sounding.simulation import EXACT, Simulation
+from sounding.state.layout import all_lists
 from sounding.state.token_ids import require_tokens
 from sounding.weights.digest import weights_digest
 from sounding.weights.raw import ParameterSize, RawTensor, parameter_size
@@ -46,7 +54,6 @@ class KernelNetwork:
     """A network whose every operation runs in C++."""
 
     dtype_name = "bfloat16"
-    number_bytes = 2  # of a number of the state
     tries_exact_splits = True
 
     def __init__(
@@ -95,6 +102,11 @@ class KernelNetwork:
         if packed_tokens is None:
             return growing_state(self.config, rewind_tokens=rewind_tokens)
         return packed_state(self.config, max_tokens=packed_tokens, rewind_tokens=rewind_tokens)
+
+    def state_bytes(self, num_tokens: int, *, rewind_tokens: int = 0) -> int:
+        """Bytes that a growing state needs for so many tokens, without its spare rows."""
+        lists = all_lists(self.config, rewind_tokens=rewind_tokens)
+        return sum(rows.slots(num_tokens) * growing_row_bytes(rows) for rows in lists)
 
     def predict(
         self,

@@ -9,17 +9,22 @@ Source: docs/architecture.md 8.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from sounding.config import CSA, ModelConfig
-from sounding.state.rows import Retention, Rows, StoredRows
+from sounding.config import ModelConfig
+from sounding.state.layout import (
+    CompressorLayout,
+    LayerLayout,
+    ListLayout,
+    draft_layouts,
+    layer_layouts,
+)
+from sounding.state.rows import Rows, StoredRows
 
-RowFormat = Literal["window", "projections", "entries", "index_entries"]
-"""What is in a row; each storage chooses its numbers."""
 # What reading foreign bytes raises; AttributeError for a format that NumPy lacks.
 _UNREADABLE = (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError)
 _R = TypeVar("_R", bound=Rows)
@@ -198,10 +203,7 @@ class SequenceState(Generic[_R]):
 class MakeRows(Protocol[_R_co]):
     """Makes an empty list of rows."""
 
-    def __call__(
-        self, format: RowFormat, width: int, retention: Retention, *, per_group: bool, ratio: int
-    ) -> _R_co:
-        """Rows of `width` numbers; `ratio` tokens bring one row (0: every token does)."""
+    def __call__(self, layout: ListLayout) -> _R_co: ...
 
 
 def empty_state(
@@ -212,25 +214,16 @@ def empty_state(
     It can go back at least `rewind_tokens` tokens at any time.
     """
 
-    def compressor(ratio: int, width: int, entries: RowFormat) -> CompressorState[_R]:
-        # Values and gates of each token; CSA has two halves of each and looks one group back.
-        groups = 2 if ratio == CSA else 1
-        retention = Retention(groups * ratio + rewind_tokens, groups * ratio - 1)
-        projected = 2 * groups * width
-        return CompressorState(
-            make_rows("projections", projected, retention, per_group=False, ratio=0),
-            make_rows(entries, width, Retention(None), per_group=True, ratio=ratio),
-        )
+    def compressor(layout: CompressorLayout | None) -> CompressorState[_R] | None:
+        if layout is None:
+            return None
+        return CompressorState(make_rows(layout.projections), make_rows(layout.entries))
 
-    def layer(ratio: int) -> LayerState[_R]:
-        window = Retention(config.sliding_window + rewind_tokens, config.sliding_window - 1)
-        return LayerState(
-            ratio,
-            make_rows("window", config.head_dim, window, per_group=False, ratio=0),
-            compressor(ratio, config.head_dim, "entries") if ratio else None,
-            compressor(ratio, config.index_head_dim, "index_entries") if ratio == CSA else None,
-        )
+    def layer(layout: LayerLayout) -> LayerState[_R]:
+        window, parts = make_rows(layout.window), (layout.compressor, layout.indexer)
+        return LayerState(layout.ratio, window, *map(compressor, parts))
 
     return SequenceState(
-        [layer(ratio) for ratio in config.ratios], [layer(0) for _ in range(config.num_mtp_layers)]
+        [layer(each) for each in layer_layouts(config, rewind_tokens=rewind_tokens)],
+        [layer(each) for each in draft_layouts(config, rewind_tokens=rewind_tokens)],
     )
