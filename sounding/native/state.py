@@ -1,4 +1,4 @@
-"""Empty states for the C++ kernels, and how the kernels find their lists."""
+"""Sequence states for the C++ kernels, and the addresses of their lists."""
 
 import ctypes
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def packed_state(config: ModelConfig, *, max_tokens: int, rewind_tokens: int = 0
 
 
 class Lists:
-    """All lists of the layers of one sequence, and the addresses of their headers."""
+    """The lists of all layers of one sequence, with the addresses of their headers."""
 
     def __init__(self, layers: Sequence[KernelLayer]) -> None:
         self.rows = [rows for layer in layers for rows in layer.lists()]
@@ -63,8 +63,8 @@ class Lists:
 
 
 def lists_of(layers: Sequence[KernelLayer]) -> Lists:
-    """The lists of layers. Headers stay where they are as long as their rows live, so they are
-    collected once and remembered with the first list."""
+    """The lists of layers. The address of a header is constant while its list lives, so they are
+    collected once and cached with the first list."""
     first = layers[0].window
     if first.lists is None:
         first.lists = Lists(layers)
