@@ -28,7 +28,7 @@ class BlockReport(NamedTuple):
     """One block's routing, and the measurements of its indexer."""
 
     routing: Routing
-    index: IndexReport
+    indexer: IndexReport
 
 
 class Output(NamedTuple):
@@ -80,12 +80,12 @@ class Block(nn.Module):
         selection: Selection = SPARSE,
     ) -> tuple[Float[Tensor, "t m c"], BlockReport]:
         x, post, mix, streams = self._connect("attn", streams)
-        output, index = self.attn(self.attn_norm(x), chunk, states, selection)
+        output, indexer = self.attn(self.attn_norm(x), chunk, states, selection)
         streams = hyper_connection.write(streams, output, post, mix)
         x, post, mix, streams = self._connect("ffn", streams)
         output, routing = self.ffn(self.ffn_norm(x), chunk.tokens)
         streams = hyper_connection.write(streams, output, post, mix)
-        return streams, BlockReport(routing, index)
+        return streams, BlockReport(routing, indexer)
 
     def _connect(self, name: str, streams: Tensor) -> hyper_connection.Connection:
         return hyper_connection.connect(

@@ -43,9 +43,11 @@ class Drafter(Protocol):
     def extend(self, sequence: ActiveSequence, streams: Streams) -> None:
         """Read the streams of the last tokens fed: of a prompt, and later of accepted drafts only,
         in order. A state made of these alone never goes back."""
+        return
 
     def catch_up(self, sequences: Sequence[ActiveSequence]) -> None:
         """Bring `sequence.state.drafts` up to date, before the states are cached."""
+        return
 
     def is_caught_up(self, sequence: ActiveSequence) -> bool:
         """True if `sequence.state.drafts` and the streams of the last token are all that `resume`
@@ -54,3 +56,4 @@ class Drafter(Protocol):
 
     def resume(self, sequence: ActiveSequence, streams: Streams) -> None:
         """Continue from a cached state; `streams` are those of its last token."""
+        return
