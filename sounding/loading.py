@@ -34,7 +34,12 @@ SHIPPED_NAME = "nano"
 SHIPPED = Path(__file__).parent / "assets" / SHIPPED_NAME
 
 # What only training, conversion and the reference need: modules and their names.
-_TRAINING = {"torch": "PyTorch", "jaxtyping": "jaxtyping", "matplotlib": "Matplotlib"}
+_TRAINING = {
+    "torch": "PyTorch",
+    "jaxtyping": "jaxtyping",
+    "matplotlib": "Matplotlib",
+    "gguf": "gguf",
+}
 
 _RESIDENT_SHARE = 4  # weights smaller than a quarter of free memory are read into it at once
 _CHECKPOINTS, _MODEL = "checkpoints", "model"  # where `train` leaves the models of a run

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
@@ -39,6 +40,7 @@ _WORDS = (
     r"|\s+(?!\S)"
     r"|\s+"
 ).replace('\\"', '"')
+SPLIT_RULES = (_DIGITS, _CJK, _WORDS)
 
 # Required tokens: the first tokens, every byte, the named tokens.
 SMALLEST_VOCABULARY = len(FIRST_TOKENS) + 256 + len(NAMED_TOKENS)
@@ -59,6 +61,16 @@ class TooManyTokens(ValueError):
             f"the text has {about}{num_tokens} tokens where {most_tokens} are allowed; shorten it"
         )
         self.num_tokens, self.exact = num_tokens, exact
+
+
+class BytePairs(NamedTuple):
+    """The tables of a byte-level BPE vocabulary, whose bytes are written as letters."""
+
+    vocabulary: dict[str, int]
+    merges: list[str]
+    """Two tokens with a space between them, the first merge first."""
+    split_rules: tuple[str, ...]
+    """Patterns that text is split by before BPE, in order."""
 
 
 class Tokenizer:
@@ -100,6 +112,16 @@ class Tokenizer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write tokenizer.json, whole or not at all."""
         write_file(Path(path), self.core.to_str(pretty=True).encode())
+
+    def byte_pairs(self) -> "BytePairs":
+        """The tables of the vocabulary, for writers of other formats."""
+        layout = json.loads(self.core.to_str())
+        split = layout["pre_tokenizer"].get("pretokenizers", [])
+        rules = [part["pattern"].get("Regex", "") for part in split if part["type"] == "Split"]
+        merges = [
+            pair if isinstance(pair, str) else " ".join(pair) for pair in layout["model"]["merges"]
+        ]
+        return BytePairs(layout["model"]["vocab"], merges, tuple(rules))
 
     def id_of(self, name: str) -> int:
         """The id of a named token. Raises ValueError with the nearest name if there is none."""
