@@ -211,4 +211,4 @@ def test_a_result_of_no_call_is_refused(client: Anthropic) -> None:
 
 def test_a_temperature_above_one_is_refused(client: Anthropic) -> None:
     with pytest.raises(anthropic.BadRequestError, match="temperature"):
-        ask(client, temperature=1.5)
+        ask(client, extra_body={"temperature": 1.5})
