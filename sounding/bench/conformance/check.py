@@ -100,7 +100,7 @@ def expect(holds: bool, otherwise: str) -> None:
 def run_checks(server: Server, checks: Iterable[Check]) -> Iterator[Result]:
     """Run checks one after the other; none is asked once the budget is spent.
 
-    Raises OSError where there is no server.
+    Raises ConnectionRefusedError where there is no server, or no longer one.
     """
     absent: dict[Protocol, str] = {}
     asked: set[Protocol] = set()
@@ -123,6 +123,12 @@ def run_checks(server: Server, checks: Iterable[Check]) -> Iterator[Result]:
             verdict, message = Verdict.DEVIATES, str(bad)
         except OutOfBudget as spent:
             verdict, message = Verdict.SKIPPED, str(spent)
+        except TimeoutError:
+            verdict, message = Verdict.DEVIATES, "no answer came in time"
+        except ConnectionRefusedError:
+            raise
+        except OSError as error:
+            verdict, message = Verdict.DEVIATES, f"the connection broke: {error}"
         except StopIteration:
             verdict, message = Verdict.DEVIATES, "the answer lacks what the rule names"
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:

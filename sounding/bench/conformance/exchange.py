@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _SHOWN = 400  # characters of a request or an answer in a report
+_MOST_SECONDS = 30.0  # for one answer: a small model needs a few
 
 
 class BadAnswer(Exception):
@@ -183,7 +184,9 @@ class Server:
         https = self._parts.scheme == "https"
         kind = http.client.HTTPSConnection if https else http.client.HTTPConnection
         assert self._parts.hostname is not None
-        return kind(self._parts.hostname, self._parts.port, timeout=max(1.0, left))
+        return kind(
+            self._parts.hostname, self._parts.port, timeout=min(max(1.0, left), _MOST_SECONDS)
+        )
 
     def _headers(self, more: dict[str, str] | None) -> dict[str, str]:
         headers = {"Content-Type": "application/json", "anthropic-version": "2023-06-01"}
