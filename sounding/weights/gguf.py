@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sounding.config import ModelConfig
 from sounding.ops.matmul import Weight
 from sounding.text.chat_template import CHAT_TEMPLATE
+from sounding.text.fim_format import FimFormat
 from sounding.text.markup import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE, FIRST_TOKENS, PAD
 from sounding.text.tokenizer import SPLIT_RULES, Tokenizer
 from sounding.weights.checkpoint import Checkpoint
@@ -140,7 +141,7 @@ def _write(
             on_progress(sum(_source_bytes(checkpoint, part) for part in tensor.parameters))
     finally:
         writer.close()
-    return _report(checkpoint, tokenizer, list(rows.values()))
+    return _report(checkpoint, list(rows.values()))
 
 
 def _tensors(checkpoint: Checkpoint) -> Iterator[_Tensor]:
@@ -373,11 +374,11 @@ def _source_bytes(checkpoint: Checkpoint, parameter: Parameter) -> int:
     return checkpoint.sources[parameter.name].num_bytes + (scale.num_bytes if scale else 0)
 
 
-def _report(checkpoint: Checkpoint, tokenizer: Tokenizer, rows: list[ErrorSummary]) -> Report:
+def _report(checkpoint: Checkpoint, rows: list[ErrorSummary]) -> Report:
     report = Report("gguf", rows)
     if checkpoint.config.num_mtp_layers or checkpoint.skipped:
         report.notes.append("the MTP block is left out: llama.cpp takes drafts from other files")
-    if tokenizer.suffix_first:
+    if FimFormat.from_folder(checkpoint.folder).suffix_first:
         report.notes.append(
             "this model fills gaps with the suffix before the prefix: see docs/gguf.md for what "
             "to send to llama.cpp"

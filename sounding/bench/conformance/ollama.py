@@ -1,4 +1,4 @@
-"""Ollama's own protocol. Source: docs/api.md of its repository, 2026."""
+"""Ollama's own protocol. Source: the description of the API in its repository, 2026."""
 
 import json
 from functools import partial
