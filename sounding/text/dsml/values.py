@@ -45,7 +45,9 @@ class Schemas:
             return None
         properties, root = self._properties[tool]
         types = _types(properties[key], root, 0, {})
-        return None if types >= _EVERY_TYPE else types
+        if types >= _EVERY_TYPE:
+            return None
+        return types - {"integer"} if "number" in types else types  # which admits integers
 
 
 def _types(schema: Any, root: Any, depth: int, known: dict[str, frozenset[str]]) -> frozenset[str]:
@@ -104,7 +106,9 @@ def _type(value: Any) -> str:
 def _fits(value: Any, types: frozenset[str] | None) -> bool:
     if types is None or _type(value) in types:
         return True
-    return isinstance(value, float) and "integer" in types and value.is_integer()
+    if isinstance(value, float) and "integer" in types:
+        return value.is_integer()
+    return _type(value) == "integer" and "number" in types
 
 
 def read_value(text: str, string: bool | None, types: frozenset[str] | None) -> tuple[str, str]:
