@@ -13,7 +13,7 @@ from sounding.text.json_schema.finite import ends
 from sounding.text.markup import DSML, FORBIDDEN_IN_TEXT, to_json
 
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-_MARK, _NEXT = DSML[:2]
+_MARK, _NEXT = DSML[0], DSML[1]
 # The mark of the prompt format's tags, by which text is read back, never begins within a string.
 _CLEAN = f"^(?:[^{_MARK}]|{_MARK}+[^{_MARK}{_NEXT}])*{_MARK}*$"
 _ANYTHING = "anything"
