@@ -19,7 +19,7 @@ from sounding.text.dsml.calls import check_name, parameter_head
 from sounding.text.json_schema.arguments import Shape, shapes
 from sounding.text.json_schema.document import TYPES, Document, Schema
 from sounding.text.json_schema.json_values import json_grammar
-from sounding.text.json_schema.strings import EVERY, Strings, strings
+from sounding.text.json_schema.strings import EVERY, Strings, only_strings, strings
 from sounding.text.markup import DSML, INVOKE_CLOSE, INVOKE_OPEN, PARAMETER_CLOSE, to_json
 
 # A line end belongs to the literal before it: the lexer takes the longest literal, and could not
@@ -124,7 +124,7 @@ class _Values:
         if plain is not None:
             self.lines.append(f"{rule.upper()}: {plain} {literal(_CLOSE)}")
             choices.append(f"{literal(_flag(True))} {rule.upper()}")
-        if schema is not False:
+        if schema is not False and not only_strings(schema):
             limited: Schema = {"allOf": [schema, {"type": _JSON_TYPES}]}
             as_json = json_grammar(limited, self._document, where)
             if as_json is not None:

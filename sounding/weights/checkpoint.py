@@ -77,8 +77,7 @@ class TensorSource:
         """The tensor as stored, without a copy."""
         whole = self.shard.read(self.stored_name)
         if whole.dtype != self.dtype:  # the same bytes by another name
-            array = whole.array.view(ARRAY_DTYPES[self.dtype])
-            whole = RawTensor(array, self.dtype)
+            whole = RawTensor(whole.array.view(ARRAY_DTYPES[self.dtype]), self.dtype)
         if self.expert is None:
             return whole
         return whole[self.expert, self.first_row : self.first_row + self.shape[0]]

@@ -46,7 +46,7 @@ class Shape:
 
     def __add__(self, other: "Shape") -> "Shape":
         required = tuple(dict.fromkeys((*self.required, *other.required)))
-        return Shape((*self.parts, *other.parts), required)
+        return Shape(tuple(dict.fromkeys((*self.parts, *other.parts))), required)
 
     def of(self, key: str) -> Schema:
         """The schema of a property: False where it may not be given."""
@@ -105,6 +105,8 @@ def shapes(document: Document) -> list[Shape]:
 class _Taking:
     def __init__(self, document: Document) -> None:
         self._document = document
+        # By reference, each of which is followed once.
+        self._shapes: dict[str, list[Shape]] = {}
         self._known: dict[str, set[str]] = {}
         self._listed: dict[str, list[Any] | None] = {}
 
@@ -118,7 +120,10 @@ class _Taking:
                 raise self._fault(at, f"{name} about all arguments is not supported")
         made = [self._own(schema, at)]
         if "$ref" in schema:
-            made = self._each(made, self.shapes(self._document.target(schema), at), at)
+            name = schema["$ref"]
+            if name not in self._shapes:
+                self._shapes[name] = self.shapes(self._document.target(schema), at)
+            made = self._each(made, self._shapes[name], at)
         for name in ("enum", "const"):
             if name in schema:
                 values = schema[name] if name == "enum" else [schema[name]]

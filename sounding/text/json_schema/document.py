@@ -52,7 +52,7 @@ class Document:
         return self.definitions[str(schema["$ref"]).rpartition("/")[2]]
 
     def fault(self, at: str, what: str) -> ValueError:
-        return ValueError(f"{self._where}{f', at {at}' if at else ''}: {what}")
+        return ValueError(f"{self._where}{f', at {at:.200}' if at else ''}: {what}")
 
     def _read(self, schema: Any, at: str, depth: int) -> Schema:
         if isinstance(schema, bool):

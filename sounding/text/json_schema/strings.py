@@ -122,6 +122,19 @@ def strings(schema: Schema, document: Document, known: dict[str, Strings] | None
     return made & _conditional(schema, read)
 
 
+def only_strings(schema: Schema) -> bool:
+    """Whether a schema says itself that nothing else follows it."""
+    if isinstance(schema, bool):
+        return False
+    values = [schema["const"]] if "const" in schema else schema.get("enum", [None])
+    listed_alone = all(isinstance(value, str) for value in values)
+    return (
+        schema.get("type") == ["string"]
+        or listed_alone
+        or any(only_strings(part) for part in schema.get("allOf", ()))
+    )
+
+
 def is_empty(made: Strings) -> bool:
     return made.listed == ()
 
