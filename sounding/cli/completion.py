@@ -209,7 +209,7 @@ def _read_place(where: str) -> _Place:
 def _read_text(path: Path) -> str:
     """A file's text with plain newlines, which are all the model has seen."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
 

@@ -43,7 +43,7 @@ def read_texts(
     texts, skipped = [], 0
     for file in paths:
         try:
-            text = file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             skipped += 1
             continue

@@ -21,7 +21,7 @@ class Keys:
 
         Raises ValueError naming the file, OSError when it cannot be read.
         """
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         try:
             return cls(line for line in lines if line and not line.startswith("#"))
         except ValueError as error:

@@ -107,12 +107,31 @@ class Wire(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> Json:
-        """The declared fields, and those that are accepted with any value."""
+        """What is read: null as an absent field, the harmless values of refused ones too."""
         schema = handler.resolve_ref_schema(handler(core))
+        required = schema.get("required", ())
         properties = schema.setdefault("properties", {})
+        for name, declared in properties.items():
+            if name not in required:
+                properties[name] = _or_null(declared)
         for name, why in cls.accepted.items():
             properties[name] = {"description": f"Accepted without effect: {why}"}
+        for name, refused in cls.refused.items():
+            description = f"Not supported: {refused.why}"
+            properties[name] = {"enum": [None, *refused.harmless], "description": description}
+        schema["additionalProperties"] = {"type": "null"}
         return schema
+
+
+def _or_null(schema: Json) -> Json:
+    """A field's schema, which admits null as well."""
+    kinds = ("type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const")
+    if not any(name in schema for name in kinds) or {"type": "null"} in schema.get("anyOf", ()):
+        return schema
+    about = ("title", "description", "default")
+    told = {name: value for name, value in schema.items() if name in about}
+    plain = {name: value for name, value in schema.items() if name not in about}
+    return {"anyOf": [plain, {"type": "null"}], **told}
 
 
 Model = TypeVar("Model", bound=Wire)

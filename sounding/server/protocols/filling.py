@@ -168,4 +168,5 @@ def _with_newlines(gap: Gap) -> Gap:
     prefix = gap.prefix
     if prefix.endswith("\r") and gap.suffix.startswith("\n"):
         prefix = prefix[:-1]  # the cursor is within a line end
-    return Gap(Newlines.read(prefix), Newlines.read(gap.suffix))
+    # A byte-order mark is no part of a text; the model never saw one.
+    return Gap(Newlines.read(prefix.removeprefix("\ufeff")), Newlines.read(gap.suffix))
