@@ -9,10 +9,10 @@ import math
 import time
 from collections.abc import Collection
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sounding.engine.constrain import Constraint
 from sounding.engine.drafting.cost_model import Speculation
 from sounding.engine.faults import DamagedModel, EngineFault
 from sounding.engine.network import State, Streams
@@ -29,6 +29,9 @@ from sounding.engine.stop import StopStrings
 from sounding.engine.stream import EventStream
 from sounding.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from sounding.engine.constrain import Constraint
+
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +46,7 @@ class ActiveSequence:
         serial: int,
         state_bytes: int,
         tokenizer: Tokenizer | None,
-        constraint: Constraint | None,
+        constraint: "Constraint | None",
         stop_tokens: Collection[int],
         barred_tokens: Collection[int],
         repetition_tokens: int,

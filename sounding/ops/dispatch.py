@@ -7,7 +7,6 @@ can trace.
 
 import functools
 import importlib
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -23,7 +22,6 @@ _R = TypeVar("_R")
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 _backend: Backend = "auto"
-_log = logging.getLogger(__name__)
 
 
 def op(
@@ -78,9 +76,10 @@ def _serves(first: Any) -> bool:
 
 @functools.cache
 def _native_is_built() -> bool:
-    """Cached, so that the choice is logged once."""
+    """Whether the kernels can be called; says once that they are missing."""
     built = cpu.library() is not None
-    _log.info("CPU ops: %s", "native kernels" if built else "PyTorch reference; none were built")
+    if not built:
+        cpu.report_missing()
     return built
 
 
