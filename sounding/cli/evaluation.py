@@ -1,4 +1,4 @@
-"""`eval`: measure a model, with the settings and the uncertainty beside every number."""
+"""`eval`: measure a model, with settings and confidence intervals."""
 
 import json
 from collections.abc import Sequence
@@ -40,11 +40,11 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 
 
 @click.group()
-def eval() -> None:  # the builtin is missed by nobody
+def eval() -> None:  # shadows a builtin that is not used here
     """Measure a model: bits per byte, filled lines, passed tests.
 
-    Every command prints its settings, and 95 % intervals. With --out, results are kept in a file
-    as they are made: after Ctrl-C or a crash the same command goes on.
+    Every command prints its settings, and 95 % intervals. With --out, results are written to
+    a file one by one; after Ctrl-C or a crash the same command resumes.
     """
 
 
@@ -57,8 +57,10 @@ eval.add_command(run)
 @_suffix_option
 @click.option("--context-tokens", default=1024, show_default=True, help="Of a window, with BOS.")
 @click.option("--stride", type=int, help="Between windows.  [default: half of the context]")
-@click.option("--batch-tokens", default=4096, show_default=True, help="Read together.")
-@click.option("--compressors/--no-compressors", default=True, help="What xz and brotli reach.")
+@click.option("--batch-tokens", default=4096, show_default=True, help="Tokens in a forward pass.")
+@click.option(
+    "--compressors/--no-compressors", default=True, help="Also compress with xz and brotli."
+)
 def bpb(
     path: Path,
     model: str | None,
@@ -71,8 +73,8 @@ def bpb(
 ) -> None:
     """Bits per byte of a file, a folder's files, or a corpus's held-out split.
 
-    Each document by itself, in overlapping windows; beside it what xz and brotli make of the same
-    bytes, as one stream and document by document.
+    Each document is scored by itself, in overlapping windows. For comparison, xz and brotli
+    compress the same bytes, as one stream and document by document.
     """
     options = EvalOptions(**settings)
     documents = limited(read_texts(path, suffixes, warn), options.limit, options.seed)
@@ -99,7 +101,7 @@ def bpb(
     type=click.Choice(["indent", "inside"]),
     default="indent",
     show_default=True,
-    help="Take a line out from behind its indentation, or from somewhere inside of it.",
+    help="Remove a line from its indentation on, or from a place inside it.",
 )
 def lines(
     path: Path,
@@ -113,8 +115,8 @@ def lines(
     """Single-line infilling of a file, a folder's files, or a corpus's held-out split.
 
     Shares of exactly written lines and mean edit similarities, of the model and of two copyists:
-    `copy` puts the line of the file whose neighbours are most like the gap's, `best_copy` knows
-    the answer and puts the most similar line, the most that copying can reach.
+    `copy` takes the line of the file whose neighbours are most similar to the gap's; `best_copy`
+    knows the answer and takes the most similar line, the upper bound of copying.
     """
     from sounding.evaluation.lines import choose_lines
 
