@@ -122,7 +122,7 @@ def filler(model: LoadedModel, kind: "Kind | None", options: EvalOptions) -> "Fi
         copying=options.copying,
     )
     params = SamplingParams(temperature=options.temperature, top_p=options.top_p)
-    completer = Completer(model.tokenizer, model.batch(options.width))
+    completer = Completer(model.tokenizer, model.fim_format, model.batch(options.width))
     python = bool(options.syntax)
 
     def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:

@@ -30,6 +30,7 @@ from sounding.server.protocols.messages_blocks import (
     MessageParam,
     TextBlock,
     asked_in_text,
+    results_of_calls,
     text_of_system,
 )
 from sounding.server.protocols.messages_writer import MessageWriter
@@ -129,7 +130,9 @@ class CountTokensRequest(Wire):
 
     model: str | None = None
     """Empty or absent: the model that is served."""
-    messages: Annotated[list[MessageParam], AfterValidator(asked_in_text)] = Field(min_length=1)
+    messages: Annotated[
+        list[MessageParam], AfterValidator(asked_in_text), AfterValidator(results_of_calls)
+    ] = Field(min_length=1)
     system: str | list[TextBlock] | None = None
     tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_choice: ToolChoice | None = None
@@ -143,7 +146,7 @@ class MessagesRequest(CountTokensRequest):
     """Includes thinking; 0 only caches the prompt."""
     stream: bool | None = None
     stop_sequences: list[str] | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2)
+    temperature: float | None = Field(default=None, ge=0, le=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
 
