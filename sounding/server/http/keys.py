@@ -43,9 +43,7 @@ class Keys:
 def _checked(keys: Iterable[str]) -> list[str]:
     found = list(keys)
     if not found:
-        raise ValueError(
-            "the file has no key; write one a line, such as from `openssl rand -hex 24`"
-        )
+        raise ValueError("there is no key; write one a line, such as from `openssl rand -hex 24`")
     for number, key in enumerate(found, 1):
         if len(key) < _SHORTEST:
             raise ValueError(f"key {number} has {len(key)} characters; take at least {_SHORTEST}")
