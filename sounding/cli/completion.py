@@ -1,4 +1,4 @@
-"""`write` and `complete`: a model of code at work, on text and at a place in a file."""
+"""`write` and `complete`: continue a text, and fill in code at a cursor."""
 
 import json
 import re
@@ -34,7 +34,7 @@ _context_option = click.option(
     "--context-tokens",
     default=1024,
     show_default=True,
-    help="What the model sees, its answer included.",
+    help="Maximum number of tokens of prompt and answer.",
 )
 
 
@@ -64,8 +64,7 @@ def write(
 ) -> None:
     """Continue code, streaming.
 
-    TEXT is the beginning, or - to read it from stdin. What follows it goes to stdout as it is
-    written.
+    TEXT is the beginning; - reads it from stdin. The continuation is streamed to stdout.
 
     \b
     Examples:
@@ -99,7 +98,7 @@ def write(
     "others",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Another file to draw on; can be given repeatedly.",
+    help="Another file to use as context; can be given repeatedly.",
 )
 @click.option(
     "--line/--block",
@@ -129,12 +128,12 @@ def complete(
 ) -> None:
     """Fill in code at a place in a file.
 
-    LINE and COL count from 1; the cursor is before character COL, and without COL at the end of
-    the line. The text around it decides what is written: stdout gets what is to be inserted there,
-    and the file is left alone.
+    LINE and COL count from 1. The cursor is before character COL, or at the end of the line
+    without COL. The completion goes to stdout; the file is not changed.
 
-    With -n the first answer is the likeliest and the others are sampled; in Python files, answers
-    that keep the file correct come first. There may be fewer, because equal ones are shown once.
+    With -n the first answer is the most likely one and the others are sampled; in Python files,
+    answers that keep the syntax valid come first. Equal answers are shown once, so there may be
+    fewer.
 
     \b
     Examples:
@@ -144,7 +143,7 @@ def complete(
     \b
     Keys of the JSON:
       file, line, column, kind    the place; "line" or "block"
-      alternatives                [{text, tokens, valid}]; valid: the file with it is correct Python
+      alternatives                [{text, tokens, valid}]; valid: the file is then valid Python
     """
     from sounding.completion.completer import Completer
     from sounding.completion.prompt import CompletionSettings
@@ -207,7 +206,7 @@ def _read_place(where: str) -> _Place:
 
 
 def _read_text(path: Path) -> str:
-    """A file's text with plain newlines, which are all the model has seen."""
+    """Read a file with \\n line ends, the only ones in training data."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
