@@ -9,6 +9,7 @@ import ast
 import functools
 import hashlib
 import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ class CodeCheck:
     entry_point: str
     prefix: str = ""
     suffix: str = ""
+    indent: str = ""
+    """Blanks that each line of an answer gets, however far the answer itself is indented."""
     programs: tuple[str, ...] = ()
     """Whole right programs, which say what is expected for inputs drawn anew."""
     inputs: tuple[str, ...] = ()
@@ -101,11 +104,13 @@ def grade_answer(check: Check, answer: str, judge: Judge) -> Grade:
 def grade_code(check: CodeCheck, code: str, judge: Judge) -> Grade:
     """Run the published tests, then the same function on inputs drawn anew.
 
-    Inputs follow from the text of the answer, so that a grade can be repeated, while an answer
+    Inputs follow from the text of the program, so that a grade can be repeated, while an answer
     cannot be made for its own inputs.
     """
     if not code.strip():
         return Grade(0.0, "no code")
+    if check.indent:
+        code = textwrap.indent(textwrap.dedent(code).strip("\n"), check.indent)
     try:
         parsed(check.prefix + code + check.suffix)
     except ValueError:
@@ -114,7 +119,8 @@ def grade_code(check: CodeCheck, code: str, judge: Judge) -> Grade:
     found = grade_problem(problem, code, judge)
     if not found.score or not check.inputs:
         return found
-    hidden = replace(problem, test=hidden_test(check, int(_digest(code)[:12], 16)))
+    program = problem.trial(code).program.strip()
+    hidden = replace(problem, test=hidden_test(check, int(_digest(program)[:12], 16)))
     again = grade_problem(hidden, code, judge)
     return again if again.score else Grade(0.0, f"{again.reason} on other inputs")
 
