@@ -156,13 +156,16 @@ class ChatProblems:
             for case in draw.shuffled(book.exercise.cases)
             if not case.before and case.expected is not None
         ]
-        made = 0
-        for number, traced in enumerate(traces(programs, self._run)):
-            if traced is None or made == each or "```" in traced.program + traced.output:
-                continue
-            if sum(map(len, traced.lines)) > _MOST_TRACE_CHARACTERS:
-                continue
-            made += 1
+        found = [
+            traced
+            for traced in traces(programs, self._run)
+            if traced is not None
+            and "```" not in traced.program + traced.output
+            and sum(map(len, traced.lines)) <= _MOST_TRACE_CHARACTERS
+        ]
+        if draw.chance(0.7):  # most exercises have a test on nothing, whose trace says nothing
+            found.sort(key=lambda traced: -len(traced.lines))
+        for number, traced in enumerate(found[:each]):
             yield from _traced(book, draw, traced, number)
 
     def _test(self, book: "_Book", draw: Draw, found: Sequence[Fault]) -> Iterator[Solved]:
