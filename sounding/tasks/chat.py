@@ -111,7 +111,9 @@ def read_chat_problems(path: Path) -> list[ChatProblem]:
         where = f"{path}, line {number}"
         problem = _problem(row, where)
         if problem.task_id in found:
-            raise ValueError(f"{where} has the task_id {problem.task_id!r} again; results would mix")
+            raise ValueError(
+                f"{where} has the task_id {problem.task_id!r} again; results would mix"
+            )
         found[problem.task_id] = problem
     if not found:
         raise ValueError(f"{path} has no tasks; `data textbook tasks` makes some")

@@ -41,7 +41,9 @@ def test_program(text: str, entry_point: str) -> str:
         if node.decorator_list or (node.name in tests and _takes(node)):
             raise ValueError(f"{node.name} must be a plain function without arguments")
     bound = {n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
-    bound |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ExceptHandler) and n.name}
+    bound |= {
+        n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ExceptHandler) and n.name
+    }
     bound |= {n.arg for n in nodes if isinstance(n, ast.arg)}
     if entry_point in bound:
         raise ValueError(f"defines {entry_point} itself")

@@ -43,7 +43,13 @@ REPAIR = (
     "There is a mistake in this code:\n\n{code}\n\n{told}",
     "Why is this wrong? Give me a version that works.\n\n{told}\n\n{code}",
 )
-SYMPTOM = ("", "", "`{call}` gives {value}.", "It fails for `{call}`.", "`{call}` should be {right}.")
+SYMPTOM = (
+    "",
+    "",
+    "`{call}` gives {value}.",
+    "It fails for `{call}`.",
+    "`{call}` should be {right}.",
+)
 TOOLS = (
     "The tests in {tests} fail. Repair {file}.",
     "Something is wrong in {file}: its tests fail. Please find the line and mend it.",

@@ -142,9 +142,7 @@ class ChatProblems:
                 continue
             mark = draw.one(asking.MARKS)
             shown = f"{chosen.prefix}{chosen.indent}{mark}\n{chosen.suffix.lstrip(chr(10))}"
-            question = asked(
-                asking.FILL, draw, mark=mark, code=fenced(shown), told=book.told(draw)
-            )
+            question = asked(asking.FILL, draw, mark=mark, code=fenced(shown), told=book.told(draw))
             problem = book.problem("fill", number, question, answer, check)
             yield _answered(problem, {"content": answer})
 
@@ -284,9 +282,7 @@ class _Book:
         if len(chosen) < 3:
             return ""
         tests = [
-            "\n".join(
-                [f"def test_{number}():", *(f"    {double_quoted(line)}" for line in lines)]
-            )
+            "\n".join([f"def test_{number}():", *(f"    {double_quoted(line)}" for line in lines)])
             for number, lines in enumerate(chosen[:6], 1)
         ]
         names = sorted({name, *self._used(chosen)})
@@ -369,8 +365,7 @@ def _repair(book: _Book, draw: Draw, fault: Fault, number: int) -> Solved:
         return _answered(problem, {"content": answer})
     call, value, right = seen
     thought = (
-        f"`{call}` should be {right} and is {value}.\n"
-        f"`{mutant.wrong}` should be `{mutant.right}`."
+        f"`{call}` should be {right} and is {value}.\n`{mutant.wrong}` should be `{mutant.right}`."
     )
     return _answered(problem, {"reasoning_content": thought, "content": answer})
 

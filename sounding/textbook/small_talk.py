@@ -30,7 +30,15 @@ _DECLINED = (
     "Sorry, I can only help with short pieces of Python.",
     "I do not know. I can write, trace and repair small Python functions.",
 )
-_GREETINGS = ("Hello", "Hi", "Good morning", "Hey there", "Who are you?", "What can you do?", "Help")
+_GREETINGS = (
+    "Hello",
+    "Hi",
+    "Good morning",
+    "Hey there",
+    "Who are you?",
+    "What can you do?",
+    "Help",
+)
 _GREETED = (
     "Hello. I can write, trace, test and repair small Python functions.",
     "I am a small model for Python. Give me a function to write, to trace or to repair.",
