@@ -46,6 +46,7 @@ class ChatProblem:
         """The problem as a row of a file."""
         names = {kind: name for name, kind in _CHECKS.items()}
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "check"}
+        values |= {"messages": list(self.messages), "tools": list(self.tools)}
         if not self.tools:
             del values["tools"]
         return {**values, "check": {"type": names[type(self.check)], **asdict(self.check)}}

@@ -1,4 +1,4 @@
-"""A few files that a model reads, edits and tests by tools; nothing of it is ever on a disk of ours.
+"""A few files that a model reads, edits and tests by tools; none of them is on a disk of ours.
 
 Tools answer in text, mistakes too: a model must be able to read what it did wrong. Tests run in the
 sandbox, on the files as they are; what they print is for the model and decides nothing.
@@ -15,7 +15,7 @@ from sounding.tasks.checks import FilesCheck
 
 RunProgram = Callable[[str], Outcome]
 
-TOOLS: tuple[Mapping[str, Any], ...] = tuple(
+TOOLS: list[Mapping[str, Any]] = [
     {
         "type": "function",
         "function": {
@@ -33,7 +33,7 @@ TOOLS: tuple[Mapping[str, Any], ...] = tuple(
         ("edit", "Replace a text that comes once in a file.", ("path", "old", "new")),
         ("run_tests", "Run the tests.", ()),
     )
-)
+]
 _MOST_CHARACTERS = 4000  # of a file, so that edits cannot grow one without bound
 _MOST_SHOWN = 1500
 _MARK = "\x00tests "
