@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from sounding.agent.loop import Message, Turn
-from sounding.engine.engine import Engine
 from sounding.engine.requests import (
     EngineFault,
+    EngineLike,
     Finished,
     GenerationRequest,
     Overloaded,
@@ -28,7 +28,7 @@ class EngineChat:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineLike,
         tokenizer: Tokenizer,
         params: SamplingParams,
         max_tokens: int,

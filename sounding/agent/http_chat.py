@@ -21,21 +21,25 @@ class HTTPChat:
         temperature: float,
         top_p: float,
         max_tokens: int,
-        model: str = "default",
+        model: str | None = None,
         key: str | None = None,
     ) -> None:
-        """`url` is the server's, such as http://127.0.0.1:8000. Raises ValueError for another."""
+        """`url` is the server's, such as http://127.0.0.1:8000. Raises ValueError for another.
+
+        `model` names one of several.
+        """
         parts = urllib.parse.urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
             raise ValueError(f"{url!r} is no address such as http://127.0.0.1:8000")
         self._host, self._port = parts.hostname, parts.port or 80
         self._path = parts.path.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
-        self._body = {
-            "model": model,
+        self._body: dict[str, Any] = {
             "temperature": temperature,
             "top_p": top_p,
             "max_tokens": max_tokens,
         }
+        if model is not None:
+            self._body["model"] = model
         self._headers = {"Content-Type": "application/json"}
         if key is not None:
             self._headers["Authorization"] = f"Bearer {key}"

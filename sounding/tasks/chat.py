@@ -6,13 +6,13 @@ A row is a conversation to answer, `messages` with perhaps `tools` and `thinking
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from sounding.files import write_file
 from sounding.tasks import checks
-from sounding.tasks.checks import Check, CodeCheck, FilesCheck, TestsCheck, TextCheck
+from sounding.tasks.checks import Check, CodeCheck, FilesCheck, MutationCheck, TextCheck
 from sounding.tasks.code import Judge, read_rows
 from sounding.tasks.task import Grade
 from sounding.tasks.workspace import RunProgram, Workspace, replayed
@@ -22,7 +22,7 @@ KINDS = ("write", "fill", "trace", "repair", "tools", "test")
 _CHECKS: dict[str, type[Any]] = {
     "code": CodeCheck,
     "text": TextCheck,
-    "tests": TestsCheck,
+    "tests": MutationCheck,
     "files": FilesCheck,
 }
 
@@ -137,7 +137,7 @@ def _problem(row: Mapping[str, Any], where: str) -> ChatProblem:
         raise ValueError(f"{where} has thinking = {thinking!r:.40}; it is true or false")
     try:
         check = _check(row["check"])
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{where} has a check that cannot be read: {error}") from None
     return ChatProblem(
         task_id=row["task_id"],
@@ -152,12 +152,28 @@ def _problem(row: Mapping[str, Any], where: str) -> ChatProblem:
 
 
 def _check(values: Mapping[str, Any]) -> Check:
-    rest = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    name = rest.pop("type", None)
+    name = values.get("type")
     if name not in _CHECKS:
         raise ValueError(f"its type {name!r} must be one of {', '.join(_CHECKS)}")
-    if name == "files":
-        code = _check({"type": "code", **rest.pop("code")})
-        return FilesCheck(**rest, code=code)  # type: ignore[arg-type]
-    check: Check = _CHECKS[name](**rest)
+    kind = _CHECKS[name]
+    given = {key: value for key, value in values.items() if key != "type"}
+    known = {field.name: field for field in fields(kind)}
+    unknown = sorted(given.keys() - known.keys())
+    if unknown:
+        raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(known)}")
+    missing = [f.name for f in known.values() if f.default is MISSING and f.name not in given]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+    check: Check = kind(**{key: _value(key, value) for key, value in given.items()})
     return check
+
+
+def _value(key: str, value: Any) -> Any:
+    """A value of a check, as its type wants it."""
+    if key == "code" and isinstance(value, dict):
+        return _check({"type": "code", **value})
+    texts = value if isinstance(value, list) else value.values() if key == "files" else [value]
+    wanted = int if key == "needed" else str
+    if not all(type(one) is wanted for one in texts):
+        raise ValueError(f"{key} = {value!r:.60} must be of type {wanted.__name__}")
+    return tuple(value) if isinstance(value, list) else value

@@ -65,7 +65,7 @@ class TextCheck:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestsCheck:
+class MutationCheck:
     """Tests that right programs must pass and that wrong ones must fail."""
 
     entry_point: str
@@ -87,7 +87,7 @@ class FilesCheck:
     code: CodeCheck
 
 
-Check = CodeCheck | TextCheck | TestsCheck | FilesCheck
+Check = CodeCheck | TextCheck | MutationCheck | FilesCheck
 
 
 def grade_answer(check: Check, answer: str, judge: Judge) -> Grade:
@@ -96,7 +96,7 @@ def grade_answer(check: Check, answer: str, judge: Judge) -> Grade:
         return grade_code(check, code_of(answer), judge)
     if isinstance(check, TextCheck):
         return _grade_text(check, code_of(answer))
-    if isinstance(check, TestsCheck):
+    if isinstance(check, MutationCheck):
         return grade_tests(check, code_of(answer), judge)
     raise ValueError("a task with files is graded by the files, not by what is said about them")
 
@@ -148,7 +148,7 @@ def _grade_text(check: TextCheck, text: str) -> Grade:
     return Grade(0.0, "another text" if text.strip() else "no text")
 
 
-def grade_tests(check: TestsCheck, text: str, judge: Judge) -> Grade:
+def grade_tests(check: MutationCheck, text: str, judge: Judge) -> Grade:
     """Run tests against right programs and wrong ones, each in a sandbox of its own.
 
     The tests have the function as something that can only be called, so they learn nothing of it
@@ -174,7 +174,7 @@ def grade_tests(check: TestsCheck, text: str, judge: Judge) -> Grade:
     return Grade(0.0, f"notices {killed} faults, {check.needed} are needed")
 
 
-def _tests_trial(check: TestsCheck, subject: str, test: str) -> Trial:
+def _tests_trial(check: MutationCheck, subject: str, test: str) -> Trial:
     return Trial(
         program=subject,
         reference="",  # or tests could read what is right

@@ -15,7 +15,7 @@ from sounding.tasks.chat import ChatProblem
 from sounding.tasks.checks import (
     CodeCheck,
     FilesCheck,
-    TestsCheck,
+    MutationCheck,
     TextCheck,
     distinct_values,
     grade_answer,
@@ -149,14 +149,9 @@ class ChatProblems:
     def _trace(self, book: "_Book", draw: Draw, each: int) -> Iterator[Solved]:
         if book.exercise.shape != "function":
             return
-        programs = [
-            f"{draw.one(book.exercise.solutions).rstrip()}\n\n\nprint({double_quoted(case.code)})\n"
-            for case in draw.shuffled(book.exercise.cases)
-            if not case.before and case.expected is not None
-        ]
         found = [
             traced
-            for traced in traces(programs, self._run)
+            for traced in traces(printing_programs(book.exercise, draw), self._run)
             if traced is not None
             and "```" not in traced.program + traced.output
             and sum(map(len, traced.lines)) <= _MOST_TRACE_CHARACTERS
@@ -182,7 +177,7 @@ class ChatProblems:
         lines = [f"    {double_quoted(stated[n][0])}" for n in chosen]
         name = exercise.entry_point
         answer = fenced("\n".join([f"def test_{name}():", *lines]))
-        check = TestsCheck(
+        check = MutationCheck(
             entry_point=name,
             subjects=exercise.solutions[:2],
             mutants=tuple(fault.mutant.text for fault in noticed),
@@ -322,6 +317,15 @@ class _Book:
             answer=answer,
             check=check,
         )
+
+
+def printing_programs(exercise: Exercise, draw: Draw) -> list[str]:
+    """For each plain case of a function, a solution that prints the value of the case."""
+    return [
+        f"{draw.one(exercise.solutions).rstrip()}\n\n\nprint({double_quoted(case.code)})\n"
+        for case in draw.shuffled(exercise.cases)
+        if not case.before and case.expected is not None
+    ]
 
 
 def _answered(problem: ChatProblem, reply: Message) -> Solved:

@@ -14,9 +14,8 @@ from sounding.tasks.code import Judge
 from sounding.tasks.fences import fenced
 from sounding.textbook import asking
 from sounding.textbook.asking import asked
-from sounding.textbook.chat_problems import ChatProblems, Solved
+from sounding.textbook.chat_problems import ChatProblems, Solved, printing_programs
 from sounding.textbook.drawing import Draw
-from sounding.textbook.examples import double_quoted
 from sounding.textbook.exercises import Exercise
 from sounding.textbook.explaining import explained
 from sounding.textbook.running import Run
@@ -121,13 +120,7 @@ def _plain_row(name: str, kind: str, difficulty: int, question: str, answer: str
 
 def _explained(exercise: Exercise, run: Run, wanted: Wanted) -> list[Row]:
     draw = Draw(f"{wanted.seed}/{exercise.name}/explain")
-    solution = draw.one(exercise.solutions).rstrip()
-    programs = [
-        f"{solution}\n\n\nprint({double_quoted(case.code)})\n"
-        for case in draw.shuffled(exercise.cases)
-        if not case.before and case.expected is not None
-    ]
-    for traced in traces(programs, run):
+    for traced in traces(printing_programs(exercise, draw), run):
         found = explained(traced, draw) if traced else None
         if traced is None or found is None or "```" in traced.program:
             continue
