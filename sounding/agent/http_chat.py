@@ -66,7 +66,7 @@ class HTTPChat:
             raise ValueError(f"{self._path} answered {status}: {text[:200]}")
         try:
             choice = json.loads(text)["choices"][0]
-            message = {
+            message: dict[str, Any] = {
                 name: choice["message"].get(name) or empty
                 for name, empty in (("content", ""), ("reasoning_content", ""), ("tool_calls", []))
             }

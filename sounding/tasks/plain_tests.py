@@ -37,9 +37,9 @@ def test_program(text: str, entry_point: str) -> str:
     nodes = list(ast.walk(tree))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     tests = [node.name for node in functions if node.name.startswith("test")]
-    for node in functions:
-        if node.decorator_list or (node.name in tests and _takes(node)):
-            raise ValueError(f"{node.name} must be a plain function without arguments")
+    for function in functions:
+        if function.decorator_list or (function.name in tests and _takes(function)):
+            raise ValueError(f"{function.name} must be a plain function without arguments")
     bound = {n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
     bound |= {
         n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ExceptHandler) and n.name

@@ -14,12 +14,13 @@ from sounding.tasks.code import Judge
 from sounding.tasks.fences import fenced
 from sounding.textbook import asking
 from sounding.textbook.asking import asked
-from sounding.textbook.chat_problems import ChatProblems, Solved, printing_programs
+from sounding.textbook.chat_problems import ChatProblems, printing_programs
 from sounding.textbook.drawing import Draw
 from sounding.textbook.exercises import Exercise
 from sounding.textbook.explaining import explained
 from sounding.textbook.running import Run
 from sounding.textbook.small_talk import small_talk
+from sounding.textbook.tool_repairs import Solved
 from sounding.textbook.tracing import traces
 
 ALL_KINDS = (*KINDS, "explain", "talk")

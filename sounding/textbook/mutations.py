@@ -163,7 +163,7 @@ def _of_node(node: ast.AST, source: ProgramSource, known: list[str]) -> Iterator
 
 
 def _of_leaf(node: ast.AST, source: ProgramSource, known: list[str]) -> Iterator[tuple[str, Edit]]:
-    if isinstance(node, ast.Constant) and _number(node):
+    if isinstance(node, ast.Constant) and type(node.value) is int:
         begin, end = source.begin(node), source.end(node)
         for step in (1, -1):
             if node.value + step >= 0:

@@ -416,7 +416,7 @@ def test_edits_are_made_again_from_what_was_said() -> None:
         function = {"name": "edit", "arguments": json.dumps({"path": path, "old": old, "new": new})}
         return {"role": "assistant", "tool_calls": [{"id": "1", "function": function}]}
 
-    said = [
+    said: list[dict[str, object]] = [
         edit("solution.py", "a - b", "a * b"),
         {"role": "tool", "content": "edited"},
         edit("test_solution.py", "3", "4"),

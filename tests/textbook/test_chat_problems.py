@@ -11,13 +11,14 @@ from click.testing import CliRunner
 from sounding.cli import cli
 from sounding.tasks.chat import KINDS, ChatTask, read_chat_problems
 from sounding.text import encode, encode_completion
-from sounding.textbook.chat_problems import ChatProblems, Solved
+from sounding.textbook.chat_problems import ChatProblems
 from sounding.textbook.conversations import Wanted, conversations
 from sounding.textbook.drawing import Draw
 from sounding.textbook.exercises import Exercise
 from sounding.textbook.faults import faults
 from sounding.textbook.gap_choice import gap
 from sounding.textbook.small_talk import small_talk
+from sounding.textbook.tool_repairs import Solved
 from tests.cli.test_completion import model
 from tests.textbook.conftest import judged, unsafe
 
