@@ -2,9 +2,9 @@
 
 The text of this file becomes part of a test (`checks.py`), which runs in the tests' process of a
 trial: it has the standard library only, and an answer sees nothing of it but arguments. Inputs are
-put together from those of the published tests, position by position, so that they stay inside of
-what the function is asked to take; inputs on which right programs differ, raise or run long say
-nothing and are left out.
+put together from those of the published tests, so that they stay inside of what the function is
+asked to take; inputs on which right programs differ, raise or run long say nothing and are left
+out.
 """
 
 import copy
@@ -23,21 +23,15 @@ class _TooLong(BaseException):
 
 
 def drawn_inputs(seen: Sequence[tuple[Any, ...]], seed: int, count: int) -> list[tuple[Any, ...]]:
-    """Arguments of `count` calls, drawn from arguments seen."""
+    """Arguments of `count` calls, each those of a call that was seen with one or two changed."""
     rng = random.Random(seed)
-    lengths = [len(one) for one in seen]
     made = []
     for _ in range(count):
-        size = rng.choice(lengths)
-        pools = [[one[at] for one in seen if len(one) > at] for at in range(size)]
-        base = rng.choice([one for one in seen if len(one) == size])
-        # One argument in three stays as it was seen, beside its own neighbours.
-        made.append(
-            tuple(
-                copy.deepcopy(base[at]) if rng.random() < 1 / 3 else _drawn(pool, rng)
-                for at, pool in enumerate(pools)
-            )
-        )
+        base = list(copy.deepcopy(rng.choice([one for one in seen if one])))
+        places = rng.sample(range(len(base)), min(len(base), rng.choice((1, 1, 2))))
+        for at in places:
+            base[at] = _drawn([one[at] for one in seen if len(one) > at], rng)
+        made.append(tuple(base))
     return made
 
 
@@ -52,12 +46,7 @@ def _drawn(pool: Sequence[Any], rng: random.Random) -> Any:
     if type(like) is str:
         return _text(like, same, rng)
     if type(like) in (list, tuple, set):
-        parts = [part for one in same for part in one]
-        if not parts or (type(like) is tuple and len({len(one) for one in same}) == 1):
-            # A tuple of a fixed length is a record: each place has values of its own.
-            return type(like)(_drawn([o[i] for o in same], rng) for i in range(len(like)))
-        size = rng.randint(0 if any(not one for one in same) else 1, max(map(len, same)))
-        return type(like)(copy.deepcopy(rng.choice(parts)) for _ in range(size))
+        return _parts(like, same, rng)
     if type(like) is dict:
         values = [value for one in same for value in one.values()]
         keys = [key for key in like if rng.random() < 0.8]
@@ -65,17 +54,47 @@ def _drawn(pool: Sequence[Any], rng: random.Random) -> Any:
     return copy.deepcopy(like)
 
 
+def _parts(like: Any, same: Sequence[Any], rng: random.Random) -> Any:
+    """A list, tuple or set of parts that were seen; sorted or without repetition where all are."""
+    parts = [part for one in same for part in one]
+    record = type(like) is tuple and len({len(one) for one in same}) == 1
+    if not parts or record:  # each place of a record has values of its own
+        return type(like)(_drawn([one[i] for one in same], rng) for i in range(len(like)))
+    size = rng.randint(0 if any(not one for one in same) else 1, max(map(len, same)))
+    chosen = [copy.deepcopy(rng.choice(parts)) for _ in range(size)]
+    if type(like) is set:
+        return set(chosen)
+    if all(_distinct(one) == list(one) for one in same):
+        chosen = _distinct(chosen)
+    for falling in (False, True):
+        if all(_sorted(one, falling) == list(one) for one in same):
+            chosen = _sorted(chosen, falling)
+    return type(like)(chosen)
+
+
+def _distinct(items: Any) -> list[Any]:
+    return list({repr(item): item for item in items}.values())
+
+
+def _sorted(items: Any, falling: bool) -> list[Any]:
+    try:
+        return sorted(items, reverse=falling)
+    except TypeError:
+        return []
+
+
 def _text(like: str, same: Sequence[str], rng: random.Random) -> str:
-    other = rng.choice(same)
-    if not like or not other:
-        return other
-    how = rng.randrange(4)
-    if how == 0:
-        return like[: rng.randint(1, len(like))]
-    if how == 1:
-        return like[rng.randint(0, len(like) - 1) :]
-    if how == 2:
-        return like[: len(like) // 2] + other[len(other) // 2 :]
+    """Lines or words that were seen, in another order and number; a single word stays whole."""
+    for separator in ("\n", "; ", ", ", ",", " "):
+        if separator in like:
+            pieces = [piece for one in same for piece in one.split(separator)]
+            if separator not in "\n ":
+                pieces = [piece for piece in pieces if piece and "\n" not in piece]
+            size = rng.randint(1, max(2, like.count(separator) + 1))
+            return separator.join(rng.choice(pieces) for _ in range(size))
+    if all(one.isalpha() or not one for one in same) and rng.random() < 0.7:
+        letters = list(like + rng.choice(same))
+        return "".join(rng.sample(letters, rng.randint(0, len(letters))))
     return like
 
 
