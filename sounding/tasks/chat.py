@@ -89,10 +89,17 @@ class ChatTask:
             return Grade(0.0, "no answer")
         return self.grade(index, last.get("content") or "")
 
-    def open(self, index: int) -> Workspace | None:
-        """The files of a problem as the model's tools see them; None where it has no tools."""
+    def open(self, index: int, said: Sequence[Message] = ()) -> Workspace | None:
+        """The files of a problem as the model's tools see them, after the edits of what was said.
+
+        None where the problem has no tools.
+        """
         check = self.problems[index].check
-        return Workspace(check, self._run) if isinstance(check, FilesCheck) else None
+        if not isinstance(check, FilesCheck):
+            return None
+        workspace = Workspace(check, self._run)
+        workspace.files = replayed(check, said)
+        return workspace
 
 
 # --------------------------------------------------------------------------------------------------
