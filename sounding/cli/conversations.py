@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 from rich import box
@@ -19,8 +19,10 @@ from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
     from sounding.text.tokenizer import Tokenizer
+    from sounding.textbook.conversations import Made
     from sounding.textbook.exercises import Exercise
 
+Row = dict[str, Any]
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -64,17 +66,28 @@ def _options(split: str) -> Callable[[_Command], _Command]:
 
 @click.command()
 @_options("train")
-def conversations(out: Path, most_tokens: int, as_json: bool, **how: Any) -> None:
+@click.option(
+    "--tasks",
+    "tasks_out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the tasks that are solved to this file, too.",
+)
+def conversations(
+    out: Path, tasks_out: Path | None, most_tokens: int, as_json: bool, **how: Any
+) -> None:
     """Write conversations to train on to the file OUT, rows of `messages`, `tools`, `thinking`.
 
     Kinds are write, fill, trace, repair, tools, test, explain and talk. Every answer to a task has
     scored 1 by the grader that `eval tasks` uses, and results of tools are what the tools said.
     PATH is a folder of AREA/TOPIC.toml, or one such file.
     """
-    from sounding.textbook import conversations as made
+    from sounding.textbook.conversations import ALL_KINDS
 
-    rows, lengths = _made(made.conversations, made.ALL_KINDS, lambda row: row, most_tokens, **how)
-    _write(out, rows, lengths, most_tokens, as_json=as_json)
+    made, tokenizer = _made(ALL_KINDS, **how)
+    if tasks_out is not None:
+        _keep(tasks_out, _tasks(made), tokenizer, most_tokens)
+    rows = [(row, row) for one in made for row in one.rows]
+    _report(_keep(out, rows, tokenizer, most_tokens), out, as_json=as_json)
 
 
 @click.command()
@@ -86,17 +99,22 @@ def tasks(out: Path, most_tokens: int, as_json: bool, **how: Any) -> None:
     and says by `check` how answers are graded. PATH is a folder of AREA/TOPIC.toml, or one file.
     """
     from sounding.tasks.chat import KINDS
-    from sounding.textbook import conversations as made
 
-    rows, lengths = _made(made.problems, KINDS, lambda one: one.row(), most_tokens, **how)
-    _write(out, rows, lengths, most_tokens, as_json=as_json)
+    made, tokenizer = _made(KINDS, **how)
+    _report(_keep(out, _tasks(made), tokenizer, most_tokens), out, as_json=as_json)
+
+
+def _tasks(made: "Sequence[Made]") -> list[tuple[Row, Row]]:
+    """Each task as a row, with the conversation that solves it."""
+    return [
+        (problem.row(), row)
+        for one in made
+        for problem, row in zip(one.problems, one.rows, strict=False)
+    ]
 
 
 def _made(
-    make: Callable[..., Any],
     known: Sequence[str],
-    as_row: Callable[[Any], dict[str, Any]],
-    most_tokens: int,
     *,
     path: Path,
     split: str,
@@ -108,10 +126,10 @@ def _made(
     timeout: float,
     workers: int,
     unsafe: bool,
-) -> tuple[list[dict[str, Any]], list[int]]:
-    """The rows of exercises with their lengths in tokens."""
+) -> "tuple[list[Made], Tokenizer]":
+    """What is made of the exercises, and the tokenizer that measures it."""
     from sounding.loading import find_model, load_tokenizer
-    from sounding.textbook.conversations import Wanted
+    from sounding.textbook.conversations import Wanted, conversations
     from sounding.textbook.running import sandboxed
 
     unknown = [kind for kind in kinds if kind not in known]
@@ -121,17 +139,13 @@ def _made(
     tokenizer = load_tokenizer(find_model(model))
     exercises = limited(_exercises(path, split), limit, seed)
     judge, run = sandbox(timeout, unsafe), sandboxed(timeout, isolate=not unsafe)
-    rows, lengths = [], []
+    found = []
     with progress_bar(MofNCompleteColumn()) as bar:
         task = bar.add_task("making conversations", total=len(exercises))
-        for found in make(exercises, wanted, judge, run, workers):
-            for row in map(as_row, found):
-                rows.append(row)
-                lengths.append(_num_tokens(row, tokenizer))
+        for made in conversations(exercises, wanted, judge, run, workers):
+            found.append(made)
             bar.advance(task)
-    if not any(length <= most_tokens for length in lengths):
-        raise ValueError(f"{path} gives no conversation of at most {most_tokens} tokens")
-    return rows, lengths
+    return found, tokenizer
 
 
 def _exercises(path: Path, split: str) -> "list[Exercise]":
@@ -144,7 +158,39 @@ def _exercises(path: Path, split: str) -> "list[Exercise]":
     return found
 
 
-def _num_tokens(row: dict[str, Any], tokenizer: "Tokenizer") -> int:
+class _Kept(NamedTuple):
+    """What was written: lengths in tokens by kind, and how many of each kind were too long."""
+
+    lengths: dict[str, list[int]]
+    too_long: Counter[str]
+    most_tokens: int
+
+
+def _keep(
+    out: Path, rows: Sequence[tuple[Row, Row]], tokenizer: "Tokenizer", most_tokens: int
+) -> _Kept:
+    """Write the rows whose conversation, the second of each pair, is not too long."""
+    from sounding.files import write_file
+
+    kept, lengths, too_long = [], dict[str, list[int]](), Counter[str]()
+    for row, conversation in rows:
+        length = _num_tokens(conversation, tokenizer)
+        if length > most_tokens:
+            too_long[row["kind"]] += 1
+            continue
+        kept.append(json.dumps(row, ensure_ascii=False) + "\n")
+        name = f"{row['kind']}, thinking" if row["thinking"] else row["kind"]
+        lengths.setdefault(name, []).append(length)
+    if not kept:
+        raise ValueError(
+            f"the exercises give no conversation of at most {most_tokens} tokens; raise "
+            "--most-tokens, or ask for other kinds"
+        )
+    write_file(out, "".join(kept).encode())
+    return _Kept(lengths, too_long, most_tokens)
+
+
+def _num_tokens(row: Row, tokenizer: "Tokenizer") -> int:
     from sounding.text import encode
 
     messages = list(row["messages"])
@@ -154,33 +200,17 @@ def _num_tokens(row: dict[str, Any], tokenizer: "Tokenizer") -> int:
     return len(tokenizer.encode(text))
 
 
-def _write(
-    out: Path,
-    rows: Sequence[dict[str, Any]],
-    lengths: Sequence[int],
-    most_tokens: int,
-    *,
-    as_json: bool,
-) -> None:
-    from sounding.files import write_file
-
-    kept = [(row, n) for row, n in zip(rows, lengths, strict=True) if n <= most_tokens]
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row, _ in kept]
-    write_file(out, "".join(lines).encode())
-    sizes: dict[str, list[int]] = {}
-    for row, length in kept:
-        name = f"{row['kind']}, thinking" if row["thinking"] else row["kind"]
-        sizes.setdefault(name, []).append(length)
-    left_out = Counter(row["kind"] for row, n in zip(rows, lengths, strict=True) if n > most_tokens)
+def _report(kept: _Kept, out: Path, *, as_json: bool) -> None:
+    total = sum(map(len, kept.lengths.values()))
     if as_json:
-        table = {name: {"rows": len(of), "tokens": sum(of)} for name, of in sizes.items()}
-        click.echo(json.dumps({"rows": len(kept), "kinds": table, "too_long": dict(left_out)}))
+        kinds = {name: {"rows": len(of), "tokens": sum(of)} for name, of in kept.lengths.items()}
+        click.echo(json.dumps({"rows": total, "kinds": kinds, "too_long": dict(kept.too_long)}))
         return
-    table_of = Table("", "rows", "tokens", "in the middle", "longest", box=box.SIMPLE)
-    for name, of in sorted(sizes.items()):
-        of = sorted(of)
-        table_of.add_row(name, str(len(of)), f"{sum(of):,}", str(of[len(of) // 2]), str(of[-1]))
-    Console(width=100).print(table_of)
-    click.echo(f"wrote {len(kept)} conversations to {out}")
-    for kind, count in left_out.most_common():
-        click.echo(f"left out {count} of {kind}: longer than {most_tokens} tokens")
+    table = Table("", "rows", "tokens", "in the middle", "longest", box=box.SIMPLE)
+    for name, unsorted in sorted(kept.lengths.items()):
+        of = sorted(unsorted)
+        table.add_row(name, str(len(of)), f"{sum(of):,}", str(of[len(of) // 2]), str(of[-1]))
+    Console(width=100).print(table)
+    click.echo(f"wrote {total} conversations to {out}")
+    for kind, count in kept.too_long.most_common():
+        click.echo(f"left out {count} of {kind}: longer than {kept.most_tokens} tokens")

@@ -4,13 +4,11 @@ A row is a conversation to answer, `messages` with perhaps `tools` and `thinking
 `check` how answers are graded. Evaluation and training read the same files.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sounding.files import write_file
 from sounding.tasks import checks
 from sounding.tasks.checks import Check, CodeCheck, FilesCheck, MutationCheck, TextCheck
 from sounding.tasks.code import Judge, read_rows
@@ -104,12 +102,6 @@ class ChatTask:
 
 # --------------------------------------------------------------------------------------------------
 # Files
-
-
-def write_problems(path: Path, problems: Iterable[ChatProblem]) -> None:
-    """Write problems as JSON lines."""
-    lines = [json.dumps(problem.row(), ensure_ascii=False) + "\n" for problem in problems]
-    write_file(path, "".join(lines).encode())
 
 
 def read_chat_problems(path: Path) -> list[ChatProblem]:

@@ -46,51 +46,40 @@ class Wanted:
             raise ValueError(f"each = {self.each} must be at least 1")
 
 
-def problems(
-    exercises: Sequence[Exercise], wanted: Wanted, judge: Judge, run: Run, workers: int
-) -> Iterator[list[ChatProblem]]:
-    """The tasks of each exercise, in order."""
-    for found in _solved(exercises, wanted, judge, run, workers):
-        yield [solved.problem for solved in found]
+@dataclass(frozen=True)
+class Made:
+    """What was made of one exercise."""
+
+    problems: list[ChatProblem]
+    rows: list[Row]
+    """The problems solved, a line explained, chat declined."""
 
 
 def conversations(
     exercises: Sequence[Exercise], wanted: Wanted, judge: Judge, run: Run, workers: int
-) -> Iterator[list[Row]]:
-    """The rows of each exercise, in order; chat that is declined comes in between."""
-    talked = 0.0
-    solved = _solved(exercises, wanted, judge, run, workers, explain="explain" in wanted.kinds)
-    for number, found in enumerate(solved):
-        rows = [one if isinstance(one, dict) else _row(one) for one in found]
-        talked += TALK_SHARE * len(rows) * ("talk" in wanted.kinds)
-        while talked >= 1:
-            talked -= 1
-            said, answer = small_talk(Draw(f"{wanted.seed}/talk/{number}/{talked}"))
-            rows.append(_plain_row(f"talk/{number}/{len(rows)}", "talk", 1, said, answer))
-        yield rows
-
-
-def _solved(
-    exercises: Sequence[Exercise],
-    wanted: Wanted,
-    judge: Judge,
-    run: Run,
-    workers: int,
-    *,
-    explain: bool = False,
-) -> Iterator[list[Any]]:
+) -> Iterator[Made]:
+    """Tasks and conversations of each exercise, in order; chat that is declined comes between."""
     maker = ChatProblems(judge, run, wanted.seed)
     kinds = [kind for kind in KINDS if kind in wanted.kinds]
 
-    def make(exercise: Exercise) -> list[Any]:
-        found: list[Any] = list(maker.solved(exercise, kinds, wanted.each))
-        if explain and exercise.shape == "function":
-            found += _explained(exercise, run, wanted)
-        return found
+    def make(exercise: Exercise) -> Made:
+        found = list(maker.solved(exercise, kinds, wanted.each))
+        rows = [_row(solved) for solved in found]
+        if "explain" in wanted.kinds and exercise.shape == "function":
+            rows += _explained(exercise, run, wanted)
+        return Made([solved.problem for solved in found], rows)
 
+    talked = 0.0
     with ThreadPoolExecutor(workers) as pool:
         try:
-            yield from pool.map(make, exercises)
+            for exercise, made in zip(exercises, pool.map(make, exercises), strict=True):
+                talked += TALK_SHARE * len(made.rows) * ("talk" in wanted.kinds)
+                if talked >= 1:
+                    talked -= 1
+                    name = f"{exercise.name}/talk/0"
+                    said, answer = small_talk(Draw(f"{wanted.seed}/{name}"))
+                    made.rows.append(_plain_row(name, "talk", 1, said, answer))
+                yield made
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

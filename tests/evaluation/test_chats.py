@@ -9,7 +9,7 @@ import pytest
 from sounding.agent.loop import Message, Turn
 from sounding.evaluation.chats import by_difficulty, evaluate_chats, reasons, summarise_chats
 from sounding.sandbox.trial import Trial, Verdict
-from sounding.tasks.chat import ChatProblem, ChatTask, read_chat_problems, write_problems
+from sounding.tasks.chat import ChatProblem, ChatTask, read_chat_problems
 from sounding.tasks.checks import Check, CodeCheck, FilesCheck, MutationCheck, TextCheck
 from sounding.tasks.workspace import TOOLS
 
@@ -30,6 +30,10 @@ CHECKS: dict[str, Check] = {
         code=CODE,
     ),
 }
+
+
+def write_problems(path: Path, problems: Sequence[ChatProblem]) -> None:
+    path.write_text("".join(json.dumps(problem.row()) + "\n" for problem in problems))
 
 
 def looked(trial: Trial) -> Verdict:

@@ -12,7 +12,7 @@ from sounding.cli import cli
 from sounding.tasks.chat import KINDS, ChatTask, read_chat_problems
 from sounding.text import encode, encode_completion
 from sounding.textbook.chat_problems import ChatProblems
-from sounding.textbook.conversations import Wanted, conversations
+from sounding.textbook.conversations import Row, Wanted, conversations
 from sounding.textbook.drawing import Draw
 from sounding.textbook.exercises import Exercise
 from sounding.textbook.faults import faults
@@ -92,9 +92,14 @@ def test_a_gap_is_a_statement_that_fits_back(exercises: Exercises) -> None:
         assert found.answer == found.answer.lstrip()
 
 
+def made(books: Sequence[Exercise], workers: int) -> list[Row]:
+    found = conversations(books, Wanted(), judged, unsafe, workers)
+    return [row for one in found for row in one.rows]
+
+
 def test_conversations_are_encoded_and_the_same_for_a_seed(exercises: Exercises) -> None:
     books = [exercises[name] for name in ("tide_ranges", "harbour_gauge")]
-    rows = [row for found in conversations(books, Wanted(), judged, unsafe, 2) for row in found]
+    rows = made(books, 2)
     assert {row["kind"] for row in rows} >= {*KINDS, "explain"}
     for row in rows:
         messages = list(row["messages"])
@@ -105,8 +110,7 @@ def test_conversations_are_encoded_and_the_same_for_a_seed(exercises: Exercises)
         for message in messages:
             if message["role"] == "assistant":
                 encode_completion(message, mode)
-    again = [row for found in conversations(books, Wanted(), judged, unsafe, 1) for row in found]
-    assert again == rows
+    assert made(books, 1) == rows
 
 
 def test_chat_is_declined_in_a_sentence_or_two() -> None:
@@ -133,10 +137,14 @@ def test_the_commands_write_rows_that_are_read_back(
 ) -> None:
     how = ("--model", model, "--unsafe-no-isolation", "--most-tokens", 9000, "--json")
     out = tmp_path / "conversations.jsonl"
-    said = run("data", "textbook", "conversations", folder, out, "--kind", "write", *how)
+    asked = ("--kind", "write", "--tasks", tmp_path / "asked.jsonl")
+    said = run("data", "textbook", "conversations", folder, out, *asked, *how)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == said["rows"] == 2
     assert {row["messages"][-1]["role"] for row in rows} == {"assistant"}
+    assert [p.row()["messages"] for p in read_chat_problems(tmp_path / "asked.jsonl")] == [
+        row["messages"][:-1] for row in rows
+    ]
     tasks = tmp_path / "tasks.jsonl"
     said = run("data", "textbook", "tasks", folder, tasks, "--kind", "fill", *how)
     problems = read_chat_problems(tasks)
