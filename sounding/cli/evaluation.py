@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from sounding.cli.chat_tasks import compare, tasks
 from sounding.cli.completion import open_model
 from sounding.cli.evaluation_options import (
     common_options,
@@ -49,6 +50,8 @@ def eval() -> None:  # shadows a builtin that is not used here
 
 
 eval.add_command(run)
+eval.add_command(tasks)
+eval.add_command(compare)
 
 
 @eval.command()
