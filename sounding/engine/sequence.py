@@ -75,6 +75,7 @@ class ActiveSequence:
         self._stop_tokens = frozenset(stop_tokens)
         self._barred_tokens = frozenset(barred_tokens) - self._stop_tokens
         self._generator = np.random.default_rng(request.params.seed)
+        self._generator.random(request.drawn_tokens)  # one number for each
         self._text = None if tokenizer is None else tokenizer.stream()
         self._stops = StopStrings(request.stop)
         self._repetition = RepetitionGuard(repetition_tokens)
