@@ -55,10 +55,7 @@ class ExpertGate(nn.Module):
         chosen = self.choose(scores, tokens) if replayed is None else replayed
         return Routing(chosen, scores), ops.routing_weights(scores, chosen, self.scale)
 
-
-    def choose(
-        self, scores: Float[Tensor, "t e"], tokens: Int[Tensor, " t"]
-    ) -> Int[Tensor, "t k"]:
+    def choose(self, scores: Float[Tensor, "t e"], tokens: Int[Tensor, " t"]) -> Int[Tensor, "t k"]:
         """The experts of each token, by its id or by its affinities and the bias."""
         if self.tid2eid is not None:
             return self.tid2eid[tokens].long()
