@@ -76,9 +76,7 @@ def small(run: R, begins: Path, *settings: str) -> R:
 
 
 @pytest.fixture(scope="session")
-def taught(
-    tmp_path_factory: pytest.TempPathFactory, start: Path, config: ModelConfig
-) -> Path:
+def taught(tmp_path_factory: pytest.TempPathFactory, start: Path, config: ModelConfig) -> Path:
     """The same after fine-tuning: it answers yes, no or maybe, and ends its turn."""
     folder = tmp_path_factory.mktemp("taught")
     path = write_rows(folder / "rows.jsonl", rows())
