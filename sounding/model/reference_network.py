@@ -97,7 +97,7 @@ class ReferenceNetwork:
         """See `Network`. Raises ValueError for a token outside the vocabulary."""
         made = self.model.predict(self._tokens(tokens), rows, lengths, states)
         chosen = torch.stack([routed.chosen for routed in made.routing])
-        return Prediction(_array(made.streams), _array(chosen), _array(_scores(made.logits)))
+        return Prediction(_array(made.streams), _array(chosen), _array(made.logits.float()))
 
     @torch.inference_mode()
     def draft(
@@ -116,13 +116,13 @@ class ReferenceNetwork:
     @torch.inference_mode()
     def logits(self, streams: Streams) -> NDArray[np.float32]:
         model = self.model
-        return _array(_scores(model.logits(model.hidden(self._streams(streams)))))
+        return _array(model.logits(model.hidden(self._streams(streams))).float())
 
     @torch.inference_mode()
     def draft_logits(self, streams: Streams, *, depth: int = 0) -> NDArray[np.float32]:
         block = self.model.mtp[depth]
         assert isinstance(block, MTPBlock)
-        return _array(_scores(self.model.logits(block.hidden(self._streams(streams)))))
+        return _array(self.model.logits(block.hidden(self._streams(streams))).float())
 
     def _tokens(self, tokens: Sequence[int]) -> Tensor:
         require_tokens(tokens, self.config.vocab_size)
@@ -132,11 +132,6 @@ class ReferenceNetwork:
     def _streams(self, streams: Streams) -> Tensor:
         given = torch.from_numpy(np.ascontiguousarray(streams))
         return given.view(self.model.dtype).to(self._device)
-
-
-def _scores(logits: Tensor) -> Tensor:
-    """Logits in float32; of a network in float64, which is there to be compared with, as exact."""
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

@@ -12,7 +12,7 @@ import torch
 from sounding.config import ModelConfig
 from sounding.model.from_checkpoint import save_model
 from sounding.posttrain.open_runs import open_sft
-from sounding.posttrain.settings import DistillRun, GrpoRun, SftRun
+from sounding.posttrain.settings import SftRun
 from sounding.presets import tiny
 from sounding.text.tokenizer import Tokenizer, train
 from sounding.train.build_network import build_network
@@ -91,6 +91,3 @@ def taught(tmp_path_factory: pytest.TempPathFactory, start: Path, config: ModelC
     )
     open_sft(run, folder / "run").train()
     return folder / "run" / "checkpoints" / "step-00000040" / "model"
-
-
-__all__ = ["DistillRun", "GrpoRun"]

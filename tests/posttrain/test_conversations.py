@@ -82,9 +82,7 @@ def test_with_tools_one_sample_has_all_reasoning_and_calls(tokenizer: Tokenizer)
     result = {"role": "tool", "tool_call_id": "a", "content": "SECRET"}
     messages = user("q"), calling("let me", "r1"), result, said("done", "r2")
     chat = of(*messages, thinking="max", tools=[TOOL])
-    assert learned(chat, tokenizer) == [
-        ["r1</think>let me" + CALLS + EOS, "r2</think>done" + EOS]
-    ]
+    assert learned(chat, tokenizer) == [["r1</think>let me" + CALLS + EOS, "r2</think>done" + EOS]]
 
 
 def test_the_answer_to_a_quick_instruction_carries_loss(tokenizer: Tokenizer) -> None:
@@ -107,7 +105,8 @@ def test_ids_are_those_of_the_whole_text(tokenizer: Tokenizer) -> None:
 
 def test_a_prompt_ends_where_the_answer_begins(tokenizer: Tokenizer) -> None:
     asked = of(user("a"), said("b", "r"), thinking=True)
-    assert tokenizer.decode(prompt_of(asked, tokenizer)).endswith("<｜User｜>a<｜Assistant｜><think>")
+    text = tokenizer.decode(prompt_of(asked, tokenizer))
+    assert text.endswith("<｜User｜>a<｜Assistant｜><think>")
     with pytest.raises(ValueError, match="asks nothing"):
         prompt_of(of(said("b")), tokenizer)
 

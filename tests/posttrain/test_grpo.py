@@ -20,12 +20,13 @@ from tests.posttrain.conftest import QUESTIONS, small, write_rows
 from tests.train.test_trainer import assert_same_bits
 
 TASKS = [
-    {"messages": [{"role": "user", "content": question}], "answer": "yes"}
-    for question in QUESTIONS
+    {"messages": [{"role": "user", "content": question}], "answer": "yes"} for question in QUESTIONS
 ]
 
 
-def batch(advantages: list[float], sizes: list[int], mu: torch.Tensor, **extra: Any) -> RolloutBatch:
+def batch(
+    advantages: list[float], sizes: list[int], mu: torch.Tensor, **extra: Any
+) -> RolloutBatch:
     """Answers of `sizes` sampled tokens behind prompts of one token."""
     lengths = [size + 1 for size in sizes]
     sampled = torch.tensor([at > 0 for length in lengths for at in range(length)])
@@ -87,7 +88,7 @@ def test_the_estimate_of_the_divergence_is_unbiased_off_policy() -> None:
 
 def test_answers_are_spread_evenly_and_never_beyond_a_batch() -> None:
     shares = shares_of([5, 9, 3, 8, 2, 6, 7], 16, accumulation=2, updates=1)
-    assert len(shares) == 4 and sorted(sum(shares, [])) == list(range(7))
+    assert len(shares) == 4 and sorted(i for share in shares for i in share) == list(range(7))
     lengths = [5, 9, 3, 8, 2, 6, 7]
     assert max(sum(lengths[i] for i in share) for share in shares) <= 16
     assert len(shares_of([4, 4], 16, accumulation=2, updates=3)) == 6
