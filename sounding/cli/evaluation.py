@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from sounding.cli.chat_tasks import tasks
 from sounding.cli.completion import open_model
 from sounding.cli.evaluation_options import (
     common_options,
@@ -50,6 +51,7 @@ def eval() -> None:  # the builtin is missed by nobody
 
 
 eval.add_command(run)
+eval.add_command(tasks)
 
 
 @eval.command()

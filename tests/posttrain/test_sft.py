@@ -67,7 +67,7 @@ def test_an_answer_is_learned_and_a_resumed_run_ends_in_the_same_bits(
     whole.validate()
     whole.train()
     bits = [row["bits_per_byte"] for row in seen if "bits_per_byte" in row]
-    assert bits[-1] < bits[0] - 0.5 and math.isfinite(bits[0])
+    assert bits[-1] < bits[0] * 0.7 and math.isfinite(bits[0])
     first = open_sft(run, tmp_path / "parts")
     first.validate()
     for _ in range(3):
