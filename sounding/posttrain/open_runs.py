@@ -13,10 +13,11 @@ from sounding.data.batch import TokenBatch
 from sounding.engine.sampling import SamplingParams
 from sounding.model.transformer import Transformer
 from sounding.posttrain.conversations import prompt_of, read_conversations
+from sounding.posttrain.dialogues import Dialogues
 from sounding.posttrain.distill import Distill, TaughtBatches, Teachers
 from sounding.posttrain.frozen import load_frozen, reference_logprobs
 from sounding.posttrain.grpo import REFERENCE, Grpo, batches_of_rounds, grpo_batches
-from sounding.posttrain.prompts import ChatTask, drawn, grader, read_tasks, task_prompts
+from sounding.posttrain.prompts import GradedChats, drawn, read_tasks, task_prompts
 from sounding.posttrain.rollout_batch import RolloutBatch
 from sounding.posttrain.rollouts import RolloutSettings
 from sounding.posttrain.rounds import Answer, Prompts, Round, Rounds
@@ -139,7 +140,7 @@ def require_room(
 def open_grpo(
     run: GrpoRun,
     folder: Path,
-    task: ChatTask | None = None,
+    task: GradedChats | None = None,
     *,
     report: Report = lambda row: None,
     allow_change: bool = False,
@@ -151,7 +152,7 @@ def open_grpo(
     if task is None:
         if config.tasks is None:
             raise ValueError("rollouts.tasks is not set: name a file of tasks (--tasks)")
-        task = read_tasks(Path(config.tasks))
+        task = read_tasks(Path(config.tasks), config.program_seconds)
     if config.group < 2:
         raise ValueError(
             f"rollouts.group = {config.group} must be at least 2: rewards are compared in a group"
@@ -163,8 +164,18 @@ def open_grpo(
     def ask(number: int) -> Prompts:
         chosen = drawn(len(prompts), number, config.prompts, run.train.seed)
         examples = [index for index in chosen for _ in range(config.group)]
-        grade = grader(task, examples, conversations, tokenizer, tokenizer.eos_id)
-        return Prompts([prompts[index] for index in examples], grade)
+        dialogues = Dialogues(
+            task,
+            examples,
+            conversations,
+            prompts,
+            tokenizer,
+            eos=tokenizer.eos_id,
+            most_turns=config.turns,
+            most_tokens=min(run.data.batch_tokens, run.model.max_position_embeddings),
+            most_sampled=config.max_tokens,
+        )
+        return Prompts([prompts[index] for index in examples], dialogues.grade, dialogues.reply)
 
     model = build_network(run, torch.device("cpu"))
     rounds = Rounds(

@@ -1,5 +1,6 @@
-"""What rollouts are asked, in which order, and how their answers are graded as text."""
+"""What rollouts are asked, in which order, and how their answers are graded."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,29 +8,33 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from sounding.agent.loop import Tools
 from sounding.files import read_json_lines
 from sounding.posttrain.conversations import Conversation, conversation_of, prompt_of
-from sounding.posttrain.rollouts import Grader
+from sounding.sandbox.run import Limits, require_isolation
+from sounding.sandbox.trial import judge
+from sounding.tasks.chat import ChatTask, read_chat_problems
 from sounding.tasks.task import Grade
-from sounding.text import Malformed, parse
+from sounding.text.encoding import Message
 from sounding.text.tokenizer import Tokenizer
+from sounding.textbook.running import sandboxed
 
 
 @runtime_checkable
-class ChatTask(Protocol):
-    """Examples that are conversations to answer, with their grader.
-
-    `row(index)` has `messages`, and may have `tools` and `thinking`, as a conversation to train on.
-    """
+class GradedChats(Protocol):
+    """Conversations to answer, with their grader; safe to call from several threads."""
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """How many there are."""
 
     def row(self, index: int) -> Mapping[str, Any]:
-        """The conversation up to the answer."""
+        """A conversation up to the answer: `messages`, perhaps `tools` and `thinking`."""
 
-    def grade(self, index: int, answer: str) -> Grade:
-        """Grade the content of an answer; safe to call from several threads."""
+    def open(self, index: int) -> Tools | None:
+        """The tools of one attempt; None for a conversation without."""
+
+    def grade_conversation(self, index: int, messages: Sequence[Message]) -> Grade:
+        """Grade what was said behind the first messages."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +49,21 @@ class ExactAnswers:
     def row(self, index: int) -> Mapping[str, Any]:
         return self.rows[index]
 
-    def grade(self, index: int, answer: str) -> Grade:
-        if answer.strip() == str(self.rows[index]["answer"]).strip():
+    def open(self, index: int) -> Tools | None:
+        return None
+
+    def grade_conversation(self, index: int, messages: Sequence[Message]) -> Grade:
+        said = messages[-1].get("content") or "" if messages else ""
+        if said.strip() == str(self.rows[index]["answer"]).strip():
             return Grade(1.0, "right")
         return Grade(0.0, "another answer")
 
 
-def read_tasks(path: Path) -> ExactAnswers:
-    """Tasks from JSON lines of `messages`, `answer`, and what conversations may have.
+def read_tasks(path: Path, seconds: float) -> GradedChats:
+    """Tasks from JSON lines: those of `data textbook tasks`, or rows of `messages` and `answer`.
 
-    Raises ValueError naming file, line and rule.
+    Programs run in the sandbox for at most `seconds`. Raises ValueError naming file, line and rule,
+    and NoIsolation where there is no sandbox.
     """
     rows: list[Mapping[str, Any]] = []
     for number, row in read_json_lines(path):
@@ -63,11 +73,19 @@ def read_tasks(path: Path) -> ExactAnswers:
         rows.append(row)
     if not rows:
         raise ValueError(f'{path} has no tasks; give rows like {{"messages": [...], "answer": ""}}')
-    return ExactAnswers(rows)
+    if not any("check" in row for row in rows):
+        return ExactAnswers(rows)
+    require_isolation()
+    limits = Limits(wall_seconds=seconds, cpu_seconds=max(1, math.ceil(seconds)))
+    return ChatTask(
+        read_chat_problems(path),
+        lambda trial: judge(trial, limits, isolate=True),
+        sandboxed(seconds, isolate=True),
+    )
 
 
 def task_prompts(
-    task: ChatTask, tokenizer: Tokenizer, *, effort_scheme: str, where: str = "task"
+    task: GradedChats, tokenizer: Tokenizer, *, effort_scheme: str, where: str = "task"
 ) -> tuple[list[Conversation], list[list[int]]]:
     """The conversations of a task and the tokens that their answers follow."""
     conversations = [
@@ -87,34 +105,3 @@ def drawn(count: int, number: int, wanted: int, seed: int) -> list[int]:
         epoch, at = divmod(place, count)
         found.append(int(np.random.default_rng((seed, epoch)).permutation(count)[at]))
     return found
-
-
-def answer_text(
-    tokens: Sequence[int], tokenizer: Tokenizer, mode: str, eos: int
-) -> tuple[str | None, str]:
-    """The content of an answer as text; None, and why, where it has none that could be graded."""
-    if not tokens or tokens[-1] != eos:
-        return None, "not finished"
-    if max(tokens) >= tokenizer.num_tokens:
-        return None, "a token without text"
-    try:
-        return parse(tokenizer.decode(tokens), mode).content, ""
-    except Malformed as error:
-        return None, f"malformed: {error}"
-
-
-def grader(
-    task: ChatTask,
-    examples: Sequence[int],
-    conversations: Sequence[Conversation],
-    tokenizer: Tokenizer,
-    eos: int,
-) -> Grader:
-    """Grades answer i to example examples[i]; what is not an answer scores 0."""
-
-    def grade(slot: int, tokens: Sequence[int]) -> Grade:
-        index = examples[slot]
-        text, why = answer_text(tokens, tokenizer, conversations[index].mode, eos)
-        return Grade(0.0, why) if text is None else task.grade(index, text)
-
-    return grade

@@ -31,8 +31,8 @@ class RolloutSettings:
     width: int
 
 
-Grader = Callable[[int, Sequence[int]], Grade]
-"""From the number of an answer and the tokens behind its prompt to its grade; called from several
+Grader = Callable[[int, LoggedAnswer], Grade]
+"""From the number of an answer and what is behind its prompt to its grade; called from several
 threads."""
 Reply = Callable[[int, LoggedAnswer], "list[int] | None"]
 """What is put behind a turn that has ended, such as the results of tools and the opening of the
@@ -100,7 +100,7 @@ class _Rollouts:
                 break
             self._log.give(slot, given)
         if self._grade is not None and answer.score is None and not self.stopping:
-            self._log.grade(slot, *self._grade(slot, answer.tokens))
+            self._log.grade(slot, *self._grade(slot, answer))
 
     def _sample_turn(self, slot: int, prompt: list[int], answer: LoggedAnswer) -> None:
         """Sample up to EOS or the limit, behind what the log has of this turn already."""

@@ -65,12 +65,20 @@ class RolloutsConfig:
     keep_rounds: int = 32
     """Rounds whose answers stay on disk; a checkpoint needs the round it was taken in."""
     effort_scheme: str = "april"
+    turns: int = 8
+    """Most turns of an answer that calls tools."""
+    program_seconds: float = 10.0
+    """Wall time of a program in the sandbox, when an answer is graded or a tool runs it."""
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "group", "max_tokens", "updates", "width", "keep_rounds"):
+        for name in (
+            "prompts", "group", "max_tokens", "updates", "width", "keep_rounds", "turns"
+        ):  # fmt: skip
             value = getattr(self, name)
             _require(value >= 1, f"rollouts.{name}", value, "at least 1")
         _require(self.temperature > 0, "rollouts.temperature", self.temperature, "above 0")
+        seconds = self.program_seconds
+        _require(seconds > 0, "rollouts.program_seconds", seconds, "above 0")
         difference = self.most_difference
         _require(difference > 0, "rollouts.most_difference", difference, "above 0")
         _require_scheme("rollouts.effort_scheme", self.effort_scheme)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sounding.posttrain.prompts import ExactAnswers
 from sounding.posttrain.rollout_batch import RolloutBatch, shares_of
 from sounding.posttrain.settings import GrpoConfig, GrpoRun, grpo_recipe
 from sounding.tasks.task import Grade
+from sounding.text.encoding import Message
 from sounding.train.metrics import MetricsRow
 from tests.posttrain.conftest import QUESTIONS, small, write_rows
 from tests.train.test_trainer import assert_same_bits
@@ -125,9 +127,9 @@ class Counting(ExactAnswers):
 
     graded = 0
 
-    def grade(self, index: int, answer: str) -> Grade:
+    def grade_conversation(self, index: int, messages: Sequence[Message]) -> Grade:
         Counting.graded += 1
-        return super().grade(index, answer)
+        return super().grade_conversation(index, messages)
 
 
 def test_rewards_teach_and_a_killed_run_ends_in_the_same_bits(

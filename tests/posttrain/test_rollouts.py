@@ -149,10 +149,10 @@ def test_a_killed_round_goes_on_with_the_same_unfinished_answers(
     graded: list[int] = []
     lock = threading.Lock()
 
-    def grade(slot: int, tokens: Sequence[int]) -> Grade:
+    def grade(slot: int, answer: LoggedAnswer) -> Grade:
         with lock:
             graded.append(slot)
-        return Grade(sum(tokens) % 7 / 7, "sum")
+        return Grade(sum(answer.tokens) % 7 / 7, "sum")
 
     model = network(start)
     sampler = Sampler(model, width=3)
