@@ -87,7 +87,7 @@ def logprob_of(logits: Logits, token: int, top: int) -> tuple[float, list[tuple[
     return float(logprobs[token]), [(int(other), float(logprobs[other])) for other in order]
 
 
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def log_softmax(logits: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float64]:
     """Natural logarithms of the probabilities, along the last dimension, in double precision."""
     wide = logits.astype(np.float64)
     wide -= wide.max(-1, keepdims=True)

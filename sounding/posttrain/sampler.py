@@ -215,7 +215,7 @@ def _read(
         for row, target in enumerate([] if plain else here):
             # Where splits are not exact, a token at the very edge of a limit may fall behind it.
             left = np.union1d(distribution(logits[row], params).nonzero()[0], target)
-            scores = log_softmax(logits[row, left] / params.temperature)
+            scores = log_softmax(logits[row, left].astype(np.float64) / params.temperature)
             sampled[low + row] = scores[np.searchsorted(left, target)]
             if not whole:
                 kept.append(left.astype(np.int32))
