@@ -188,14 +188,25 @@ def _resolved(
     """The run that a folder holds, or a new one, with `settings` applied."""
     from sounding.train.resolve import RUN_NAME, read_run_as
     from sounding.train.runs import change
-    from sounding.weights.checkpoint import read_config
 
     if (place / RUN_NAME).is_file():
         click.echo(f"resuming the run in {place}; remove that folder to begin anew", err=True)
         return change(read_run_as(kind, place), settings)
     begins = find_model(model).resolve()
-    new = recipe(read_config(begins)[1])
+    new = recipe(_config_of(begins))
     return _changed(new, [*settings, f"train.initial_weights={begins}"], settings)
+
+
+def _config_of(model: Path) -> "ModelConfig":
+    """The config of a model; of a run's checkpoint that of the run, which says what the float32
+    weights are deployed in."""
+    from sounding.train.resolve import RUN_NAME, read_run_model
+    from sounding.weights.checkpoint import read_config
+
+    run = model.parent.parent.parent  # RUN/checkpoints/step-N/model
+    if (run / RUN_NAME).is_file():
+        return read_run_model(run)
+    return read_config(model)[1]
 
 
 def _changed(run: Any, settings: list[str], given: "tuple[str, ...] | list[str]") -> Any:

@@ -4,13 +4,14 @@ They read answers by the trainer's own forward, so that equal weights give equal
 memory at a time. Under quantization-aware training their weights are rounded, too.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sounding.model.from_checkpoint import load_model
+from sounding.model.from_checkpoint import build_model
 from sounding.model.transformer import Transformer
 from sounding.ops.token_logprobs import token_logprobs
 from sounding.posttrain.rollout_batch import RolloutBatch, batch_of, rounded_up
@@ -20,15 +21,24 @@ from sounding.train.numerics import for_throughput, repeatable
 from sounding.train.run_checkpoint import model_of
 from sounding.train.run_config import RunConfig
 from sounding.weights.checkpoint import Checkpoint
+from sounding.weights.state_dict import read_state
 
 
 def load_frozen(folder: Path, run: RunConfig) -> Transformer:
-    """The network in a folder, computing as the run's does, without gradients."""
-    model = load_model(
-        Checkpoint(model_of(folder)),
+    """The network in a folder, computing as the run's does, without gradients.
+
+    What to round to is the run's: the float32 checkpoint of another run does not say it.
+    """
+    checkpoint = Checkpoint(model_of(folder))
+    model = build_model(
+        read_state(checkpoint, torch.float32),
+        dataclasses.replace(
+            checkpoint.config,
+            quantization_config=run.model.quantization_config,
+            expert_dtype=run.model.expert_dtype,
+        ),
         simulation=QUANTIZATION_AWARE if run.train.qat else EXACT,
         dtype=getattr(torch, run.train.dtype),
-        dequantize=torch.float32,
     )
     return model.requires_grad_(False)
 

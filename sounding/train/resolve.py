@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sounding.config import ModelConfig, parse_config
+from sounding.files import parse_json
 from sounding.train.run_config import RunConfig
 from sounding.train.runs import RUNS, R, change, named_run, parse_run_as
 
@@ -38,6 +40,13 @@ def read_run_as(kind: type[R], folder: Path) -> R:
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     return parse_run_as(kind, raw)
+
+
+def read_run_model(folder: Path) -> ModelConfig:
+    """The model of a run in a folder, whatever else its settings are."""
+    path = folder / RUN_NAME
+    raw = parse_json(path.read_bytes(), str(path))
+    return parse_config(raw["model"])
 
 
 def resolve_run(name: str, settings: Sequence[str] = (), out: Path | None = None) -> ResolvedRun:

@@ -10,14 +10,18 @@ import pytest
 import torch
 
 from sounding.config import ModelConfig
-from sounding.model.from_checkpoint import save_model
+from sounding.model.from_checkpoint import build_model, save_model
+from sounding.model.transformer import Transformer
 from sounding.posttrain.open_runs import open_sft
 from sounding.posttrain.settings import SftRun
 from sounding.presets import tiny
+from sounding.simulation import QUANTIZATION_AWARE, Simulation
 from sounding.text.tokenizer import Tokenizer, train
 from sounding.train.build_network import build_network
 from sounding.train.run_config import DataConfig, LogConfig, RunConfig, TrainConfig
 from sounding.train.runs import R, change
+from sounding.weights.checkpoint import Checkpoint
+from sounding.weights.state_dict import read_state
 
 ANSWERS = ("yes", "no", "maybe")
 QUESTIONS = [f"Is {thing} good?" for thing in ("tea", "rain", "code", "sleep", "music", "snow")]
@@ -58,6 +62,18 @@ def start(
     save_model(build_network(run, torch.device("cpu")), folder)
     tokenizer.save(folder / "tokenizer.json")
     return folder
+
+
+def masters(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype = torch.float32,
+    simulation: Simulation = QUANTIZATION_AWARE,
+) -> Transformer:
+    """The float32 weights in a folder as training computes with them; float64 for that dtype."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    state = read_state(Checkpoint(folder), wide)
+    return build_model(state, config, simulation=simulation, dtype=dtype)
 
 
 _SETTINGS = """data.sequence_tokens=64 data.batch_tokens=256 train.steps=3 train.decay_steps=0

@@ -40,7 +40,7 @@ def batch(
 
 
 def test_advantages_are_rewards_less_the_mean_of_their_group() -> None:
-    assert advantages_of([1, 0, 0, 1, 5, 5], 2) == [0.5, -0.5, -0.5, 0.5, 0, 0]
+    assert advantages_of([1.0, 0.0, 0.0, 1.0, 5.0, 5.0], 2) == [0.5, -0.5, -0.5, 0.5, 0, 0]
 
 
 @pytest.mark.parametrize("high", [0.2, 0.28])

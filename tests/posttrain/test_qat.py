@@ -30,16 +30,9 @@ from sounding.posttrain.settings import SftRun
 from sounding.simulation import DEPLOYED, QUANTIZATION_AWARE
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.quantize import convert
-from tests.posttrain.conftest import rows, small, write_rows
+from tests.posttrain.conftest import masters, rows, small, write_rows
 
 TOKENS = torch.tensor([0, *range(60, 180, 3)])
-
-
-def training(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
-    """Float32 masters, computing as in training."""
-    return load_model(
-        Checkpoint(folder), simulation=QUANTIZATION_AWARE, dtype=dtype, dequantize=torch.float32
-    )
 
 
 def loss(model: Transformer) -> Tensor:
@@ -62,9 +55,11 @@ def weights_seen(model: Transformer) -> Iterator[dict[int, list[Tensor]]]:
         yield seen
 
 
-def test_every_expert_weight_of_a_product_lies_on_its_grid(start: Path) -> None:
+def test_every_expert_weight_of_a_product_lies_on_its_grid(
+    start: Path, config: ModelConfig
+) -> None:
     """And the master does not; as many weights are seen as experts were chosen."""
-    model = training(start)
+    model = masters(start, config)
     with use_backend("reference"), torch.no_grad(), weights_seen(model) as seen:
         output = model(TOKENS)
     touched = sum(len(routed.chosen.unique()) for routed in output.routing)
@@ -85,18 +80,20 @@ def test_every_expert_weight_of_a_product_lies_on_its_grid(start: Path) -> None:
 
 
 def test_identity_in_place_of_the_quantiser_changes_the_loss(
-    start: Path, monkeypatch: pytest.MonkeyPatch
+    start: Path, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = training(start)
+    model = masters(start, config)
     with use_backend("reference"), torch.no_grad():
         before = float(loss(model))
         monkeypatch.setattr(layers, "simulate_weight", lambda weight, format: weight)
         assert abs(float(loss(model)) - before) > 1e-3
 
 
-def test_the_exported_network_computes_what_training_does(start: Path, tmp_path: Path) -> None:
+def test_the_exported_network_computes_what_training_does(
+    start: Path, config: ModelConfig, tmp_path: Path
+) -> None:
     """To the bit by the reference; by the kernels to the rounding of bfloat16."""
-    model = training(start, torch.bfloat16)
+    model = masters(start, config, torch.bfloat16)
     masters = tmp_path / "masters"
     save_model(model, masters)
     convert(Checkpoint(masters), tmp_path / "fp4", "fp4")
@@ -134,8 +131,10 @@ def _plain_in_bf16(model: Transformer) -> dict[str, Tensor]:
     return found
 
 
-def test_what_is_handed_over_is_what_conversion_writes(start: Path, tmp_path: Path) -> None:
-    model = training(start, torch.bfloat16)
+def test_what_is_handed_over_is_what_conversion_writes(
+    start: Path, config: ModelConfig, tmp_path: Path
+) -> None:
+    model = masters(start, config, torch.bfloat16)
     save_model(model, tmp_path / "masters")
     convert(Checkpoint(tmp_path / "masters"), tmp_path / "fp4", "fp4")
     written = Checkpoint(tmp_path / "fp4")
@@ -148,11 +147,11 @@ def test_what_is_handed_over_is_what_conversion_writes(start: Path, tmp_path: Pa
 
 
 def test_an_export_that_is_loaded_and_exported_again_is_the_same_bytes(
-    start: Path, tmp_path: Path
+    start: Path, config: ModelConfig, tmp_path: Path
 ) -> None:
     """Loaded as float32 masters, as a run begins, and trained for no step."""
     convert(Checkpoint(start), tmp_path / "once", "fp4")
-    save_model(training(tmp_path / "once"), tmp_path / "masters")
+    save_model(masters(tmp_path / "once", config), tmp_path / "masters")
     convert(Checkpoint(tmp_path / "masters"), tmp_path / "twice", "fp4")
     for path in sorted((tmp_path / "once").glob("*.safetensors")):
         again = (tmp_path / "twice" / path.name).read_bytes()
@@ -175,8 +174,8 @@ def test_the_gradient_of_a_rounded_weight_is_that_of_what_it_rounds_to(kind: str
     assert torch.equal(ours, theirs)
 
 
-def test_experts_that_no_token_chose_have_no_gradient(start: Path) -> None:
-    model = training(start)
+def test_experts_that_no_token_chose_have_no_gradient(start: Path, config: ModelConfig) -> None:
+    model = masters(start, config)
     chosen = [torch.tensor([[1, 3]] * len(TOKENS)) for _ in model.layers]
     hidden = model.hidden(model(TOKENS, replayed=chosen).streams)
     cross_entropy(hidden[:-1], model.head.weight, TOKENS[1:]).backward()

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from sounding.engine.sampling import SamplingParams
-from sounding.model.from_checkpoint import load_model
 from sounding.model.transformer import Transformer
 from sounding.ops.dispatch import use_backend
 from sounding.ops.token_logprobs import token_logprobs
@@ -19,21 +18,12 @@ from sounding.posttrain.rollout_log import LoggedAnswer, RolloutLog
 from sounding.posttrain.rollouts import RolloutSettings, sample_answers
 from sounding.posttrain.rounds import Answer, Prompts, Rounds
 from sounding.posttrain.sampler import Sampler
-from sounding.simulation import QUANTIZATION_AWARE, Simulation
 from sounding.tasks.task import Grade
-from sounding.weights.checkpoint import Checkpoint
+from tests.posttrain.conftest import masters
 
 EOS = 1
-PROMPTS = [[0, 40 + n // 2, 50, 60, 70, 80 + n // 2] for n in range(6)]  # groups of two
-
-
-def network(
-    folder: Path, dtype: torch.dtype = torch.bfloat16, simulation: Simulation = QUANTIZATION_AWARE
-) -> Transformer:
-    return load_model(
-        Checkpoint(folder), simulation=simulation, dtype=dtype,
-        dequantize=torch.float64 if dtype == torch.float64 else torch.float32,
-    )  # fmt: skip
+BF16 = torch.bfloat16
+PROMPTS = [[0, 40 + n // 2, 50, 60, 70, 80 + n // 2] for n in range(6)]  # in pairs
 
 
 def settings(max_tokens: int = 24, **params: float) -> RolloutSettings:
@@ -74,11 +64,11 @@ def trainer_logprobs(model: Transformer, answers: Sequence[Answer], **how: float
 
 @pytest.mark.parametrize("limits", [{}, {"temperature": 0.8, "top_p": 0.9}])
 def test_the_reference_on_both_sides_differs_by_nothing(
-    limits: dict[str, float], start: Path, tmp_path: Path
+    limits: dict[str, float], start: Path, config: ModelConfig, tmp_path: Path
 ) -> None:
     """Sampled token by token, read at once by the trainer: computed in float64 and rounded to
     float32 they are the same numbers. Through other experts than those of sampling they are not."""
-    model = network(start, torch.float64)
+    model = masters(start, config, torch.float64)
     with use_backend("reference"):
         answers = one_round(tmp_path, Sampler(model, width=3), model, settings(**limits))
         sampled = torch.cat([answer.logprobs for answer in answers])
@@ -94,8 +84,10 @@ def test_the_reference_on_both_sides_differs_by_nothing(
         assert (rounded_logprobs(model, rolled, temperature) - sampled).abs().max() > 1e-3
 
 
-def test_a_cut_distribution_is_normalised_over_what_was_left(start: Path, tmp_path: Path) -> None:
-    model = network(start)
+def test_a_cut_distribution_is_normalised_over_what_was_left(
+    start: Path, config: ModelConfig, tmp_path: Path
+) -> None:
+    model = masters(start, config, BF16)
     answers = one_round(tmp_path, Sampler(model), model, settings(top_k=3))
     counts = torch.cat([answer.kept_counts for answer in answers])
     assert int(counts.max()) == 3
@@ -107,11 +99,11 @@ def test_a_cut_distribution_is_normalised_over_what_was_left(start: Path, tmp_pa
 
 
 def test_weights_that_change_are_sampled_from_at_the_next_hand_over(
-    start: Path, tmp_path: Path
+    start: Path, config: ModelConfig, tmp_path: Path
 ) -> None:
     """Every log-probability is checked to the bit against the weights of its round, so that a
     sampler with old weights or old prefixes could not pass."""
-    model = network(start)
+    model = masters(start, config, BF16)
     sampler = Sampler(model, width=3)
     before = one_round(tmp_path / "a", sampler, model, settings())
     assert sampler.exact
@@ -124,9 +116,9 @@ def test_weights_that_change_are_sampled_from_at_the_next_hand_over(
 
 
 def test_a_sampler_of_other_weights_is_found_out(
-    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Path, config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, other = network(start), network(start)
+    model, other = masters(start, config, BF16), masters(start, config, BF16)
     with torch.no_grad():
         other.head.weight.mul_(1.01)
     sampler, stale = Sampler(model, width=3), Sampler(other, width=3)
@@ -143,7 +135,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("after", [1, 17, 60])
 def test_a_killed_round_goes_on_with_the_same_unfinished_answers(
-    after: int, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    after: int, start: Path, config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At any token; what was graded is not graded again, and all ends in the same bits."""
     graded: list[int] = []
@@ -154,7 +146,7 @@ def test_a_killed_round_goes_on_with_the_same_unfinished_answers(
             graded.append(slot)
         return Grade(sum(answer.tokens) % 7 / 7, "sum")
 
-    model = network(start)
+    model = masters(start, config, BF16)
     sampler = Sampler(model, width=3)
     asked = Prompts(PROMPTS, grade)
     whole = one_round(tmp_path / "whole", sampler, model, settings(), asked)
@@ -206,9 +198,11 @@ def test_a_log_of_other_weights_is_begun_anew(
     assert "other weights" in caplog.text
 
 
-def test_turns_go_on_behind_what_a_tool_has_said(start: Path, tmp_path: Path) -> None:
+def test_turns_go_on_behind_what_a_tool_has_said(
+    start: Path, config: ModelConfig, tmp_path: Path
+) -> None:
     """What was given is in the sequence, carries no loss, and a killed dialogue goes on."""
-    model = network(start)
+    model = masters(start, config, BF16)
     sampler = Sampler(model, width=3)
 
     def reply(slot: int, answer: LoggedAnswer) -> list[int] | None:
@@ -220,7 +214,7 @@ def test_turns_go_on_behind_what_a_tool_has_said(start: Path, tmp_path: Path) ->
     sampler.hand_over()
     log = RolloutLog(tmp_path / "log.jsonl", {})
     # Turns end at EOS, which random weights hardly ever sample: the rule is put in its place.
-    often = RolloutSettings(params=how.params, max_tokens=40, eos=_frequent(start), width=3)
+    often = RolloutSettings(params=how.params, max_tokens=40, eos=_frequent(start, config), width=3)
     sample_answers(sampler.engine, asked.tokens, log, often, reply=reply)
     for slot in range(2):
         answer = log.answer(slot)
@@ -230,9 +224,9 @@ def test_turns_go_on_behind_what_a_tool_has_said(start: Path, tmp_path: Path) ->
     sampler.close()
 
 
-def _frequent(start: Path) -> int:
+def _frequent(start: Path, config: ModelConfig) -> int:
     """A token that random weights sample soon."""
-    model = network(start)
+    model = masters(start, config, BF16)
     sampler = Sampler(model)
     sampler.hand_over()
     made = sampler.network.predict(PROMPTS[0], [5], [6], [sampler.network.new_state()])
