@@ -94,9 +94,8 @@ def test_the_exported_network_computes_what_training_does(
 ) -> None:
     """To the bit by the reference; by the kernels to the rounding of bfloat16."""
     model = masters(start, config, torch.bfloat16)
-    masters = tmp_path / "masters"
-    save_model(model, masters)
-    convert(Checkpoint(masters), tmp_path / "fp4", "fp4")
+    save_model(model, tmp_path / "masters")
+    convert(Checkpoint(tmp_path / "masters"), tmp_path / "fp4", "fp4")
     exported = load_model(Checkpoint(tmp_path / "fp4"), simulation=DEPLOYED, dtype=torch.bfloat16)
     with use_backend("reference"), torch.no_grad():
         # What is deployed in bfloat16 without simulation has its rounding in the export.

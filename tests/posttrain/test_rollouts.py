@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sounding.config import ModelConfig
 from sounding.engine.sampling import SamplingParams
 from sounding.model.transformer import Transformer
 from sounding.ops.dispatch import use_backend
