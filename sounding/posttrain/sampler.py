@@ -74,6 +74,7 @@ class Sampler:
         self.exact = splits_are_exact(self._network)
         settings = EngineSettings(
             width=self._width,
+            queue=max(512, 4 * self._width),
             step_tokens=_STEP_TOKENS,
             exact_splits=self.exact,
             prefix_limit_bytes=_PREFIX_BYTES,
