@@ -64,7 +64,7 @@ class Dialogues:
         dialogue = self._read(slot, answer)
         if dialogue.over or dialogue.turns >= self._most_turns:
             return None
-        results = []
+        results: list[Message] = []
         while dialogue.said and dialogue.said[-1]["role"] == "tool":
             results.insert(0, dialogue.said.pop())
         conversation = self._conversations[self._examples[slot]]

@@ -16,7 +16,11 @@ from sounding.text.encoding import Message
 from sounding.text.tokenizer import Tokenizer
 
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
-ROW = {"messages": [{"role": "user", "content": "Is tea good?"}], "tools": [TOOL], "thinking": True}
+ROW: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "Is tea good?"}],
+    "tools": [TOOL],
+    "thinking": True,
+}
 
 
 class Counter:

