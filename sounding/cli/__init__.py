@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenizer": ("prompts", "Train a tokenizer, or look into one."),
     "train": ("train", "Train a model by the recipe RUN, or resume the run in the folder RUN."),
     "finetune": ("finetune", "Train a model further on your code, and say how to try it."),
+    "posttrain": ("posttrain", "Teach a model to answer: conversations, rewards, teachers."),
     "plot": ("train", "Draw loss, expert load and gradient norm of a run as PNG files."),
     "card": ("card", "Write the model card of a trained model from the files of its making."),
     "write": ("completion", "Continue code, streaming."),

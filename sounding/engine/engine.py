@@ -90,6 +90,11 @@ class Engine:
         config, settings = self._model.config, self._settings
         if request.max_tokens < 0:
             raise ValueError(f"max_tokens = {request.max_tokens} must be at least 0")
+        if not 0 <= request.drawn_tokens <= len(request.prompt):
+            raise ValueError(
+                f"drawn_tokens = {request.drawn_tokens} must be from 0 to the prompt's "
+                f"{len(request.prompt)} tokens"
+            )
         if request.max_seconds is not None and not request.max_seconds > 0:
             raise ValueError(f"max_seconds = {request.max_seconds} must be above 0")
         if request.top_logprobs is not None and not 0 <= request.top_logprobs <= config.vocab_size:

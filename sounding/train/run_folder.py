@@ -18,7 +18,7 @@ from sounding.files import write_file
 from sounding.train import run_checkpoint
 from sounding.train.metrics import METRICS_NAME, MetricsFile, MetricsRow
 from sounding.train.parallel import ALONE, Group
-from sounding.train.resolve import RUN_NAME, read_run
+from sounding.train.resolve import RUN_NAME, read_run_as
 from sounding.train.run_checkpoint import SavedStep
 from sounding.train.run_config import RunConfig
 from sounding.train.runs import differences
@@ -53,7 +53,7 @@ class RunFolder:
     def _claim_settings(self, allow_change: bool) -> None:
         path = self.path / RUN_NAME
         if path.exists():
-            changed = differences(read_run(self.path), self._run)
+            changed = differences(read_run_as(type(self._run), self.path), self._run)
             if changed and not allow_change:
                 raise ValueError(
                     f"{self.path} holds a run with other settings ({'; '.join(changed)}): give "
