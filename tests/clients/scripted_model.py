@@ -28,10 +28,12 @@ def answer(prompt: str) -> str:
     """The turn that follows a prompt in the model's own format, reasoning included."""
     thought = "I see.</think>" if prompt.endswith("<think>") else ""
     asked, called = prompt.rfind(TOOL_WORDS), prompt.rfind("<tool_result>")
-    if asked >= 0 and asked > prompt.rfind(STORY_WORDS) and asked > prompt.rfind(TALK_WORDS):
-        return thought + _with_tool(prompt, called > asked)
+    tool = _shell(prompt)  # some ask for a title beside, without tools
+    if tool is not None and asked > max(prompt.rfind(STORY_WORDS), prompt.rfind(TALK_WORDS)):
+        return thought + _with_tool(prompt, tool, called > asked)
     if prompt.rfind(STORY_WORDS) > prompt.rfind(TALK_WORDS):
-        return thought + _STORY
+        ends = tool is not None and _SUBMIT in prompt
+        return thought + _STORY + (_call(tool, f"echo {_SUBMIT}") if tool and ends else "")
     return thought + f"This is greeting {greetings(prompt) + 1}."
 
 
@@ -40,8 +42,7 @@ def greetings(prompt: str) -> int:
     return max((int(number) for number in re.findall(r"This is greeting (\d+)", prompt)), default=0)
 
 
-def _with_tool(prompt: str, has_result: bool) -> str:
-    tool = _shell(prompt)
+def _with_tool(prompt: str, tool: dict[str, Any], has_result: bool) -> str:
     if has_result and TOOL_OUTPUT in prompt[prompt.rfind("<tool_result>") :]:
         if _SUBMIT not in prompt:
             return f"The tool said {TOOL_OUTPUT}."
@@ -49,14 +50,11 @@ def _with_tool(prompt: str, has_result: bool) -> str:
     return _call(tool, f"echo {TOOL_OUTPUT}")
 
 
-def _shell(prompt: str) -> dict[str, Any]:
-    """The tool of the prompt that runs a command. Raises ValueError if none does."""
+def _shell(prompt: str) -> dict[str, Any] | None:
+    """The tool of the prompt that runs a command."""
     shown = [json.loads(line) for line in prompt.splitlines() if line.startswith('{"name": ')]
     by_name = {tool["name"]: tool for tool in shown}
-    for name in _TOOLS:
-        if name in by_name:
-            return by_name[name]
-    raise ValueError(f"no tool of {sorted(by_name)} runs a command")
+    return next((by_name[name] for name in _TOOLS if name in by_name), None)
 
 
 def _call(tool: dict[str, Any], command: str) -> str:
