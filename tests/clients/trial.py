@@ -126,7 +126,7 @@ def _cancel(client: Client, place: Place, harbour: Harbour) -> str:
             return "works"
         if not client.cancels_itself:
             for number, outcome in ((signal.SIGINT, "works"), (signal.SIGTERM, "when ended")):
-                running.process.send_signal(number)
+                os.killpg(running.process.pid, number)  # as a terminal does
                 if _is_left(harbour):
                     return outcome
     raise Failed("the server went on with the answer")
