@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sounding.cli.completion import open_model
-from sounding.loading import LoadedModel, find_model
+from sounding.loading import LoadedModel, can_converse, find_model
 
 if TYPE_CHECKING:
     from sounding.server.options import ServerOptions
@@ -232,12 +232,14 @@ def serve(
         service,
         listener,
         grace_seconds=grace_seconds,
-        ready=lambda: _announce(settings, address),
+        ready=lambda: _announce(settings, address, service.card),
     )
 
 
-def _announce(settings: "ServerOptions", address: str) -> None:
+def _announce(settings: "ServerOptions", address: str, card: "ModelCard") -> None:
     click.echo(f"serving {settings.model_names[0]} on {address}", err=True)
+    if not card.converses:
+        click.echo("it completes code and has not learned to converse", err=True)
     if settings.keys is None and settings.hosts is None:
         click.echo("there are no keys: everybody who reaches it may use it", err=True)
 
@@ -254,4 +256,5 @@ def _card(opened: LoadedModel) -> "ModelCard":
         parameters=counts.main,
         size_bytes=size,
         quantization=config.expert_dtype or config.torch_dtype or "",
+        converses=can_converse(opened.folder),
     )
