@@ -79,7 +79,7 @@ def build(
     )
     with _bar() as show:
         for folder in folders:
-            if not any(path.suffix in suffixes for path in folder.rglob("*")):
+            if folder.is_dir() and not any(path.suffix in suffixes for path in folder.rglob("*")):
                 raise ValueError(
                     f"{folder} has no file that ends in {', '.join(suffixes)} (--suffix)"
                 )
