@@ -299,7 +299,13 @@ CLIENTS = (
     _library("ollama, Python", "pip", "ollama", "/api/chat", "ollama_chat.py"),
     _library("ollama, JavaScript", "npm", "ollama", "/api/chat", "ollama_chat.mjs"),
     _library("litellm", "pip", "litellm", "/v1/chat/completions", "litellm_chat.py"),
-    _library("LangChain", "pip", "langchain-openai", "/v1/chat/completions", "langchain_chat.py"),
+    _library(
+        "LangChain (langchain-openai)",
+        "pip",
+        "langchain-openai",
+        "/v1/chat/completions",
+        "langchain_chat.py",
+    ),
     _library(
         "Pydantic AI",
         "pip",

@@ -168,7 +168,7 @@ def _running(client: Client, place: Place, scenario: Scenario, turn: int = 0) ->
         process = subprocess.Popen(
             client.command(place, scenario, turn),
             cwd=place.work,
-            env=_environment(place) | client.environment(place),
+            env={**_environment(place), **client.environment(place)},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -13,7 +13,6 @@ model = ChatOpenAI(model="nano", base_url=f"{url}/v1", api_key="any")
 messages: list[Any] = [HumanMessage(words)]
 
 
-@tool
 def sounding_line() -> str:
     """Tell the depth."""
     return "4711 fathoms"
@@ -27,7 +26,7 @@ if scenario == "conversation":
     messages += [model.invoke(messages), messages[0]]
     print(told())
 elif scenario == "tool":
-    bound = model.bind_tools([sounding_line])
+    bound = model.bind_tools([tool(sounding_line)])
     asked = bound.invoke(messages)
     (call,) = asked.tool_calls
     messages += [asked, ToolMessage("4711 fathoms", tool_call_id=call["id"])]

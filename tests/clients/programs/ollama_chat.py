@@ -27,8 +27,8 @@ if scenario == "conversation":
     messages += [{"role": "assistant", "content": told()}, messages[0]]
     print(told())
 elif scenario == "tool":
-    asked = client.chat("nano", messages, tools=[sounding_line], think=False).message
-    (call,) = asked.tool_calls or ()
+    asked: Any = client.chat("nano", messages, tools=[sounding_line], think=False).message
+    (call,) = asked.tool_calls
     messages += [
         asked,
         {"role": "tool", "tool_name": call.function.name, "content": sounding_line()},
