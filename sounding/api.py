@@ -103,7 +103,7 @@ class Model:
         `python`, an answer that leaves the source valid is preferred. The text may be empty.
         """
         gap = Gap(prefix, suffix)
-        found = Completer(self._opened.tokenizer, Batch(self._engine())).complete(
+        found = self._completer().complete(
             gap,
             kind or gap.natural_kind(),
             CompletionSettings(max_tokens=max_tokens),
@@ -111,6 +111,10 @@ class Model:
             python=python,
         )
         return Completion(found[0].text, found[0].valid) if found else Completion("", False)
+
+    def _completer(self) -> Completer:
+        opened = self._opened
+        return Completer(opened.tokenizer, opened.fim_format, Batch(self._engine()))
 
     def generate(
         self,

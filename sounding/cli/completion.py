@@ -86,7 +86,7 @@ def write(
     if until == "line":
         stop = "line"
     opened = open_model(model)
-    completer = Completer(opened.tokenizer, opened.batch(1))
+    completer = Completer(opened.tokenizer, opened.fim_format, opened.batch(1))
     written = ""
     for piece in completer.write(text, settings, params, until=stop):
         click.echo(piece, nl=False)
@@ -174,7 +174,7 @@ def complete(
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
     files = [(str(path), _read_text(path)) for path in others]
     opened = open_model(model)
-    found = Completer(opened.tokenizer, opened.batch(16)).complete(
+    found = Completer(opened.tokenizer, opened.fim_format, opened.batch(16)).complete(
         place.gap,
         kind,
         settings,

@@ -73,7 +73,8 @@ def language_server(
             max_tokens=max_tokens, context_tokens=context_tokens, typing=True
         )
         opened = open_model(model)
-        return FromModel(opened.tokenizer, through(opened.engine()), settings, seconds=seconds)
+        generate = through(opened.engine())
+        return FromModel(opened.tokenizer, opened.fim_format, generate, settings, seconds=seconds)
 
     if sys.stdin.isatty():
         click.echo("this command is for an editor to start: see docs/editors.md", err=True)

@@ -13,7 +13,6 @@ from dataclasses import replace
 import numpy as np
 
 from sounding.engine.constrain import Constraint
-from sounding.engine.drafting.cost_model import Speculation
 from sounding.engine.faults import DamagedModel, EngineFault
 from sounding.engine.network import State, Streams
 from sounding.engine.repetition import RepetitionGuard
@@ -60,7 +59,6 @@ class ActiveSequence:
         """Streams of the last token that was fed."""
         self.drafts: list[int] = []
         """Draft tokens after the last token."""
-        self.speculation = Speculation()
         self.checkpoints: set[int] = set()
         """Lengths at which its state is cached."""
         self.paused = False
@@ -147,12 +145,11 @@ class ActiveSequence:
             self.finished, self.error = "error", str(error)
             return None
 
-    def drafted(self, count: int, accepted: int) -> None:
-        """Count verified and accepted draft tokens."""
-        self.speculation.verified(count, accepted)
+    def count_drafts(self, drafted: int, accepted: int) -> None:
+        """Count draft tokens that were verified, and those of them that were accepted."""
         self.usage = replace(
             self.usage,
-            drafted_tokens=self.usage.drafted_tokens + count,
+            drafted_tokens=self.usage.drafted_tokens + drafted,
             accepted_tokens=self.usage.accepted_tokens + accepted,
         )
 

@@ -122,7 +122,7 @@ def filler(
         max_tokens=max_tokens, context_tokens=context_tokens, heal=heal, copying=copying
     )
     params = SamplingParams(temperature=temperature, top_p=top_p)
-    completer = Completer(model.tokenizer, model.batch(width))
+    completer = Completer(model.tokenizer, model.fim_format, model.batch(width))
 
     def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
         samplings = [dataclasses.replace(params, seed=seed) for seed in seeds]

@@ -9,19 +9,20 @@ from sounding.completion.healing import Healing
 from sounding.completion.prompt import CompletionSettings, Prompts
 from sounding.engine.batch import Request
 from sounding.engine.sampling import SamplingParams
+from sounding.text.fim_format import FimFormat
 from sounding.text.markup import BOS, FIM_BEGIN, FIM_END, FIM_HOLE
-from sounding.text.tokenizer import Tokenizer
 from tests.engine.scripted import Author, prefix_shown, small_tokenizer
 
 GREEDY = SamplingParams()
 SETTINGS = CompletionSettings()
 TOKENIZER = small_tokenizer()
+FIM = FimFormat()
 
 
 def complete(author: Author, gap: Gap, **how: object) -> list[FilledGap]:
     kind = how.pop("kind", gap.natural_kind())
     settings = how.pop("settings", SETTINGS)
-    completer = Completer(TOKENIZER, author)
+    completer = Completer(TOKENIZER, FIM, author)
     return completer.complete(gap, kind, settings, GREEDY, **how)  # type: ignore[arg-type]
 
 
@@ -40,11 +41,10 @@ def test_the_prompt_is_the_one_training_shows() -> None:
 
 
 def test_for_models_that_learned_it_so_the_suffix_comes_first() -> None:
-    tokenizer = Tokenizer(TOKENIZER.core)
-    tokenizer.suffix_first = True
+    tokenizer, suffix_first = TOKENIZER, FimFormat(suffix_first=True)
     begin, hole, end = map(tokenizer.id_of, (FIM_BEGIN, FIM_HOLE, FIM_END))
     above, suffix = "def add(a, b):\n", "\n\nprint(add(1, 2))\n"
-    completer = Completer(tokenizer, Author("", ""))
+    completer = Completer(tokenizer, suffix_first, Author("", ""))
     prompts = [
         completer.begin(Gap(above + typed, suffix), "line", SETTINGS)
         for typed in ("    x", "    return a", "    return a + b + c(")
@@ -56,7 +56,7 @@ def test_for_models_that_learned_it_so_the_suffix_comes_first() -> None:
         shown = tokenizer.decode(fill.prompt[len(head) :]) + fill.healed
         assert shown.startswith(above + "    ")
     author = Author(above + "    retu", "rn a + b")
-    [done] = Completer(tokenizer, author).complete(
+    [done] = Completer(tokenizer, suffix_first, author).complete(
         Gap(author.prefix, suffix), "line", SETTINGS, GREEDY
     )
     assert done.text == "rn a + b"
@@ -130,7 +130,7 @@ def test_while_somebody_types_prompts_begin_alike() -> None:
         for n in range(130, 150)
     ]
     settings = CompletionSettings(context_tokens=600, max_tokens=40, typing=True)
-    completer = Completer(TOKENIZER, Author("", ""))
+    completer = Completer(TOKENIZER, FIM, Author("", ""))
     hole = TOKENIZER.id_of(FIM_HOLE)
     read_again, last = [], [TOKENIZER.bos_id]
     for end in range(len(typed)):
@@ -203,7 +203,7 @@ def test_many_gaps_at_once() -> None:
             for _, over in Author(gaps[index].prefix, f"{index}\n")([requests[index]]):
                 yield index, over
 
-    filled = Completer(TOKENIZER, model).fill(gaps, "line", SETTINGS, [GREEDY] * 2)  # type: ignore[arg-type]
+    filled = Completer(TOKENIZER, FIM, model).fill(gaps, "line", SETTINGS, [GREEDY] * 2)  # type: ignore[arg-type]
     assert list(filled) == [(1, "1"), (0, "0")]
 
 
@@ -212,7 +212,9 @@ def test_gaps_left_incorrect_are_tried_again() -> None:
 
     def filled(*scripts: str, python: bool = True) -> tuple[list[tuple[int, str]], Author]:
         author = Author(gap.prefix, *scripts)
-        found = Completer(TOKENIZER, author).fill([gap], "line", SETTINGS, [GREEDY], python=python)
+        found = Completer(TOKENIZER, FIM, author).fill(
+            [gap], "line", SETTINGS, [GREEDY], python=python
+        )
         return list(found), author
 
     found, author = filled("= 1", "= 2", "3", "4")
@@ -227,14 +229,14 @@ def test_gaps_left_incorrect_are_tried_again() -> None:
 
 def test_writing_shows_text_as_soon_as_it_is_certain() -> None:
     author = Author("if x:", "\n    a = 1\nelse:\n    b = 2\n\n\nc = 3\n")
-    pieces = list(Completer(TOKENIZER, author).write("if x:", SETTINGS, GREEDY, until="block"))
+    pieces = list(Completer(TOKENIZER, FIM, author).write("if x:", SETTINGS, GREEDY, until="block"))
     assert "".join(pieces) == "\n    a = 1"
     author = Author("", "if x:\n    a = 1\nelse:\n    b = 2\n\n\nc = 3\n")
-    pieces = list(Completer(TOKENIZER, author).write("", SETTINGS, GREEDY, until="block"))
+    pieces = list(Completer(TOKENIZER, FIM, author).write("", SETTINGS, GREEDY, until="block"))
     assert "".join(pieces) == "if x:\n    a = 1\nelse:\n    b = 2"
     assert len([piece for piece in pieces if piece]) > 5
     author = Author("a", "b \n\n")
-    pieces = list(Completer(TOKENIZER, author).write("a", SETTINGS, GREEDY, until=None))
+    pieces = list(Completer(TOKENIZER, FIM, author).write("a", SETTINGS, GREEDY, until=None))
     assert "".join(pieces) == "b \n\n"
 
 
@@ -284,7 +286,7 @@ def test_of_many_files_no_more_is_looked_at_than_is_quick() -> None:
 
 def test_a_line_of_any_length_is_healed_near_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it was encoded with its offsets, which nothing else could run beside."""
-    prompts = Prompts(TOKENIZER)
+    prompts = Prompts(TOKENIZER, FimFormat())
     long = "x = [" + "alpha, beta, " * 20_000 + "gam"
     settings = CompletionSettings(context_tokens=300, max_tokens=100)
     healed: list[str] = []

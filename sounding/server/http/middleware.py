@@ -76,7 +76,7 @@ class _Visit:
     # -- coming in ---------------------------------------------------------------------------------
 
     async def preflight(self) -> bool:
-        """JSONAnswer a browser that asks whether a page elsewhere may come in."""
+        """Answer a browser that asks whether a page elsewhere may come in."""
         asks = self._scope["method"] == "OPTIONS" and "access-control-request-method" in (
             self._headers
         )
