@@ -220,9 +220,9 @@ def test_what_another_service_did_by_itself(server: Live, items: list[Any]) -> N
 def test_an_answer_that_broke_off_is_gone_on_with(server: Live) -> None:
     """Codex reconnects with the items that it has of the lost answer."""
     asked = {"role": "user", "content": "hi"}
-    thought = {"type": "reasoning", "id": "rs_1", "summary": [], "content": None}
+    thought: dict[str, Any] = {"type": "reasoning", "id": "rs_1", "summary": [], "content": None}
     thought |= {"encrypted_content": wrap("I see.")}
-    said = {"type": "message", "role": "assistant", "content": [], "status": "completed"}
+    said: dict[str, Any] = {"type": "message", "role": "assistant", "status": "completed"}
     said |= {"content": [{"type": "output_text", "text": "It is", "annotations": []}]}
     thinks = {"reasoning": {"effort": "high"}}
     for items, end in (([thought], "<think>I see.</think>"), ([thought, said], "</think>It is")):
