@@ -5,9 +5,12 @@ Everything that needs a running model starts here: the commands, evaluation, ben
 """
 
 import atexit
+import contextlib
 import difflib
 import importlib.util
+import json
 import logging
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +99,7 @@ def unknown_model(name: str) -> str:
     folders = []
     if path.parent.is_dir():
         folders = [str(other) for other in path.parent.iterdir() if other.is_dir()]
-    near = difflib.get_close_matches(name, [*PRESETS, *folders], n=1)
+    near = difflib.get_close_matches(name, [*PRESETS, *folders], n=1, cutoff=0.75)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a folder{hint}"
 
@@ -194,6 +197,23 @@ def how_to_install(module: str | None) -> str | None:
     the training extra."""
     name = _TRAINING.get((module or "").partition(".")[0])
     return name and f"{name}, which is not installed: pip install 'sounding[train]'"
+
+
+def can_converse(folder: Path) -> bool:
+    """Whether a model has learned to answer, rather than only to continue text.
+
+    The `training.json` of an export says so (`converses`); without it, a folder or the title of a
+    model card with the word "base" in its name says that it has not.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        told = json.loads((folder / "training.json").read_text(encoding="utf-8")).get("converses")
+        if isinstance(told, bool):
+            return told
+    names = [folder.resolve().name]
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        names += [line for line in card.splitlines() if line.startswith("# ")][:1]
+    return not any(re.search(r"\bbase\b", name, re.IGNORECASE) for name in names)
 
 
 def load_tokenizer(folder: Path) -> "Tokenizer":

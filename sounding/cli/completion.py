@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sounding.loading import LoadedModel
 
 _PYTHON = (".py", ".pyi")
+_ROUNDS = 4  # copies of the same lines that are no longer a program
 
 
 def open_model(name: str | Path | None) -> "LoadedModel":
@@ -85,9 +86,24 @@ def write(
         stop = "line"
     opened = open_model(model)
     completer = Completer(opened.tokenizer, opened.fim_format, opened.batch(1))
+    written = ""
     for piece in completer.write(text, settings, params, until=stop):
         click.echo(piece, nl=False)
+        written += piece
+        if _goes_round(written):
+            click.echo("stopped: the model repeats itself", err=True)
+            break
     click.echo()
+
+
+def _goes_round(text: str) -> bool:
+    """Whether the text ends with the same lines, `_ROUNDS` times."""
+    lines = text.split("\n")[:-1]
+    for size in range(1, len(lines) // _ROUNDS + 1):
+        last = lines[-size:]
+        if any(last) and lines[-size * _ROUNDS :] == last * _ROUNDS:
+            return True
+    return False
 
 
 @click.command()
@@ -131,9 +147,9 @@ def complete(
     LINE and COL count from 1. The cursor is before character COL, or at the end of the line
     without COL. The completion goes to stdout; the file is not changed.
 
-    With -n the first answer is the most likely one and the others are sampled; in Python files,
-    answers that keep the syntax valid come first. Equal answers are shown once, so there may be
-    fewer.
+    With -n the first answer is the most likely one and the others are sampled. Equal answers are
+    shown once, and in a Python file those with which it would not parse are left out, so there may
+    be fewer.
 
     \b
     Examples:
@@ -143,7 +159,7 @@ def complete(
     \b
     Keys of the JSON:
       file, line, column, kind    the place; "line" or "block"
-      alternatives                [{text, tokens, valid}]; valid: the file is then valid Python
+      alternatives                [{text, tokens, valid}]; valid: the file with it parses as Python
     """
     from sounding.completion.completer import Completer
     from sounding.completion.prompt import CompletionSettings
@@ -166,6 +182,9 @@ def complete(
         files=files,
         python=place.path.suffix in _PYTHON,
     )
+    if place.path.suffix in _PYTHON:
+        found = _parsing(found, place.gap)
+    found = [done for done in found if done.text.strip()]
     if as_json:
         answer = {
             "file": str(place.path),
@@ -176,7 +195,7 @@ def complete(
         }
         click.echo(json.dumps(answer, indent=2))
     else:
-        _show(found, alternatives)
+        _show(found, alternatives, place)
 
 
 class _Place(NamedTuple):
@@ -213,11 +232,34 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
 
 
-def _show(found: "list[FilledGap]", wanted: int) -> None:
+def _parsing(found: "list[FilledGap]", gap: "Gap") -> "list[FilledGap]":
+    """Those with which the file parses; all that may stand there if it cannot parse anyway."""
+    from sounding.completion.endings import fits, may_parse, parses
+
+    fillers = ("", "_", " _", "pass", ":", "():\n" + " " * 99 + "pass")
+    could_parse = any(parses(gap.prefix + filler + gap.suffix) for filler in fillers)
+    if could_parse or any(done.valid for done in found):
+        return [done for done in found if done.valid]
+    return [done for done in found if fits(done.text, gap) or not may_parse(gap.prefix)]
+
+
+def _show(found: "list[FilledGap]", wanted: int, place: _Place) -> None:
+    """The text alone on stdout; in a terminal, its line and what comes next on stderr."""
     for number, done in enumerate(found, 1):
         if wanted > 1:
-            note = ", correct" if done.valid else ""
+            note = ", parses" if done.valid else ""
             click.echo(f"# {number} of {len(found)}{note}")
         click.echo(done.text)
-    if not any(done.text.strip() for done in found):
+    if not found:
         click.echo("the model has nothing to insert here", err=True)
+    elif wanted == 1 and sys.stdout.isatty():
+        _show_in_place(found[0].text, place)
+
+
+def _show_in_place(text: str, place: _Place) -> None:
+    before = place.gap.prefix.rpartition("\n")[2]
+    rest = place.gap.suffix.partition("\n")[0]
+    lines = (before + click.style(text, bold=True) + rest).split("\n")
+    for number, line in enumerate(lines, place.line):
+        click.echo(f"{number:5} | {line}", err=True)
+    click.echo("next: an editor (docs/editors.md), `sounding serve`, its page", err=True)

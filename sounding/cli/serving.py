@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sounding.cli.completion import open_model
-from sounding.loading import LoadedModel, find_model
+from sounding.loading import LoadedModel, can_converse, find_model
 
 if TYPE_CHECKING:
     from sounding.server.http.keys import Keys
@@ -214,7 +214,7 @@ def serve(
         service,
         listener,
         grace_seconds=grace_seconds,
-        ready=lambda: _announce(settings, address),
+        ready=lambda: _announce(settings, address, service.card),
     )
 
 
@@ -240,8 +240,10 @@ def _hosts(host: str, allowed: tuple[str, ...]) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(name.lower() for name in (*_LOOPBACK_NAMES, host, *allowed)))
 
 
-def _announce(settings: "ServerOptions", address: str) -> None:
+def _announce(settings: "ServerOptions", address: str, card: "ModelCard") -> None:
     click.echo(f"serving {settings.model_names[0]} on {address}", err=True)
+    if not card.converses:
+        click.echo("it completes code and has not learned to converse", err=True)
     if settings.keys is None and settings.hosts is None:
         click.echo("no API keys: anybody who can reach this address may use the server", err=True)
 
@@ -258,4 +260,5 @@ def _card(opened: LoadedModel) -> "ModelCard":
         parameters=counts.main,
         size_bytes=size,
         quantization=config.expert_dtype or config.torch_dtype or "",
+        converses=can_converse(opened.folder),
     )

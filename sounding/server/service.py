@@ -50,6 +50,8 @@ class ModelCard:
     parameters: int = 0
     size_bytes: int = 0
     quantization: str = ""
+    converses: bool = True
+    """Whether it has learned to answer, rather than only to continue text."""
 
 
 class Service:
@@ -180,6 +182,7 @@ class Service:
         runs = list(self.ledger.running.values())
         return {
             "model": self.model_name,
+            "converses": self.card.converses,
             "context_tokens": self.engine.context_tokens,
             "uptime_seconds": time.time() - self.began,
             "draining": self.draining,

@@ -332,6 +332,21 @@ def test_on_a_phone(browser: Browser, view: str) -> None:
     assert browser.run(outside) == []
 
 
+def test_a_model_that_only_completes_is_met_there(
+    browser: Browser, running: tuple[Browser, Running], server: ScriptedServer
+) -> None:
+    hidden = "document.getElementById({!r}).hidden"
+    assert browser.run(hidden.format("chat")) is False
+    assert browser.run(hidden.format("cannot-converse")) is True
+    server.converses = False
+    browser.open(f"{running[1].url}/?base")
+    browser.wait(f"!{hidden.format('complete')}")
+    assert browser.run(hidden.format("cannot-converse")) is False
+    browser.open(f"{running[1].url}/?base#chat")  # a view that is asked for stays
+    browser.wait(f"!{hidden.format('cannot-converse')}")
+    assert browser.run(hidden.format("chat")) is False
+
+
 @pytest.mark.parametrize("view", ["chat", "complete", "server"])
 def test_every_control_has_a_name(browser: Browser, view: str) -> None:
     browser.run(f"location.hash = {view!r}")

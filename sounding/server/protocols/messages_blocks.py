@@ -267,7 +267,8 @@ def _assistant(blocks: Sequence[Any]) -> Message:
                 message["content"] += block.text
             case ThinkingBlock():
                 text = block.thinking or unwrap(block.signature) or ""
-                message["reasoning_content"] = message.get("reasoning_content", "") + text
+                if text:  # an emptied thought is a lost one, which the server may remember
+                    message["reasoning_content"] = message.get("reasoning_content", "") + text
             case ToolUseBlock():
                 function = {"name": block.name, "arguments": to_json(block.input)}
                 calls.append({"id": block.id, "type": "function", "function": function})

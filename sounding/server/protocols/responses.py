@@ -134,19 +134,19 @@ def conversation_of(asked: ResponseRequest, offer: Offer, thinks: bool) -> Conve
     messages = messages_of(asked.input)
     if asked.instructions:
         messages.insert(0, {"role": "system", "content": asked.instructions})
-    if not messages or messages[-1]["role"] == "assistant":
-        raise Refusal(
-            400,
-            "input: nothing to answer; the last item must be a message or a call's output",
-            param="input",
-            code="invalid_value",
-        )
+    # A client whose stream broke off sends the items of the answer that it has, to have the rest.
+    goes_on = bool(messages) and messages[-1]["role"] == "assistant"
+    if not messages or (goes_on and messages[-1].get("tool_calls")):
+        raise _unanswerable("it ends with a message or a call's output")
     word, names = choice_of(asked.tool_choice, offer.functions)
     effort = asked.reasoning.effort if asked.reasoning is not None else None
     form = (asked.text or TextConfig()).format or TextFormat()
     schema = {"type": "object"} if form.type == "json_object" else form.schema_
+    if goes_on and schema is not None and messages[-1]["content"]:
+        raise _unanswerable("an answer with a format cannot be gone on with; leave it out")
     return Conversation(
         messages=messages,
+        prefix=goes_on,
         tools=offer.functions,
         later=offer.later,
         choice=word,
@@ -157,6 +157,11 @@ def conversation_of(asked: ResponseRequest, offer: Offer, thinks: bool) -> Conve
         thinking=thinks if effort is None else effort != "none",
         effort=EFFORTS.get(effort or "high", "high"),
     )
+
+
+def _unanswerable(rule: str) -> Refusal:
+    message = f"input: nothing in it is to be answered; {rule}"
+    return Refusal(400, message, param="input", code="invalid_value")
 
 
 def offer_of(asked: ResponseRequest) -> Offer:
