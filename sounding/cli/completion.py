@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from sounding.completion.completer import FilledGap
-    from sounding.completion.endings import Gap, Kind
+    from sounding.completion.gap import Gap, Kind
     from sounding.loading import LoadedModel
 
 _PYTHON = (".py", ".pyi")
@@ -158,15 +158,10 @@ def complete(
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
     files = [(str(path), _read_text(path)) for path in others]
     opened = open_model(model)
-    found = Completer(opened.tokenizer, opened.batch(16)).complete(
-        place.gap,
-        kind,
-        settings,
-        params,
-        alternatives=alternatives,
-        files=files,
-        python=place.path.suffix in _PYTHON,
-    )
+    completer = Completer(opened.tokenizer, opened.batch(16))
+    python = place.path.suffix in _PYTHON
+    plan = completer.plan(place.gap, kind, settings, files=files, python=python)
+    found = completer.complete(plan, params, alternatives=alternatives)
     if as_json:
         answer = {
             "file": str(place.path),
@@ -188,7 +183,7 @@ class _Place(NamedTuple):
 
 
 def _read_place(where: str) -> _Place:
-    from sounding.completion.endings import Gap
+    from sounding.completion.gap import Gap
 
     match = re.fullmatch(r"(?s)(.+?):(\d+)(?::(\d+))?", where)
     if match is None:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from sounding.completion.completer import Completer
 from sounding.completion.context import File
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.completion.prompt import CompletionSettings
 from sounding.engine.batch import Batch, Generate, Request
 from sounding.engine.engine import Engine
@@ -112,15 +112,16 @@ class FromModel:
 
     def __call__(self, ask: Ask, stop: Stop) -> str:
         """See `Suggest`."""
-        found = self._completer.using(self._limited(stop)).complete(
+        completer = self._completer.using(self._limited(stop))
+        plan = completer.plan(
             ask.gap,
             ask.gap.natural_kind(),
             self._settings,
-            SamplingParams(),
             files=ask.files,
             python=ask.python,
         )
-        return found[0].text
+        found = completer.complete(plan, SamplingParams())
+        return found[0].text if found else ""
 
     def _limited(self, stop: Stop) -> Generate:
         """What generates for all attempts at one completion, until stopped or time is up."""

@@ -13,7 +13,7 @@ from sounding.evaluation.measuring import Measured, collect, digest_of, filler, 
 from sounding.loading import LoadedModel
 
 if TYPE_CHECKING:
-    from sounding.completion.endings import Kind
+    from sounding.completion.gap import Kind
     from sounding.evaluation.lines import Item
     from sounding.tasks.code import CodeTask, Problem
 

@@ -14,7 +14,7 @@ from sounding.loading import LoadedModel
 from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
-    from sounding.completion.endings import Kind
+    from sounding.completion.gap import Kind
     from sounding.evaluation.model import FillGaps
     from sounding.evaluation.results import Results
     from sounding.evaluation.statistics import Estimate
@@ -114,7 +114,7 @@ def filler(
 ) -> "FillGaps":
     """The model as something that fills gaps; refuses bad settings now and not later."""
     from sounding.completion.completer import Completer
-    from sounding.completion.endings import Gap
+    from sounding.completion.gap import Gap
     from sounding.completion.prompt import CompletionSettings
     from sounding.engine.sampling import SamplingParams
 
@@ -126,7 +126,9 @@ def filler(
 
     def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
         samplings = [dataclasses.replace(params, seed=seed) for seed in seeds]
-        return completer.fill([Gap(*gap) for gap in gaps], kind, settings, samplings, python=syntax)
+        plans = [completer.plan(Gap(*gap), kind, settings, python=syntax) for gap in gaps]
+        for number, found in completer.run(plans, samplings):
+            yield number, found[0].text if found else ""
 
     return fill
 
