@@ -77,7 +77,7 @@ class Plan(NamedTuple):
     @property
     def competes(self) -> bool:
         """True if other lines compete with the likeliest one at temperature 0."""
-        return self.whole_line and bool(self.settings.samples or self.settings.copying)
+        return self.whole_line and bool(self.settings.candidates or self.settings.copying)
 
     @property
     def whole_line(self) -> bool:
@@ -210,7 +210,7 @@ class Completer:
         """What the network is asked for: the likeliest text first."""
         starts = [Start("", self._must_open(plan), params)]
         if plan.competes and not params.temperature:
-            starts = line_starts(plan.gap, plan.source, params, plan.settings.samples)
+            starts = line_starts(plan.gap, plan.source, params, plan.settings.candidates)
         more = sampled(params, alternatives - 1)
         starts += [Start("", self._must_open(plan), one) for one in more]
         return [
@@ -261,7 +261,7 @@ class Completer:
         for (plan, params, _), pool in zip(groups, pools, strict=True):
             source = plan.source
             if source is not None and source.begun and all(one.judged.fault for one in pool):
-                more = sampled(params, plan.settings.samples + _RETRIES)[-_RETRIES:]
+                more = sampled(params, plan.settings.candidates + _RETRIES)[-_RETRIES:]
                 retried += [
                     self._attempt(plan, Start("", self._must_open(plan), one)) for one in more
                 ]

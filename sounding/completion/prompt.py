@@ -42,9 +42,9 @@ class CompletionSettings:
     """Inside a word, let the model choose its tokens anew."""
     copying: bool = True
     """Let the other lines of the file compete with the network's, where a line is wanted."""
-    samples: int = 8
+    candidates: int = 8
     """Lines sampled beside the likeliest one, where a line is wanted at temperature 0; with 0 the
-    network's likeliest is taken as it is."""
+    network writes its likeliest alone."""
     typing: bool = False
     """The user is typing: choose pieces of other files by the lines above the cursor's own, so
     that prompts share a prefix from one keystroke to the next."""
@@ -57,8 +57,8 @@ class CompletionSettings:
                 f"context_tokens = {self.context_tokens} with max_tokens = {self.max_tokens} "
                 "leaves fewer than 16 tokens of text; give more context or ask for fewer"
             )
-        if self.samples < 0:
-            raise ValueError(f"samples = {self.samples} must be at least 0")
+        if self.candidates < 0:
+            raise ValueError(f"candidates = {self.candidates} must be at least 0")
         for name in ("suffix_share", "files_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be from 0 to below 1")

@@ -74,7 +74,7 @@ def measure_lines(
     **options: Any,
 ) -> Measured:
     """Lines filled in, beside the two copyists. `how` are the options of `filler`."""
-    from sounding.evaluation.lines import evaluate_lines, summarise_lines
+    from sounding.evaluation.lines import evaluate_lines, precision_table, summarise_lines
     from sounding.evaluation.results import Results
 
     fill = filler(model, "line", **options)
@@ -91,7 +91,8 @@ def measure_lines(
     interrupt = collect(results, "lines", len(items), rows)
     done = results.select([item.id for item in items])
     metrics = summarise_lines(done, seed=seed)
-    return Measured("lines", settings, metrics, len(done), len(items), {}, interrupt)
+    more = {"precision": precision_table(done)}
+    return Measured("lines", settings, metrics, len(done), len(items), more, interrupt)
 
 
 def measure_programs(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rich.progress import MofNCompleteColumn
 
+from sounding.evaluation.model import Filled
 from sounding.loading import LoadedModel
 from sounding.progress import progress_bar
 
@@ -110,25 +111,33 @@ def filler(
     width: int,
     heal: bool,
     copying: bool,
+    candidates: int = 0,
+    min_confidence: float = 0.0,
     syntax: bool = False,
 ) -> "FillGaps":
     """The model as something that fills gaps; refuses bad settings now and not later."""
-    from sounding.completion.completer import Completer
+    from sounding.completion.completer import Completer, FilledGap
     from sounding.completion.gap import Gap
     from sounding.completion.prompt import CompletionSettings
     from sounding.engine.sampling import SamplingParams
 
     settings = CompletionSettings(
-        max_tokens=max_tokens, context_tokens=context_tokens, heal=heal, copying=copying
+        max_tokens=max_tokens,
+        context_tokens=context_tokens,
+        heal=heal,
+        copying=copying,
+        candidates=candidates,
     )
     params = SamplingParams(temperature=temperature, top_p=top_p)
     completer = Completer(model.tokenizer, model.batch(width))
 
-    def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
+    def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[Filled]:
         samplings = [dataclasses.replace(params, seed=seed) for seed in seeds]
         plans = [completer.plan(Gap(*gap), kind, settings, python=syntax) for gap in gaps]
         for number, found in completer.run(plans, samplings):
-            yield number, found[0].text if found else ""
+            best = found[0] if found else FilledGap("", 0, False)
+            sure = best.confidence >= min_confidence
+            yield Filled(number, best.text if sure else "", best.confidence)
 
     return fill
 

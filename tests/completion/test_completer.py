@@ -16,7 +16,7 @@ from sounding.text.tokenizer import Tokenizer
 from tests.engine.scripted import Author, prefix_shown, small_tokenizer
 
 GREEDY = SamplingParams()
-SETTINGS = CompletionSettings(samples=0, copying=False)
+SETTINGS = CompletionSettings(candidates=0, copying=False)
 TOKENIZER = small_tokenizer()
 
 
