@@ -33,7 +33,9 @@ def line_starts(
     """The beginnings of a whole missing line, the plain one ("" with `params`) first."""
     typed = len(gap.line)
     levels = [] if source is None else source.levels[:_MOST_LEVELS]
-    starts = [Start("", any(level.white == gap.line and level.opens for level in levels), params)]
+    # White space that is typed is meant; in column 0 there may be more to come.
+    plain = [level.opens for level in levels if level.white == gap.line]
+    starts = [Start("", any(plain) and bool(gap.line or len(levels) == 1), params)]
     if not samples:
         return starts
     whites = [(level.white[typed:], level.opens) for level in levels]
@@ -43,6 +45,24 @@ def line_starts(
         starts += [Start(white + one, False, params) for one in _beginnings(source, opens)]
     starts += [Start(white, opens, one) for one in sampled(params, samples, _SAMPLED)]
     return starts
+
+
+def more_starts(
+    gap: Gap, source: PythonSource, params: SamplingParams, kept: int, wanted: int
+) -> list[Start]:
+    """`wanted` other beginnings, where none of the lines before can be right; `kept` samples were
+    drawn already."""
+    more = sampled(params, kept + wanted)[-wanted:]
+    levels = source.levels[:1] if not gap.line.strip() else []
+    white = levels[0].white[len(gap.line) :] if levels else ""
+    opens = bool(levels) and levels[0].opens
+    beginnings = _beginnings(source, opens) if levels else []
+    return [
+        Start(white + beginnings[number % len(beginnings)], False, one)
+        if beginnings and number % 2
+        else Start(white, opens, one)
+        for number, one in enumerate(more)
+    ]
 
 
 def _beginnings(source: PythonSource, opens: bool) -> list[str]:

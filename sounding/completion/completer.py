@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from sounding.completion.candidates import Start, line_starts, sampled
+from sounding.completion.candidates import Start, line_starts, more_starts, sampled
 from sounding.completion.context import File
 from sounding.completion.copying import copies
-from sounding.completion.gap import Gap, Kind
+from sounding.completion.gap import Gap, Kind, indentation
 from sounding.completion.healing import Healing
 from sounding.completion.middle import Middle
 from sounding.completion.opening import Opening, opens_block
@@ -27,7 +27,8 @@ from sounding.engine.sampling import SamplingParams
 from sounding.text.tokenizer import Tokenizer
 
 _NEAR_CHARACTERS = 1 << 16  # on each side of the cursor
-_RETRIES = 3  # samples drawn when no answer can be correct
+_RETRIES = 8  # lines sampled when none can be right
+_BLOCK_RETRIES = 3  # of blocks, which are longer
 _GROUP = 16  # gaps that are worked on together
 _COPIES = 6  # other lines of the file that are tried
 
@@ -217,6 +218,14 @@ class Completer:
             self._attempt(plan, start, likeliest=number == 0) for number, start in enumerate(starts)
         ]
 
+    def _again(self, plan: Plan, source: PythonSource, params: SamplingParams) -> list[Start]:
+        """What the network is asked for when nothing it has written can be right."""
+        if plan.competes and not params.temperature:
+            kept = plan.settings.candidates
+            return more_starts(plan.gap, source, params, kept, _RETRIES)
+        opens = self._must_open(plan)
+        return [Start("", opens, one) for one in sampled(params, _BLOCK_RETRIES)]
+
     def _attempt(self, plan: Plan, start: Start, *, likeliest: bool = False) -> _Attempt:
         gap, ids, healing = plan.gap, plan.prompt, plan.healing
         if start.text:
@@ -246,6 +255,8 @@ class Completer:
         source = plan.source
         if source is not None and source.begun and plan.kind == "block":
             text = longest_valid(text, plan.gap)
+        if plan.whole_line and source is not None:
+            text = _tidied(text, plan.gap, source)
         if plan.gap.takes_newline and text.strip():
             text = text.rstrip("\n") + "\n"
         return Candidate(text, middle.count, written=1, likeliest=likeliest, logprob=middle.logprob)
@@ -259,12 +270,9 @@ class Completer:
         pools = [_pool(plan, params, found) for plan, params, found in groups]
         retried = []
         for (plan, params, _), pool in zip(groups, pools, strict=True):
-            source = plan.source
-            if source is not None and source.begun and all(one.judged.fault for one in pool):
-                more = sampled(params, plan.settings.candidates + _RETRIES)[-_RETRIES:]
-                retried += [
-                    self._attempt(plan, Start("", self._must_open(plan), one)) for one in more
-                ]
+            if plan.source is not None and plan.source.begun and not any(map(_may_be_right, pool)):
+                starts = self._again(plan, plan.source, params)
+                retried += [self._attempt(plan, start) for start in starts]
         if retried:
             again = self._candidates(retried)
             for (plan, _, _), pool in zip(groups, pools, strict=True):
@@ -346,6 +354,21 @@ def _with(gap: Gap, start: str) -> Gap:
     """The gap behind a text that is put into it."""
     gap = _whole_line(gap)
     return dataclasses.replace(gap, prefix=gap.prefix + start)
+
+
+def _tidied(text: str, gap: Gap, source: PythonSource) -> str:
+    """A line without more indentation than is typed, if that is possible; with its colon."""
+    if gap.line and source.level(gap.line) is not None:
+        text = text.lstrip(" \t")
+    code = text.strip()
+    level = source.level(gap.line + text[: indentation(text)])
+    if level is None or not level.opens or not code or code.endswith(":") or "#" in code:
+        return text
+    return text.rstrip() + ":"
+
+
+def _may_be_right(one: Candidate) -> bool:
+    return not one.judged.fault and not one.judged.missing
 
 
 def _whole_line(gap: Gap) -> Gap:

@@ -25,9 +25,11 @@ _LEAVES = re.compile(r"(return|raise|continue|break)\b")
 _DEFINES = re.compile(r"(?:async\s+)?(?:def|class)\s+(\w+)")
 _IMPORTS = re.compile(r"(import|from)\s")
 _CONTINUES = re.compile(r"(else|elif|except|finally|case)\b")
+_STATEMENT = re.compile(r"(?m)^(?:@|def\b|class\b|async\s+def\b)")
+_OUTER = re.compile(r"(?m)^[^\s#)\]}]")  # a line of code that is not indented
 _MOST_CHARACTERS = 1 << 20  # of a file that is analysed
 
-Fault = Literal["", "syntax", "indentation", "name", "unreachable", "repetition"]
+Fault = Literal["", "syntax", "name", "unreachable", "repetition", "comment"]
 
 
 class Judged(NamedTuple):
@@ -59,6 +61,10 @@ class PythonSource:
         """True if the source is Python that is correct but for the gap."""
         return self._names is not None
 
+    def level(self, white: str) -> Level | None:
+        """The possible level of a whole missing line that has this white space before it."""
+        return next((level for level in self.levels if level.white == white), None)
+
     @cached_property
     def begun(self) -> bool:
         """True if the text before the gap can begin a Python source."""
@@ -67,14 +73,16 @@ class PythonSource:
     def judge(self, text: str) -> Judged:
         """Judge a text in the gap."""
         whole = self._gap.line + text
-        if not self._gap.line.strip() and self._repeats(whole.strip("\n")):
-            return Judged("repetition")
+        if not self._gap.line.strip():
+            if self._repeats(whole.strip("\n")):
+                return Judged("repetition")
+            if whole.lstrip().startswith("#") and "\n" not in whole.strip():
+                return Judged("comment")
         if self._names is None:
             return Judged("" if self._may_stand(text) else "syntax")
         names = self._names_with(text)
         if names is None:
-            wrong = self.levels and not self._gap.line and text[:1] in " \t"
-            return Judged("indentation" if wrong and self._names_with(text.lstrip()) else "syntax")
+            return Judged("syntax")
         if not self._open and names.unbound - self._names.unbound:
             return Judged("name")
         if self._unreachable(whole):
@@ -102,38 +110,36 @@ class PythonSource:
     # ----------------------------------------------------------------------------------------------
 
     def _analyse(self) -> None:
+        """Find a filler that makes the source correct, and the names with it."""
         gap = self._gap
         if len(gap.prefix) + len(gap.suffix) > _MOST_CHARACTERS or not gap.prefix.strip():
             return
-        whole_line = not gap.line.strip() and (gap.takes_newline or not gap.rest.strip())
-        end = "\n" if gap.takes_newline else ""
-        for filler in _FILLERS if whole_line else _INSIDE:
-            white = self.levels[0].white[len(gap.line) :] if self.levels and filler else ""
-            tree = _parsed(gap.prefix + white + filler + end + gap.suffix)
-            if tree is not None:
+        around = _statement_around(gap)
+        for self._before, self._after in (
+            (around, (gap.prefix, gap.suffix)) if around else ((gap.prefix, gap.suffix),)
+        ):
+            filler = self._find_filler()
+            if filler is not None:
                 break
         else:
             return
-        self._known, self._open = module_names(tree)
-        self._cut_out(tree)
-        region = _parsed(self._before + white + filler + end + self._after)
+        tree = _parsed(gap.prefix + filler + gap.suffix)
+        # A file that is incorrect elsewhere may bind any name.
+        self._known, self._open = (frozenset(), True) if tree is None else module_names(tree)
+        region = _parsed(self._before + filler + self._after)
         self._names = None if region is None else find_names(region, self._known - {_BLANK})
 
-    def _cut_out(self, tree: ast.Module) -> None:
-        """Keep the statement of the module that holds the gap, and the names of the others."""
-        at = self._gap.prefix.count("\n") + 1
-        for node in tree.body:
-            decorators = getattr(node, "decorator_list", [])
-            first = min([node.lineno, *(one.lineno for one in decorators)])
-            last = node.end_lineno or node.lineno
-            if first < at <= last and isinstance(
-                node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-            ):
-                above = self._gap.prefix.split("\n")
-                below = self._gap.suffix.split("\n")
-                self._before = "\n".join(above[first - 1 :])
-                count = last - at + (not self._gap.takes_newline)
-                self._after = "\n".join([*below[:count], ""])
+    def _find_filler(self) -> str | None:
+        gap = self._gap
+        whole_line = not gap.line.strip() and (gap.takes_newline or not gap.rest.strip())
+        end = "\n" if gap.takes_newline else ""
+        whites = [level.white[len(gap.line) :] for level in self.levels] or [""]
+        for filler in _FILLERS if whole_line else _INSIDE:
+            for white in whites:
+                text = white * bool(filler) + filler + end
+                if _parsed(self._before + text + self._after) is not None:
+                    return text
+        return None
 
     def _names_with(self, text: str) -> Names | None:
         tree = _parsed(self._before + text + self._after)
@@ -183,6 +189,23 @@ def _parsed(source: str) -> ast.Module | None:
             return tree
         except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError):
             return None
+
+
+def _statement_around(gap: Gap) -> tuple[str, str] | None:
+    """The function or class of the module that a gap lies in, before and behind the gap; None where
+    it may lie in none."""
+    begins = [match.start() for match in _STATEMENT.finditer(gap.prefix)]
+    if not begins:
+        return None
+    begin = begins[-1]
+    while len(begins) > 1 and gap.prefix[begins[-2]] == "@":  # its decorators
+        begins.pop()
+        begin = begins[-1]
+    inside = gap.prefix[begin:].partition("\n")[2]
+    if _OUTER.search(inside[: len(inside) - len(gap.line)].partition(":\n")[2]):
+        return None
+    after = _OUTER.search(gap.suffix, gap.suffix.find("\n") + 1 if not gap.takes_newline else 0)
+    return gap.prefix[begin:], gap.suffix if after is None else gap.suffix[: after.start()]
 
 
 def _first_use(text: str, name: str) -> int:

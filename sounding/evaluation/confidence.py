@@ -27,11 +27,9 @@ _STEPS = 30
 
 def observe(model: LoadedModel, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
     """What was known of each line that was written, and if it was exact."""
-    completer = Completer(model.tokenizer, model.batch(16))
-    plans = [
-        completer.plan(Gap(item.prefix, item.suffix), "line", CompletionSettings())
-        for item in items
-    ]
+    completer, settings = Completer(model.tokenizer, model.batch(16)), CompletionSettings()
+    gaps = [Gap(item.prefix, item.suffix) for item in items]
+    plans = [completer.plan(gap, "line", settings) for gap in gaps]
     for number, found in completer.run(plans, [SamplingParams()] * len(plans)):
         best, item = found[0], items[number]
         if best.confidence:
@@ -78,9 +76,12 @@ def main() -> None:
                 seed,
             )
         ]
-        rows = list(observe(open_model(options.model), items))
-        if options.rows is not None:
-            options.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = []
+        for row in observe(open_model(options.model), items):
+            rows.append(row)
+            if options.rows is not None:
+                with options.rows.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
     packages = sorted({row["id"].partition("/")[0] for row in rows})
     fitted = set(packages[::2])
     kept = [row for row in rows if row["evidence"] is not None]
