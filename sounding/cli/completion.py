@@ -113,6 +113,13 @@ def write(
 @click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest.")
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same answers.")
+@click.option(
+    "--min-confidence",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Show only what is at least this likely to be exactly right.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def complete(
     where: str,
@@ -125,6 +132,7 @@ def complete(
     temperature: float,
     top_p: float,
     seed: int,
+    min_confidence: float,
     as_json: bool,
 ) -> None:
     """Fill in code at a place in a file.
@@ -144,7 +152,8 @@ def complete(
     \b
     Keys of the JSON:
       file, line, column, kind    the place; "line" or "block"
-      alternatives                [{text, tokens, valid}]; valid: the file with it is correct Python
+      alternatives                [{text, tokens, valid, confidence}]; valid: the file with it is
+                                  correct Python; confidence: how likely it is exactly right
     """
     from sounding.completion.completer import Completer
     from sounding.completion.prompt import CompletionSettings
@@ -162,13 +171,22 @@ def complete(
     python = place.path.suffix in _PYTHON
     plan = completer.plan(place.gap, kind, settings, files=files, python=python)
     found = completer.complete(plan, params, alternatives=alternatives)
+    found = [done for done in found if done.confidence >= min_confidence]
     if as_json:
         answer = {
             "file": str(place.path),
             "line": place.line,
             "column": place.column,
             "kind": kind,
-            "alternatives": [done._asdict() for done in found],
+            "alternatives": [
+                {
+                    "text": done.text,
+                    "tokens": done.tokens,
+                    "valid": done.valid,
+                    "confidence": round(done.confidence, 4),
+                }
+                for done in found
+            ],
         }
         click.echo(json.dumps(answer, indent=2))
     else:

@@ -30,16 +30,16 @@ OPERATIONS = [
     Operation(
         chat_completions.ROUTE,
         chat_completions.ChatCompletionRequest,
-        "JSONAnswer a conversation (OpenAI, DeepSeek).",
+        "Answer a conversation (OpenAI, DeepSeek).",
     ),
     Operation(
         completions.ROUTE, completions.CompletionRequest, "Continue text, or fill in at a cursor."
     ),
-    Operation(responses.ROUTE, responses.ResponseRequest, "JSONAnswer input items (OpenAI)."),
+    Operation(responses.ROUTE, responses.ResponseRequest, "Answer input items (OpenAI)."),
     Operation(
         messages.ROUTE,
         messages.MessagesRequest,
-        "JSONAnswer a conversation (Anthropic).",
+        "Answer a conversation (Anthropic).",
         anthropic_error,
     ),
     Operation(
@@ -66,7 +66,7 @@ OPERATIONS = [
     Operation(
         ollama_chat.ROUTE,
         ollama_chat.ChatRequest,
-        "JSONAnswer a conversation (Ollama).",
+        "Answer a conversation (Ollama).",
         ollama_error,
         stream="application/x-ndjson",
     ),

@@ -83,7 +83,7 @@ def test_a_name_that_is_missing_begins_lines_of_their_own() -> None:
 
 
 def test_what_cannot_be_right_is_not_scored() -> None:
-    author = Scorer(GAP.prefix, "total", "total", *["result = radius"] * 3)
+    author = Scorer(GAP.prefix, "", "total", "total", *["result = radius"] * 3)
     assert fill(author).text == "result = radius"
     assert not author.scored  # one is left, whatever its probability
 

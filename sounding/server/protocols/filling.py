@@ -71,11 +71,15 @@ class Filling:
         newlines: Newlines,
         stops: Mapping[str, str],
         sampling: Sampling,
+        *,
+        min_confidence: float = 0.0,
     ) -> None:
-        """`stops` has the client's stop strings by what is looked for."""
+        """`stops` has the client's stop strings by what is looked for. Of a line that is less sure
+        than `min_confidence` there is no text."""
         self._completer, self.plan = completer, plan
         self._newlines, self._stops, self._sampling = newlines, stops, sampling
         self._answer, self._reader = (completer.decoder(plan, stop=tuple(stops)) for _ in range(2))
+        self._min_confidence = min_confidence
         self._settled: str | None = None
         self._shown = 0
 
@@ -126,7 +130,8 @@ class Filling:
             cut=self._cut(event),
         )
         try:
-            self._settled = (await service.threads.run(work)).text
+            found = await service.threads.run(work)
+            self._settled = found.text if found.confidence >= self._min_confidence else ""
         except asyncio.CancelledError:
             for stream in streams:
                 stream.cancel()
@@ -178,6 +183,7 @@ async def fill_in(
     context_tokens: int,
     files: tuple[File, ...] = (),
     whole: bool = False,
+    min_confidence: float = 0.0,
 ) -> Filling:
     """Prepare a completion. Raises Refusal where the context leaves no room for it.
 
@@ -208,7 +214,7 @@ async def fill_in(
     if whole and plan.truncated:
         num_tokens = await threads.run(partial(completer.count, gap))
         raise context_overflow(num_tokens, context_tokens, param="prompt")
-    return Filling(completer, plan, newlines, stops, sampling)
+    return Filling(completer, plan, newlines, stops, sampling, min_confidence=min_confidence)
 
 
 def _with_newlines(gap: Gap) -> Gap:

@@ -98,6 +98,8 @@ class InfillRequest(LlamaRequest):
     """Pieces of other files; the most relevant ones are shown to the model."""
     prompt: str = ""
     """The cursor's line up to the cursor: more of the prefix."""
+    min_confidence: float = Field(default=0.0, ge=0, le=1)
+    """Give no text for a missing line that is less likely to be exactly right."""
 
 
 class Infill:
@@ -134,6 +136,7 @@ class Infill:
             sampling=sampling,
             context_tokens=context,
             files=tuple((extra.filename, extra.text) for extra in asked.input_extra),
+            min_confidence=asked.min_confidence,
         )
         request = filling.request(seconds_of(asked, service.settings.max_seconds))
         return await service.begin(self.route, [request]), filling
