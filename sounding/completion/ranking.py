@@ -78,7 +78,9 @@ def features(best: Candidate, others: Sequence[Candidate]) -> tuple[float, ...]:
     likeliest is; if it is a copy; its length.
     """
     rivals = [one.value for one in others if not one.judged.fault]
-    margin = min(_MOST_MARGIN, best.value - max(rivals, default=best.value - _MOST_MARGIN))
+    second = max(rivals, default=-math.inf)
+    margin = _MOST_MARGIN if second == -math.inf else best.value - second
+    margin = min(_MOST_MARGIN, max(-_MOST_MARGIN, margin))
     share = best.written / max(1, best.written + sum(one.written for one in others))
     return (
         max(best.logprob, _LEAST_LOGPROB),
