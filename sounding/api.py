@@ -103,11 +103,15 @@ class Model:
         `python`, an answer that leaves the source valid is preferred. The text may be empty.
         """
         gap = Gap(prefix, suffix)
-        completer = Completer(self._opened.tokenizer, Batch(self._engine()))
+        completer = self._completer()
         settings = CompletionSettings(max_tokens=max_tokens)
         plan = completer.plan(gap, kind or gap.natural_kind(), settings, python=python)
         found = completer.complete(plan, SamplingParams(temperature=0.0))
         return Completion(found[0].text, found[0].valid) if found else Completion("", False)
+
+    def _completer(self) -> Completer:
+        opened = self._opened
+        return Completer(opened.tokenizer, opened.fim_format, Batch(self._engine()))
 
     def generate(
         self,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # imported when called, since many errors are found without t
     from sounding.engine.network import Network
     from sounding.model.reference_network import ReferenceNetwork
     from sounding.model.transformer import Transformer
+    from sounding.text.fim_format import FimFormat
     from sounding.text.tokenizer import Tokenizer
     from sounding.weights.checkpoint import Checkpoint
 
@@ -33,7 +34,12 @@ SHIPPED_NAME = "nano"
 SHIPPED = Path(__file__).parent / "assets" / SHIPPED_NAME
 
 # What only training, conversion and the reference need: modules and their names.
-_TRAINING = {"torch": "PyTorch", "jaxtyping": "jaxtyping", "matplotlib": "Matplotlib"}
+_TRAINING = {
+    "torch": "PyTorch",
+    "jaxtyping": "jaxtyping",
+    "matplotlib": "Matplotlib",
+    "gguf": "gguf",
+}
 
 _RESIDENT_SHARE = 4  # weights smaller than a quarter of free memory are read into it at once
 _CHECKPOINTS, _MODEL = "checkpoints", "model"  # where `train` leaves the models of a run
@@ -213,6 +219,8 @@ class LoadedModel:
     folder: Path
     network: "Network"
     tokenizer: "Tokenizer"
+    fim_format: "FimFormat"
+    """The order of prefix and suffix in its prompts."""
     files: str = ""
     """Facts of the files of its weights, from before they were read (see `file_facts`)."""
     _engines: "list[Engine]" = field(default_factory=list)
@@ -245,10 +253,13 @@ class LoadedModel:
 
 def open_model(name: str | Path | None = None) -> LoadedModel:
     """Load network and tokenizer of a model. Raises ValueError saying what is missing or wrong."""
+    from sounding.text.fim_format import FimFormat
+
     folder = find_model(name)
     tokenizer = load_tokenizer(folder)  # first: it is quick, and its errors need no weights
+    fim_format = FimFormat.from_folder(folder)
     files = file_facts(folder.glob("*.safetensors"))
-    return LoadedModel(folder, load_network(folder), tokenizer, files)
+    return LoadedModel(folder, load_network(folder), tokenizer, fim_format, files)
 
 
 # --------------------------------------------------------------------------------------------------

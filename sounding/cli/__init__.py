@@ -31,6 +31,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serving", "Serve a model to editors, agents and SDKs."),
     "language-server": ("editor", "Complete code in an editor, over LSP on stdin and stdout."),
     "traffic": ("traffic", "Measure a running server by what editors and agents do to it."),
+    "conformance": (
+        "conformance",
+        "Check a server's protocols against their documentation.",
+    ),
     "chat": ("chat", "Talk with a model in the terminal."),
     "eval": ("evaluation", "Measure a model: bits per byte, filled lines, passed tests."),
     "data": ("data", "Build a corpus of documents and turn it into tokens."),

@@ -85,7 +85,7 @@ def write(
     if until == "line":
         stop = "line"
     opened = open_model(model)
-    completer = Completer(opened.tokenizer, opened.batch(1))
+    completer = Completer(opened.tokenizer, opened.fim_format, opened.batch(1))
     for piece in completer.write(text, settings, params, until=stop):
         click.echo(piece, nl=False)
     click.echo()
@@ -167,7 +167,7 @@ def complete(
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
     files = [(str(path), _read_text(path)) for path in others]
     opened = open_model(model)
-    completer = Completer(opened.tokenizer, opened.batch(16))
+    completer = Completer(opened.tokenizer, opened.fim_format, opened.batch(16))
     python = place.path.suffix in _PYTHON
     plan = completer.plan(place.gap, kind, settings, files=files, python=python)
     found = completer.complete(plan, params, alternatives=alternatives)

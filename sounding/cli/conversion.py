@@ -1,6 +1,7 @@
 """`convert`: a checkpoint rewritten in another format."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:  # torch takes a second to import, and --help does without it
 @click.option(
     "--to",
     "target",
-    type=click.Choice(["bf16", "fp8", "fp4", "transformers"]),
+    type=click.Choice(["bf16", "fp8", "fp4", "transformers", "gguf"]),
     required=True,
     help="Format of the result.",
 )
@@ -34,12 +35,12 @@ if TYPE_CHECKING:  # torch takes a second to import, and --help does without it
     show_default=True,
     help="Numbers of a transformers result; float32 loses nothing of any source.",
 )
-@click.option("--force", is_flag=True, help="Replace the checkpoint at DESTINATION.")
+@click.option("--force", is_flag=True, help="Replace what is at DESTINATION.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def convert(
     source: Path,
     destination: Path,
-    target: Literal["bf16", "fp8", "fp4", "transformers"],
+    target: Literal["bf16", "fp8", "fp4", "transformers", "gguf"],
     dtype: Literal["bfloat16", "float32"],
     force: bool,
     as_json: bool,
@@ -54,9 +55,12 @@ def convert(
       fp8           experts and linears FP8; from fp4 this is exact
       bf16          nothing quantized; from fp4 or fp8 this is exact
       transformers  nothing quantized, named and laid out as the transformers library does
+      gguf          one file for llama.cpp, with tokenizer and prompt template: FP4 experts as
+                    MXFP4, other weights BF16; exact but for float32 weights
 
     \b
     Examples:
+      sounding convert nano nano.gguf --to gguf
       sounding convert V4-Flash V4-Flash-fp8 --to fp8
       sounding convert V4-Flash V4-Flash-hf --to transformers --dtype bfloat16
 
@@ -67,19 +71,24 @@ def convert(
                           saturated, underflowed, max_abs_error, relative_rms}]
       notes               what else to know, as sentences
     """
+    from sounding.weights.gguf import convert_to_gguf
     from sounding.weights.quantize import convert as convert_checkpoint
 
     checkpoint = open_checkpoint(str(source))
     with progress_bar(DownloadColumn()) as progress:
         task = progress.add_task("converting", total=checkpoint.num_bytes)
-        report = convert_checkpoint(
-            checkpoint,
-            destination,
-            target,
-            plain=dtype,
-            overwrite=force,
-            on_progress=lambda num_bytes: progress.advance(task, num_bytes),
-        )
+        done = partial(progress.advance, task)
+        if target == "gguf":
+            report = convert_to_gguf(checkpoint, destination, overwrite=force, on_progress=done)
+        else:
+            report = convert_checkpoint(
+                checkpoint,
+                destination,
+                target,
+                plain=dtype,
+                overwrite=force,
+                on_progress=done,
+            )
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:

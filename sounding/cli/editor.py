@@ -89,7 +89,10 @@ def language_server(
         )
         opened = open_model(model)
         return FromModel(
-            *(opened.tokenizer, through(opened.engine()), settings),
+            opened.tokenizer,
+            opened.fim_format,
+            through(opened.engine()),
+            settings,
             seconds=seconds,
             min_confidence=min_confidence,
         )

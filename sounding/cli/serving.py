@@ -225,7 +225,7 @@ def serve(
         context_tokens=context_tokens,
         prefix_limit_bytes=round(prefix_cache_gib * 2**30),
     )
-    service = Service(engine, opened.tokenizer, settings, _card(opened))
+    service = Service(engine, opened.tokenizer, settings, _card(opened), opened.fim_format)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}"
     serve_forever(

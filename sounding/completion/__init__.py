@@ -2,4 +2,4 @@
 
 # Editors suggest a missing line if it is at least this likely to be exactly right. From here on
 # at least 40 % of the lines suggested in held-out packages are (`scripts/fit-confidence`).
-SHOWN_FROM = 0.2
+SHOWN_FROM = 0.15

@@ -24,6 +24,7 @@ from sounding.completion.stopping import ending_for
 from sounding.completion.trimming import trim
 from sounding.engine.batch import Generate, Request
 from sounding.engine.sampling import SamplingParams
+from sounding.text.fim_format import FimFormat
 from sounding.text.tokenizer import Tokenizer
 
 _NEAR_CHARACTERS = 1 << 16  # on each side of the cursor
@@ -100,10 +101,13 @@ class _Attempt(NamedTuple):
 class Completer:
     """Completes code with a tokenizer and something that generates."""
 
-    def __init__(self, tokenizer: Tokenizer, generate: Generate) -> None:
-        """Raises ValueError for a tokenizer without the FIM tokens."""
+    def __init__(self, tokenizer: Tokenizer, fim_format: FimFormat, generate: Generate) -> None:
+        """`fim_format` is the order that the model has learned.
+
+        Raises ValueError for a tokenizer without the FIM tokens.
+        """
         self._tokenizer, self._generate = tokenizer, generate
-        self._prompts = Prompts(tokenizer)
+        self._prompts = Prompts(tokenizer, fim_format)
 
     def using(self, generate: Generate) -> "Completer":
         """Return a completer with another generator; tables are shared."""

@@ -12,11 +12,12 @@ separate the files of a repository.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 from sounding.completion.context import File, relevant_context, settled
 from sounding.completion.gap import Gap
 from sounding.completion.healing import Healer, Healing
-from sounding.text.markup import FIM_BEGIN, FIM_END, FIM_HOLE
+from sounding.text.fim_format import FimFormat, FimTokens
 from sounding.text.tokenizer import Tokenizer, TooManyTokens
 
 _SPECIAL_TOKENS = 4  # BOS and the three of FIM
@@ -72,12 +73,10 @@ class CompletionSettings:
 class Prompts:
     """Makes prompts with a tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, fim_format: FimFormat) -> None:
         """Raises ValueError for a tokenizer without the FIM tokens."""
-        self._tokenizer = tokenizer
-        self._bos = tokenizer.bos_id
-        names = (FIM_BEGIN, FIM_HOLE, FIM_END)
-        self._begin, self._hole, self._end = map(tokenizer.id_of, names)
+        self._tokenizer, self._format = tokenizer, fim_format
+        self._fim = FimTokens.of(tokenizer)
         self.healer = Healer(tokenizer)
 
     def make(
@@ -88,7 +87,7 @@ class Prompts:
         `context` goes before the prefix; see `context`.
         """
         infilling = bool(gap.suffix.strip())
-        suffix_first = self._tokenizer.suffix_first
+        suffix_first = self._format.suffix_first
         cut = infilling and not suffix_first
         healing = self._heal(gap, inside_words_only=cut) if settings.heal else None
         kept, last = gap.prefix, []
@@ -107,10 +106,9 @@ class Prompts:
         suffix = self._first_lines(suffix, max(int(room * settings.suffix_share), room - taken))
         text = [*head, *self._last_lines(prefix, room - len(suffix), step), *last]
         if not infilling:
-            return [self._bos, *text], healing
-        if suffix_first:
-            return [self._bos, self._begin, self._hole, *suffix, self._end, *text], healing
-        return [self._bos, self._begin, *text, self._hole, *suffix, self._end], healing
+            return [self._fim.bos, *text], healing
+        parts = self._format.arrange(self._fim, text, suffix)
+        return list(chain.from_iterable(parts)), healing
 
     def scored(
         self, gap: Gap, texts: Sequence[str], settings: CompletionSettings, context: str = ""
@@ -152,8 +150,7 @@ class Prompts:
 
     def count_text_bytes(self, ids: Sequence[int]) -> int:
         """Bytes of text in a prompt, without the tokens that structure it."""
-        special = (self._bos, self._begin, self._hole, self._end)
-        return self._tokenizer.count_bytes(token for token in ids if token not in special)
+        return self._tokenizer.count_bytes(token for token in ids if token not in self._fim)
 
     def _heal(self, gap: Gap, *, inside_words_only: bool) -> Healing | None:
         """Heal the last line that is not blank.

@@ -11,8 +11,8 @@ _MOST_MARGIN, _LEAST_LOGPROB = 20.0, -20.0
 
 # Logistic formula of `confidence`, over the features of `_features`, in their order. Fitted by
 # `scripts/fit-confidence`.
-_COEFFICIENTS = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-_INTERCEPT = 0.0
+_COEFFICIENTS = (-0.0575, 0.8909, -0.0123, 4.0973, 1.3266, 2.5229, -0.8696)
+_INTERCEPT = -1.0089
 
 
 _UNJUDGED = Judged("")

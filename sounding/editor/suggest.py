@@ -22,6 +22,7 @@ from sounding.engine.batch import Batch, Generate, Request
 from sounding.engine.engine import Engine
 from sounding.engine.requests import Priority
 from sounding.engine.sampling import SamplingParams
+from sounding.text.fim_format import FimFormat
 from sounding.text.tokenizer import Tokenizer
 
 _SENT_CHARACTERS = 50_000  # on either side of the cursor: more than a prompt can hold
@@ -97,6 +98,7 @@ class FromModel:
     def __init__(
         self,
         tokenizer: Tokenizer,
+        fim_format: FimFormat,
         generate: Callable[[Stop], Generate],
         settings: CompletionSettings | None = None,
         *,
@@ -108,7 +110,7 @@ class FromModel:
 
         Raises ValueError for a tokenizer without the FIM tokens.
         """
-        self._completer = Completer(tokenizer, generate(Stop()))
+        self._completer = Completer(tokenizer, fim_format, generate(Stop()))
         self._generate, self._seconds = generate, seconds
         self._min_confidence = min_confidence
         self._settings = settings or CompletionSettings()

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 from sounding.engine.constrain import Constraints
-from sounding.engine.memory_budget import StatePool, state_bytes
+from sounding.engine.memory_budget import StatePool
 from sounding.engine.network import Network
 from sounding.engine.prefix.store import PrefixStore
 from sounding.engine.requests import EngineStats, FinishReason, GenerationRequest, Overloaded
@@ -104,11 +104,9 @@ class Engine:
                 "a token of the prompt that others come before"
             )
         check_prompt(request.prompt, request.max_tokens, config, self.context_tokens)
-        num_bytes = state_bytes(
-            config,
+        num_bytes = self._model.state_bytes(
             len(request.prompt) + request.max_tokens,
-            number_bytes=self._model.number_bytes,
-            rewind_tokens=settings.guessed_tokens,
+            rewind_tokens=settings.effective_draft_tokens,
         )
         if num_bytes > settings.state_limit_bytes:
             raise ValueError(

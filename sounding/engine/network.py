@@ -15,7 +15,8 @@ from sounding.state.sequence_state import SequenceState
 from sounding.weights.raw import ParameterSize
 
 Streams = NDArray[Any]
-"""Residual streams of tokens, [t, m, c]."""
+"""Residual streams of tokens, [t, m, c]: what the output layer and the drafters read. A network
+whose drafter reads inner layers too returns their outputs in the same rows."""
 State = SequenceState[Any]
 
 
@@ -42,13 +43,11 @@ class Network(Protocol):
     config: ModelConfig
     dtype_name: str
     """The dtype of its arithmetic, such as "bfloat16"."""
-    number_bytes: int
-    """Bytes per number of a state."""
     tries_exact_splits: bool
     """True if results may be bit-identical however a sequence is split."""
 
     @property
-    def num_drafters(self) -> int:
+    def num_mtp_blocks(self) -> int:
         """Number of MTP blocks."""
 
     @property
@@ -72,6 +71,9 @@ class Network(Protocol):
     def new_state(self, *, rewind_tokens: int = 0, packed_tokens: int | None = None) -> State:
         """The state of a sequence that has no tokens yet. With `packed_tokens` it has room for so
         many tokens in the deployed formats, and no more."""
+
+    def state_bytes(self, num_tokens: int, *, rewind_tokens: int = 0) -> int:
+        """Bytes of a growing `new_state` with `num_tokens`, those of the MTP blocks included."""
 
     def predict(
         self,

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sounding.engine.drafting.cost_model import Noted
-from sounding.engine.drafting.drafter import Drafter
+from sounding.engine.drafting.selection import DraftSelection, drafters_for
 from sounding.engine.network import Network, Streams
 from sounding.engine.prefix.cache import Found, PrefixCache
 from sounding.engine.prefix.snapshot import put_together
@@ -39,7 +38,7 @@ class Counters:
 
 
 class Runner:
-    """Runs the steps of a network and owns its prefix cache and drafter."""
+    """Runs the steps of a network and owns its prefix cache and drafters."""
 
     def __init__(
         self,
@@ -51,7 +50,9 @@ class Runner:
         """Token ids from `num_tokens` on are never chosen."""
         config = model.config
         self._model, self._settings, self._num_tokens = model, settings, num_tokens
-        self._drafter = Drafter(model, settings.guessed_tokens, num_tokens)
+        self._drafting = DraftSelection(
+            drafters_for(model, num_tokens), settings.effective_draft_tokens
+        )
         self.store = store
         self.prefixes = PrefixCache(settings.prefix_limit_bytes)
         layers, experts = len(config.ratios), config.n_routed_experts
@@ -61,13 +62,13 @@ class Runner:
     def start(self, generation: ActiveSequence) -> None:
         """Set a sequence's state: the longest cached prefix, or an empty state."""
         settings = self._settings
-        state = self._model.new_state(rewind_tokens=settings.guessed_tokens)
+        state = self._model.new_state(rewind_tokens=settings.effective_draft_tokens)
         found = self._find(generation.unscored)
         if found.tail is not None:
             put_together(state, found.blocks, found.tail)
             generation.streams = found.tail.streams
             if found.tail.drafting:
-                generation.speculation.streams = Noted(found.tail.streams)
+                self._drafting.resume(generation, found.tail.streams)
         generation.state = state
         if settings.prefix_limit_bytes:
             generation.checkpoints = settings.checkpoints(
@@ -89,15 +90,10 @@ class Runner:
             state.length > generation.prompt_length or state.length % settings.piece_tokens > 0
         )
         if not cut or state.length == generation.prompt_length:
-            self._drafter.catch_up([generation])
-            streams = generation.speculation.streams
+            drafting = self._drafting.catch_up(generation)
             tokens = generation.tokens[: state.length]
             kept = self.prefixes.keep(
-                tokens,
-                state,
-                generation.streams,
-                drafting=streams is not None and len(streams) == 1,
-                whole=cut,
+                tokens, state, generation.streams, drafting=drafting, whole=cut
             )
             # A prompt that is being typed changes with every key, and is prefilled quickly.
             lasting = generation.request.priority != Priority.KEYSTROKE
@@ -114,7 +110,7 @@ class Runner:
                 generation.score(row_logits)
                 generation.stream.prefilled = generation.fed
                 generation.streams = streams[-1:]
-                self._drafter.note(generation, streams)
+                self._drafting.extend(generation, streams)
                 if generation.fed in generation.checkpoints:
                     self.keep(generation)
             if not generation.prefilling and generation.finished is None:
@@ -132,12 +128,12 @@ class Runner:
             for generation, streams, row_logits in zip(choosing, wanted, logits, strict=True):
                 self._choose(generation, streams, row_logits)
             if answering:
-                self._drafter.clock.stepped(
+                self._drafting.costs.record_step(
                     time.perf_counter() - before,
                     len(moves),
                     sum(move.num_tokens for move in moves),
                 )
-            self._drafter.draft([g for g in choosing if g.finished is None])
+            self._drafting.propose([g for g in choosing if g.finished is None])
         self.counters.steps += 1
 
     def _find(self, prompt: Sequence[int]) -> Found:
@@ -202,15 +198,16 @@ class Runner:
             self._verified(generation, streams[: accepted + 1], len(drafts))
 
     def _verified(self, generation: ActiveSequence, streams: Streams, drafted: int) -> None:
-        """Take back the drafts that did not come true; `streams` are those of the other tokens."""
+        """Take back the rejected drafts; `streams` are those of the other tokens."""
         assert generation.state is not None
         accepted = len(streams) - 1
         if drafted:
             generation.state.rewind(generation.fed - drafted + accepted)
-            generation.drafted(drafted, accepted)
+            generation.count_drafts(drafted, accepted)
+            self._drafting.verified(generation, drafted, accepted)
             self.counters.drafted_tokens += drafted
             self.counters.accepted_tokens += accepted
-        self._drafter.note(generation, streams)
+        self._drafting.extend(generation, streams)
 
     def _count_experts(self, chosen: NDArray[np.int64]) -> None:
         load = self.counters.expert_load

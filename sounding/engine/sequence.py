@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sounding.engine.constrain import Constraint
-from sounding.engine.drafting.cost_model import Speculation
 from sounding.engine.faults import DamagedModel, EngineFault
 from sounding.engine.network import State, Streams
 from sounding.engine.repetition import RepetitionGuard
@@ -61,7 +60,6 @@ class ActiveSequence:
         """Streams of the last token that was fed."""
         self.drafts: list[int] = []
         """Draft tokens after the last token."""
-        self.speculation = Speculation()
         self.checkpoints: set[int] = set()
         """Lengths at which its state is cached."""
         self.paused = False
@@ -181,12 +179,11 @@ class ActiveSequence:
         for token, logprob in zip(tokens, logprobs, strict=True):
             answer.push(token, logprob)
 
-    def drafted(self, count: int, accepted: int) -> None:
-        """Count verified and accepted draft tokens."""
-        self.speculation.verified(count, accepted)
+    def count_drafts(self, drafted: int, accepted: int) -> None:
+        """Count draft tokens that were verified, and those of them that were accepted."""
         self.usage = replace(
             self.usage,
-            drafted_tokens=self.usage.drafted_tokens + count,
+            drafted_tokens=self.usage.drafted_tokens + drafted,
             accepted_tokens=self.usage.accepted_tokens + accepted,
         )
 

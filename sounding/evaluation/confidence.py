@@ -27,7 +27,8 @@ _STEPS = 30
 
 def observe(model: LoadedModel, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
     """What was known of each line that was written, and if it was exact."""
-    completer, settings = Completer(model.tokenizer, model.batch(16)), CompletionSettings()
+    completer = Completer(model.tokenizer, model.fim_format, model.batch(16))
+    settings = CompletionSettings()
     gaps = [Gap(item.prefix, item.suffix) for item in items]
     plans = [completer.plan(gap, "line", settings) for gap in gaps]
     for number, found in completer.run(plans, [SamplingParams()] * len(plans)):

@@ -129,7 +129,7 @@ def filler(
         candidates=candidates,
     )
     params = SamplingParams(temperature=temperature, top_p=top_p)
-    completer = Completer(model.tokenizer, model.batch(width))
+    completer = Completer(model.tokenizer, model.fim_format, model.batch(width))
 
     def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[Filled]:
         samplings = [dataclasses.replace(params, seed=seed) for seed in seeds]

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sounding.config import ModelConfig
-from sounding.model.attention import SPARSE, Attention, Selection
+from sounding.model.attention import SPARSE, Attention, IndexReport, Selection
 from sounding.model.chunk import Chunk, make_chunk
 from sounding.model.layers import Embedding, Linear, RMSNorm
 from sounding.model.moe import MoE, Routing
@@ -25,16 +25,10 @@ from sounding.simulation import EXACT, Simulation
 
 
 class BlockReport(NamedTuple):
-    """One block's routing, and its indexer's measurements if the selection requests them.
-
-    Only CSA layers have an indexer; the measurements of every other block are None.
-    """
+    """One block's routing, and the measurements of its indexer."""
 
     routing: Routing
-    index_loss: Float[Tensor, ""] | None = None
-    """Summed over tokens; see `ops/index_loss.py`."""
-    index_recall: Float[Tensor, "n fields"] | None = None
-    """A row per requested size; fields as in `ops/index_recall.py`."""
+    indexer: IndexReport
 
 
 class Output(NamedTuple):
@@ -86,12 +80,12 @@ class Block(nn.Module):
         selection: Selection = SPARSE,
     ) -> tuple[Float[Tensor, "t m c"], BlockReport]:
         x, post, mix, streams = self._connect("attn", streams)
-        output, index_loss, index_recall = self.attn(self.attn_norm(x), chunk, states, selection)
+        output, indexer = self.attn(self.attn_norm(x), chunk, states, selection)
         streams = hyper_connection.write(streams, output, post, mix)
         x, post, mix, streams = self._connect("ffn", streams)
         output, routing = self.ffn(self.ffn_norm(x), chunk.tokens)
         streams = hyper_connection.write(streams, output, post, mix)
-        return streams, BlockReport(routing, index_loss, index_recall)
+        return streams, BlockReport(routing, indexer)
 
     def _connect(self, name: str, streams: Tensor) -> hyper_connection.Connection:
         return hyper_connection.connect(

@@ -31,6 +31,7 @@ from sounding.server.prometheus import Metrics
 from sounding.server.threads import Threads
 from sounding.server.trace import Trace
 from sounding.server.turn_memory import TurnMemory
+from sounding.text.fim_format import FimFormat
 from sounding.text.tokenizer import Tokenizer, TooManyTokens
 
 log = logging.getLogger(__name__)
@@ -60,10 +61,14 @@ class Service:
         tokenizer: Tokenizer,
         settings: ServerOptions,
         card: ModelCard | None = None,
+        fim_format: FimFormat | None = None,
     ) -> None:
-        """Raises OSError when the trace folder cannot be written to."""
+        """`fim_format` is that of the model's folder, by default the usual one.
+
+        Raises OSError when the trace folder cannot be written to."""
         self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
         self.card = card or ModelCard()
+        self._fim_format = fim_format or FimFormat()
         self.memory = TurnMemory(tokenizer)
         self.ledger = Ledger()
         self.threads = Threads()
@@ -82,7 +87,7 @@ class Service:
     def completer(self) -> Completer | None:
         """What makes prompts for a cursor; None for a vocabulary without the tokens for it."""
         try:
-            return Completer(self.tokenizer, _no_generation)
+            return Completer(self.tokenizer, self._fim_format, _no_generation)
         except ValueError:
             return None
 

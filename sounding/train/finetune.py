@@ -18,6 +18,7 @@ from sounding.data import corpus
 from sounding.data.dataset import read_info, tokenize
 from sounding.data.documents import read_documents
 from sounding.data.sources import folder_source
+from sounding.text.fim_format import FimFormat
 from sounding.text.tokenizer import Tokenizer
 from sounding.train.numerics import repeatable
 from sounding.train.run_config import RunConfig, SparsityConfig, TrainConfig
@@ -101,7 +102,7 @@ def finetune_run(name: str, model: Path, data: FolderData, *, steps: int) -> Run
     Attention is sparse from the start, as the model will be used.
     """
     recipe = nano()
-    suffix_first = 1.0 if Tokenizer.from_file(model).suffix_first else 0.0
+    suffix_first = 1.0 if FimFormat.from_folder(model).suffix_first else 0.0
     warmup = min(10, steps // 4)
     return RunConfig(
         name=name,

@@ -11,9 +11,11 @@ from sounding.completion.python_source import Judged
 from sounding.completion.ranking import Candidate, confidence, features, ranked
 from sounding.engine.batch import Request
 from sounding.engine.sampling import SamplingParams
+from sounding.text.fim_format import FimFormat
 from tests.engine.scripted import Author, prefix_shown, small_tokenizer
 
 TOKENIZER = small_tokenizer()
+FIM = FimFormat()
 GAP = Gap("def area(radius):\n    ", "\n    return result\n")
 
 
@@ -62,7 +64,7 @@ class Scorer(Author):
 
 def fill(author: Author, gap: Gap = GAP, candidates: int = 3) -> FilledGap:
     settings = CompletionSettings(candidates=candidates, copying=False, heal=False)
-    completer = Completer(TOKENIZER, author)
+    completer = Completer(TOKENIZER, FIM, author)
     plan = completer.plan(gap, "line", settings)
     return completer.complete(plan, SamplingParams())[0]
 
@@ -104,7 +106,7 @@ def test_a_copy_competes_with_what_the_network_writes() -> None:
     prefix = "def f(path):\n    with open(path) as file:\n        text = file.read()\n\n\n"
     prefix += "def g(path):\n    with open(path) as file:\n        "
     author = Scorer(prefix, "text = file.read()\n    return", "text = path")
-    completer = Completer(TOKENIZER, author)
+    completer = Completer(TOKENIZER, FIM, author)
     gap = Gap(prefix, "\n    return text\n")
     for copying, text in ((True, "text = file.read()"), (False, "text = path")):
         settings = CompletionSettings(candidates=1, copying=copying, heal=False)
@@ -114,7 +116,7 @@ def test_a_copy_competes_with_what_the_network_writes() -> None:
 
 def test_at_a_temperature_the_sample_is_the_answer() -> None:
     author = Scorer(GAP.prefix, "", "result = 1", "result = 2")
-    completer = Completer(TOKENIZER, author)
+    completer = Completer(TOKENIZER, FIM, author)
     plan = completer.plan(GAP, "line", CompletionSettings(heal=False))
     found = completer.complete(plan, SamplingParams(temperature=0.5))
     assert [one.text for one in found] == ["result = 1"] and len(author.requests) == 1
@@ -123,7 +125,7 @@ def test_at_a_temperature_the_sample_is_the_answer() -> None:
 @pytest.mark.parametrize("suffix", ["\n    return result\n", ""])
 def test_scored_prompts_begin_alike_and_end_with_what_follows(suffix: str) -> None:
     gap = Gap("def area(radius):\n    ", suffix)
-    prompts = Prompts(TOKENIZER)
+    prompts = Prompts(TOKENIZER, FIM)
     scored = prompts.scored(gap, ["result = 1", "x = 2"], CompletionSettings())
     (one, first), (other, second) = scored
     assert first == second and one[:first] == other[:first]

@@ -19,6 +19,7 @@ from sounding.engine.runner import Runner
 from sounding.engine.sampling import Logits, SamplingParams
 from sounding.server.conversation import Sampling
 from sounding.server.protocols.filling import Filling, Newlines
+from sounding.text.fim_format import FimFormat
 from sounding.text.markup import (
     ASSISTANT,
     BOS,
@@ -136,7 +137,7 @@ def test_nothing_is_barred_without_a_tokenizer() -> None:
 
 def test_code_is_completed_without_markers(prefer: Prefer) -> None:
     engine = Engine(as_network(NETWORK), TOKENIZER)
-    completer = Completer(TOKENIZER, Batch(engine))
+    completer = Completer(TOKENIZER, FimFormat(), Batch(engine))
     prefer.names = (FIM_BEGIN, THINK)
     settings = CompletionSettings(max_tokens=8, context_tokens=300)
     for how in (SamplingParams(), SamplingParams(temperature=1.0)):
@@ -151,7 +152,7 @@ def test_code_is_completed_without_markers(prefer: Prefer) -> None:
 
 def test_in_an_empty_file_there_is_nothing_to_complete() -> None:
     engine = Engine(as_network(NETWORK), TOKENIZER)
-    completer = Completer(TOKENIZER, Batch(engine))
+    completer = Completer(TOKENIZER, FimFormat(), Batch(engine))
     settings = CompletionSettings(max_tokens=8, context_tokens=300)
     for gap in (Gap(""), Gap("\n"), Gap("", "\n"), Gap("  \n", "\n\n")):
         fill = completer.plan(gap, "block", settings)

@@ -30,6 +30,7 @@ from sounding.server.protocols.messages_blocks import (
     MessageParam,
     TextBlock,
     asked_in_text,
+    results_of_calls,
     text_of_system,
 )
 from sounding.server.protocols.messages_writer import MessageWriter
@@ -126,7 +127,9 @@ class CountTokensRequest(Wire):
 
     model: str | None = None
     """The one that is served where it is empty or absent."""
-    messages: Annotated[list[MessageParam], AfterValidator(asked_in_text)] = Field(min_length=1)
+    messages: Annotated[
+        list[MessageParam], AfterValidator(asked_in_text), AfterValidator(results_of_calls)
+    ] = Field(min_length=1)
     system: str | list[TextBlock] | None = None
     tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_choice: ToolChoice | None = None
@@ -140,7 +143,7 @@ class MessagesRequest(CountTokensRequest):
     """Thinking counts; 0 only puts the prompt into the cache."""
     stream: bool | None = None
     stop_sequences: list[str] | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2)
+    temperature: float | None = Field(default=None, ge=0, le=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
 

@@ -225,6 +225,23 @@ def asked_in_text(messages: list[MessageParam]) -> list[MessageParam]:
     return messages
 
 
+def results_of_calls(messages: list[MessageParam]) -> list[MessageParam]:
+    """Raises for the result of a call that no message before it makes."""
+    called: set[str] = set()
+    for number, message in enumerate(messages):
+        for place, block in enumerate(message.content if isinstance(message.content, list) else ()):
+            if isinstance(block, ToolUseBlock):
+                called.add(block.id)
+            elif isinstance(block, ToolResultBlock) and block.tool_use_id not in called:
+                where = f"messages[{number}].content[{place}]"
+                raise fault(
+                    "messages",
+                    f"{where}: no tool_use before it has the id {block.tool_use_id!r:.80}; send "
+                    "the assistant's message with the call, too",
+                )
+    return messages
+
+
 def text_of_system(content: str | list[TextBlock]) -> str:
     blocks = [content] if isinstance(content, str) else [block.text for block in content]
     kept = [_without_billing(text) for text in blocks]

@@ -11,8 +11,12 @@ from sounding.completion.prompt import CompletionSettings
 from sounding.engine.requests import Event, Finished, TokenEvent
 from sounding.engine.sampling import SamplingParams
 from sounding.server.conversation import Sampling
+from sounding.server.options import ServerOptions
 from sounding.server.protocols.filling import Filling, Newlines
+from sounding.server.service import Service
 from sounding.server.threads import Threads
+from sounding.text.fim_format import FimFormat
+from sounding.text.markup import FIM_HOLE
 from tests.engine.scripted import Author, small_tokenizer
 from tests.server.scripted import ScriptedEngine
 
@@ -22,7 +26,7 @@ GAP = Gap("def area(self):\n    return self.x\n\ndef area(self):\n    ", "\n\npr
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
 def test_nothing_is_shown_of_a_line_that_others_compete_with(temperature: float) -> None:
     tokenizer = small_tokenizer()
-    completer = Completer(tokenizer, Author(""))
+    completer = Completer(tokenizer, FimFormat(), Author(""))
     plan = completer.plan(GAP, "line", CompletionSettings())
     sampling = Sampling(params=SamplingParams(temperature=temperature), max_tokens=20)
     filling = Filling(completer, plan, Newlines(""), {}, sampling)
@@ -42,7 +46,7 @@ def test_nothing_is_shown_of_a_line_that_others_compete_with(temperature: float)
 
 def test_where_the_engine_takes_no_more_the_line_stands() -> None:
     tokenizer = small_tokenizer()
-    completer = Completer(tokenizer, Author(""))
+    completer = Completer(tokenizer, FimFormat(), Author(""))
     plan = completer.plan(GAP, "line", CompletionSettings())
     filling = Filling(completer, plan, Newlines(""), {}, Sampling(max_tokens=20))
     answer = filling.request(None).answer
@@ -54,3 +58,13 @@ def test_where_the_engine_takes_no_more_the_line_stands() -> None:
     end = Finished(reason="stop")
     asyncio.run(filling.settle(end, service))  # type: ignore[arg-type]
     assert filling.feed(end) == "return self.y"
+
+
+def test_a_served_model_is_asked_in_the_order_that_it_learned() -> None:
+    engine = ScriptedEngine()
+    hole = engine.tokenizer.id_of(FIM_HOLE)
+    for fim_format in (FimFormat(), FimFormat(suffix_first=True)):
+        service = Service(engine, engine.tokenizer, ServerOptions(), fim_format=fim_format)
+        fill = service.require_completer().plan(Gap("y = ", "\nx"), "line", CompletionSettings())
+        assert (fill.prompt[2] == hole) == fim_format.suffix_first
+    engine.close()
