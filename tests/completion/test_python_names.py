@@ -71,7 +71,7 @@ def test_names_that_nothing_reads() -> None:
 
 def test_names_of_the_rest_of_a_module_are_handed_in() -> None:
     tree = ast.parse("import os.path as p, sys.path\ndef f():\n    global n\n    n = 1\nx: int = 1")
-    assert module_names(tree) == ({"p", "sys", "f", "n", "x"}, False)
+    assert module_names(tree) == (frozenset({"p", "sys", "f", "n", "x"}), False)
     assert module_names(ast.parse("from os import *"))[1]
     part = ast.parse("def g():\n    return x")
     assert find_names(part).unbound and not find_names(part, {"x"}).unbound
