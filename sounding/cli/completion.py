@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from sounding.completion.completer import FilledGap
-    from sounding.completion.endings import Gap, Kind
+    from sounding.completion.gap import Gap, Kind
     from sounding.loading import LoadedModel
 
 _PYTHON = (".py", ".pyi")
@@ -128,6 +128,13 @@ def _goes_round(text: str) -> bool:
 @click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest.")
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same answers.")
+@click.option(
+    "--min-confidence",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Show only what is at least this likely to be exactly right.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def complete(
     where: str,
@@ -140,6 +147,7 @@ def complete(
     temperature: float,
     top_p: float,
     seed: int,
+    min_confidence: float,
     as_json: bool,
 ) -> None:
     """Fill in code at a place in a file.
@@ -159,7 +167,8 @@ def complete(
     \b
     Keys of the JSON:
       file, line, column, kind    the place; "line" or "block"
-      alternatives                [{text, tokens, valid}]; valid: the file with it parses as Python
+      alternatives                [{text, tokens, valid, confidence}]; valid: the file with it
+                                  parses as Python; confidence: how likely it is exactly right
     """
     from sounding.completion.completer import Completer
     from sounding.completion.prompt import CompletionSettings
@@ -173,25 +182,28 @@ def complete(
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
     files = [(str(path), _read_text(path)) for path in others]
     opened = open_model(model)
-    found = Completer(opened.tokenizer, opened.fim_format, opened.batch(16)).complete(
-        place.gap,
-        kind,
-        settings,
-        params,
-        alternatives=alternatives,
-        files=files,
-        python=place.path.suffix in _PYTHON,
-    )
-    if place.path.suffix in _PYTHON:
+    completer = Completer(opened.tokenizer, opened.fim_format, opened.batch(16))
+    python = place.path.suffix in _PYTHON
+    plan = completer.plan(place.gap, kind, settings, files=files, python=python)
+    found = completer.complete(plan, params, alternatives=alternatives)
+    if python:
         found = _parsing(found, place.gap)
-    found = [done for done in found if done.text.strip()]
+    found = [done for done in found if done.confidence >= min_confidence and done.text.strip()]
     if as_json:
         answer = {
             "file": str(place.path),
             "line": place.line,
             "column": place.column,
             "kind": kind,
-            "alternatives": [done._asdict() for done in found],
+            "alternatives": [
+                {
+                    "text": done.text,
+                    "tokens": done.tokens,
+                    "valid": done.valid,
+                    "confidence": round(done.confidence, 4),
+                }
+                for done in found
+            ],
         }
         click.echo(json.dumps(answer, indent=2))
     else:
@@ -206,7 +218,7 @@ class _Place(NamedTuple):
 
 
 def _read_place(where: str) -> _Place:
-    from sounding.completion.endings import Gap
+    from sounding.completion.gap import Gap
 
     match = re.fullmatch(r"(?s)(.+?):(\d+)(?::(\d+))?", where)
     if match is None:
@@ -234,7 +246,7 @@ def _read_text(path: Path) -> str:
 
 def _parsing(found: "list[FilledGap]", gap: "Gap") -> "list[FilledGap]":
     """Those with which the file parses; all that may stand there if it cannot parse anyway."""
-    from sounding.completion.endings import fits, may_parse, parses
+    from sounding.completion.python_syntax import fits, may_parse, parses
 
     fillers = ("", "_", " _", "pass", ":", "():\n" + " " * 99 + "pass")
     could_parse = any(parses(gap.prefix + filler + gap.suffix) for filler in fillers)

@@ -10,6 +10,7 @@ import click
 
 from sounding.cli.clients import api_key_file_option, read_api_key
 from sounding.cli.completion import open_model
+from sounding.completion import SHOWN_FROM
 
 if TYPE_CHECKING:
     from sounding.editor.suggest import Suggest
@@ -40,6 +41,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Maximum number of tokens of prompt and answer.",
 )
+@click.option(
+    "--min-confidence",
+    default=SHOWN_FROM,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Suggest a line only if it is at least this likely to be exactly right. 0: always.",
+)
 def language_server(
     model: str | None,
     server: str | None,
@@ -48,6 +56,7 @@ def language_server(
     budget_ms: int,
     max_tokens: int,
     context_tokens: int,
+    min_confidence: float,
 ) -> None:
     """Complete code in an editor, over LSP on stdin and stdout.
 
@@ -68,13 +77,25 @@ def language_server(
     def open_suggest() -> "Suggest":
         if server is not None:
             key = read_api_key(api_key_file)
-            return FromServer(server, api_key=key, max_tokens=max_tokens, seconds=seconds)
+            return FromServer(
+                server,
+                api_key=key,
+                max_tokens=max_tokens,
+                seconds=seconds,
+                min_confidence=min_confidence,
+            )
         settings = CompletionSettings(
             max_tokens=max_tokens, context_tokens=context_tokens, typing=True
         )
         opened = open_model(model)
-        generate = through(opened.engine())
-        return FromModel(opened.tokenizer, opened.fim_format, generate, settings, seconds=seconds)
+        return FromModel(
+            opened.tokenizer,
+            opened.fim_format,
+            through(opened.engine()),
+            settings,
+            seconds=seconds,
+            min_confidence=min_confidence,
+        )
 
     if sys.stdin.isatty():
         click.echo("an editor starts this command; see docs/editors.md", err=True)

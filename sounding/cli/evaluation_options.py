@@ -66,6 +66,20 @@ def sampling_options(max_tokens: int) -> Callable[[_Command], _Command]:
             default=True,
             help="Let the other lines of the file compete with the network.",
         ),
+        click.option(
+            "--candidates",
+            default=8,
+            show_default=True,
+            type=click.IntRange(min=0),
+            help="Lines sampled beside the likeliest, where a line is missing. 0: that one alone.",
+        ),
+        click.option(
+            "--min-confidence",
+            default=0.0,
+            show_default=True,
+            type=click.FloatRange(0, 1),
+            help="Withhold answers that are less sure; they count as not passed.",
+        ),
     ]
     return lambda command: _decorated(command, options)
 

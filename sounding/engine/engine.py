@@ -103,6 +103,11 @@ class Engine:
             )
         if self._tokenizer is None and (request.stop or request.grammar):
             raise ValueError("stop strings and grammars need a tokenizer, and there is none")
+        if request.scored_from is not None and not 0 < request.scored_from < len(request.prompt):
+            raise ValueError(
+                f"scored_from = {request.scored_from} must be from 1 to {len(request.prompt) - 1}: "
+                "a token of the prompt that others come before"
+            )
         check_prompt(request.prompt, request.max_tokens, config, self.context_tokens)
         num_bytes = self._model.state_bytes(
             len(request.prompt) + request.max_tokens,

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rich.progress import MofNCompleteColumn
 
+from sounding.evaluation.model import Filled
 from sounding.evaluation.options import EvalOptions
 from sounding.loading import LoadedModel
 from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
-    from sounding.completion.endings import Kind
+    from sounding.completion.gap import Kind
     from sounding.evaluation.lines import Item
     from sounding.evaluation.model import FillGaps
     from sounding.evaluation.results import Results
@@ -110,8 +111,8 @@ def digest_of(texts: Sequence[str]) -> str:
 
 def filler(model: LoadedModel, kind: "Kind | None", options: EvalOptions) -> "FillGaps":
     """A function that fills gaps with the model. Raises ValueError for invalid options."""
-    from sounding.completion.completer import Completer
-    from sounding.completion.endings import Gap
+    from sounding.completion.completer import Completer, FilledGap
+    from sounding.completion.gap import Gap
     from sounding.completion.prompt import CompletionSettings
     from sounding.engine.sampling import SamplingParams
 
@@ -120,14 +121,19 @@ def filler(model: LoadedModel, kind: "Kind | None", options: EvalOptions) -> "Fi
         context_tokens=options.context_tokens,
         heal=options.heal,
         copying=options.copying,
+        candidates=options.candidates,
     )
     params = SamplingParams(temperature=options.temperature, top_p=options.top_p)
     completer = Completer(model.tokenizer, model.fim_format, model.batch(options.width))
     python = bool(options.syntax)
 
-    def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
+    def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[Filled]:
         samplings = [dataclasses.replace(params, seed=seed) for seed in seeds]
-        return completer.fill([Gap(*gap) for gap in gaps], kind, settings, samplings, python=python)
+        plans = [completer.plan(Gap(*gap), kind, settings, python=python) for gap in gaps]
+        for number, found in completer.run(plans, samplings):
+            best = found[0] if found else FilledGap("", 0, False)
+            sure = best.confidence >= options.min_confidence
+            yield Filled(number, best.text if sure else "", best.confidence)
 
     return fill
 
@@ -240,7 +246,7 @@ def measure_lines(
     cursor: str,
 ) -> Measured:
     """Lines filled in, beside the two copyists."""
-    from sounding.evaluation.lines import evaluate_lines, summarise_lines
+    from sounding.evaluation.lines import evaluate_lines, precision_table, summarise_lines
     from sounding.evaluation.results import Results
 
     fill = filler(model, "line", options)
@@ -258,7 +264,8 @@ def measure_lines(
     interrupt = collect(results, "lines", len(items), rows)
     done = results.select([item.id for item in items])
     metrics = summarise_lines(done, seed=options.seed)
-    return Measured("lines", settings, metrics, len(done), len(items), {}, interrupt)
+    more = {"precision": precision_table(done)}
+    return Measured("lines", settings, metrics, len(done), len(items), more, interrupt)
 
 
 def measure_programs(

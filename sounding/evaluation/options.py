@@ -7,7 +7,7 @@ from typing import Any
 
 _ANSWERS = (
     *("max_tokens", "context_tokens", "temperature", "top_p"),
-    *("width", "heal", "copying", "syntax"),
+    *("width", "heal", "copying", "candidates", "min_confidence", "syntax"),
 )
 
 
@@ -33,6 +33,10 @@ class EvalOptions:
     """Whether the tokens of a begun word are chosen again."""
     copying: bool = True
     """Whether other lines of the file compete with the network."""
+    candidates: int = 8
+    """Lines sampled beside the likeliest where one line is missing; 0 for that one alone."""
+    min_confidence: float = 0.0
+    """Answers that are less sure are withheld."""
     syntax: bool | None = None
     """Whether an answer that breaks Python is tried again; None where that does not apply."""
 

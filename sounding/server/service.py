@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 
 from sounding.completion.completer import Completer
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.completion.prompt import CompletionSettings as CompletionSettings
 from sounding.engine.requests import EngineLike, GenerationRequest, Usage
 from sounding.runtime import give_back_free_memory
@@ -96,7 +96,7 @@ class Service:
     def warm(self) -> None:
         """Build the tables that the first completion would otherwise wait for."""
         if self.completer is not None:
-            self.completer.begin(Gap("x = ", "\n\n"), "line", CompletionSettings())
+            self.completer.plan(Gap("x = ", "\n\n"), "line", CompletionSettings())
 
     def require_completer(self) -> Completer:
         """Completions at a cursor. Raises Refusal for a model without FIM tokens."""

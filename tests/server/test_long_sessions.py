@@ -62,6 +62,9 @@ class Dictated:
     def context_tokens(self) -> int:
         return self.engine.context_tokens
 
+    def check(self, request: GenerationRequest) -> object:
+        return self.engine.check(request)
+
     def submit(self, request: GenerationRequest) -> Stream:
         text, tokens = self.script(len(self.requests)), list[int]()
         dice = random.Random(len(self.requests))

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.engine.requests import Finished, GenerationRequest, TokenEvent
 from sounding.server.conversation import Sampling, answer_tokens, sampling_params
 from sounding.server.exchange import Exchange, require_ended
@@ -166,12 +166,11 @@ class Completions:
             service,
             gap,
             None,
-            max_tokens=sampling.max_tokens or 0,
+            sampling=sampling,
             context_tokens=context,
-            stop=sampling.stop,
             whole=True,
         )
-        return filling.request(sampling, service.settings.max_seconds), _Choice(filling, "")
+        return filling.request(service.settings.max_seconds), _Choice(filling, "")
 
     def _continue(
         self, prompt: str | list[int], samplings: Sequence[Sampling]

@@ -11,8 +11,8 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sounding.completion.endings import Gap
-from sounding.engine.requests import Finished, Usage
+from sounding.completion.gap import Gap
+from sounding.engine.requests import Event, Finished, Usage
 from sounding.server.conversation import Sampling, sampling_params
 from sounding.server.exchange import Exchange, failure, require_ended
 from sounding.server.http.errors import llama_error
@@ -98,6 +98,8 @@ class InfillRequest(LlamaRequest):
     """Pieces of other files; the most relevant ones go into the prompt."""
     prompt: str = ""
     """The cursor's line up to the cursor, appended to input_prefix."""
+    min_confidence: float = Field(default=0.0, ge=0, le=1)
+    """Give no text for a missing line that is less likely to be exactly right."""
 
 
 class Infill:
@@ -131,12 +133,12 @@ class Infill:
             service,
             gap,
             gap.natural_kind(),
-            max_tokens=sampling.max_tokens or 0,
+            sampling=sampling,
             context_tokens=context,
-            stop=sampling.stop,
             files=tuple((extra.filename, extra.text) for extra in asked.input_extra),
+            min_confidence=asked.min_confidence,
         )
-        request = filling.request(sampling, seconds_of(asked, service.settings.max_seconds))
+        request = filling.request(seconds_of(asked, service.settings.max_seconds))
         return await service.begin(self.route, [request]), filling
 
     async def _complete(self, asked: LlamaRequest, model: str) -> Json:
@@ -144,7 +146,7 @@ class Infill:
         text = ""
         async with exchange:
             async for _, event in exchange:
-                text += filling.feed(event)
+                text += await self._text(filling, event)
         finished = exchange.runs[0].finished
         assert finished is not None
         require_ended(finished)
@@ -154,7 +156,7 @@ class Infill:
         self, exchange: Exchange, filling: Filling | Plain, asked: LlamaRequest, model: str
     ) -> AsyncIterator[bytes]:
         async for _, event in exchange:
-            text = filling.feed(event)
+            text = await self._text(filling, event)
             if isinstance(event, Finished):
                 if (fault := failure(event)) is not None:
                     yield sse(llama_error(fault))
@@ -162,6 +164,12 @@ class Infill:
                 yield sse(_chosen(self._last(exchange, filling, text, event, model), asked))
             elif text:
                 yield sse({"index": 0, "content": text, "stop": False})
+
+    async def _text(self, filling: Filling | Plain, event: Event) -> str:
+        """The text that became certain with an event."""
+        if isinstance(filling, Filling) and isinstance(event, Finished):
+            await filling.settle(event, self._service)
+        return filling.feed(event)
 
     def _last(
         self,

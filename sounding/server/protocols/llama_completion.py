@@ -41,12 +41,11 @@ class LlamaCompletion(Infill):
                 service,
                 gap,
                 None,
-                max_tokens=sampling.max_tokens or 0,
+                sampling=sampling,
                 context_tokens=context,
-                stop=sampling.stop,
                 whole=True,
             )
-            request = filling.request(sampling, seconds_of(asked, limit))
+            request = filling.request(seconds_of(asked, limit))
             return await service.begin(ROUTE, [request]), filling
         sampling = sampling_of(asked, context, 1.0, -1)
         ids = await service.threads.run(partial(service.raw_prompt, asked.prompt))

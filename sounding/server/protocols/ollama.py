@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.engine.requests import Finished, GenerationRequest, Usage
 from sounding.server.conversation import (
     EFFORTS,
@@ -172,12 +172,11 @@ class OllamaGenerate:
                 service,
                 gap,
                 None,
-                max_tokens=sampling.max_tokens or 0,
+                sampling=sampling,
                 context_tokens=context,
-                stop=sampling.stop,
                 whole=True,
             )
-            request = source.request(sampling, limit)
+            request = source.request(limit)
         else:
             source = Plain(service.tokenizer.eos_id)
             ids = await service.threads.run(partial(service.raw_prompt, prompt))
