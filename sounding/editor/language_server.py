@@ -29,7 +29,7 @@ from pygls.protocol import (
 from pygls.uris import to_fs_path
 
 from sounding.completion.context import File
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.editor.frames import BadFrame, Frames
 from sounding.editor.suggest import Ask, Stop, Suggest
 from sounding.editor.text_documents import OpenDocument, OpenDocuments

@@ -63,7 +63,18 @@ def test_only_the_listed_values(schema: dict[str, Any]) -> None:
         "required": ["s"],
     }
     assert admits(parameters, {"s": "small"}) and admits(parameters, {"s": "large"})
-    for wrong in ("purple", "", "small ", "smalls", "medium", 1, True, ["small"], {}):
+    wrongs: tuple[object, ...] = (
+        "purple",
+        "",
+        "small ",
+        "smalls",
+        "medium",
+        1,
+        True,
+        ["small"],
+        {},
+    )
+    for wrong in wrongs:
         assert not admits(parameters, {"s": wrong}), wrong
 
 
@@ -176,7 +187,8 @@ def test_strings_never_spell_a_tag() -> None:
         listed = {"properties": {"a": {"type": "array", "items": schema}}}
         assert admits(listed, {"a": ["a ｜ b"]}) and not admits(listed, {"a": [tag]})
         tokenizer, vocabulary = small_vocabulary()
-        head = '\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="a" string='
+        head = '\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n'
+        head += '<｜DSML｜parameter name="a" string='
         for text in (f'"true">x{tag} y', '"true">x<|DSML|invoke name'):
             follows = matcher(vocabulary, grammar_of({"properties": {"a": schema}}))
             ids = tokenizer.encode(head + text)
