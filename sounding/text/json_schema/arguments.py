@@ -106,7 +106,8 @@ class _Taking:
     def __init__(self, document: Document) -> None:
         self._document = document
         # By reference, each of which is followed once.
-        self._shapes: dict[str, list[Shape]] = {}
+        self._shapes: dict[tuple[str, bool], list[Shape]] = {}
+        self._wide = False  # whether to leave no way out, that a rival of oneOf may have
         self._known: dict[str, set[str]] = {}
         self._listed: dict[str, list[Any] | None] = {}
 
@@ -120,7 +121,7 @@ class _Taking:
                 raise self._fault(at, f"{name} about all arguments is not supported")
         made = [self._own(schema, at)]
         if "$ref" in schema:
-            name = schema["$ref"]
+            name = schema["$ref"], self._wide
             if name not in self._shapes:
                 self._shapes[name] = self.shapes(self._document.target(schema), at)
             made = self._each(made, self._shapes[name], at)
@@ -180,12 +181,17 @@ class _Taking:
 
     def _one(self, made: list[Shape], parts: list[Schema], at: str) -> list[Shape]:
         """Those that follow one of the parts and no other."""
+        if self._wide:
+            return self._each(made, self._any(parts, at), at)
         found = []
         branches = [self.shapes(part, f"{at}/{i}") for i, part in enumerate(parts)]
+        self._wide = True
+        wide = [self.shapes(part, f"{at}/{i}") for i, part in enumerate(parts)]
+        self._wide = False
         self._each(made, [shape for branch in branches for shape in branch], at)
         for base in made:
             for index, branch in enumerate(branches):
-                rivals = [base + r for i, other in enumerate(branches) if i != index for r in other]
+                rivals = [base + r for i, other in enumerate(wide) if i != index for r in other]
                 found += [self._apart(base + shape, rivals, f"{at}/{index}") for shape in branch]
         return found
 
@@ -266,6 +272,8 @@ class _Taking:
 
     def _counted(self, made: list[Shape], schema: dict[str, Any], at: str) -> list[Shape]:
         """With no fewer and no more properties than minProperties and maxProperties say."""
+        if self._wide:
+            return made
         least, most = schema.get("minProperties", 0), schema.get("maxProperties")
         counted = []
         for shape in made:

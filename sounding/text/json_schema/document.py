@@ -16,6 +16,7 @@ Schema = dict[str, Any] | bool
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 # Those that llguidance enforces in JSON.
 FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
+_MOST_IN_PLACE = 2_000  # each is combined with the others
 _DEEPEST = 100  # levels of a schema; each takes a few frames of Python's stack
 
 _SCHEMAS = (
@@ -46,6 +47,10 @@ class Document:
         self._progressing: set[str] = set()
         for name in self.definitions:
             self._require_progress(name, ())
+        self._sizes: dict[str, int] = {}
+        for schema in (self.root, *self.definitions.values()):
+            if self._size(schema) > _MOST_IN_PLACE:
+                raise self.fault("", f"$ref stands for more than {_MOST_IN_PLACE} schemas at once")
 
     def target(self, schema: Mapping[str, Any]) -> Schema:
         """What a schema's reference leads to."""
@@ -154,6 +159,18 @@ class Document:
             self._names[pointer] = name = f"d{len(self._names)}"
             self.definitions[name] = self._read(target, pointer, pointer.count("/"))
         return self._names[pointer]
+
+    def _size(self, schema: Schema) -> int:
+        """How many schemas are about one value, where references are followed."""
+        if isinstance(schema, bool):
+            return 1
+        size = 1 + sum(map(self._size, in_place(schema)))
+        if "$ref" in schema:
+            name = schema["$ref"].rpartition("/")[2]
+            if name not in self._sizes:
+                self._sizes[name] = self._size(self.definitions[name])
+            size += self._sizes[name]
+        return size
 
     def _require_progress(self, name: str, above: tuple[str, ...]) -> None:
         """Raise ValueError where references lead back to a schema for the very same value."""

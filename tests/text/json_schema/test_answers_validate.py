@@ -52,7 +52,8 @@ def _read(text: str, tools: list[Any], kind: str) -> Any:
     if kind == "content":
         return json.loads(text)
     read = parse(text + EOS, "chat", tolerant=True, tools=tools)
-    assert not read.content and not read.repairs
+    # A name that the schema does not know may be drawn twice; the first value counts.
+    assert not read.content and {one.kind for one in read.repairs} <= {"duplicate_parameter"}
     (call,) = read.calls
     return json.loads(call.arguments)
 
@@ -66,7 +67,7 @@ def test_300_drawn_schemas() -> None:
 def test_10000_drawn_schemas() -> None:
     seen = check_drawn(range(1_000, 11_000))
     print(dict(seen))
-    assert seen["call ended"] > 6_000 and seen["content ended"] > 6_000
+    assert seen["call ended"] > 8_000 and seen["content ended"] > 8_000
 
 
 # Schemas of which the longest compact answer is known, in the text of the arguments.

@@ -185,12 +185,16 @@ def test_strings_never_spell_a_tag() -> None:
     tag = "</｜DSML｜parameter>"
     for schema in ({"type": "string"}, {"type": "string", "maxLength": 99}):
         listed = {"properties": {"a": {"type": "array", "items": schema}}}
-        assert admits(listed, {"a": ["a ｜ b"]}) and not admits(listed, {"a": [tag]})
+        assert admits(listed, {"a": ["a ｜ b"]})
         tokenizer, vocabulary = small_vocabulary()
         head = '\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n'
         head += '<｜DSML｜parameter name="a" string='
-        for text in (f'"true">x{tag} y', '"true">x<|DSML|invoke name'):
-            follows = matcher(vocabulary, grammar_of({"properties": {"a": schema}}))
+        for text, parameters in (
+            (f'"false">["{tag}', listed),
+            (f'"true">x{tag} y', {"properties": {"a": schema}}),
+            ('"true">x<|DSML|invoke name', {"properties": {"a": schema}}),
+        ):
+            follows = matcher(vocabulary, grammar_of(parameters))
             ids = tokenizer.encode(head + text)
             assert follows.validate_tokens(ids) < len(ids)
 
@@ -234,15 +238,16 @@ def test_references_that_double_are_no_work_without_end(combination: str, kind: 
 def test_patterns(pattern: str, right: list[str], wrong: list[str]) -> None:
     made = portable(pattern)
     schema = {"properties": {"a": {"type": "string", "pattern": pattern}}}
+    within = {"properties": {"l": {"items": schema["properties"]["a"]}}}
     for text in right:
         assert found_in(made, text) and admits(schema, {"a": text}), text
-        assert admits({"properties": {"l": {"items": schema["properties"]["a"]}}}, {"l": [text]})
+        assert admits(within, {"l": [text]})
     for text in wrong:
         assert not found_in(made, text) and not admits(schema, {"a": text}), text
         assert not admits(
             {"properties": {"l": {"items": schema["properties"]["a"]}}}, {"l": [text]}
         )
-    assert is_narrowed(made) == any(mark in pattern for mark in (r"\d", r"\w", r"\s", ".c"))
+    assert is_narrowed(made) == any(mark in pattern for mark in (r"\d", r"\w", r"^\s", ".c"))
 
 
 @pytest.mark.parametrize(
