@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sounding.files import file_facts
-from sounding.ops.cpu import library
+from sounding.ops.cpu import library, report_missing
 from sounding.presets import PRESETS
 from sounding.runtime import keep_what_is_loaded, prepare_process
 from sounding.simulation import DEPLOYED, EXACT, Simulation
@@ -125,8 +125,13 @@ def load_network(
     `simulate` rounds activations to FP8 and FP4 as the deployed network. Raises ValueError, saying
     what to install, where PyTorch is needed and missing.
     """
+    return _network_of(open_checkpoint(name), simulate=simulate, exact=exact)
+
+
+def _network_of(
+    checkpoint: "Checkpoint", *, simulate: bool = False, exact: bool = False
+) -> "Network":
     prepare_process()
-    checkpoint = open_checkpoint(name)
     simulation = DEPLOYED if simulate else EXACT
     network: Network | None = None if exact else _load_kernels(checkpoint, simulation)
     if network is None:
@@ -138,6 +143,7 @@ def load_network(
 def _load_kernels(checkpoint: "Checkpoint", simulation: Simulation) -> "Network | None":
     """The network on the C++ kernels; None where they were not built or do not serve it."""
     if library() is None:
+        report_missing()
         return None
     import psutil
 
@@ -215,13 +221,21 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
 
     Raises ValueError where there is none, and for one of another model.
     """
+    _require_tokenizer(folder)
+    return _tokenizer_of(open_checkpoint(folder))
+
+
+def _require_tokenizer(folder: Path) -> None:
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} has no tokenizer.json, without which no text can be read")
+
+
+def _tokenizer_of(checkpoint: "Checkpoint") -> "Tokenizer":
     from sounding.text.markup import EOS
     from sounding.text.tokenizer import Tokenizer
 
-    if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder} has no tokenizer.json, without which no text can be read")
     prepare_process()
-    config = open_checkpoint(folder).config
+    folder, config = checkpoint.folder, checkpoint.config
     tokenizer = Tokenizer.from_file(folder, config.vocab_size)
     ends = tokenizer.named.get(EOS, config.eos_token_id)
     if config.eos_token_id not in (None, ends):
@@ -276,10 +290,12 @@ def open_model(name: str | Path | None = None) -> LoadedModel:
     from sounding.text.fim_format import FimFormat
 
     folder = find_model(name)
-    tokenizer = load_tokenizer(folder)  # first: it is quick, and its errors need no weights
+    _require_tokenizer(folder)
+    checkpoint = open_checkpoint(folder)  # once for both: its headers are checked in full
+    tokenizer = _tokenizer_of(checkpoint)  # first: it is quick, and its errors need no weights
     fim_format = FimFormat.from_folder(folder)
     files = file_facts(folder.glob("*.safetensors"))
-    return LoadedModel(folder, load_network(folder), tokenizer, fim_format, files)
+    return LoadedModel(folder, _network_of(checkpoint), tokenizer, fim_format, files)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -302,13 +318,14 @@ def start_engine(
     """
     from sounding.engine.engine import Engine
     from sounding.engine.exact import splits_are_exact
-    from sounding.engine.prefix.store import PrefixStore, state_identity
-    from sounding.engine.prefix.weights_digest import weights_digest
     from sounding.engine.settings import EngineSettings
 
     options = EngineSettings(exact_splits=splits_are_exact(network), **settings)
     store = None
     if prefix_store is not None:
+        from sounding.engine.prefix.store import PrefixStore, state_identity
+        from sounding.engine.prefix.weights_digest import weights_digest
+
         limit = {} if store_bytes is None else {"limit_bytes": store_bytes}
         weights = weights_digest(network, files, prefix_store)
         store = PrefixStore(prefix_store, state_identity(network, options, weights), **limit)

@@ -1,4 +1,4 @@
-"""`write` and `complete`: a model of code at work, on text and at a place in a file."""
+"""`write` and `complete`: continue a text, and fill in code at a cursor."""
 
 import json
 import re
@@ -35,7 +35,7 @@ _context_option = click.option(
     "--context-tokens",
     default=1024,
     show_default=True,
-    help="What the model sees, its answer included.",
+    help="Maximum number of tokens of prompt and answer.",
 )
 
 
@@ -65,8 +65,7 @@ def write(
 ) -> None:
     """Continue code, streaming.
 
-    TEXT is the beginning, or - to read it from stdin. What follows it goes to stdout as it is
-    written.
+    TEXT is the beginning; - reads it from stdin. The continuation is streamed to stdout.
 
     \b
     Examples:
@@ -115,7 +114,7 @@ def _goes_round(text: str) -> bool:
     "others",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Another file to draw on; can be given repeatedly.",
+    help="Another file to use as context; can be given repeatedly.",
 )
 @click.option(
     "--line/--block",
@@ -145,9 +144,8 @@ def complete(
 ) -> None:
     """Fill in code at a place in a file.
 
-    LINE and COL count from 1; the cursor is before character COL, and without COL at the end of
-    the line. The text around it decides what is written: stdout gets what is to be inserted there,
-    and the file is left alone.
+    LINE and COL count from 1. The cursor is before character COL, or at the end of the line
+    without COL. The completion goes to stdout; the file is not changed.
 
     With -n the first answer is the likeliest and the others are sampled. Equal ones are shown once,
     and in a Python file those with which it would not parse are left out, so there may be fewer.
@@ -226,9 +224,9 @@ def _read_place(where: str) -> _Place:
 
 
 def _read_text(path: Path) -> str:
-    """A file's text with plain newlines, which are all the model has seen."""
+    """Read a file with \\n line ends, the only ones in training data."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
 

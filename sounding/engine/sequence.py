@@ -9,10 +9,10 @@ import math
 import time
 from collections.abc import Collection
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sounding.engine.constrain import Constraint
 from sounding.engine.faults import DamagedModel, EngineFault
 from sounding.engine.network import State, Streams
 from sounding.engine.repetition import RepetitionGuard
@@ -28,6 +28,9 @@ from sounding.engine.stop import StopStrings
 from sounding.engine.stream import EventStream
 from sounding.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from sounding.engine.constrain import Constraint
+
 _log = logging.getLogger(__name__)
 
 
@@ -42,7 +45,7 @@ class ActiveSequence:
         serial: int,
         state_bytes: int,
         tokenizer: Tokenizer | None,
-        constraint: Constraint | None,
+        constraint: "Constraint | None",
         stop_tokens: Collection[int],
         barred_tokens: Collection[int],
         repetition_tokens: int,

@@ -29,7 +29,7 @@ def read_run(folder: Path) -> RunConfig:
     """The settings of the run in a folder. Raises ValueError where they cannot be read."""
     path = folder / RUN_NAME
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     return parse_run(raw)

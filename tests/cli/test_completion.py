@@ -123,6 +123,16 @@ def test_other_files_are_read(model: Path, source: Path, author: Author, tmp_pat
     assert "def subtract" in small_tokenizer().decode(author.requests[0].prompt)
 
 
+def test_a_byte_order_mark_is_no_text(model: Path, source: Path, author: Author) -> None:
+    """As editors on Windows write one: the answer is judged and made without it."""
+    source.write_text("\ufeff" + SOURCE, encoding="utf-8")
+    author.prefix, author.scripts = SOURCE[:27], (" + b",)
+    result = run("complete", f"{source}:2", "--context", source, "--model", model, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["alternatives"][0]["valid"]
+    assert "\ufeff" not in small_tokenizer().decode(author.requests[0].prompt)
+
+
 def test_writing(model: Path, author: Author) -> None:
     author.prefix, author.scripts = "def f(x):", ("\n    return x\n\n\ny = 1",)
     assert run("write", author.prefix, "--model", model).stdout == "\n    return x\n"

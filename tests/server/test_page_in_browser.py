@@ -269,10 +269,10 @@ def test_expert_load_as_a_picture(browser: Browser) -> None:
 
 
 def test_a_server_that_is_gone(browser: Browser, server: ScriptedServer) -> None:
-    server.refuse = (503, "the server is about to stop")
+    server.refuse = (503, "the server is stopping")
     browser.press("3", alt=True)
     browser.wait("!document.getElementById('trouble').hidden")
-    assert browser.text("#trouble") == "the server is about to stop"
+    assert browser.text("#trouble") == "the server is stopping"
     assert browser.text("#model-name") == "no answer"
     server.refuse = None
     browser.wait("document.getElementById('trouble').hidden")

@@ -7,7 +7,7 @@ from sounding.completion.endings import Gap
 from sounding.completion.prompt import CompletionSettings
 from sounding.engine.requests import Event, Finished, TokenEvent
 from sounding.server.options import ServerOptions
-from sounding.server.protocols.filling import Filling, Newlines
+from sounding.server.protocols.filling import Filling, Newlines, _with_newlines
 from sounding.server.service import Service
 from sounding.text.fim_format import FimFormat
 from sounding.text.markup import FIM_HOLE
@@ -44,6 +44,10 @@ def test_a_copy_takes_the_place_of_an_unlikely_line(
         assert not any(shown)
     shown.append(filling.feed(Finished(reason="stop")))
     assert "".join(shown) == expected
+
+
+def test_a_byte_order_mark_is_no_text_of_the_file() -> None:
+    assert _with_newlines(Gap("\ufeffa = 1\r\n", "\r\n")) == Gap("a = 1\n", "\n")
 
 
 def test_a_served_model_is_asked_in_the_order_that_it_learned() -> None:
