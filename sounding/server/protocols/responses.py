@@ -137,7 +137,7 @@ def conversation_of(asked: ResponseRequest, offer: Offer, thinks: bool) -> Conve
     # A client whose stream broke off sends the items of the answer that it has, to have the rest.
     goes_on = bool(messages) and messages[-1]["role"] == "assistant"
     if not messages or (goes_on and messages[-1].get("tool_calls")):
-        raise _unanswerable("it ends with a message or a call's output")
+        raise _unanswerable("the last item must be a message or a call's output")
     word, names = choice_of(asked.tool_choice, offer.functions)
     effort = asked.reasoning.effort if asked.reasoning is not None else None
     form = (asked.text or TextConfig()).format or TextFormat()
@@ -160,7 +160,7 @@ def conversation_of(asked: ResponseRequest, offer: Offer, thinks: bool) -> Conve
 
 
 def _unanswerable(rule: str) -> Refusal:
-    message = f"input: nothing in it is to be answered; {rule}"
+    message = f"input: nothing to answer; {rule}"
     return Refusal(400, message, param="input", code="invalid_value")
 
 

@@ -234,7 +234,7 @@ def test_an_answer_that_broke_off_is_gone_on_with(server: Live) -> None:
     assert prompt(server).endswith("<｜Assistant｜></think>")
     call = {"type": "function_call", "call_id": "c", "name": "clock", "arguments": "{}"}
     assert "output" in refused(server, input=[asked, call], tools=[NAMESPACE])
-    assert "answered" in refused(server, input=[])
+    assert "nothing to answer" in refused(server, input=[])
     form = {"format": {"type": "json_object"}}
     assert "format" in refused(server, input=[asked, said], text=form)
     ask(server, input=[asked, thought], text=form, max_output_tokens=4)
