@@ -1,6 +1,5 @@
 """An engine in this process as something to chat with."""
 
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,6 @@ from sounding.engine.requests import (
     EngineLike,
     Finished,
     GenerationRequest,
-    Overloaded,
     Priority,
     Stream,
 )
@@ -19,8 +17,6 @@ from sounding.engine.sampling import SamplingParams
 from sounding.text import encode, parse
 from sounding.text.markup import EOS
 from sounding.text.tokenizer import Tokenizer, TooManyTokens
-
-_RETRY_SECONDS = 0.05
 
 
 class EngineChat:
@@ -40,12 +36,14 @@ class EngineChat:
         self._engine, self._tokenizer = engine, tokenizer
         self._params, self._max_tokens = params, max_tokens
         self._context = min(context_tokens or engine.context_tokens, engine.context_tokens)
-        self._stopped = threading.Event()
 
     def __call__(
         self, messages: Sequence[Message], tools: Sequence[Message], *, thinking: bool, seed: int
     ) -> Turn:
-        """See `Chat`. Raises ValueError for messages that cannot be encoded, and EngineFault."""
+        """See `Chat`. Raises ValueError for messages that cannot be encoded, and EngineFault.
+
+        More calls at a time than the engine has places for are refused with its Overloaded.
+        """
         mode = "thinking" if thinking else "chat"
         text = encode(with_tools(messages, tools), mode, always_answer=True)
         try:
@@ -64,10 +62,6 @@ class EngineChat:
         message = parse(whole, mode, tolerant=True, tools=tools).message()
         return Turn(message, finished=reason == "stop")
 
-    def stop(self) -> None:
-        """End calls that wait for a place in the engine's queue."""
-        self._stopped.set()
-
     def _submit(self, prompt: Sequence[int], seed: int, max_tokens: int) -> Stream:
         request = GenerationRequest(
             prompt=prompt,
@@ -76,12 +70,7 @@ class EngineChat:
             priority=Priority.BATCH,
             guard_repetition=False,
         )
-        while True:
-            try:
-                return self._engine.submit(request)
-            except Overloaded:
-                if self._stopped.wait(_RETRY_SECONDS):
-                    raise
+        return self._engine.submit(request)
 
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Message]) -> list[dict[str, Any]]:

@@ -81,7 +81,8 @@ class HTTPChat:
             connection.request("POST", self._path, json.dumps(body), self._headers)
             response = connection.getresponse()
             return response.status, response.read().decode("utf-8", "replace")
-        except http.client.HTTPException as error:
-            raise OSError(f"{self._path}: no whole answer ({error!r})") from error
+        except (OSError, http.client.HTTPException) as error:
+            where = f"{self._host}:{self._port}"
+            raise OSError(f"{where} gave no whole answer ({error}); is `serve` running?") from error
         finally:
             connection.close()

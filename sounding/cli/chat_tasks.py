@@ -120,6 +120,30 @@ def tasks(
     report(measured, as_json=as_json)
 
 
+@click.command()
+@click.argument("before", type=_FILE)
+@click.argument("after", type=_FILE)
+@click.option(
+    "-k", "ks", default="1", show_default=True, callback=_numbers, help="Of pass@k, such as 1,8."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def compare(before: Path, after: Path, ks: tuple[int, ...], seed: int, as_json: bool) -> None:
+    """How much pass@k has risen between two results of `eval tasks`, in pairs of tasks.
+
+    BEFORE and AFTER are files of its --out. What both have is compared.
+    """
+    from sounding.evaluation.chats import compared
+    from sounding.evaluation.results import read_results
+
+    first, second = read_results(before), read_results(after)
+    metrics = compared(list(first.values()), list(second.values()), ks=ks, seed=seed)
+    both = len(first.keys() & second.keys())
+    settings = {"before": str(before), "after": str(after), "seed": seed}
+    total = len(first.keys() | second.keys())
+    report(Measured("compare", settings, metrics, both, total, {}, None), as_json=as_json)
+
+
 def _chat(
     url: str | None,
     model: str | None,

@@ -7,12 +7,13 @@ Independent of the network and of other requests: it chooses tokens from rows of
 import logging
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sounding.engine.constrain import Constraint
 from sounding.engine.faults import DamagedModel, EngineFault
 from sounding.engine.network import State, Streams
 from sounding.engine.repetition import RepetitionGuard
@@ -23,10 +24,13 @@ from sounding.engine.requests import (
     TokenEvent,
     Usage,
 )
-from sounding.engine.sampling import Logits, logprob_of, logsumexp, sample
+from sounding.engine.sampling import Logits, log_softmax, logprob_of, logsumexp, sample
 from sounding.engine.stop import StopStrings
 from sounding.engine.stream import EventStream
 from sounding.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from sounding.engine.constrain import Constraint
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ class ActiveSequence:
         serial: int,
         state_bytes: int,
         tokenizer: Tokenizer | None,
-        constraint: Constraint | None,
+        constraint: "Constraint | None",
         stop_tokens: Collection[int],
         barred_tokens: Collection[int],
         repetition_tokens: int,
@@ -101,6 +105,24 @@ class ActiveSequence:
         """Number of tokens of the answer so far."""
         return len(self.tokens) - self.prompt_length
 
+    @property
+    def unscored(self) -> Sequence[int]:
+        """The part of the prompt whose state may come from the cache: it ends before the token
+        whose logits score the first scored one."""
+        scored_from = self.request.scored_from
+        prompt = self.request.prompt
+        return prompt if scored_from is None else prompt[: scored_from - 1]
+
+    def count_rows(self, count: int) -> int:
+        """Number of its next `count` tokens whose logits are needed, which are the last ones."""
+        end = self.fed + count
+        if self.answered:
+            return count
+        rows = int(end >= self.prompt_length)
+        if self.request.scored_from is not None:
+            rows = max(rows, min(count, end - self.request.scored_from + 1))
+        return rows
+
     def urgency(self, patience_steps: int) -> int:
         """Its priority, lower is more urgent, less one per `patience_steps` waited steps: in the
         end it is the most urgent of all."""
@@ -145,6 +167,21 @@ class ActiveSequence:
             _log.exception("request %s failed", self.stream.request_id)
             self.finished, self.error = "error", str(error)
             return None
+
+    def score(self, logits: NDArray[np.float32]) -> None:
+        """Pass tokens of the prompt to its answer; `logits` are those of the last tokens fed."""
+        answer, scored_from = self.request.answer, self.request.scored_from
+        if answer is None or scored_from is None or not len(logits):
+            return
+        first = self.fed - len(logits) + 1
+        tokens = self.request.prompt[first : self.fed + 1]
+        logits = logits[: len(tokens)]
+        if not np.isfinite(logits).all():
+            self.finished, self.error = "error", str(DamagedModel(f"behind token {first}"))
+            return
+        logprobs = log_softmax(logits)[np.arange(len(tokens)), tokens].tolist()
+        for token, logprob in zip(tokens, logprobs, strict=True):
+            answer.push(token, logprob)
 
     def count_drafts(self, drafted: int, accepted: int) -> None:
         """Count draft tokens that were verified, and those of them that were accepted."""

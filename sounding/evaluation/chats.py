@@ -124,6 +124,42 @@ def by_difficulty(rows: Sequence[Row], *, samples: int, ks: Sequence[int]) -> li
     ]
 
 
+def compared(
+    before: Sequence[Row], after: Sequence[Row], *, ks: Sequence[int], seed: int
+) -> dict[str, Estimate]:
+    """How much pass@k has risen, by kind, on the tasks of both; intervals resample tasks in pairs.
+
+    Raises ValueError where no task is in both, or the numbers of samples differ or are below k.
+    """
+    first, second = _passed(before), _passed(after)
+    both = [name for name in first if name in second]
+    if not both:
+        raise ValueError("the two have no task in common; compare results of the same tasks")
+    found: dict[str, list[tuple[str, int, int, int]]] = {}
+    for name in both:
+        group, samples, passed = first[name]
+        _, again, passed_after = second[name]
+        if again != samples:
+            raise ValueError(f"{name} has {samples} samples and {again}; compare equal numbers")
+        for key in ("", group):
+            found.setdefault(key, []).append((name, samples, passed, passed_after))
+    table = {}
+    for key in sorted(found) if len(found) > 2 else [""]:
+        for k in ks:
+            rises = [(pass_at_k(n, b, k) - pass_at_k(n, a, k), 1.0) for _, n, a, b in found[key]]
+            table[f"{key} pass@{k} rises by".strip()] = bootstrap(rises, seed=seed)
+    return table
+
+
+def _passed(rows: Sequence[Row]) -> dict[str, tuple[str, int, int]]:
+    """Group, number of samples, and how many passed, by task."""
+    found: dict[str, tuple[str, int, int]] = {}
+    for row in rows:
+        group, samples, passed = found.get(row["task_id"], (row["group"], 0, 0))
+        found[row["task_id"]] = (group, samples + 1, passed + bool(row["passed"]))
+    return found
+
+
 def reasons(rows: Sequence[Row]) -> dict[str, int]:
     """How often answers failed for each reason."""
     return dict(Counter(row["reason"] for row in rows).most_common(20))

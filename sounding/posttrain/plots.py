@@ -4,9 +4,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from sounding.train.metrics import MetricsRow, read_metrics
+from sounding.train.metrics import METRICS_NAME, MetricsRow, read_metrics
 from sounding.train.plots import last_of_each_step
-from sounding.train.run_folder import METRICS_NAME
 
 # file: (what the axis says, metrics of which those that were measured are drawn)
 _PANELS = {

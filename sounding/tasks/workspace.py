@@ -12,6 +12,7 @@ from typing import Any
 
 from sounding.sandbox.run import Outcome
 from sounding.tasks.checks import FilesCheck
+from sounding.text.markup import FIRST_TOKENS, NAMED_TOKENS
 
 RunProgram = Callable[[str], Outcome]
 
@@ -57,7 +58,17 @@ class Workspace:
         return TOOLS
 
     def call(self, name: str, arguments: str) -> str:
-        """The result of a call, or what was wrong with it; never raises for what a model wrote."""
+        """The result of a call, or what was wrong with it; never raises for what a model wrote.
+
+        It is a text that a prompt can hold: names of special tokens are written apart, so that what
+        a file says cannot open or end a turn.
+        """
+        text = self._call(name, arguments).encode("utf-8", "replace").decode()
+        for token in (*FIRST_TOKENS, *NAMED_TOKENS):
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    def _call(self, name: str, arguments: str) -> str:
         known = _SCHEMAS.get(name)
         if known is None:
             return f"error: there is no tool {name}; there are {', '.join(_SCHEMAS)}"

@@ -94,7 +94,7 @@ class Tokenizer:
         if file.is_dir():
             file = file / "tokenizer.json"
         try:
-            return cls.from_json(file.read_text(encoding="utf-8"), vocab_size)
+            return cls.from_json(file.read_text(encoding="utf-8-sig"), vocab_size)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
 

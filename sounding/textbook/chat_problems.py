@@ -28,6 +28,7 @@ from sounding.textbook.running import Run
 from sounding.textbook.tool_repairs import Solved, repaired_by_tools
 from sounding.textbook.tracing import Traced, traces
 
+_KEPT_VERDICTS = 512  # kinds ask the same of one program, and exercises follow each other
 _MOST_MUTANTS = 4  # of a task to write tests
 _MOST_TRACE_CHARACTERS = 1800
 
@@ -37,7 +38,7 @@ class ChatProblems:
 
     def __init__(self, judge: Judge, run: Run, seed: int) -> None:
         """`judge` grades answers, `run` runs our own programs, both in the sandbox."""
-        self._judge: Judge = functools.lru_cache(65536)(judge)
+        self._judge: Judge = functools.lru_cache(_KEPT_VERDICTS)(judge)
         self._run, self._seed = run, seed
 
     def solved(self, exercise: Exercise, kinds: Sequence[str], each: int) -> Iterator[Solved]:

@@ -36,7 +36,7 @@ def read_run_as(kind: type[R], folder: Path) -> R:
     """The settings of a run with the fields of `kind`; raises ValueError as `read_run` does."""
     path = folder / RUN_NAME
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     return parse_run_as(kind, raw)

@@ -93,6 +93,12 @@ def test_an_address_that_is_none_is_refused() -> None:
             HTTPChat(url, temperature=0.0, top_p=1.0, max_tokens=8)
 
 
+def test_no_server_is_an_error_that_names_the_address() -> None:
+    chat = HTTPChat("http://127.0.0.1:9", temperature=0.0, top_p=1.0, max_tokens=8)
+    with pytest.raises(OSError, match="gave no whole answer"):
+        converse(chat, ASK, None, most_turns=1)
+
+
 def test_a_server_that_refuses_is_an_error_with_its_words(server: Live) -> None:
     chat = HTTPChat(server.url, temperature=-1.0, top_p=1.0, max_tokens=8)
     with pytest.raises(ValueError, match="temperature"):

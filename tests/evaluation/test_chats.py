@@ -3,11 +3,18 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sounding.agent.loop import Message, Turn
-from sounding.evaluation.chats import by_difficulty, evaluate_chats, reasons, summarise_chats
+from sounding.evaluation.chats import (
+    by_difficulty,
+    compared,
+    evaluate_chats,
+    reasons,
+    summarise_chats,
+)
 from sounding.sandbox.trial import Trial, Verdict
 from sounding.tasks.chat import ChatProblem, ChatTask, read_chat_problems
 from sounding.tasks.checks import Check, CodeCheck, FilesCheck, MutationCheck, TextCheck
@@ -121,6 +128,29 @@ def test_an_answer_that_was_cut_off_does_not_pass() -> None:
     task = ChatTask([problem("write")], looked)
     [row] = evaluate_chats(task, [(0, 0)], cut, seed=0, most_turns=1, width=1)
     assert (row["passed"], row["reason"]) == (False, "not finished")
+
+
+def result(task_id: str, sample: int, *, passed: bool, group: str = "write") -> dict[str, Any]:
+    name = f"{task_id}#{sample}"
+    return {"id": name, "task_id": task_id, "group": group, "passed": passed}
+
+
+def test_two_results_are_compared_task_by_task() -> None:
+    before = [result(f"t{n}", s, passed=n == 0) for n in range(4) for s in range(2)]
+    after = [result(f"t{n}", s, passed=n < 3 and s == 0) for n in range(1, 5) for s in range(2)]
+    found = compared(before, after, ks=(1, 2), seed=0)
+    assert {name: rise.value for name, rise in found.items()} == {
+        "pass@1 rises by": pytest.approx(1 / 3),
+        "pass@2 rises by": pytest.approx(2 / 3),
+    }
+    tools = [result("x", s, passed=s == 0, group="tools") for s in range(2)]
+    found = compared([*before, *tools], [*after, *tools], ks=(1,), seed=0)
+    assert found["tools pass@1 rises by"] == (0, 0, 0)
+    assert found["write pass@1 rises by"].value == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="no task in common"):
+        compared(before, tools, ks=(1,), seed=0)
+    with pytest.raises(ValueError, match="2 samples and 1"):
+        compared(before, after[:1], ks=(1,), seed=0)
 
 
 def test_a_failing_chat_ends_the_evaluation() -> None:

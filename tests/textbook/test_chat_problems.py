@@ -158,6 +158,10 @@ def test_the_commands_write_rows_that_are_read_back(
     assert measured["metrics"]["pass@1"]["value"] == 0
     assert run(*evaluated, *short) == measured  # nothing is asked again
     assert len(results.read_text().splitlines()) == 2
+    compared = run("eval", "compare", results, results, "--json")
+    assert compared["metrics"]["pass@1 rises by"]["value"] == 0
+    refused = CliRunner().invoke(cli, ["eval", "compare", str(tasks), str(results)])
+    assert "holds no results" in str(refused.exception)
 
 
 @pytest.mark.parametrize(
