@@ -100,10 +100,10 @@ def taught(tmp_path_factory: pytest.TempPathFactory, start: Path, config: ModelC
         SftRun(name="sft", model=config),
         start,
         f"conversations.path={path}",
-        "train.steps=40",
+        "train.steps=25",
         "train.accumulation=1",
         "train.qat=true",
-        "log.checkpoint_every=40",
+        "log.checkpoint_every=25",
     )
     open_sft(run, folder / "run").train()
-    return folder / "run" / "checkpoints" / "step-00000040" / "model"
+    return folder / "run" / "checkpoints" / "step-00000025" / "model"
