@@ -314,9 +314,9 @@ def _gap(document: OpenDocument, start: int, end: int, chosen: str = "") -> Gap:
 
 
 def _plain(text: str) -> str:
-    """Text as the model has seen it: plain newlines, and no half of a surrogate pair.
+    """Text as the model has seen it: plain newlines, no byte-order mark, no half surrogate.
 
     Insertions have plain newlines too; editors turn them into the document's own.
     """
-    text = text.replace("\r\n", "\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -96,6 +96,10 @@ class GenerationRequest:
     Tokens that structure a prompt are never part of an answer."""
     guard_repetition: bool = True
     """End an answer that repeats itself."""
+    drawn_tokens: int = 0
+    """How many tokens at the end of the prompt were sampled for this answer by an earlier request
+    of the same seed: sampling goes on with the random numbers behind theirs, so that an answer that
+    was interrupted ends as it would have."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Nothing here depends on which sequences share a step, except how the network rou
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,13 @@ from sounding.engine.drafting.selection import DraftSelection, drafters_for
 from sounding.engine.network import Network, Streams
 from sounding.engine.prefix.cache import Found, PrefixCache
 from sounding.engine.prefix.snapshot import put_together
-from sounding.engine.prefix.store import PrefixStore
 from sounding.engine.requests import Priority
 from sounding.engine.scheduler import Move
 from sounding.engine.sequence import ActiveSequence
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
+
+if TYPE_CHECKING:
+    from sounding.engine.prefix.store import PrefixStore
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Runner:
         model: Network,
         settings: EngineSettings,
         num_tokens: int,
-        store: PrefixStore | None = None,
+        store: "PrefixStore | None" = None,
     ) -> None:
         """Token ids from `num_tokens` on are never chosen."""
         config = model.config

@@ -9,11 +9,11 @@ import math
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sounding.engine.constrain import Constraint
 from sounding.engine.faults import DamagedModel, EngineFault
 from sounding.engine.network import State, Streams
 from sounding.engine.repetition import RepetitionGuard
@@ -29,6 +29,9 @@ from sounding.engine.stop import StopStrings
 from sounding.engine.stream import EventStream
 from sounding.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from sounding.engine.constrain import Constraint
+
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +46,7 @@ class ActiveSequence:
         serial: int,
         state_bytes: int,
         tokenizer: Tokenizer | None,
-        constraint: Constraint | None,
+        constraint: "Constraint | None",
         stop_tokens: Collection[int],
         barred_tokens: Collection[int],
         repetition_tokens: int,
@@ -74,6 +77,7 @@ class ActiveSequence:
         self._stop_tokens = frozenset(stop_tokens)
         self._barred_tokens = frozenset(barred_tokens) - self._stop_tokens
         self._generator = np.random.default_rng(request.params.seed)
+        self._generator.random(request.drawn_tokens)  # one number for each
         self._text = None if tokenizer is None else tokenizer.stream()
         self._stops = StopStrings(request.stop)
         self._repetition = RepetitionGuard(repetition_tokens)
@@ -233,8 +237,7 @@ class ActiveSequence:
             self.finished = "stop"
             return None
         self.tokens.append(token)
-        self._tell(token, logits)
-        self._decide(token, logits)
+        self._decide(token, logits, self._tell(token, logits))
         return token
 
     def _sample(self, logits: Logits) -> int | None:
@@ -265,18 +268,23 @@ class ActiveSequence:
             logits = self._constraint.mask(logits)
         return logits
 
-    def _tell(self, token: int, logits: Logits) -> None:
+    def _tell(self, token: int, logits: Logits) -> float | None:
+        """Put the token's event on the stream; returns its logprob, if one was asked for."""
         top = self.request.top_logprobs
         logprob, best = (None, []) if top is None else logprob_of(logits, token, top)
         text = ""
         if self._text is not None:
             text = self._stops.feed(self._text.push(token))
         self.stream.put(TokenEvent(token, text, logprob, best))
+        return logprob
 
-    def _decide(self, token: int, logits: Logits) -> None:
+    def _decide(self, token: int, logits: Logits, logprob: float | None) -> None:
         """Set `finished` if a stopping criterion holds after this token."""
-        answer = self.request.answer
-        more = answer is None or answer.push(token, float(logits[token]) - logsumexp(logits))
+        answer, more = self.request.answer, True
+        if answer is not None:
+            if logprob is None:  # float32 is enough for a rule, and faster
+                logprob = float(logits[token]) - logsumexp(logits)
+            more = answer.push(token, logprob)
         if self._constraint is not None:
             more = self._constraint.push(token) and more
         if not more or self._stops.found is not None:

@@ -78,12 +78,13 @@ class Block(nn.Module):
         chunk: Chunk,
         states: list[TensorLayerState],
         selection: Selection = SPARSE,
+        replayed: Int[Tensor, "t k"] | None = None,
     ) -> tuple[Float[Tensor, "t m c"], BlockReport]:
         x, post, mix, streams = self._connect("attn", streams)
         output, indexer = self.attn(self.attn_norm(x), chunk, states, selection)
         streams = hyper_connection.write(streams, output, post, mix)
         x, post, mix, streams = self._connect("ffn", streams)
-        output, routing = self.ffn(self.ffn_norm(x), chunk.tokens)
+        output, routing = self.ffn(self.ffn_norm(x), chunk.tokens, replayed)
         streams = hyper_connection.write(streams, output, post, mix)
         return streams, BlockReport(routing, indexer)
 
@@ -105,13 +106,15 @@ def _run_blocks(
     chunk: Chunk,
     states: Sequence[Sequence[TensorLayerState]],
     selection: Selection,
+    replayed: Sequence[Int[Tensor, "t k"]] | None = None,
 ) -> tuple[Float[Tensor, "t m c"], Sequence[BlockReport]]:
     """Take a chunk through blocks, one after the other; states[i] are those of sequence i, one
-    per block."""
+    per block, and replayed[i] the experts that block i must take."""
     reports = []
     for index, block in enumerate(blocks):
         layer_states = [layers[index] for layers in states]
-        streams, report = block(streams, chunk, layer_states, selection)
+        choices = None if replayed is None else replayed[index]
+        streams, report = block(streams, chunk, layer_states, selection, choices)
         reports.append(report)
     return streams, reports
 
@@ -190,17 +193,19 @@ class Transformer(nn.Module):
         lengths: Sequence[int] | None = None,
         states: Sequence[TensorState] | None = None,
         selection: Selection = SPARSE,
+        replayed: Sequence[Int[Tensor, "t k"]] | None = None,
     ) -> Output:
         """Append a chunk: lengths[i] tokens to the sequence that states[i] remembers.
 
         Without lengths the chunk is one sequence; without states all sequences begin here.
+        `replayed` are the experts that every layer's tokens go to, where they were chosen before.
         """
         lengths, states = self._sequences(tokens, lengths, states)
         chunk = make_chunk(tokens, lengths, [state.length for state in states])
         embedded = self.embed(tokens, self.dtype)
         streams = embedded[:, None].expand(-1, self.config.hc_mult, -1)
         layers = [state.layers for state in states]
-        return Output(*_run_blocks(streams, self.blocks, chunk, layers, selection))
+        return Output(*_run_blocks(streams, self.blocks, chunk, layers, selection, replayed))
 
     def predict(
         self,

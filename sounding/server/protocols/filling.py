@@ -1,4 +1,4 @@
-"""Text that is written at a cursor, for the protocols that fill in the middle."""
+"""Completions at a cursor, for the protocols that fill in the middle."""
 
 import asyncio
 import logging
@@ -31,9 +31,9 @@ _log = logging.getLogger(__name__)
 
 
 def marked_gap(prompt: str) -> Gap | None:
-    """The gap of a prompt that is exactly begin, prefix, hole, suffix, end; None for any other.
+    """The gap of a prompt of the form begin, prefix, hole, suffix, end; None for any other.
 
-    Editors write it so for every DeepSeek model, but not every one learned this order.
+    Editors use this order for every DeepSeek model, but not every model was trained on it.
     """
     text = prompt.removeprefix(BOS)
     if not (text.startswith(FIM_BEGIN) and text.endswith(FIM_END)):
@@ -89,7 +89,7 @@ class Filling:
 
     @property
     def stop(self) -> str | None:
-        """The stop string that was found."""
+        """The stop string that ended the answer."""
         found = self._reader.found
         return None if found is None else self._stops.get(found, found)
 
@@ -164,7 +164,7 @@ class Plain:
     def __init__(self, eos_id: int) -> None:
         self._eos_id = eos_id
         self.stop: str | None = None
-        """The stop string that was found."""
+        """The stop string that ended the answer."""
 
     def feed(self, event: Event) -> str:
         if isinstance(event, Finished):
@@ -224,4 +224,5 @@ def _with_newlines(gap: Gap) -> Gap:
     prefix = gap.prefix
     if prefix.endswith("\r") and gap.suffix.startswith("\n"):
         prefix = prefix[:-1]  # the cursor is within a line end
-    return Gap(Newlines.read(prefix), Newlines.read(gap.suffix))
+    # A byte-order mark is no part of a text; the model never saw one.
+    return Gap(Newlines.read(prefix.removeprefix("\ufeff")), Newlines.read(gap.suffix))

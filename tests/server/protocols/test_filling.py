@@ -12,7 +12,7 @@ from sounding.engine.requests import Event, Finished, TokenEvent
 from sounding.engine.sampling import SamplingParams
 from sounding.server.conversation import Sampling
 from sounding.server.options import ServerOptions
-from sounding.server.protocols.filling import Filling, Newlines
+from sounding.server.protocols.filling import Filling, Newlines, _with_newlines
 from sounding.server.service import Service
 from sounding.server.threads import Threads
 from sounding.text.fim_format import FimFormat
@@ -58,6 +58,10 @@ def test_where_the_engine_takes_no_more_the_line_stands() -> None:
     end = Finished(reason="stop")
     asyncio.run(filling.settle(end, service))  # type: ignore[arg-type]
     assert filling.feed(end) == "return self.y"
+
+
+def test_a_byte_order_mark_is_no_text_of_the_file() -> None:
+    assert _with_newlines(Gap("\ufeffa = 1\r\n", "\r\n")) == Gap("a = 1\n", "\n")
 
 
 def test_a_served_model_is_asked_in_the_order_that_it_learned() -> None:
