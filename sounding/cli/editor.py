@@ -64,7 +64,7 @@ def language_server(
     used. An editor starts this command: docs/editors.md has the settings for Neovim, VS Code, Emacs
     and Zed. The model is loaded once the editor has connected, and errors are shown there.
     """
-    from sounding.completion.prompt import CompletionSettings
+    from sounding.completion.prompt import TYPING_CANDIDATES, CompletionSettings
     from sounding.editor.language_server import CodeServer
     from sounding.editor.suggest import FromModel, FromServer, through
 
@@ -85,7 +85,10 @@ def language_server(
                 min_confidence=min_confidence,
             )
         settings = CompletionSettings(
-            max_tokens=max_tokens, context_tokens=context_tokens, typing=True
+            max_tokens=max_tokens,
+            context_tokens=context_tokens,
+            candidates=TYPING_CANDIDATES,
+            typing=True,
         )
         opened = open_model(model)
         return FromModel(

@@ -243,12 +243,14 @@ class Completer:
         """Run attempts; candidates by the id of their plan."""
         requests = [attempt.request for attempt in attempts]
         ended = {index for index, finished in self._generate(requests) if finished}
-        found: dict[int, list[Candidate]] = {}
+        found: dict[int, list[Candidate]] = {id(attempt.plan): [] for attempt in attempts}
         for index, (plan, start, middle, _, likeliest) in enumerate(attempts):
             # The generator may stop early, such as at a deadline while the user is typing.
             cut = middle.cut_short or index not in ended
+            if cut and plan.whole_line and not likeliest:
+                continue  # a line without an end is none
             one = self._candidate(plan, start, middle, cut=cut, likeliest=likeliest)
-            found.setdefault(id(plan), []).append(one)
+            found[id(plan)].append(one)
         return found
 
     def _candidate(
@@ -288,31 +290,37 @@ class Completer:
         ]
 
     def _score(self, groups: Iterable[tuple[Plan, list[Candidate]]]) -> None:
-        """Score the lines that compete for a place, each with what follows it."""
-        requests, owners = [], []
+        """Score the lines that compete for a place, each with what follows it: all, or none where
+        the generator stops early."""
+        requests: list[Request] = []
+        owners: list[list[tuple[Candidate, _Scored, int]]] = []
         for plan, pool in groups:
             running = [one for one in pool if one.text.strip() and not one.judged.fault]
             if not plan.competes or len(running) < 2:
                 continue
-            gap = _whole_line(plan.gap)
             texts = [one.text.rstrip("\n") for one in running]
+            gap = _whole_line(plan.gap)
             scored = self._prompts.scored(gap, texts, plan.settings, plan.context)
-            for one, (prompt, first) in zip(running, scored, strict=True):
-                answer = _Scored()
-                requests.append(
-                    Request(
-                        prompt=prompt,
-                        answer=answer,
-                        params=SamplingParams(),
-                        max_tokens=0,
-                        scored_from=first,
-                    )
+            answers = [_Scored() for _ in running]
+            requests += [
+                Request(
+                    prompt=prompt,
+                    answer=answer,
+                    params=SamplingParams(),
+                    max_tokens=0,
+                    scored_from=first,
                 )
-                owners.append((one, answer, len(prompt) - first))
-        for index, finished in self._generate(requests) if requests else ():
-            one, answer, count = owners[index]
-            if finished and answer.count == count:
-                one.score, one.num_tokens = answer.logprob, count
+                for (prompt, first), answer in zip(scored, answers, strict=True)
+            ]
+            counts = [len(prompt) - first for prompt, first in scored]
+            owners.append(list(zip(running, answers, counts, strict=True)))
+        if requests:
+            for _ in self._generate(requests):
+                pass
+        for owned in owners:
+            if all(answer.count == count for _, answer, count in owned):
+                for one, answer, count in owned:
+                    one.score, one.num_tokens = answer.logprob, count
 
     def _decoder(
         self,

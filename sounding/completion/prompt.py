@@ -23,6 +23,7 @@ from sounding.text.tokenizer import Tokenizer, TooManyTokens
 _SPECIAL_TOKENS = 4  # BOS and the three of FIM
 BYTES_PER_TOKEN = 16  # more than a window can need; spares encoding a long file as a whole
 _HEALED_CHARACTERS = 1024  # of a long line; the rest is encoded apart
+CANDIDATES, TYPING_CANDIDATES = 8, 4  # each takes time, of which a typist gives little
 _SCORED_TOKENS = 24  # behind a candidate
 _STEPS = 8  # step in which the start of a long prefix moves
 
@@ -43,7 +44,7 @@ class CompletionSettings:
     """Inside a word, let the model choose its tokens anew."""
     copying: bool = True
     """Let the other lines of the file compete with the network's, where a line is wanted."""
-    candidates: int = 8
+    candidates: int = CANDIDATES
     """Lines sampled beside the likeliest one, where a line is wanted at temperature 0; with 0 the
     network writes its likeliest alone."""
     typing: bool = False

@@ -60,8 +60,8 @@ class TrainingCurve:
         """Choose at most `documents` texts, `lines` and `options.limit` problems."""
         self.folder = folder
         seed = options.seed
-        # Without copying from the file: what the network has learned is measured.
-        self.options = dataclasses.replace(options, copying=False, syntax=True)
+        # The likeliest lines alone: what the network has learned is measured.
+        self.options = dataclasses.replace(options, copying=False, candidates=0, syntax=True)
         self.documents = limited(texts, documents, seed)
         chosen = choose_lines(texts, per_file=_PER_FILE, cursor="indent", seed=seed)
         self.lines: list[Item] = limited(chosen, lines, seed)

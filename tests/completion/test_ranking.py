@@ -131,3 +131,20 @@ def test_scored_prompts_begin_alike_and_end_with_what_follows(suffix: str) -> No
     assert first == second and one[:first] == other[:first]
     for ids, text in ((one, "result = 1"), (other, "x = 2")):
         assert TOKENIZER.decode(ids[1:]) == gap.prefix + text + (suffix or "\n")
+
+
+def test_where_time_is_up_the_likeliest_line_is_taken() -> None:
+    """A line without its end is none."""
+    author = Scorer(GAP.prefix, "= radius", "result = 1", "result = 3", "result = radius")
+
+    def hurried(requests):  # type: ignore[no-untyped-def]
+        if requests[0].scored_from is not None:  # scores the last alone
+            yield from ((len(requests) - 1, over) for _, over in author(requests[-1:]))
+            return
+        yield from ((0, over) for _, over in author(requests[:1]))
+        list(author(requests[1:3]))  # written, but not to their end
+
+    settings = CompletionSettings(candidates=3, copying=False, heal=False)
+    completer = Completer(TOKENIZER, FIM, hurried)
+    found = completer.complete(completer.plan(GAP, "line", settings), SamplingParams())
+    assert [one.text for one in found] == ["result = 1"]

@@ -8,7 +8,7 @@ from functools import partial
 from sounding.completion.completer import Completer, Plan
 from sounding.completion.context import File
 from sounding.completion.gap import Gap, Kind
-from sounding.completion.prompt import CompletionSettings
+from sounding.completion.prompt import TYPING_CANDIDATES, CompletionSettings
 from sounding.completion.trimming import trim
 from sounding.engine.batch import Batch
 from sounding.engine.requests import (
@@ -197,7 +197,10 @@ async def fill_in(
     stops = {Newlines.read(one): one for one in sampling.stop}
     try:
         settings = CompletionSettings(
-            max_tokens=max(1, sampling.max_tokens or 0), context_tokens=context_tokens, typing=True
+            max_tokens=max(1, sampling.max_tokens or 0),
+            context_tokens=context_tokens,
+            candidates=TYPING_CANDIDATES,
+            typing=True,
         )
     except ValueError as error:
         raise Refusal(400, f"{error}", param="max_tokens", code="context_length_exceeded") from None
