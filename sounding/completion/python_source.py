@@ -54,6 +54,7 @@ class PythonSource:
         self._known: frozenset[str] = frozenset()
         self._open = False
         self._names: Names | None = None
+        self._mendable = False  # something in the gap makes the whole source parse
         self._analyse()
 
     @property
@@ -79,7 +80,7 @@ class PythonSource:
             if whole.lstrip().startswith("#") and "\n" not in whole.strip():
                 return Judged("comment")
         if self._names is None:
-            return Judged("" if self._may_stand(text) else "syntax")
+            return Judged("" if self._may_stand(text) else "syntax")  # the only rule left
         names = self._names_with(text)
         if names is None:
             return Judged("syntax")
@@ -94,7 +95,8 @@ class PythonSource:
         """True if the whole source parses with this text; at its end, if it can begin so."""
         if self._names is not None:
             return self._names_with(text) is not None
-        return self._may_stand(text)
+        gap = self._gap
+        return parses(gap.prefix + text + gap.suffix) if gap.suffix.strip() else fits(text, gap)
 
     def needed(self) -> list[str]:
         """Names that are read around the gap and bound nowhere, in the order of their first use.
@@ -112,7 +114,10 @@ class PythonSource:
     def _analyse(self) -> None:
         """Find a filler that makes the source correct, and the names with it."""
         gap = self._gap
-        if len(gap.prefix) + len(gap.suffix) > _MOST_CHARACTERS or not gap.prefix.strip():
+        if len(gap.prefix) + len(gap.suffix) > _MOST_CHARACTERS:
+            return
+        if not gap.prefix.strip():
+            self._mendable = self._find_filler() is not None
             return
         around = _statement_around(gap)
         for self._before, self._after in (
@@ -146,8 +151,10 @@ class PythonSource:
         return None if tree is None else find_names(tree, self._known - {_BLANK})
 
     def _may_stand(self, text: str) -> bool:
-        gap = self._gap
-        return parses(gap.prefix + text + gap.suffix) if gap.suffix.strip() else fits(text, gap)
+        """True if a text is no error of syntax that was not there without it."""
+        if self._mendable:
+            return self.valid(text)
+        return not self.begun or fits(text, self._gap)
 
     def _repeats(self, text: str) -> bool:
         """True for a line that its neighbours have, or a definition that stands there already."""

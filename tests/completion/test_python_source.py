@@ -95,3 +95,20 @@ def test_of_a_long_file_only_the_statement_around_the_gap_is_judged_again() -> N
     assert len(source._before) + len(source._after) < 200
     assert source.judge("return z").fault == ""
     assert source.judge("return f3000(z)").fault == "name"
+
+
+@pytest.mark.parametrize("text", ["a", "a + b"])
+def test_a_file_that_is_broken_elsewhere_does_not_condemn_every_text(text: str) -> None:
+    source = PythonSource(Gap("def f(a):\n    c = ", "\n    d = (\n    return c\n"))
+    assert source.judge(text).fault == ""
+    assert not source.valid(text)
+
+
+def test_a_new_error_is_one_in_a_broken_file_too() -> None:
+    source = PythonSource(Gap("def f(a):\n    c = ", "\n    d = (\n    return c\n"))
+    assert source.judge("a b").fault == "syntax"
+
+
+def test_behind_an_error_nothing_is_condemned_by_syntax() -> None:
+    source = PythonSource(Gap("def f(a):\n    b = a +\n    c = ", "\n    return c\n"))
+    assert source.judge("a").fault == ""
