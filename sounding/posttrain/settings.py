@@ -214,10 +214,10 @@ def distill_recipe(model: ModelConfig) -> DistillRun:
 
 
 def _rollouts(model: ModelConfig) -> RolloutsConfig:
-    """With activations rounded to FP8 a last bit of bfloat16 that differs between the kernels of
-    sampler and trainer can become a whole code: 0.05 nats in the mean for `nano`."""
-    rounded = model.quantization_config is not None
-    return RolloutsConfig(most_difference=0.1) if rounded else RolloutsConfig()
+    """The kernels of sampler and trainer sum in another order. For `nano` in bfloat16 that makes
+    0.009 nats in the mean; with activations rounded to FP8, where a last bit can become a whole
+    code, 0.05."""
+    return RolloutsConfig(most_difference=0.02 if model.quantization_config is None else 0.1)
 
 
 def _policy(model: ModelConfig) -> TrainConfig:
