@@ -84,7 +84,11 @@ def test_tests_of_another_form_are_refused(test: object, message: str) -> None:
         ),
         ("import sys\n", "import sys  " + "#" * 99 + "\n", "longer than 100"),
         ('"tide_ranges([]) == []",', '"tide_ranges([5]) == []",', "duplicate test"),
-        ('"tide_ranges([]) == []",\n  "tide_ranges([5]) == []",', "", "has 4 tests; at least 5 are"),
+        (
+            '"tide_ranges([]) == []",\n  "tide_ranges([5]) == []",',
+            "",
+            "has 4 tests; at least 5 are",
+        ),
         ('stdout = "3\\n3\\n"', 'output = "3"', "unknown key 'output'"),
         (
             'stdin = "", stdout',
