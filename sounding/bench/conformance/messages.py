@@ -195,7 +195,7 @@ def tokens_are_counted(server: Server) -> None:
     del body["max_tokens"]
     counted = server.post(COUNT, body).json["input_tokens"]
     read = read_tokens(server.post(PATH, ask(server)).json["usage"])
-    expect(counted == read, f"{counted} are counted and {read} read")
+    expect(counted == read, f"count_tokens gives {counted}, usage gives {read}")
 
 
 CHECKS = [
