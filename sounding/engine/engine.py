@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Collection
 from typing import Literal, NamedTuple
 
+from sounding.engine.adapters import Adapters
 from sounding.engine.constrain import Constraints
 from sounding.engine.memory_budget import StatePool, state_bytes
 from sounding.engine.network import Network
@@ -60,6 +61,8 @@ class Engine:
             eos = tokenizer.named.get(EOS)
         default = () if eos is None else (eos,)
         self._stop_tokens = frozenset(default if stop_tokens is None else stop_tokens)
+        self.adapters = Adapters(model)
+        """Loaded and dropped at any time, by any thread."""
         self._constraints = None
         if tokenizer is not None:
             self._constraints = Constraints(tokenizer, self._stop_tokens)
@@ -98,6 +101,7 @@ class Engine:
             )
         if self._tokenizer is None and (request.stop or request.grammar):
             raise ValueError("stop strings and grammars need a tokenizer, and there is none")
+        self.adapters.find(request.adapter)
         check_prompt(request.prompt, request.max_tokens, config, self.context_tokens)
         num_bytes = state_bytes(
             config,
@@ -116,6 +120,7 @@ class Engine:
     def submit(self, request: GenerationRequest) -> EventStream:
         """See `EngineLike`."""
         num_bytes = self.check(request)
+        adapter = self.adapters.find(request.adapter)
         constraint = None
         if request.grammar is not None and self._constraints is not None:
             constraint = self._constraints.start(request.grammar, request.prompt)
@@ -136,6 +141,7 @@ class Engine:
                 stop_tokens=self._stop_tokens,
                 barred_tokens=self._barred_tokens(request),
                 repetition_tokens=self._settings.repetition_tokens,
+                adapter=adapter,
             )
             self._submitted = serial
             self._queued += 1

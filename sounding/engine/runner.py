@@ -62,7 +62,9 @@ class Runner:
         """Set a sequence's state: the longest cached prefix, or an empty state."""
         settings = self._settings
         state = self._model.new_state(rewind_tokens=settings.guessed_tokens)
-        found = self._find(generation.request.prompt)
+        if generation.adapter is not None:
+            state.adapter = generation.adapter.weights
+        found = self._find(generation)
         if found.tail is not None:
             put_together(state, found.blocks, found.tail)
             generation.streams = found.tail.streams
@@ -96,9 +98,12 @@ class Runner:
                 generation.streams,
                 drafting=streams is not None and len(streams) == 1,
                 whole=cut,
+                adapter=generation.adapter_identity,
             )
             # A prompt that is being typed changes with every key, and is prefilled quickly.
             lasting = generation.request.priority != Priority.KEYSTROKE
+            # The store is named after the base's weights: states of adapters are not written.
+            lasting = lasting and generation.adapter is None
             if self.store is not None and kept and lasting and len(tokens) >= BLOCK_TOKENS:
                 self.store.put(tokens, *kept, whole=cut)
 
@@ -137,11 +142,14 @@ class Runner:
             self._drafter.draft([g for g in choosing if g.finished is None])
         self.counters.steps += 1
 
-    def _find(self, prompt: Sequence[int]) -> Found:
+    def _find(self, generation: ActiveSequence) -> Found:
         """Look a prompt up in the prefix cache, after loading a longer prefix from disk."""
-        found = self.prefixes.find(prompt)
-        if self.store is None or len(prompt) - found.length < BLOCK_TOKENS:
+        prompt = generation.request.prompt
+        found = self.prefixes.find(prompt, generation.adapter_identity)
+        stored_at_all = self.store is not None and generation.adapter is None
+        if not stored_at_all or len(prompt) - found.length < BLOCK_TOKENS:
             return found
+        assert self.store is not None
         stored = self.store.find(
             prompt,
             beyond=found.length + BLOCK_TOKENS // 2,

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sounding.engine.adapters import LoadedAdapter
 from sounding.engine.constrain import Constraint
 from sounding.engine.drafting.cost_model import Speculation
 from sounding.engine.faults import DamagedModel, EngineFault
@@ -47,8 +48,11 @@ class ActiveSequence:
         stop_tokens: Collection[int],
         barred_tokens: Collection[int],
         repetition_tokens: int,
+        adapter: LoadedAdapter | None = None,
     ) -> None:
         self.request, self.stream = request, stream
+        self.adapter = adapter
+        """Stays in use until the end, even if it is dropped meanwhile."""
         self.serial = serial
         """Order of arrival."""
         self.state_bytes = state_bytes
@@ -87,6 +91,11 @@ class ActiveSequence:
     @property
     def prompt_length(self) -> int:
         return len(self.request.prompt)
+
+    @property
+    def adapter_identity(self) -> str:
+        """Identity of the adapter that its state depends on, "" for the base alone."""
+        return "" if self.adapter is None else self.adapter.identity
 
     @property
     def fed(self) -> int:
