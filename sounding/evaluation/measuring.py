@@ -111,8 +111,12 @@ def filler(
     heal: bool,
     copying: bool,
     syntax: bool = False,
+    adapter: str | None = None,
 ) -> "FillGaps":
-    """The model as something that fills gaps; refuses bad settings now and not later."""
+    """The model as something that fills gaps; refuses bad settings now and not later.
+
+    `adapter` is the file of one to use, by its folder.
+    """
     from sounding.completion.completer import Completer
     from sounding.completion.endings import Gap
     from sounding.completion.prompt import CompletionSettings
@@ -122,7 +126,7 @@ def filler(
         max_tokens=max_tokens, context_tokens=context_tokens, heal=heal, copying=copying
     )
     params = SamplingParams(temperature=temperature, top_p=top_p)
-    completer = Completer(model.tokenizer, model.batch(width))
+    completer = Completer(model.tokenizer, model.batch(width, adapter))
 
     def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
         samplings = [dataclasses.replace(params, seed=seed) for seed in seeds]

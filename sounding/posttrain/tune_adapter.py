@@ -243,7 +243,9 @@ class AdapterTraining:
     # Saving and resuming
 
     def _identity(self) -> dict[str, Any]:
-        return {"adapter": asdict(self._settings), "base": self._digest, "run": self._run.to_dict()}
+        """What must be the same to go on; more time is welcome."""
+        adapter = {name: value for name, value in asdict(self._settings).items() if name != "seconds"}
+        return {"adapter": adapter, "base": self._digest, "run": self._run.to_dict()}
 
     def _save(self) -> None:
         self.progress.metrics_bytes = self._metrics.sync()
