@@ -137,6 +137,20 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
     help="After SIGTERM or Ctrl-C, how long running answers may go on.",
 )
 @click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME=DIR",
+    help="Adapter of `sounding tune` to serve beside the model, which clients then call MODEL:NAME; "
+    "can be given repeatedly.",
+)
+@click.option(
+    "--load-adapters",
+    is_flag=True,
+    help="Let clients load and drop adapters by /v1/load_lora_adapter and /v1/unload_lora_adapter: "
+    "they name folders of this machine.",
+)
+@click.option(
     "--trace",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for one JSON file per answer: its tokens, what the cache did, where time went. "
@@ -163,6 +177,8 @@ def serve(
     max_body_mib: int,
     max_seconds: float | None,
     grace_seconds: float,
+    adapters: tuple[str, ...],
+    load_adapters: bool,
     trace: Path | None,
 ) -> None:
     """Serve a model to editors, agents and SDKs.
@@ -216,6 +232,7 @@ def serve(
         hosts=None if hosts is None else tuple(name.lower() for name in hosts),
         trace=trace,
     )
+    named = dict(map(_named_adapter, adapters))
     listener = listen(host, port)
     opened = open_model(folder)
     engine = opened.engine(
@@ -225,19 +242,37 @@ def serve(
         context_tokens=context_tokens,
         prefix_limit_bytes=round(prefix_cache_gib * 2**30),
     )
-    service = Service(engine, opened.tokenizer, settings, _card(opened))
+    for name, place in named.items():
+        engine.adapters.load(name, opened.read_adapter(place))
+    service = Service(
+        *(engine, opened.tokenizer, settings, _card(opened)),
+        adapters=engine.adapters,
+        read_adapter=opened.read_adapter if load_adapters else None,
+    )
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}"
     serve_forever(
         service,
         listener,
         grace_seconds=grace_seconds,
-        ready=lambda: _announce(settings, address),
+        ready=lambda: _announce(settings, address, tuple(named)),
     )
 
 
-def _announce(settings: "ServerOptions", address: str) -> None:
+def _named_adapter(option: str) -> tuple[str, Path]:
+    from sounding.server.protocols.adapters import require_adapter_name
+
+    name, equals, folder = option.partition("=")
+    if not equals or not folder:
+        raise ValueError(f"--adapter {option!r} must have the form NAME=DIR")
+    require_adapter_name(name)
+    return name, Path(folder)
+
+
+def _announce(settings: "ServerOptions", address: str, adapters: tuple[str, ...]) -> None:
     click.echo(f"serving {settings.model_names[0]} on {address}", err=True)
+    for name in adapters:
+        click.echo(f"with an adapter as {settings.model_names[0]}:{name}", err=True)
     if settings.keys is None and settings.hosts is None:
         click.echo("there are no keys: everybody who reaches it may use it", err=True)
 

@@ -4,10 +4,17 @@ import difflib
 import hashlib
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from sounding.engine.network import Network
 from sounding.weights.adapters import Adapter
+
+
+@runtime_checkable
+class LoadsAdapters(Protocol):
+    """The part of a `Network` that is needed here."""
+
+    def load_adapter(self, adapter: Adapter) -> Any:
+        """See `Network`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +31,7 @@ class LoadedAdapter:
 class Adapters:
     """Loaded adapters by name."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: LoadsAdapters) -> None:
         self._network = network
         self._loaded: dict[str, LoadedAdapter] = {}
         self._lock = threading.Lock()

@@ -43,11 +43,12 @@ async def answer(
     sampling: Sampling,
     count: int = 1,
     *,
+    model: str | None,
     call_prefix: str = "call_",
 ) -> Answering:
     """Begin `count` answers to a conversation. Raises Refusal for one that cannot be answered.
 
-    The ids of calls begin with `call_prefix`, by which some clients tell protocols apart.
+    `model` is the name that was asked for. The ids of calls begin with `call_prefix`, by which some clients tell protocols apart.
     """
     settings, tokenizer = service.settings, service.tokenizer
     context = service.engine.context_tokens
@@ -60,7 +61,7 @@ async def answer(
         ]
 
     prompt, requests = await service.threads.run(prepare)
-    exchange = await service.begin(route, requests)
+    exchange = await service.begin(route, requests, model)
     replies = [
         AnswerReader(
             chat,

@@ -137,7 +137,7 @@ class Infill:
             files=tuple((extra.filename, extra.text) for extra in asked.input_extra),
         )
         request = filling.request(sampling, seconds_of(asked, service.settings.max_seconds))
-        return await service.begin(self.route, [request]), filling
+        return await service.begin(self.route, [request], asked.model), filling
 
     async def _complete(self, asked: LlamaRequest, model: str) -> Json:
         exchange, filling = await self._begin(asked)
