@@ -52,12 +52,14 @@ def language_server(
     """Complete code in an editor, over LSP on stdin and stdout.
 
     MODEL is the folder of a checkpoint with a tokenizer.json; without one, the shipped model is
-    taken. An editor starts this command: docs/editors.md has the lines for Neovim, VS Code, Emacs
+    taken, with the adapter in `.sounding/adapter` of the workspace where `sounding tune` has made
+    one. An editor starts this command: docs/editors.md has the lines for Neovim, VS Code, Emacs
     and Zed. The model is loaded when the editor has connected, and what goes wrong is shown there.
     """
     from sounding.completion.prompt import CompletionSettings
     from sounding.editor.language_server import CodeServer
     from sounding.editor.suggest import FromModel, FromServer, through
+    from sounding.editor.workspace_adapter import WorkspaceAdapter
 
     if model is not None and server is not None:
         raise click.UsageError("give either MODEL or --server: a server has loaded its own")
@@ -73,13 +75,21 @@ def language_server(
             max_tokens=max_tokens, context_tokens=context_tokens, typing=True
         )
         opened = open_model(model)
-        return FromModel(opened.tokenizer, through(opened.engine()), settings, seconds=seconds)
+        engine = opened.engine()
+        adapter = WorkspaceAdapter(
+            *(engine.adapters, opened.read_adapter),
+            roots=lambda: code_server.roots,
+            tell=code_server.tell_from_worker,
+        )
+        generate = through(engine, adapter)
+        return FromModel(opened.tokenizer, generate, settings, seconds=seconds)
 
     if sys.stdin.isatty():
         click.echo("this command is for an editor to start: see docs/editors.md", err=True)
     # pygls would take an interrupt for a reason to wait until stdin is closed.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    code = CodeServer(open_suggest, pause_seconds=pause_ms / 1000).run()
+    code_server = CodeServer(open_suggest, pause_seconds=pause_ms / 1000)
+    code = code_server.run()
     # The worker may be loading a model; nobody waits for it any more.
     sys.stderr.flush()
     os._exit(code)

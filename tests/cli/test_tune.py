@@ -31,8 +31,11 @@ from tests.data.conftest import code
 
 
 @pytest.fixture(autouse=True)
-def _few_files_of_other_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def _little_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sounding.posttrain.tune_data._GENERAL_FILES", 12)
+    monkeypatch.setattr("sounding.posttrain.tune_run._VALIDATION_TOKENS", 1024)
+    monkeypatch.setattr("sounding.cli.tune_report._MOST_LINES", 4)
+    monkeypatch.setattr("sounding.cli.tune_report._MOST_CHARACTERS", 2000)
 
 
 @pytest.fixture(scope="module")
