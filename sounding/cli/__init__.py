@@ -23,8 +23,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "parse": ("prompts", "Turn completions into messages, JSONL to JSONL."),
     "tokenizer": ("prompts", "Train a tokenizer, or look into one."),
     "train": ("train", "Train a model by the recipe RUN, or resume the run in the folder RUN."),
-    "tune": ("tune", "Learn the code in a folder or git repository: an adapter of a few MB beside a model."),
-    "finetune": ("tune", "Train all weights of a model on your code: the older name of `tune --full`."),
+    "tune": (
+        "tune",
+        "Learn the code in a folder or git repository: an adapter of a few MB beside a model.",
+    ),
+    "finetune": (
+        "tune",
+        "Train all weights of a model on your code: the older name of `tune --full`.",
+    ),
+    "adapter": ("adapters", "Look into an adapter, and exchange it with the PEFT library."),
     "plot": ("train", "Draw loss, expert load and gradient norm of a run as PNG files."),
     "card": ("card", "Write the model card of a trained model from the files of its making."),
     "write": ("completion", "Continue code, streaming."),

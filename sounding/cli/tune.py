@@ -101,9 +101,7 @@ def tune(
     _ignore(home)
     base = find_model(model)
     before = _Before(home, base, anew=anew)
-    data = _prepare(
-        folder, base, home / _TRAINING, suffixes, since=since, learned=before.learned
-    )
+    data = _prepare(folder, base, home / _TRAINING, suffixes, since=since, learned=before.learned)
     if before.adapter is not None and not data.fresh_share:
         click.echo(f"nothing is new since {home / ADAPTER} was made; --anew begins anew", err=True)
         return
@@ -244,7 +242,9 @@ def _train(
             bar.console.print(f"going on at step {training.progress.step:,}")
         finished = training.train()
     if not finished:
-        click.echo(f"stopped at step {training.progress.step:,}; the same command goes on", err=True)
+        click.echo(
+            f"stopped at step {training.progress.step:,}; the same command goes on", err=True
+        )
     return finished
 
 
@@ -283,7 +283,9 @@ def _finish(
     (home / _TRAINING / STATE_NAME).unlink()
     size = (home / ADAPTER / ADAPTER_NAME).stat().st_size / 1e6
     name = folder.resolve().name
-    click.echo(f"{home / ADAPTER}: {size:.1f} MB; it holds pieces of the code it has seen", err=True)
+    click.echo(
+        f"{home / ADAPTER}: {size:.1f} MB; it holds pieces of the code it has seen", err=True
+    )
     click.echo(f"serve it:  sounding serve --adapter {name}={home / ADAPTER}", err=True)
     click.echo("editors:   `sounding language-server` finds it in its workspace", err=True)
 
@@ -333,7 +335,9 @@ def _tune_full(
 
     if minutes <= 0:
         raise ValueError(f"--minutes = {minutes} must be above 0")
-    run = _begun(place) or _new_run(folder, find_model(model), place, minutes, steps, suffixes, since)
+    run = _begun(place) or _new_run(
+        folder, find_model(model), place, minutes, steps, suffixes, since
+    )
     if run_training(run, place, "cpu", measure_first=True, advise=False):
         _finish_full(place)
 

@@ -28,7 +28,9 @@ def later_lines(
 
 
 def _texts(source: DocumentSource, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
-    found = ((file.path, decode(file.read())) for file in source.files() if _wanted(file.path, suffixes))
+    found = (
+        (file.path, decode(file.read())) for file in source.files() if _wanted(file.path, suffixes)
+    )
     return [(path, text) for path, text in found if text is not None]
 
 

@@ -55,7 +55,8 @@ def with_delta(
 def attach(
     model: Transformer, rank: int, factor: float, seed: int, *, begin: Adapter | None = None
 ) -> list[nn.Parameter]:
-    """Put a delta beside every weight that may have one; return what learns, and freeze the rest.
+    """Put a delta beside every weight that may have one but `wo_a`, return what learns, and freeze
+    the rest. (`wo_a` is grouped, and PEFT can merge such a delta but not run it.)
 
     A is uniform within 1 / sqrt(inputs), drawn from the seed. With `begin` the deltas are those of
     an adapter, whose rank and factor must be these. Raises ValueError for ranks out of range.
@@ -65,6 +66,8 @@ def attach(
     generator = torch.Generator().manual_seed(seed)
     learning: list[nn.Parameter] = []
     for name, shape in adaptable(model.config).items():
+        if name.endswith(".wo_a"):
+            continue
         if not 1 <= rank <= min(shape[-2:]):
             raise ValueError(
                 f"rank = {rank} must be from 1 to {min(shape[-2:])}, the smaller side of {name}"

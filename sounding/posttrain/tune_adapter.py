@@ -244,7 +244,9 @@ class AdapterTraining:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same to go on; more time is welcome."""
-        adapter = {name: value for name, value in asdict(self._settings).items() if name != "seconds"}
+        adapter = {
+            name: value for name, value in asdict(self._settings).items() if name != "seconds"
+        }
         return {"adapter": adapter, "base": self._digest, "run": self._run.to_dict()}
 
     def _save(self) -> None:

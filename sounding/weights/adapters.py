@@ -6,11 +6,13 @@ stored format. One safetensors file holds an adapter: `<module>.lora_A.weight` a
 the base's bytes. It is written whole, so that what is on disk always opens.
 """
 
+import json
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +24,7 @@ from sounding.weights.raw import RawTensor
 from sounding.weights.shards import Shard
 
 ADAPTER_NAME = "adapter.safetensors"
-_VERSION = "1"
+_FACTS, _VERSION = "sounding_adapter", 1
 _LOW, _HIGH = "lora_A.weight", "lora_B.weight"
 _COMPONENTS = (Component.ATTENTION, Component.SHARED, Component.ROUTED)
 _NAME = re.compile(r"(?P<module>.+)\.(?P<leaf>lora_[AB]\.weight)")
@@ -148,12 +150,7 @@ def read_adapter(path: Path, config: ModelConfig) -> Adapter:
     """
     file = adapter_file(path)
     shard = Shard(file)
-    facts = shard.metadata
-    if facts.get("sounding_adapter") != _VERSION:
-        raise ValueError(
-            f"{file} is no adapter of this program's form {_VERSION}; one that PEFT wrote is read "
-            "by `sounding adapter import`"
-        )
+    facts = _facts(shard.metadata, file)
     parts: dict[str, dict[str, RawTensor]] = {}
     for name in shard.entries:
         match = _NAME.fullmatch(name)
@@ -162,7 +159,7 @@ def read_adapter(path: Path, config: ModelConfig) -> Adapter:
         raw = shard.read(name)
         copy = RawTensor(np.array(raw.array, order="C"), raw.dtype)
         parts.setdefault(match["module"], {})[match["leaf"]] = copy
-    adapter = Adapter(paired(parts, str(file)), _factor(facts, file), facts.get("base", ""))
+    adapter = Adapter(paired(parts, str(file)), _factor(facts, file), str(facts.get("base", "")))
     require_fit(adapter, config, str(file))
     return adapter
 
@@ -176,16 +173,24 @@ def paired(parts: Mapping[str, Mapping[str, RawTensor]], where: str) -> dict[str
     return {module: Delta(leaves[_LOW], leaves[_HIGH]) for module, leaves in parts.items()}
 
 
-def _factor(facts: Mapping[str, str], file: Path) -> float:
+def _facts(metadata: Mapping[str, str], file: Path) -> dict[str, Any]:
     try:
-        factor = float(facts["factor"])
+        facts = json.loads(metadata[_FACTS])
     except (KeyError, ValueError):
-        factor = float("nan")
-    if not np.isfinite(factor) or factor <= 0:
+        facts = None
+    if not isinstance(facts, dict) or facts.get("version") != _VERSION:
         raise ValueError(
-            f"{file}: its factor is {facts.get('factor')!r}, which must be a number above 0"
+            f"{file} is no adapter in this program's form {_VERSION}; one that PEFT wrote is read "
+            "by `sounding adapter import`"
         )
-    return factor
+    return facts
+
+
+def _factor(facts: Mapping[str, Any], file: Path) -> float:
+    factor = facts.get("factor")
+    if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        raise ValueError(f"{file}: its factor is {factor!r}, which must be a number above 0")
+    return float(factor)
 
 
 def write_adapter(adapter: Adapter, folder: Path) -> Path:
@@ -198,18 +203,8 @@ def write_adapter(adapter: Adapter, folder: Path) -> Path:
     for module, delta in adapter.deltas.items():
         tensors[f"{module}.{_LOW}"] = to_torch(delta.low)
         tensors[f"{module}.{_HIGH}"] = to_torch(delta.high)
-    facts = {
-        "sounding_adapter": _VERSION,
-        "factor": repr(adapter.factor),
-        "base": adapter.base,
-    }
+    facts = {"version": _VERSION, "factor": adapter.factor, "base": adapter.base}
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / ADAPTER_NAME, save(tensors, facts))
+    # One key: safetensors writes several in any order, and equal adapters should be equal files.
+    write_file(folder / ADAPTER_NAME, save(tensors, {_FACTS: json.dumps(facts)}))
     return folder / ADAPTER_NAME
-
-
-def ranks(adapter: Adapter) -> str:
-    """The ranks of its deltas in words: "16", or "4 to 32"."""
-    found: Iterable[int] = {delta.rank for delta in adapter.deltas.values()}
-    low, high = min(found), max(found)
-    return str(low) if low == high else f"{low} to {high}"
