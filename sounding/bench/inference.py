@@ -13,11 +13,11 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from sounding.config import CSA, ModelConfig
 from sounding.engine.network import Network
 from sounding.native.describe import describe_weight
 from sounding.native.kernels import multiply, num_threads
 from sounding.ops.cpu import library
+from sounding.state.layout import entries_read
 from sounding.weights.machine import sum_in_threads
 from sounding.weights.raw import RawTensor
 
@@ -128,25 +128,11 @@ def token_cost(model: Network, context: int) -> Cost:
         bytes_read += part * size.nbytes
         if size.is_matrix:
             numbers += part * size.numbers
-    keys, index_keys = _keys_read(config, context)
+    keys, index_keys = entries_read(config, context + 1)
     bytes_read += 2 * (keys * config.head_dim + index_keys * config.index_head_dim)
     attention = 2 * keys * config.num_attention_heads * config.head_dim
     indexing = index_keys * config.index_n_heads * config.index_head_dim
     return Cost(bytes_read, 2 * (numbers + attention + indexing))
-
-
-def _keys_read(config: ModelConfig, context: int) -> tuple[int, int]:
-    """Entries attended to, and index keys scored, over all layers."""
-    keys = index_keys = 0
-    for ratio in config.ratios:
-        keys += min(config.sliding_window, context + 1)
-        if ratio == CSA:
-            keys += min(config.index_topk, context // ratio)
-            if context // ratio > config.index_topk:
-                index_keys += context // ratio
-        elif ratio:
-            keys += context // ratio
-    return keys, index_keys
 
 
 def measure_prefill(runner: TokenRunner, tokens: Sequence[int], runs: int) -> float:

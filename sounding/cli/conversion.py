@@ -1,6 +1,7 @@
-"""`convert`: a checkpoint rewritten in another format."""
+"""`convert`: rewrite a checkpoint in another format."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:  # torch takes a second to import, and --help does without it
 @click.option(
     "--to",
     "target",
-    type=click.Choice(["bf16", "fp8", "fp4", "transformers"]),
+    type=click.Choice(["bf16", "fp8", "fp4", "transformers", "gguf"]),
     required=True,
     help="Format of the result.",
 )
@@ -32,19 +33,19 @@ if TYPE_CHECKING:  # torch takes a second to import, and --help does without it
     type=click.Choice(["bfloat16", "float32"]),
     default="bfloat16",
     show_default=True,
-    help="Numbers of a transformers result; float32 loses nothing of any source.",
+    help="Dtype of a transformers result; float32 represents every source exactly.",
 )
 @click.option(
     "--adapter",
     type=click.Path(exists=True, path_type=Path),
     help="Merge this adapter of `sounding tune` into the weights.",
 )
-@click.option("--force", is_flag=True, help="Replace the checkpoint at DESTINATION.")
+@click.option("--force", is_flag=True, help="Replace what is at DESTINATION.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def convert(
     source: Path,
     destination: Path,
-    target: Literal["bf16", "fp8", "fp4", "transformers"],
+    target: Literal["bf16", "fp8", "fp4", "transformers", "gguf"],
     dtype: Literal["bfloat16", "float32"],
     adapter: Path | None,
     force: bool,
@@ -53,29 +54,33 @@ def convert(
     """Rewrite a checkpoint in another format and report the error made.
 
     SOURCE is a folder in the published layout or in that of transformers, in any format.
-    DESTINATION appears when it is complete, never half-written. Formats:
+    DESTINATION appears only once it is complete. Formats:
 
     \b
       fp4           as V4 is published: experts FP4, other linears FP8
       fp8           experts and linears FP8; from fp4 this is exact
       bf16          nothing quantized; from fp4 or fp8 this is exact
       transformers  nothing quantized, named and laid out as the transformers library does
+      gguf          one file for llama.cpp, with tokenizer and prompt template: FP4 experts as
+                    MXFP4, other weights BF16; exact but for float32 weights
 
-    With --adapter the report's errors are those of rounding after the deltas were added: FP4 and FP8
-    keep little of a small delta, bf16 nearly all.
+    With --adapter the report's errors are those of rounding after the deltas were added: bf16 keeps
+    nearly all of them, FP8 and FP4 little of small ones.
 
     \b
     Examples:
+      sounding convert nano nano.gguf --to gguf
       sounding convert V4-Flash V4-Flash-fp8 --to fp8
       sounding convert V4-Flash V4-Flash-hf --to transformers --dtype bfloat16
 
     \b
     Keys of the JSON:
-      target, exact       the format; whether every number is what it was before
+      target, exact       the format; whether every value is unchanged
       rows                [{component, source, target, num_tensors, num_exact, num_values,
                           saturated, underflowed, max_abs_error, relative_rms}]
-      notes               what else to know, as sentences
+      notes               further remarks, as sentences
     """
+    from sounding.weights.gguf import convert_to_gguf
     from sounding.weights.quantize import convert as convert_checkpoint
 
     checkpoint = open_checkpoint(str(source))
@@ -88,15 +93,24 @@ def convert(
             require_base(merged, weights_digest(checkpoint.folder), str(adapter))
     with progress_bar(DownloadColumn()) as progress:
         task = progress.add_task("converting", total=checkpoint.num_bytes)
-        report = convert_checkpoint(
-            checkpoint,
-            destination,
-            target,
-            plain=dtype,
-            adapter=merged,
-            overwrite=force,
-            on_progress=lambda num_bytes: progress.advance(task, num_bytes),
-        )
+        done = partial(progress.advance, task)
+        if target == "gguf":
+            if merged is not None:
+                raise ValueError(
+                    "--adapter does not go with --to gguf: merge it with --to bf16 first, and "
+                    "convert the result"
+                )
+            report = convert_to_gguf(checkpoint, destination, overwrite=force, on_progress=done)
+        else:
+            report = convert_checkpoint(
+                checkpoint,
+                destination,
+                target,
+                plain=dtype,
+                adapter=merged,
+                overwrite=force,
+                on_progress=done,
+            )
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -124,8 +138,8 @@ def _print_report(destination: Path, report: "Report") -> None:
     copied = sum(row.num_tensors for row in report.rows if row.source == row.target)
     if table.rows:
         Console().print(table)
-    click.echo(f"{copied:,} tensors had their format already and were copied")
-    verdict = "exact: every number is what it was" if report.exact else "not exact"
+    click.echo(f"{copied:,} tensors already had the format and were copied")
+    verdict = "exact: every value is unchanged" if report.exact else "not exact"
     click.echo(f"{destination}: {verdict}")
     for note in report.notes:
         click.echo(f"note: {note}")

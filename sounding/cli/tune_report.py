@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 _MOST_LINES = 200
 _MOST_CHARACTERS = 150_000  # of which bits per byte are measured
 _CONTEXT, _STRIDE, _BATCH_TOKENS = 1024, 512, 4096
-_WIDTH = 16
 Texts = Sequence[tuple[str, str]]
 
 
@@ -61,24 +60,18 @@ def _lines(
 ) -> dict[str, Any]:
     from sounding.evaluation.lines import choose_lines, evaluate_lines
     from sounding.evaluation.measuring import filler
+    from sounding.evaluation.options import EvalOptions
 
     per_file = -(-_MOST_LINES // len(texts))
     items = choose_lines(texts, per_file=per_file, cursor="inside", seed=0, among=among)
     items = items[:_MOST_LINES]
     shares = []
-    for chosen in (None, str(adapter)):
+    for chosen in (None, adapter):
         fill = filler(
             model,
             "line",
-            max_tokens=64,
-            context_tokens=_CONTEXT,
-            temperature=0.0,
-            top_p=1.0,
-            width=_WIDTH,
-            heal=True,
-            copying=True,
-            syntax=True,
-            adapter=chosen,
+            EvalOptions(context_tokens=_CONTEXT, syntax=True),
+            chosen,
         )
         right = sum(bool(row["model_exact"]) for row in evaluate_lines(items, fill, seed=0))
         shares.append(right / max(1, len(items)))

@@ -12,16 +12,19 @@ separate the files of a repository.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 from sounding.completion.context import File, relevant_context, settled
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.completion.healing import Healer, Healing
-from sounding.text.markup import FIM_BEGIN, FIM_END, FIM_HOLE
+from sounding.text.fim_format import FimFormat, FimTokens
 from sounding.text.tokenizer import Tokenizer, TooManyTokens
 
 _SPECIAL_TOKENS = 4  # BOS and the three of FIM
 BYTES_PER_TOKEN = 16  # more than a window can need; spares encoding a long file as a whole
 _HEALED_CHARACTERS = 1024  # of a long line; the rest is encoded apart
+CANDIDATES, TYPING_CANDIDATES = 8, 4  # each takes time, of which a typist gives little
+_SCORED_TOKENS = 24  # behind a candidate
 _STEPS = 8  # step in which the start of a long prefix moves
 
 
@@ -41,6 +44,9 @@ class CompletionSettings:
     """Inside a word, let the model choose its tokens anew."""
     copying: bool = True
     """Let the other lines of the file compete with the network's, where a line is wanted."""
+    candidates: int = CANDIDATES
+    """Lines sampled beside the likeliest one, where a line is wanted at temperature 0; with 0 the
+    network writes its likeliest alone."""
     typing: bool = False
     """The user is typing: choose pieces of other files by the lines above the cursor's own, so
     that prompts share a prefix from one keystroke to the next."""
@@ -53,6 +59,8 @@ class CompletionSettings:
                 f"context_tokens = {self.context_tokens} with max_tokens = {self.max_tokens} "
                 "leaves fewer than 16 tokens of text; give more context or ask for fewer"
             )
+        if self.candidates < 0:
+            raise ValueError(f"candidates = {self.candidates} must be at least 0")
         for name in ("suffix_share", "files_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be from 0 to below 1")
@@ -66,12 +74,10 @@ class CompletionSettings:
 class Prompts:
     """Makes prompts with a tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, fim_format: FimFormat) -> None:
         """Raises ValueError for a tokenizer without the FIM tokens."""
-        self._tokenizer = tokenizer
-        self._bos = tokenizer.bos_id
-        names = (FIM_BEGIN, FIM_HOLE, FIM_END)
-        self._begin, self._hole, self._end = map(tokenizer.id_of, names)
+        self._tokenizer, self._format = tokenizer, fim_format
+        self._fim = FimTokens.of(tokenizer)
         self.healer = Healer(tokenizer)
 
     def make(
@@ -82,7 +88,7 @@ class Prompts:
         `context` goes before the prefix; see `context`.
         """
         infilling = bool(gap.suffix.strip())
-        suffix_first = self._tokenizer.suffix_first
+        suffix_first = self._format.suffix_first
         cut = infilling and not suffix_first
         healing = self._heal(gap, inside_words_only=cut) if settings.heal else None
         kept, last = gap.prefix, []
@@ -101,10 +107,27 @@ class Prompts:
         suffix = self._first_lines(suffix, max(int(room * settings.suffix_share), room - taken))
         text = [*head, *self._last_lines(prefix, room - len(suffix), step), *last]
         if not infilling:
-            return [self._bos, *text], healing
-        if suffix_first:
-            return [self._bos, self._begin, self._hole, *suffix, self._end, *text], healing
-        return [self._bos, self._begin, *text, self._hole, *suffix, self._end], healing
+            return [self._fim.bos, *text], healing
+        parts = self._format.arrange(self._fim, text, suffix)
+        return list(chain.from_iterable(parts)), healing
+
+    def scored(
+        self, gap: Gap, texts: Sequence[str], settings: CompletionSettings, context: str = ""
+    ) -> list[tuple[list[int], int]]:
+        """Prompts in which texts stand in the gap, in the order of the file, with the beginning of
+        what follows; each with the place of its first token that differs or follows.
+
+        A network has learned plain text far better than gaps, and here it sees if what follows
+        fits. All begin alike.
+        """
+        ids, healing = self.make(Gap(gap.prefix), settings, context)
+        rest = healing.rest.decode() if healing is not None else ""
+        after = self._encode(gap.suffix[: _SCORED_TOKENS * BYTES_PER_TOKEN])[:_SCORED_TOKENS]
+        prompts = []
+        for text in texts:
+            ending = [] if after else self._encode("\n")
+            prompts.append([*ids, *self._encode(rest + text), *after, *ending])
+        return [(prompt, len(ids)) for prompt in prompts]
 
     def context(self, gap: Gap, files: Sequence[File], settings: CompletionSettings) -> str:
         """Choose text of other files that is relevant to the gap."""
@@ -128,8 +151,7 @@ class Prompts:
 
     def count_text_bytes(self, ids: Sequence[int]) -> int:
         """Bytes of text in a prompt, without the tokens that structure it."""
-        special = (self._bos, self._begin, self._hole, self._end)
-        return self._tokenizer.count_bytes(token for token in ids if token not in special)
+        return self._tokenizer.count_bytes(token for token in ids if token not in self._fim)
 
     def _heal(self, gap: Gap, *, inside_words_only: bool) -> Healing | None:
         """Heal the last line that is not blank.

@@ -9,7 +9,7 @@ the format, character spans and the order with the suffix first (there SPM); lin
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 MAX_FEW_LINES = 8
 MAX_BLOCK_LINES = 40
@@ -30,9 +30,9 @@ class FimSettings:
     line: float = 0.3
     few: float = 0.15
     block: float = 0.2
-    # Share of rearranged documents whose prefix is empty and whose middle begins with what stands
-    # before the gap. Not in repr, which names a stream: streams without keep their names.
-    suffix_first: float = field(default=0.0, repr=False)
+    suffix_first: float = 0.0
+    """Share of rearranged documents whose prefix is empty and whose middle begins with what stands
+    before the gap."""
 
     def __post_init__(self) -> None:
         for name in ("rate", "character_share", "suffix_first"):

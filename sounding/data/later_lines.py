@@ -28,11 +28,6 @@ def later_lines(
 
 
 def _texts(source: DocumentSource, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
-    found = (
-        (file.path, decode(file.read())) for file in source.files() if _wanted(file.path, suffixes)
-    )
+    wanted = (file for file in source.files() if file.path.endswith(suffixes))
+    found = ((file.path, decode(file.read())) for file in wanted)
     return [(path, text) for path, text in found if text is not None]
-
-
-def _wanted(path: str, suffixes: tuple[str, ...]) -> bool:
-    return path.endswith(suffixes)

@@ -9,7 +9,8 @@ numbers, and resuming costs one window.
 import hashlib
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,7 @@ from sounding.data.fim import FimSettings, middle_span, piece_limit
 from sounding.data.line_ends import LineEnds
 from sounding.data.packing import best_fit, cut
 from sounding.data.token_cuts import Joints, Segment
-from sounding.text.markup import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
-
-"""A JSON value with the position in a stream."""
+from sounding.text.fim_format import FimFormat, FimTokens
 
 _TEXT_TOKENS = 2  # BOS and EOS
 _FIM_TOKENS = 5  # BOS, begin, hole, end, EOS
@@ -38,9 +37,8 @@ class LoaderSettings:
     window_documents: int = 512
     fim: FimSettings = field(default_factory=FimSettings)
     middle_only: bool = False  # of rearranged documents, train on the middle and EOS alone
-    # Share of punctuation-and-newline tokens that become two. Not in repr, which names a stream:
-    # streams without splits keep their names.
-    split_rate: float = field(default=0.0, repr=False)
+    split_rate: float = 0.0
+    """Share of punctuation-and-newline tokens that become two."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.split_rate <= 1:
@@ -79,14 +77,9 @@ class DataRows:
 
     def __init__(self, dataset: Dataset, settings: LoaderSettings) -> None:
         self.dataset, self.settings = dataset, settings
-        splits = f" split_rate={settings.split_rate}" if settings.split_rate else ""
-        first = settings.fim.suffix_first
-        order = f" suffix_first={first}" if first else ""
-        identity = f"{dataset.digest} {settings}{splits}{order}"
-        self._stream = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        names = (BOS, EOS, FIM_BEGIN, FIM_HOLE, FIM_END)
-        self._bos, self._eos, *fim = map(dataset.tokenizer.id_of, names)
-        self._begin, self._hole, self._end = fim
+        self._stream = stream_name(dataset.digest, settings)
+        self._bos, self._eos = dataset.tokenizer.bos_id, dataset.tokenizer.eos_id
+        self._fim = FimTokens.of(dataset.tokenizer)
         self._joints = Joints(dataset.tokenizer)
         self._line_ends = LineEnds(dataset.tokenizer)
         self._window_count = -(-len(dataset) // settings.window_documents)
@@ -200,9 +193,10 @@ class DataRows:
                 np.concatenate([next(encoded), part.tokens, next(encoded)]).astype(np.int64)
                 for part in gap.parts
             )
-            ids = np.concatenate(
-                [[self._bos, self._begin], prefix, [self._hole], suffix, [self._end], middle]
-            )
+            # A gap with the suffix first has an empty prefix here, and its own in the middle: both
+            # are encoded in one piece.
+            parts = FimFormat().arrange(self._fim, prefix, suffix)
+            ids = np.concatenate([*parts, middle]).astype(np.int64)
             if len(ids) < self.settings.sequence_length:
                 count = len(middle)
                 if gap.written is not None:
@@ -213,6 +207,29 @@ class DataRows:
             else:  # the cuts made too many new tokens, which is rare
                 pieces.append(self._plain(gap.run, True, False))
         return pieces
+
+
+def stream_name(dataset_digest: str, settings: LoaderSettings) -> str:
+    """A digest of everything that a stream of rows depends on, by which its states are recognized.
+
+    Fields that were added later are part of it only where they are not at their default, so that
+    the states of older runs stay valid.
+    """
+
+    def listed(value: Any) -> str:
+        if not is_dataclass(value):
+            return repr(value)
+        pairs = [
+            f"{each.name}={listed(getattr(value, each.name))}"
+            for each in fields(value)
+            if each.name not in later
+        ]
+        return f"{type(value).__name__}({', '.join(pairs)})"
+
+    later = {"split_rate": settings.split_rate, "suffix_first": settings.fim.suffix_first}
+    changed = "".join(f" {name}={value}" for name, value in later.items() if value)
+    identity = f"{dataset_digest} {listed(settings)}{changed}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def permutation(count: int, *key: int) -> NDArray[np.int64]:

@@ -16,12 +16,13 @@ from typing import Protocol
 
 from sounding.completion.completer import Completer
 from sounding.completion.context import File
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.completion.prompt import CompletionSettings
 from sounding.engine.batch import Batch, Generate, Request
 from sounding.engine.engine import Engine
 from sounding.engine.requests import Priority, Stream
 from sounding.engine.sampling import SamplingParams
+from sounding.text.fim_format import FimFormat
 from sounding.text.tokenizer import Tokenizer
 
 _SENT_CHARACTERS = 50_000  # on either side of the cursor: more than a prompt can hold
@@ -105,30 +106,36 @@ class FromModel:
     def __init__(
         self,
         tokenizer: Tokenizer,
+        fim_format: FimFormat,
         generate: Callable[[Stop], Generate],
         settings: CompletionSettings | None = None,
         *,
         seconds: float = 0.25,
+        min_confidence: float = 0.0,
     ) -> None:
         """`seconds` is the time from the first token on; what is there then is used. 0: no limit.
+        Lines that are less sure than `min_confidence` are not suggested.
 
         Raises ValueError for a tokenizer without the FIM tokens.
         """
-        self._completer = Completer(tokenizer, generate(Stop()))
+        self._completer = Completer(tokenizer, fim_format, generate(Stop()))
         self._generate, self._seconds = generate, seconds
+        self._min_confidence = min_confidence
         self._settings = settings or CompletionSettings()
 
     def __call__(self, ask: Ask, stop: Stop) -> str:
         """See `Suggest`."""
-        found = self._completer.using(self._limited(stop)).complete(
+        completer = self._completer.using(self._limited(stop))
+        plan = completer.plan(
             ask.gap,
             ask.gap.natural_kind(),
             self._settings,
-            SamplingParams(),
             files=ask.files,
             python=ask.python,
         )
-        return found[0].text
+        found = completer.complete(plan, SamplingParams())
+        unsure = plan.competes and found and found[0].confidence < self._min_confidence
+        return found[0].text if found and not unsure else ""
 
     def _limited(self, stop: Stop) -> Generate:
         """What generates for all attempts at one completion, until stopped or time is up."""
@@ -159,7 +166,13 @@ class FromServer:
     """Completions of a running `sounding serve`, or of another server with its /infill."""
 
     def __init__(
-        self, url: str, *, api_key: str | None = None, max_tokens: int = 128, seconds: float = 0.25
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        max_tokens: int = 128,
+        seconds: float = 0.25,
+        min_confidence: float = 0.0,
     ) -> None:
         """Raises ValueError for what is not the http(s) address of a server."""
         parts = urllib.parse.urlsplit(url)
@@ -169,7 +182,9 @@ class FromServer:
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._limits: dict[str, int] = {"n_predict": max_tokens}
+        self._limits: dict[str, float] = {"n_predict": max_tokens}
+        if min_confidence:  # other servers' /infill do not know it
+            self._limits["min_confidence"] = min_confidence
         if seconds:
             milliseconds = round(seconds * 1000)
             self._limits |= {"t_max_predict_ms": milliseconds, "t_max_prompt_ms": _PROMPT_MS}

@@ -3,8 +3,6 @@
 Reserving for the whole answer beforehand means that a sequence, once started, never lacks memory.
 """
 
-from sounding.config import CSA, ModelConfig
-
 
 class StatePool:
     """A limit in bytes on the sum of all reservations."""
@@ -26,23 +24,3 @@ class StatePool:
         """Release reserved bytes."""
         self.reserved_bytes -= num_bytes
         assert self.reserved_bytes >= 0
-
-
-def state_bytes(
-    config: ModelConfig, num_tokens: int, *, number_bytes: int, rewind_tokens: int = 0
-) -> int:
-    """Bytes of a `growing_state` after `num_tokens`, its MTP blocks' included."""
-
-    def compressor(ratio: int, width: int) -> int:
-        groups = 2 if ratio == CSA else 1
-        kept = min(num_tokens, groups * ratio + rewind_tokens)
-        return num_tokens // ratio * width + kept * 2 * groups * width
-
-    window = min(num_tokens, config.sliding_window + rewind_tokens) * config.head_dim
-    numbers = window * (len(config.ratios) + config.num_mtp_layers)
-    for ratio in config.ratios:
-        if ratio:
-            numbers += compressor(ratio, config.head_dim)
-        if ratio == CSA:
-            numbers += compressor(ratio, config.index_head_dim)
-    return numbers * number_bytes

@@ -16,7 +16,8 @@ from sounding.weights.adapters import Adapter
 from sounding.weights.raw import ParameterSize
 
 Streams = NDArray[Any]
-"""Residual streams of tokens, [t, m, c]."""
+"""Residual streams of tokens, [t, m, c]: what the output layer and the drafters read. A network
+whose drafter reads inner layers too returns their outputs in the same rows."""
 State = SequenceState[Any]
 
 
@@ -43,13 +44,11 @@ class Network(Protocol):
     config: ModelConfig
     dtype_name: str
     """The dtype of its arithmetic, such as "bfloat16"."""
-    number_bytes: int
-    """Bytes per number of a state."""
     tries_exact_splits: bool
     """True if results may be bit-identical however a sequence is split."""
 
     @property
-    def num_drafters(self) -> int:
+    def num_mtp_blocks(self) -> int:
         """Number of MTP blocks."""
 
     @property
@@ -79,6 +78,9 @@ class Network(Protocol):
 
         Sequences with different adapters and with none may share a step. May be called from
         another thread. Raises ValueError for deltas that fit no weight."""
+
+    def state_bytes(self, num_tokens: int, *, rewind_tokens: int = 0) -> int:
+        """Bytes of a growing `new_state` with `num_tokens`, those of the MTP blocks included."""
 
     def predict(
         self,

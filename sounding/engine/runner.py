@@ -7,21 +7,22 @@ Nothing here depends on which sequences share a step, except how the network rou
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sounding.engine.drafting.cost_model import Noted
-from sounding.engine.drafting.drafter import Drafter
+from sounding.engine.drafting.selection import DraftSelection, drafters_for
 from sounding.engine.network import Network, Streams
 from sounding.engine.prefix.cache import Found, PrefixCache
 from sounding.engine.prefix.snapshot import put_together
-from sounding.engine.prefix.store import PrefixStore
 from sounding.engine.requests import Priority
 from sounding.engine.scheduler import Move
 from sounding.engine.sequence import ActiveSequence
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
+
+if TYPE_CHECKING:
+    from sounding.engine.prefix.store import PrefixStore
 
 
 @dataclass
@@ -39,19 +40,21 @@ class Counters:
 
 
 class Runner:
-    """Runs the steps of a network and owns its prefix cache and drafter."""
+    """Runs the steps of a network and owns its prefix cache and drafters."""
 
     def __init__(
         self,
         model: Network,
         settings: EngineSettings,
         num_tokens: int,
-        store: PrefixStore | None = None,
+        store: "PrefixStore | None" = None,
     ) -> None:
         """Token ids from `num_tokens` on are never chosen."""
         config = model.config
         self._model, self._settings, self._num_tokens = model, settings, num_tokens
-        self._drafter = Drafter(model, settings.guessed_tokens, num_tokens)
+        self._drafting = DraftSelection(
+            drafters_for(model, num_tokens), settings.effective_draft_tokens
+        )
         self.store = store
         self.prefixes = PrefixCache(settings.prefix_limit_bytes)
         layers, experts = len(config.ratios), config.n_routed_experts
@@ -61,7 +64,7 @@ class Runner:
     def start(self, generation: ActiveSequence) -> None:
         """Set a sequence's state: the longest cached prefix, or an empty state."""
         settings = self._settings
-        state = self._model.new_state(rewind_tokens=settings.guessed_tokens)
+        state = self._model.new_state(rewind_tokens=settings.effective_draft_tokens)
         if generation.adapter is not None:
             state.adapter = generation.adapter.weights
         found = self._find(generation)
@@ -69,7 +72,7 @@ class Runner:
             put_together(state, found.blocks, found.tail)
             generation.streams = found.tail.streams
             if found.tail.drafting:
-                generation.speculation.streams = Noted(found.tail.streams)
+                self._drafting.resume(generation, found.tail.streams)
         generation.state = state
         if settings.prefix_limit_bytes:
             generation.checkpoints = settings.checkpoints(
@@ -85,18 +88,19 @@ class Runner:
         state, settings = generation.state, self._settings
         if state is None or not state.length or not settings.prefix_limit_bytes:
             return
+        if state.length > len(generation.unscored) and generation.request.scored_from is not None:
+            return
         cut = not settings.exact_splits and (
             state.length > generation.prompt_length or state.length % settings.piece_tokens > 0
         )
         if not cut or state.length == generation.prompt_length:
-            self._drafter.catch_up([generation])
-            streams = generation.speculation.streams
+            drafting = self._drafting.catch_up(generation)
             tokens = generation.tokens[: state.length]
             kept = self.prefixes.keep(
                 tokens,
                 state,
                 generation.streams,
-                drafting=streams is not None and len(streams) == 1,
+                drafting=drafting,
                 whole=cut,
                 adapter=generation.adapter_identity,
             )
@@ -114,12 +118,13 @@ class Runner:
         for move, streams, row_logits in self._feed([move for move in moves if move.num_tokens]):
             generation = move.generation
             if not generation.answered:
+                generation.score(row_logits)
                 generation.stream.prefilled = generation.fed
                 generation.streams = streams[-1:]
-                self._drafter.note(generation, streams)
+                self._drafting.extend(generation, streams)
                 if generation.fed in generation.checkpoints:
                     self.keep(generation)
-            if not generation.prefilling:
+            if not generation.prefilling and generation.finished is None:
                 choosing.append(generation)
                 wanted.append(streams[-len(row_logits) :])
                 logits.append(row_logits)
@@ -134,17 +139,17 @@ class Runner:
             for generation, streams, row_logits in zip(choosing, wanted, logits, strict=True):
                 self._choose(generation, streams, row_logits)
             if answering:
-                self._drafter.clock.stepped(
+                self._drafting.costs.record_step(
                     time.perf_counter() - before,
                     len(moves),
                     sum(move.num_tokens for move in moves),
                 )
-            self._drafter.draft([g for g in choosing if g.finished is None])
+            self._drafting.propose([g for g in choosing if g.finished is None])
         self.counters.steps += 1
 
     def _find(self, generation: ActiveSequence) -> Found:
         """Look a prompt up in the prefix cache, after loading a longer prefix from disk."""
-        prompt = generation.request.prompt
+        prompt = generation.unscored
         found = self.prefixes.find(prompt, generation.adapter_identity)
         stored_at_all = self.store is not None and generation.adapter is None
         if not stored_at_all or len(prompt) - found.length < BLOCK_TOKENS:
@@ -162,7 +167,7 @@ class Runner:
 
     def _feed(self, moves: Sequence[Move]) -> Iterator[tuple[Move, Streams, NDArray[np.float32]]]:
         """Append each sequence's next tokens; yield its streams and the requested logits: those of
-        an answer's tokens, and of a prompt's last one."""
+        an answer's tokens, and of a prompt's last one and those before scored ones."""
         if not moves:
             return
         tokens, states, row_counts = [], [], []
@@ -172,8 +177,7 @@ class Runner:
             ahead = [*generation.tokens[generation.fed :], *generation.drafts]
             tokens += ahead[:count]
             states.append(generation.state)
-            whole = generation.fed + count >= generation.prompt_length
-            row_counts.append(count if generation.answered else int(whole))
+            row_counts.append(generation.count_rows(count))
             rows += range(len(tokens) - row_counts[-1], len(tokens))
         lengths = [move.num_tokens for move in moves]
         made = self._model.predict(tokens, rows, lengths, states)
@@ -208,15 +212,16 @@ class Runner:
             self._verified(generation, streams[: accepted + 1], len(drafts))
 
     def _verified(self, generation: ActiveSequence, streams: Streams, drafted: int) -> None:
-        """Take back the drafts that did not come true; `streams` are those of the other tokens."""
+        """Take back the rejected drafts; `streams` are those of the other tokens."""
         assert generation.state is not None
         accepted = len(streams) - 1
         if drafted:
             generation.state.rewind(generation.fed - drafted + accepted)
-            generation.drafted(drafted, accepted)
+            generation.count_drafts(drafted, accepted)
+            self._drafting.verified(generation, drafted, accepted)
             self.counters.drafted_tokens += drafted
             self.counters.accepted_tokens += accepted
-        self._drafter.note(generation, streams)
+        self._drafting.extend(generation, streams)
 
     def _count_experts(self, chosen: NDArray[np.int64]) -> None:
         load = self.counters.expert_load

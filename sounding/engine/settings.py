@@ -59,7 +59,7 @@ class EngineSettings:
                 )
 
     @property
-    def guessed_tokens(self) -> int:
+    def effective_draft_tokens(self) -> int:
         """`draft_tokens`, if verifying several tokens at once gives the same bits as one by one."""
         return self.draft_tokens if self.exact_splits else 0
 

@@ -51,9 +51,9 @@ def observe(model: Transformer, tokens: Sequence[int], sizes: Sequence[int]) -> 
         "drafts": drafts,
         "loads": [_load(routed) for routed in routing],
         "recall": {
-            str(layer): report.index_recall.tolist()
+            str(layer): report.indexer.recall.tolist()
             for layer, report in enumerate(output.reports)
-            if report.index_recall is not None
+            if report.indexer.recall is not None
         },
     }
 

@@ -3,6 +3,7 @@ the window, grouped output. Source: docs/architecture.md 5.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -38,6 +39,15 @@ class Selection:
 SPARSE = Selection()
 
 
+class IndexReport(NamedTuple):
+    """An indexer's measurements, where the selection requests them and the layer has one."""
+
+    loss: Float[Tensor, ""] | None = None
+    """Summed over tokens; see `ops/index_loss.py`."""
+    recall: Float[Tensor, "k fields"] | None = None
+    """A row per requested size; fields as in `ops/index_recall.py`."""
+
+
 class Attention(nn.Module):
     """Attention to the sequence's window, and to its entries compressed by `ratio`."""
 
@@ -69,12 +79,8 @@ class Attention(nn.Module):
         chunk: Chunk,
         states: list[TensorLayerState],
         selection: Selection = SPARSE,
-    ) -> tuple[Float[Tensor, "t c"], Float[Tensor, ""] | None, Float[Tensor, "k fields"] | None]:
-        """Read for every token of the chunk, and take the chunk into the states.
-
-        The other values are the indexer's loss and its recall, summed over tokens, where
-        `selection` asks for them.
-        """
+    ) -> tuple[Float[Tensor, "t c"], IndexReport]:
+        """Attend for every token of the chunk, and append the chunk to the states."""
         config = self.config
         frequencies = self._frequencies(x.device)
         by = rotation(chunk.positions, frequencies)
@@ -113,15 +119,18 @@ class Attention(nn.Module):
             )
             for index, span in enumerate(chunk)
         ]
-        loss = recall = None
-        if selection.learn and entries is not None and indexes is not None:
-            loss = self._index_loss(q, windows, entries, selected, indexes, chunk)
-        if selection.recall and entries is not None and indexes is not None:
-            recall = self._index_recall(q, windows, entries, indexes, chunk, selection.recall)
+        report = IndexReport()
+        if entries is not None and indexes is not None:
+            if selection.learn:
+                loss = self._index_loss(q, windows, entries, selected, indexes, chunk)
+                report = report._replace(loss=loss)
+            if selection.recall:
+                recall = self._index_recall(q, windows, entries, indexes, chunk, selection.recall)
+                report = report._replace(recall=recall)
         # Values carry the rotation of their own position; seen from the query only the distance
         # should remain.
         output = self._project(rotate(torch.cat(read), by, inverse=True))
-        return output, loss, recall
+        return output, report
 
     def _index_loss(
         self,

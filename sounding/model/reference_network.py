@@ -15,6 +15,7 @@ from torch import Tensor
 from sounding.model.adapters import adapted
 from sounding.model.state import TensorState, growing_state, packed_state
 from sounding.model.transformer import MTPBlock, Transformer
+from sounding.state.layout import all_lists
 from sounding.state.token_ids import require_tokens
 from sounding.weights.adapters import Adapter
 from sounding.weights.digest import weights_digest
@@ -43,11 +44,10 @@ class ReferenceNetwork:
     def __init__(self, model: Transformer) -> None:
         self.model, self.config = model, model.config
         self.dtype_name = str(model.dtype).removeprefix("torch.")
-        self.number_bytes = model.dtype.itemsize
         self._device = next(model.parameters()).device
 
     @property
-    def num_drafters(self) -> int:
+    def num_mtp_blocks(self) -> int:
         return len(self.model.mtp)
 
     @property
@@ -91,6 +91,11 @@ class ReferenceNetwork:
     def load_adapter(self, adapter: Adapter) -> Transformer:
         """A network with the deltas merged in; see `Network`."""
         return adapted(self.model, adapter)
+
+    def state_bytes(self, num_tokens: int, *, rewind_tokens: int = 0) -> int:
+        lists = all_lists(self.config, rewind_tokens=rewind_tokens)
+        numbers = sum(rows.kept_rows(num_tokens) * rows.width for rows in lists)
+        return numbers * self.model.dtype.itemsize
 
     @torch.inference_mode()
     def predict(

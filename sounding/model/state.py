@@ -9,11 +9,10 @@ from sounding.model.rows import (
     index_codec,
     kv_codec,
 )
-from sounding.state.rows import Retention
+from sounding.state.layout import ListLayout
 from sounding.state.sequence_state import (
     CompressorState,
     LayerState,
-    RowFormat,
     SequenceState,
     empty_state,
 )
@@ -26,10 +25,8 @@ TensorState = SequenceState[TensorRows]
 def growing_state(config: ModelConfig, *, rewind_tokens: int = 0) -> TensorState:
     """An empty state of plain tensors: differentiable, unbounded."""
 
-    def rows(
-        format: RowFormat, width: int, retention: Retention, *, per_group: bool, ratio: int
-    ) -> TensorRows:
-        return GrowingRows(width, retention, per_group=per_group)
+    def rows(layout: ListLayout) -> TensorRows:
+        return GrowingRows(layout.width, layout.retention, per_group=layout.per_group)
 
     return empty_state(config, rows, rewind_tokens=rewind_tokens)
 
@@ -43,17 +40,15 @@ def packed_state(config: ModelConfig, *, max_tokens: int, rewind_tokens: int = 0
     kv = kv_codec(config.head_dim, config.qk_rope_head_dim)
     index = index_codec(config.index_head_dim)
 
-    def rows(
-        format: RowFormat, width: int, retention: Retention, *, per_group: bool, ratio: int
-    ) -> TensorRows:
-        match format:
+    def rows(layout: ListLayout) -> TensorRows:
+        match layout.format:
             case "projections":
-                codec = float_codec(width)
+                codec = float_codec(layout.width)
             case "index_entries":
                 codec = index
             case _:
                 codec = kv
-        capacity = max_tokens // ratio if ratio else 0
-        return PackedRows(codec, retention, capacity, per_group=per_group)
+        slots = layout.slots(max_tokens)
+        return PackedRows(codec, layout.retention, slots, per_group=layout.per_group)
 
     return empty_state(config, rows, rewind_tokens=rewind_tokens)

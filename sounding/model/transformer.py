@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sounding.config import ModelConfig
-from sounding.model.attention import SPARSE, Attention, Selection
+from sounding.model.attention import SPARSE, Attention, IndexReport, Selection
 from sounding.model.chunk import Chunk, make_chunk
 from sounding.model.layers import Embedding, Linear, RMSNorm
 from sounding.model.moe import MoE, Routing
@@ -25,16 +25,10 @@ from sounding.simulation import EXACT, Simulation
 
 
 class BlockReport(NamedTuple):
-    """One block's routing, and its indexer's measurements if the selection requests them.
-
-    Only CSA layers have an indexer; the measurements of every other block are None.
-    """
+    """One block's routing, and the measurements of its indexer."""
 
     routing: Routing
-    index_loss: Float[Tensor, ""] | None = None
-    """Summed over tokens; see `ops/index_loss.py`."""
-    index_recall: Float[Tensor, "n fields"] | None = None
-    """A row per requested size; fields as in `ops/index_recall.py`."""
+    indexer: IndexReport
 
 
 class Output(NamedTuple):
@@ -84,14 +78,15 @@ class Block(nn.Module):
         chunk: Chunk,
         states: list[TensorLayerState],
         selection: Selection = SPARSE,
+        replayed: Int[Tensor, "t k"] | None = None,
     ) -> tuple[Float[Tensor, "t m c"], BlockReport]:
         x, post, mix, streams = self._connect("attn", streams)
-        output, index_loss, index_recall = self.attn(self.attn_norm(x), chunk, states, selection)
+        output, indexer = self.attn(self.attn_norm(x), chunk, states, selection)
         streams = hyper_connection.write(streams, output, post, mix)
         x, post, mix, streams = self._connect("ffn", streams)
-        output, routing = self.ffn(self.ffn_norm(x), chunk.tokens)
+        output, routing = self.ffn(self.ffn_norm(x), chunk.tokens, replayed)
         streams = hyper_connection.write(streams, output, post, mix)
-        return streams, BlockReport(routing, index_loss, index_recall)
+        return streams, BlockReport(routing, indexer)
 
     def _connect(self, name: str, streams: Tensor) -> hyper_connection.Connection:
         return hyper_connection.connect(
@@ -111,13 +106,15 @@ def _run_blocks(
     chunk: Chunk,
     states: Sequence[Sequence[TensorLayerState]],
     selection: Selection,
+    replayed: Sequence[Int[Tensor, "t k"]] | None = None,
 ) -> tuple[Float[Tensor, "t m c"], Sequence[BlockReport]]:
     """Take a chunk through blocks, one after the other; states[i] are those of sequence i, one
-    per block."""
+    per block, and replayed[i] the experts that block i must take."""
     reports = []
     for index, block in enumerate(blocks):
         layer_states = [layers[index] for layers in states]
-        streams, report = block(streams, chunk, layer_states, selection)
+        choices = None if replayed is None else replayed[index]
+        streams, report = block(streams, chunk, layer_states, selection, choices)
         reports.append(report)
     return streams, reports
 
@@ -196,17 +193,19 @@ class Transformer(nn.Module):
         lengths: Sequence[int] | None = None,
         states: Sequence[TensorState] | None = None,
         selection: Selection = SPARSE,
+        replayed: Sequence[Int[Tensor, "t k"]] | None = None,
     ) -> Output:
         """Append a chunk: lengths[i] tokens to the sequence that states[i] remembers.
 
         Without lengths the chunk is one sequence; without states all sequences begin here.
+        `replayed` are the experts that every layer's tokens go to, where they were chosen before.
         """
         lengths, states = self._sequences(tokens, lengths, states)
         chunk = make_chunk(tokens, lengths, [state.length for state in states])
         embedded = self.embed(tokens, self.dtype)
         streams = embedded[:, None].expand(-1, self.config.hc_mult, -1)
         layers = [state.layers for state in states]
-        return Output(*_run_blocks(streams, self.blocks, chunk, layers, selection))
+        return Output(*_run_blocks(streams, self.blocks, chunk, layers, selection, replayed))
 
     def predict(
         self,

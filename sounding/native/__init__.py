@@ -1,5 +1,5 @@
-"""The network run by the C++ kernels alone: NumPy buffers in and out, no PyTorch.
+"""The network on the C++ kernels: NumPy buffers in and out, no PyTorch.
 
-`describe` tells the kernels of weights where they lie, `rows` and `state` are what sequences
-remember, `network` is what the engine runs.
+`describe` makes the structs that point the kernels to the weights, `rows` and `state` store
+sequence states, `network` is the interface to the engine.
 """

@@ -1,8 +1,8 @@
-"""A network as the structs that the C++ kernels read, pointing to its weights where they lie."""
+"""ctypes structs that describe a network to the C++ kernels and point to its weights in place."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from sounding.weights.raw import RawTensor
 
 _FORMATS = {"F32": 0, "BF16": 1, "F8_E4M3": 2, "I8": 3}
 _PLAIN = ("F32", "BF16")
-# Scales outside leave no room for the value's own exponent in a bfloat16.
+# With scales outside this range the exponent of a value may not fit in a bfloat16.
 _LEAST_SCALE, _LARGEST_SCALE = 10, 240
 
 
@@ -32,15 +32,25 @@ class NotServed(ValueError):
     """The kernels cannot run this network; the message says why. The reference can."""
 
 
+class DraftDescription(NamedTuple):
+    """The structs of an MTP block."""
+
+    layer: NativeLayer
+    begins: NativeDraftEnds
+    """What its input is made with."""
+    ends: NativeEnds
+    """What the shared head reads its streams with."""
+
+
 class NetworkDescription:
-    """The structs of a network, and what they point to."""
+    """The structs of a network; it keeps the buffers alive that they point to."""
 
     def __init__(
         self, config: ModelConfig, tensors: Mapping[str, RawTensor], simulation: Simulation
     ) -> None:
         """`tensors` by their published names. Raises NotServed."""
         if simulation.weights:
-            raise NotServed("weights that are rounded while they are used")
+            raise NotServed("the kernels do not round weights at each use")
         self._tensors, self._simulation = tensors, simulation
         self._kept: list[Any] = [tensors]
         self.config = config
@@ -54,8 +64,7 @@ class NetworkDescription:
 
     # ----------------------------------------------------------------------------------------------
 
-    def _draft(self, prefix: str) -> tuple[NativeLayer, NativeDraftEnds, NativeEnds]:
-        """An MTP block: its layer, what it begins with, and what the shared head reads of it."""
+    def _draft(self, prefix: str) -> DraftDescription:
         begins = NativeDraftEnds(
             embedding=self._weight("embed.weight"),
             e_proj=self._linear(f"{prefix}e_proj"),
@@ -63,7 +72,8 @@ class NetworkDescription:
             enorm=self._vector(f"{prefix}enorm.weight"),
             hnorm=self._vector(f"{prefix}hnorm.weight"),
         )
-        return self._layer(prefix.rstrip("."), 0, False), begins, self._ends(prefix)
+        layer = self._layer(prefix.rstrip("."), 0, False)
+        return DraftDescription(layer, begins, self._ends(prefix))
 
     def _ends(self, prefix: str) -> NativeEnds:
         return NativeEnds(
@@ -93,7 +103,7 @@ class NetworkDescription:
         )
         for part in ("wq_a", "wq_b", "wkv", "wo_b"):
             setattr(layer, part, self._linear(f"{name}.attn.{part}"))
-        # The grouped output projection takes its inputs as they are. docs/architecture.md 5.6
+        # The inputs of the grouped output projection are not rounded. docs/architecture.md 5.6
         layer.wo_a = self._linear(f"{name}.attn.wo_a", simulate=False)
         for part in ("w1", "w2", "w3"):
             setattr(layer, f"shared_{part}", self._linear(f"{name}.ffn.shared_experts.{part}"))
@@ -112,7 +122,7 @@ class NetworkDescription:
         return layer
 
     def _experts(self, name: str, part: str) -> Any:
-        """One weight per expert, wherever each lies."""
+        """One weight per expert; they need not be contiguous."""
         count = self.config.n_routed_experts
         weights = (NativeWeight * count)(
             *(self._linear(f"{name}.{expert}.{part}") for expert in range(count))
@@ -136,8 +146,8 @@ class NetworkDescription:
         return NativeHyperConnection(*(part.address for part in parts))
 
     def _linear(self, name: str, *, simulate: bool = True) -> NativeWeight:
-        """A linear map of those that are deployed in FP8 or FP4; `simulate` False where its inputs
-        are taken as they are even then."""
+        """A linear layer that is deployed in FP8 or FP4; with `simulate` False its inputs are never
+        rounded."""
         experts = ".ffn.experts." in name
         deployed = self.config.expert_format if experts else self.config.linear_format
         rounded = simulate and deployed is not None and self._simulation.linear_inputs
@@ -148,7 +158,7 @@ class NetworkDescription:
         return describe_weight(name, self._tensors[name], scale, simulate=simulate)
 
     def _exact(self, name: str) -> NativeWeight:
-        """A weight that the reference uses in float32, so bfloat16 or nothing."""
+        """A weight that the reference uses in float32, so that only bfloat16 is served."""
         if self._tensors[name].dtype != "BF16":
             raise NotServed(f"{name} is {self._tensors[name].dtype}; the kernels read bfloat16")
         return self._weight(name)
@@ -168,7 +178,7 @@ class NetworkDescription:
 def describe_weight(
     name: str, values: RawTensor, scale: RawTensor | None, *, simulate: bool = False
 ) -> NativeWeight:
-    """A matrix [o, i] for the kernels, FP4 codes as [o, i / 2]. Raises NotServed."""
+    """Describe a matrix [o, i], or FP4 codes [o, i / 2]. Raises NotServed."""
     packed = values.dtype in ("F8_E4M3", "I8")
     if values.dtype not in _FORMATS or packed != (scale is not None):
         raise NotServed(f"{name} is {values.dtype}; the kernels do not read that")
@@ -197,7 +207,7 @@ def describe_weight(
 
 
 def pointers(layers: Sequence[NativeLayer]) -> "ctypes.Array[ctypes.c_void_p]":
-    """The addresses of structs, as the kernels take a list of layers."""
+    """The addresses of structs: a list of layers for the kernels."""
     return (ctypes.c_void_p * len(layers))(*map(ctypes.addressof, layers))
 
 
@@ -244,4 +254,4 @@ def _require_shapes(config: ModelConfig) -> None:
     }
     for name, holds in rules.items():
         if not holds:
-            raise NotServed(f"{name} = {getattr(config, name)} is no size the kernels know")
+            raise NotServed(f"the kernels do not support {name} = {getattr(config, name)}")

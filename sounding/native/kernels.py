@@ -1,4 +1,4 @@
-"""Calls into the C++ kernels of inference, and how many threads they work with."""
+"""Access to the C++ kernels of inference, and the number of their threads."""
 
 import ctypes
 import functools
@@ -16,7 +16,7 @@ _threads: int | None = None
 
 
 def num_threads() -> int:
-    """How many threads the kernels use: OMP_NUM_THREADS, else one per core of this process."""
+    """Number of threads of the kernels: OMP_NUM_THREADS, else one per core of this process."""
     if _threads is None:
         set_num_threads(_default_threads())
     assert _threads is not None
@@ -24,10 +24,10 @@ def num_threads() -> int:
 
 
 def set_num_threads(count: int) -> None:
-    """Choose how many threads the kernels use from now on, in the whole process."""
+    """Set the number of threads of the kernels, for the whole process."""
     global _threads
     if count < 1:
-        raise ValueError(f"{count} threads are none; give at least 1")
+        raise ValueError(f"threads = {count} must be at least 1")
     _threads = count
 
 
@@ -42,22 +42,22 @@ def _default_threads() -> int:
 
 @functools.cache
 def kernels() -> ctypes.CDLL:
-    """The library. Only called where it was built."""
+    """The library, which must have been built."""
     found = library()
-    assert found is not None, "chosen only where the library was built"
+    assert found is not None, "the kernels were not built"
     for name in ("network_run", "network_begin_draft", "network_layout"):
         getattr(found, name).restype = INT
     return found
 
 
 def address(array: NDArray[Any]) -> ctypes.c_void_p:
-    """A C-contiguous array's memory."""
+    """The address of a C-contiguous array."""
     assert array.flags.c_contiguous
     return ctypes.c_void_p(array.ctypes.data)
 
 
 def multiply(rows: NDArray[np.uint16], weight: NativeWeight) -> NDArray[np.float32]:
-    """x W^T in float32, for rows x of bfloat16 (as bits) and any described weight."""
+    """x W^T in float32, for rows x of bfloat16 (as bits) and a weight of any format."""
     made = np.empty((len(rows), weight.rows), dtype=np.float32)
     kernels().network_linear(
         ctypes.byref(weight), address(rows), INT(len(rows)), address(made), threads_argument()
@@ -66,5 +66,5 @@ def multiply(rows: NDArray[np.uint16], weight: NativeWeight) -> NDArray[np.float
 
 
 def threads_argument() -> ctypes.c_int:
-    """The number of threads, as each kernel takes it."""
+    """The number of threads as an argument of a kernel."""
     return ctypes.c_int(num_threads())

@@ -1,4 +1,4 @@
-"""Weights copied from the files' pages into one piece of memory."""
+"""Copies weights from mapped files into one piece of memory."""
 
 import mmap
 from collections.abc import Mapping
@@ -7,15 +7,14 @@ import numpy as np
 
 from sounding.weights.raw import RawTensor
 
-_LINE_BYTES = 64  # of a cache, where a tensor begins
+_LINE_BYTES = 64  # cache line, to which tensors are aligned
 _HUGE_PAGE = 2 << 20
 
 
 def bring_into_memory(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
-    """Copies of all tensors, side by side; the files are not read again.
+    """Copy all tensors into one allocation; the files are not read again.
 
-    One piece, because a large one can lie in huge pages (Linux), and what a token reads then is
-    found with fewer look-ups.
+    One large allocation can use huge pages (Linux), which saves TLB misses at every token.
     """
     sizes = [-(-tensor.nbytes // _LINE_BYTES) * _LINE_BYTES for tensor in tensors.values()]
     pages = mmap.mmap(-1, max(_HUGE_PAGE, -(-sum(sizes) // _HUGE_PAGE) * _HUGE_PAGE))

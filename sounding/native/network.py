@@ -1,7 +1,7 @@
-"""The network as the engine runs it, by the C++ kernels: tokens to logits in one call.
+"""A `Network` of the engine on the C++ kernels: tokens to logits in one call.
 
-Computes in bfloat16, straight from weights as they are stored. What it does not serve it refuses
-with `NotServed`, and the reference in PyTorch takes its place. It imports no PyTorch.
+It computes in bfloat16 from weights in their stored formats, without PyTorch. It raises `NotServed`
+for networks that the kernels do not support, which the PyTorch reference then runs.
 """
 
 import ctypes
@@ -17,38 +17,45 @@ from sounding.config import ModelConfig
 from sounding.native.adapters import KernelAdapter
 from sounding.native.describe import NetworkDescription, pointers
 from sounding.native.kernels import INT, address, kernels, threads_argument
-from sounding.native.state import KernelLayer, KernelState, growing_state, lists_of, packed_state
+from sounding.native.state import (
+    KernelLayer,
+    KernelState,
+    growing_row_bytes,
+    growing_state,
+    lists_of,
+    packed_state,
+)
 from sounding.native.structs import NativeEnds
 from sounding.simulation import EXACT, Simulation
+from sounding.state.layout import all_lists
 from sounding.state.token_ids import require_tokens
 from sounding.weights.adapters import Adapter
 from sounding.weights.digest import weights_digest
 from sounding.weights.raw import ParameterSize, RawTensor, parameter_size
 
-_PIECE_TOKENS = 1024  # of a long chunk at once: what lies between the ops then fits the caches
-_DONE = -1  # anything else that network_run returns is the number of a list without room
+_PIECE_TOKENS = 1024  # of a long chunk at a time, so that intermediate results fit the caches
+_DONE = -1  # returned by network_run; otherwise the index of a list without room
 
 Streams = NDArray[np.uint16]
 """Residual streams of tokens, [t, m, c], bfloat16 as bits."""
 
 
 class Prediction(NamedTuple):
-    """What a chunk became, and what may follow some of its rows."""
+    """The result of a chunk, and the logits of some of its rows."""
 
     streams: Streams
     chosen: NDArray[np.int64]
     """Experts of each layer and token, [layers, t, k]."""
     scores: NDArray[np.float32]
-    """Affinities of each layer and token to all experts, [layers, t, e]."""
+    """Router scores of all experts, [layers, t, e]."""
     logits: NDArray[np.float32]
-    """Of the rows that were asked for, [rows, vocabulary]."""
+    """Logits of the requested rows, [rows, vocabulary]."""
 
 
 class KernelNetwork:
     """A network whose every operation runs in C++."""
 
     dtype_name = "bfloat16"
-    number_bytes = 2  # of a number of the state
     tries_exact_splits = True
 
     def __init__(
@@ -64,23 +71,23 @@ class KernelNetwork:
 
     @property
     def nbytes(self) -> int:
-        """Of all weights."""
+        """Bytes of its weights."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
-    def num_drafters(self) -> int:
-        """How many MTP blocks there are."""
+    def num_mtp_blocks(self) -> int:
+        """Number of MTP blocks."""
         return len(self._description.drafts)
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in its weights, scales left out."""
+        """Number of weights, without scales."""
         sizes = self.parameter_sizes().items()
         return sum(size.numbers for name, size in sizes if not name.endswith(".scale"))
 
     @property
     def identity(self) -> str:
-        """What besides weights and config decides how it rounds."""
+        """See `Network`: library, instruction set, simulation."""
         library = hashlib.sha256(Path(kernels()._name).read_bytes()).hexdigest()
         return f"kernels {library} {kernels().instructions_in_use()} {self.simulation}"
 
@@ -102,6 +109,11 @@ class KernelNetwork:
         """An adapter as a state carries it; see `Network`."""
         return KernelAdapter(adapter, self.config)
 
+    def state_bytes(self, num_tokens: int, *, rewind_tokens: int = 0) -> int:
+        """Bytes that a growing state needs for so many tokens, without its spare rows."""
+        lists = all_lists(self.config, rewind_tokens=rewind_tokens)
+        return sum(rows.slots(num_tokens) * growing_row_bytes(rows) for rows in lists)
+
     def predict(
         self,
         tokens: Sequence[int],
@@ -109,11 +121,8 @@ class KernelNetwork:
         lengths: Sequence[int],
         states: Sequence[KernelState],
     ) -> Prediction:
-        """Append a chunk, lengths[i] tokens to the sequence that states[i] remembers, and compute
-        the logits after some rows of the chunk.
-
-        Raises ValueError for a token outside the vocabulary; then no state has changed.
-        """
+        """See `Network`. Raises ValueError for a token outside the vocabulary, before any state
+        changes."""
         given = np.asarray(tokens, dtype=np.int64)
         if sum(lengths) != len(given) or min(lengths, default=0) < 0:
             raise ValueError(f"lengths {list(lengths)} must add up to {len(given)} tokens")
@@ -146,18 +155,14 @@ class KernelNetwork:
         *,
         depth: int = 0,
     ) -> Streams:
-        """Run MTP block `depth` on streams of the network, or of the block before.
-
-        next_tokens[t] follows the token that streams[t] belongs to; the result predicts the one
-        after that, through `draft_logits`.
-        """
+        """See `Network`: `draft_logits` of the result predict the token after next_tokens[t]."""
         tokens = np.asarray(next_tokens, dtype=np.int64)
         require_tokens(tokens, self.config.vocab_size)
-        layer, begins, _ = self._description.drafts[depth]
+        block = self._description.drafts[depth]
         made = np.empty_like(streams)
         kernels().network_begin_draft(
             ctypes.byref(self._description.network),
-            ctypes.byref(begins),
+            ctypes.byref(block.begins),
             address(np.ascontiguousarray(streams)),
             address(tokens),
             INT(len(tokens)),
@@ -172,7 +177,7 @@ class KernelNetwork:
             np.empty((0, config.vocab_size), dtype=np.float32),
         )
         own = [[state.drafts[depth]] for state in states]
-        self._run(pointers([layer]), None, tokens, (), lengths, own, done)
+        self._run(pointers([block.layer]), None, tokens, (), lengths, own, done)
         return made
 
     def logits(self, streams: Streams) -> NDArray[np.float32]:
@@ -181,7 +186,7 @@ class KernelNetwork:
 
     def draft_logits(self, streams: Streams, *, depth: int = 0) -> NDArray[np.float32]:
         """The same for streams of MTP block `depth`."""
-        return self._logits(self._description.drafts[depth][2], streams)
+        return self._logits(self._description.drafts[depth].ends, streams)
 
     # ----------------------------------------------------------------------------------------------
 
@@ -206,7 +211,7 @@ class KernelNetwork:
         made: Prediction,
         adapters: Sequence[KernelAdapter | None],
     ) -> None:
-        """Sequence by sequence, each in pieces."""
+        """Run each sequence in pieces, one after the other."""
         wanted = np.asarray(rows, dtype=np.int64)
         first = 0
         for length, state, adapter in zip(lengths, states, adapters, strict=True):
@@ -238,7 +243,7 @@ class KernelNetwork:
         made: Prediction,
         adapters: Sequence[KernelAdapter | None] = (),
     ) -> None:
-        """One call of the kernels; lists without room for it are given some."""
+        """Call the kernels, after making room in lists that lack it."""
         lists = [lists_of(layers) for layers in states]
         addresses: Any = lists[0].addresses
         if len(lists) > 1:

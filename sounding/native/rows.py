@@ -1,7 +1,7 @@
-"""Lists of rows in memory that the C++ kernels read and append to: row i is at slot i % slots.
+"""Lists of rows that the C++ kernels read and append to: row i is in slot i % slots.
 
-Where only the last rows are kept that makes a ring; elsewhere there are always slots enough. A
-list's header says where its memory is and how many rows it has; the kernels keep it up to date.
+A list of bounded length is a ring; the others always have enough slots. The header of a list holds
+its address and length, and the kernels update it.
 """
 
 import ctypes
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from sounding.native.state import Lists
 
 Format = Literal["float32", "bfloat16", "kv", "index"]
-# Number in network.h, and the array that holds it; packed rows are counted in bytes.
+# Number in network.h, and dtype of the array; packed rows are counted in bytes.
 _FORMATS: dict[Format, tuple[int, "np.dtype[Any]"]] = {
     "float32": (0, np.dtype(np.float32)),
     "bfloat16": (1, np.dtype(np.uint16)),
     "kv": (2, np.dtype(np.uint8)),
     "index": (3, np.dtype(np.uint8)),
 }
-_NO_MEMORY = -1  # format of a header without memory: the kernels ask for it
+_NO_MEMORY = -1  # format of a header without memory, for which the kernels request it
 _SPARE_ROWS = 64
 
 
 class KernelRows:
-    """Rows of one list. Rows written once are never changed, so forks may share memory."""
+    """Rows of one list. Written rows never change, so that forks may share memory."""
 
     def __init__(
         self,
@@ -40,18 +40,18 @@ class KernelRows:
         per_group: bool,
         capacity: int | None = None,
     ) -> None:
-        """`width` counts numbers of the format, bytes for packed ones. With `capacity` the list
-        takes all its memory now and no more; without, it grows."""
+        """`width` is in numbers of the format, or bytes of packed ones. With `capacity` all memory
+        is allocated now; without, the list grows."""
         self.per_group = per_group
         self.header = NativeRows(format=_NO_MEMORY)
-        """Read and written by the kernels; it stays where it is as long as the list lives."""
+        """Read and written by the kernels; its address is constant while the list lives."""
         self.lists: "Lists | None" = None
-        """Where this list comes first: all lists of its layers, see `state.lists_of`."""
+        """Set at the first list of a state: see `state.lists_of`."""
         self._format, self._width, self._retention = format, width, retention
         self._capacity = capacity
         self._dtype = _FORMATS[format][1]
         self._buffer: NDArray[Any] = np.empty((0, width), self._dtype)
-        self._used = ctypes.c_int64(0)  # rows that anyone who shares the buffer has written
+        self._used = ctypes.c_int64(0)  # rows written by all lists that share the buffer
         if capacity is not None:
             self._allocate(capacity if retention.kept is None else retention.kept)
 
@@ -60,7 +60,7 @@ class KernelRows:
         return self.header.length
 
     def make_room(self, count: int) -> None:
-        """Memory for `count` more rows. Raises ValueError where all memory was taken before."""
+        """Allocate memory for `count` more rows. Raises ValueError for a list with `capacity`."""
         if self._capacity is not None:
             raise ValueError(
                 f"the state has room for {self.header.slots} compressed entries and holds "
@@ -68,7 +68,7 @@ class KernelRows:
             )
         rows, length, kept = self.read(), self.length, self._retention.kept
         needed = length + count
-        # Room for a quarter more, so that all the copying is a fraction of the appending.
+        # A quarter more than needed, so that copying stays a fraction of appending.
         self._allocate(needed + needed // 4 + _SPARE_ROWS if kept is None else kept)
         self._write(rows, length)
 
@@ -91,7 +91,7 @@ class KernelRows:
                 twin._buffer = self._buffer.copy()
                 twin._point()
         else:
-            # From now on only the first of the two to go on may do so in place.
+            # Only the first of the two that appends may do so in place.
             self.header.shared = twin.header.shared = 1
         return twin
 
@@ -125,21 +125,21 @@ class KernelRows:
         return self._retention.kept is not None
 
     def _allocate(self, slots: int) -> None:
-        """Empty memory of its own."""
+        """Allocate empty memory that no other list shares."""
         self._buffer = np.zeros((slots, self._width), self._dtype)
         self._used = ctypes.c_int64(0)
         self.header.shared = self.header.kept = 0
         self._point()
 
     def _point(self) -> None:
-        """Tell the kernels where the memory is."""
+        """Write the address of the memory to the header."""
         header = self.header
         header.data, header.used = self._buffer.ctypes.data, ctypes.addressof(self._used)
         header.slots, header.row_bytes = len(self._buffer), self._width * self._dtype.itemsize
         header.bounded, header.format = self._bounded, _FORMATS[self._format][0]
 
     def _write(self, rows: StoredRows, length: int) -> None:
-        """Hold these rows, as the last ones of a list of `length`."""
+        """Store these rows as the last ones of a list of `length`."""
         header, slots = self.header, len(self._buffer)
         last = rows[-slots:] if slots else rows[:0]
         self._buffer[self._slots(length, len(last))] = last
@@ -147,5 +147,5 @@ class KernelRows:
         self._used.value = length
 
     def _slots(self, length: int, count: int) -> "NDArray[np.int64]":
-        """Where the last `count` rows of a list of `length` are, oldest first."""
+        """The slots of the last `count` rows of a list of `length`, oldest first."""
         return np.arange(length - count, length) % max(1, len(self._buffer))

@@ -1,30 +1,34 @@
-"""Empty states for the C++ kernels, and how the kernels find their lists."""
+"""Sequence states for the C++ kernels, and the addresses of their lists."""
 
 import ctypes
 from collections.abc import Sequence
 
 from sounding.config import ModelConfig
 from sounding.native.rows import Format, KernelRows
-from sounding.state.rows import Retention
-from sounding.state.sequence_state import LayerState, RowFormat, SequenceState, empty_state
-from sounding.weights.layout import FP4_BLOCK
+from sounding.state.layout import ListLayout, RowFormat, packed_row_bytes
+from sounding.state.sequence_state import LayerState, SequenceState, empty_state
 
 KernelLayer = LayerState[KernelRows]
 KernelState = SequenceState[KernelRows]
-
-_KV_BLOCK = 64  # channels of an entry that share a scale
 
 
 def growing_state(config: ModelConfig, *, rewind_tokens: int = 0) -> KernelState:
     """An empty state that grows without bound: bfloat16, projections in float32."""
 
-    def rows(
-        format: RowFormat, width: int, retention: Retention, *, per_group: bool, ratio: int
-    ) -> KernelRows:
-        numbers: Format = "float32" if format == "projections" else "bfloat16"
-        return KernelRows(numbers, width, retention, per_group=per_group)
+    def rows(layout: ListLayout) -> KernelRows:
+        numbers = _growing_format(layout)
+        return KernelRows(numbers, layout.width, layout.retention, per_group=layout.per_group)
 
     return empty_state(config, rows, rewind_tokens=rewind_tokens)
+
+
+def growing_row_bytes(layout: ListLayout) -> int:
+    """Bytes of a row of a `growing_state`."""
+    return layout.width * (4 if _growing_format(layout) == "float32" else 2)
+
+
+def _growing_format(layout: ListLayout) -> Format:
+    return "float32" if layout.format == "projections" else "bfloat16"
 
 
 def packed_state(config: ModelConfig, *, max_tokens: int, rewind_tokens: int = 0) -> KernelState:
@@ -33,33 +37,23 @@ def packed_state(config: ModelConfig, *, max_tokens: int, rewind_tokens: int = 0
     For a network that simulates them (`Simulation(kv=True, indexer=True)` at least): FP4 index
     entries are only as good as the Hadamard rotation before them.
     """
+    formats: dict[RowFormat, Format] = {"projections": "float32", "index_entries": "index"}
 
-    def rows(
-        format: RowFormat, width: int, retention: Retention, *, per_group: bool, ratio: int
-    ) -> KernelRows:
-        numbers: Format
-        match format:
-            case "projections":
-                numbers, size = "float32", width
-            case "index_entries":
-                numbers, size = "index", width // 2 + width // FP4_BLOCK
-            case _:
-                numbers, size = "kv", _kv_bytes(width, config.qk_rope_head_dim)
-        capacity = max_tokens // ratio if ratio else 0
-        return KernelRows(numbers, size, retention, per_group=per_group, capacity=capacity)
+    def rows(layout: ListLayout) -> KernelRows:
+        numbers = formats.get(layout.format, "kv")
+        # A packed row is counted in bytes.
+        floats = layout.format == "projections"
+        width = layout.width if floats else packed_row_bytes(config, layout)
+        slots = layout.slots(max_tokens)
+        return KernelRows(
+            numbers, width, layout.retention, per_group=layout.per_group, capacity=slots
+        )
 
     return empty_state(config, rows, rewind_tokens=rewind_tokens)
 
 
-def _kv_bytes(head_dim: int, rotary: int) -> int:
-    """Bytes of a packed entry: FP8 channels, bfloat16 rotary channels, scales padded to 8."""
-    plain = head_dim - rotary
-    scales = -(-plain // _KV_BLOCK)
-    return plain + 2 * rotary + -(-scales // 8) * 8
-
-
 class Lists:
-    """All lists of the layers of one sequence, and the addresses of their headers."""
+    """The lists of all layers of one sequence, with the addresses of their headers."""
 
     def __init__(self, layers: Sequence[KernelLayer]) -> None:
         self.rows = [rows for layer in layers for rows in layer.lists()]
@@ -69,8 +63,8 @@ class Lists:
 
 
 def lists_of(layers: Sequence[KernelLayer]) -> Lists:
-    """The lists of layers. Headers stay where they are as long as their rows live, so they are
-    collected once and remembered with the first list."""
+    """The lists of layers. The address of a header is constant while its list lives, so they are
+    collected once and cached with the first list."""
     first = layers[0].window
     if first.lists is None:
         first.lists = Lists(layers)

@@ -130,7 +130,7 @@ class NativeDraftEnds(ctypes.Structure):
 
 
 class NativeRows(ctypes.Structure):
-    """struct Rows of network.h: a list of rows in memory of its own; row i is at i % slots."""
+    """struct Rows of network.h: a list of rows with its own memory; row i is in slot i % slots."""
 
     _fields_ = (
         ("data", _POINTER),

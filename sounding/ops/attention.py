@@ -22,7 +22,7 @@ def num_visible(positions: Int[Tensor, " t"], ratio: int) -> Int[Tensor, " t"]:
     return (positions + 1) // ratio
 
 
-@op(training="sounding.ops.cpu.training.attention:attend")
+@op(training={"cpu": "sounding.ops.cpu.training.attention:attend"})
 def attend(
     q: Float[Tensor, "t h d"],
     window: Float[Tensor, "w d"],

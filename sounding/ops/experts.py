@@ -31,7 +31,7 @@ def routing_weights(
     return picked / picked.sum(-1, keepdim=True) * scale
 
 
-@op(training="sounding.ops.cpu.training.experts:swiglu")
+@op(training={"cpu": "sounding.ops.cpu.training.experts:swiglu"})
 def swiglu(
     x: Float[Tensor, "t c"],
     w1: Weight,
@@ -54,7 +54,7 @@ def swiglu(
     return linear(inner.to(x.dtype), w2, simulate=simulate)
 
 
-@op(training="sounding.ops.cpu.training.experts:experts")
+@op(training={"cpu": "sounding.ops.cpu.training.experts:experts"})
 def experts(
     x: Float[Tensor, "t c"],
     chosen: Int[Tensor, "t k"],

@@ -32,7 +32,7 @@ class Connection(NamedTuple):
     ]  # the input: `write` takes these, so that gradients are summed in one place
 
 
-@op(cpu="sounding.ops.cpu.hyper_connection:connect")
+@op(twins={"cpu": "sounding.ops.cpu.hyper_connection:connect"})
 def connect(
     streams: Float[Tensor, "t m c"],
     fn: Float[Tensor, "n mc"],
@@ -96,7 +96,7 @@ def read(streams: Float[Tensor, "t m c"], pre: Float[Tensor, "t m"]) -> Float[Te
     return (upcast(streams) * pre[..., None]).sum(1).to(streams.dtype)
 
 
-@op(cpu="sounding.ops.cpu.hyper_connection:write")
+@op(twins={"cpu": "sounding.ops.cpu.hyper_connection:write"})
 def write(
     streams: Float[Tensor, "t m c"],
     output: Float[Tensor, "t c"],
@@ -111,7 +111,7 @@ def write(
     return (mixed + post[..., None] * upcast(output)[:, None]).to(streams.dtype)
 
 
-@op(training="sounding.ops.cpu.hyper_connection:collapse")
+@op(training={"cpu": "sounding.ops.cpu.hyper_connection:collapse"})
 def collapse(
     streams: Float[Tensor, "t m c"],
     fn: Float[Tensor, "m mc"],

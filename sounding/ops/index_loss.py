@@ -16,7 +16,7 @@ from sounding.ops.norm import upcast
 _HIDDEN = -1e30  # finite, so that a query which sees no entry has a softmax and a gradient
 
 
-@op(training="sounding.ops.cpu.training.attention:index_loss")
+@op(training={"cpu": "sounding.ops.cpu.training.attention:index_loss"})
 def index_loss(
     q: Float[Tensor, "t h d"],
     window: Float[Tensor, "w d"],

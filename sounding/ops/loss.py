@@ -13,7 +13,7 @@ IGNORED = -100  # target of a position that does not count
 CHUNK_TOKENS = 1024  # logits of this many tokens exist at once
 
 
-@op(training="sounding.ops.cpu.training.loss:cross_entropy")
+@op(training={"cpu": "sounding.ops.cpu.training.loss:cross_entropy"})
 def cross_entropy(
     hidden: Float[Tensor, "t c"], head: Float[Tensor, "v c"], targets: Int[Tensor, " t"]
 ) -> Float[Tensor, ""]:

@@ -36,7 +36,7 @@ class Weight(NamedTuple):
         return [Weight(*pair) for pair in zip(values, scales, strict=True)]
 
 
-@op(training="sounding.ops.cpu.training.products:linear")
+@op(training={"cpu": "sounding.ops.cpu.training.products:linear"})
 def linear(
     x: Float[Tensor, "*batch i"], weight: Weight, *, simulate: bool = False
 ) -> Float[Tensor, "*batch o"]:
@@ -49,7 +49,7 @@ def linear(
     return functional.linear(x, weight.dense(x.dtype))
 
 
-@op(training="sounding.ops.cpu.training.products:wide_linear")
+@op(training={"cpu": "sounding.ops.cpu.training.products:wide_linear"})
 def wide_linear(x: Float[Tensor, "t i"], *weights: Weight) -> Float[Tensor, "t o"]:
     """x W^T in float32 or wider, whatever the dtype of x, of each weight, side by side: the scores
     of a vocabulary, what is pooled into an entry."""
@@ -62,7 +62,7 @@ def side_by_side(products: list[Float[Tensor, "t _"]]) -> Float[Tensor, "t o"]:
     return products[0] if len(products) == 1 else torch.cat(products, -1)
 
 
-@op(training="sounding.ops.cpu.training.products:grouped_linear")
+@op(training={"cpu": "sounding.ops.cpu.training.products:grouped_linear"})
 def grouped_linear(
     x: Float[Tensor, "t g i"], weight: Weight, groups: int
 ) -> Float[Tensor, "t g o"]:

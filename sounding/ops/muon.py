@@ -14,7 +14,10 @@ _SETTLE = (2.0, -1.5, 0.5)  # converges to 1 once they are near it
 NEWTON_SCHULZ = (_STEEP,) * 8 + (_SETTLE,) * 2
 
 
-@op(training="sounding.ops.cpu.training.muon:update")
+@op(
+    training={"cpu": "sounding.ops.cpu.training.muon:update"},
+    device_of=lambda weights, *others, **options: weights[0],
+)
 def update(
     weights: list[Tensor],
     gradients: list[Tensor],

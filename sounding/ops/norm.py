@@ -12,7 +12,7 @@ def upcast(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-@op(training="sounding.ops.cpu.training.norm:rms_norm")
+@op(training={"cpu": "sounding.ops.cpu.training.norm:rms_norm"})
 def rms_norm(
     x: Float[Tensor, "*batch c"], weight: Float[Tensor, " c"] | None, eps: float
 ) -> Float[Tensor, "*batch c"]:

@@ -28,7 +28,7 @@ def overlap(
     return torch.cat((before[:-1], current[1:]), 1)
 
 
-@op(training="sounding.ops.cpu.training.pool:add_places")
+@op(training={"cpu": "sounding.ops.cpu.training.pool:add_places"})
 def add_places(
     projections: Float[Tensor, "t w"], bias: Float[Tensor, "r v"], places: Int[Tensor, " t"]
 ) -> Float[Tensor, "t w"]:
@@ -37,7 +37,7 @@ def add_places(
     return torch.cat((values, gates + bias[places]), -1)
 
 
-@op(training="sounding.ops.cpu.training.pool:pool_groups")
+@op(training={"cpu": "sounding.ops.cpu.training.pool:pool_groups"})
 def pool_groups(
     projections: Float[Tensor, "p w"], ratio: int, *, overlapping: bool, leads: bool
 ) -> Float[Tensor, "g d"]:

@@ -37,7 +37,7 @@ def rotation(positions: Int[Tensor, " t"], frequencies: Float[Tensor, " pairs"])
     return Rotation(angles.cos(), angles.sin())
 
 
-@op(training="sounding.ops.cpu.training.norm:rotate")
+@op(training={"cpu": "sounding.ops.cpu.training.norm:rotate"})
 def rotate(
     x: Float[Tensor, "t *heads d"], by: Rotation, *, inverse: bool = False
 ) -> Float[Tensor, "t *heads d"]:

@@ -69,7 +69,7 @@ def prepare(
     learned: Collection[str] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> TuneData:
-    """Filter and tokenize the code in `folder`, or in its commit `since`, into datasets below `out`.
+    """Filter and tokenize the code in `folder`, or in its commit `since`, into datasets in `out`.
 
     `model` is the folder of the model, whose tokenizer is used; `learned` are digests of texts that
     the adapter to go on from has learned. What `out` holds of an interrupted call is made anew.

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sounding.posttrain.tune_data import TuneData
-from sounding.text.tokenizer import Tokenizer
+from sounding.text.fim_format import FimFormat
 from sounding.train.numerics import repeatable
 from sounding.train.run_config import RunConfig, SparsityConfig, TrainConfig
 from sounding.train.runs import nano
@@ -32,7 +32,7 @@ def tune_run(name: str, model: Path, data: TuneData, *, steps: int) -> RunConfig
     Attention is sparse from the start, as the model will be used.
     """
     recipe = nano()
-    suffix_first = 1.0 if Tokenizer.from_file(model).suffix_first else 0.0
+    suffix_first = 1.0 if FimFormat.from_folder(model).suffix_first else 0.0
     warmup = min(10, steps // 4)
     return RunConfig(
         name=name,

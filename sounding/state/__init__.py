@@ -1,5 +1,5 @@
-"""What a sequence must remember between chunks, whichever implementation of the network runs it.
+"""The state of a sequence between chunks, independent of the implementation of the network.
 
-Plain values and buffers, below the native network (`native`) and the PyTorch reference (`model`):
-each brings its own storage of rows, and the engine cannot tell which it was given.
+The C++ network (`native`) and the PyTorch reference (`model`) each bring their own storage of rows;
+the engine handles both alike.
 """

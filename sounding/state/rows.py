@@ -1,6 +1,6 @@
-"""Lists of rows, which all states are made of: appended to, of bounded memory, storable.
+"""Append-only lists of rows, of which states are made.
 
-Of some lists only the last rows are kept. Source: docs/architecture.md 8.1.
+Some lists keep only their last rows. Source: docs/architecture.md 8.1.
 """
 
 from dataclasses import dataclass
@@ -15,32 +15,32 @@ StoredRows = NDArray[Any]
 
 @runtime_checkable  # for the shape checks of the tests
 class Rows(Protocol):
-    """Rows that are appended in order; `length` counts all there ever were, kept or not."""
+    """Rows that are appended in order; `length` counts dropped ones too."""
 
     per_group: bool
-    """Whether a row stands for a group of tokens and not for one token."""
+    """True if a row stands for a group of tokens and not for one token."""
 
     @property
     def length(self) -> int:
         """Rows appended so far."""
 
     def check_truncate(self, length: int) -> None:
-        """Raise ValueError if too few of the rows before `length` are kept for their readers."""
+        """Raise ValueError if too few rows before `length` are kept for later tokens."""
 
     def truncate(self, length: int) -> None:
-        """Forget the rows from `length` on, where `check_truncate` allows it."""
+        """Drop the rows from `length` on, if `check_truncate` allows it."""
 
     def fork(self) -> "Rows":
         """An independent continuation from here."""
 
     def read(self) -> StoredRows:
-        """The kept rows as stored, oldest first. May be a view: copy what is to last."""
+        """The kept rows as stored, oldest first. May be a view of memory that changes."""
 
     def check_restore(self, stored: StoredRows, length: int) -> None:
-        """Raise ValueError unless `read` can have given these rows, of such a list of `length`."""
+        """Raise ValueError unless these can be the rows that `read` gave of a list of `length`."""
 
     def restore(self, stored: StoredRows, length: int) -> None:
-        """Take over rows that `read` gave, where `check_restore` allows it."""
+        """Replace all rows by those that `read` gave, if `check_restore` allows it."""
 
     @property
     def nbytes(self) -> int:
@@ -49,13 +49,13 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Retention:
-    """How many rows a list keeps: `None` is all; `needed` by readers, the rest allow rewinding."""
+    """Number of rows that a list keeps (None: all): `needed` for reading, the rest to rewind."""
 
     kept: int | None
     needed: int = 0
 
     def check(self, kept_after: int, length: int) -> None:
-        """Raise ValueError when a rewound list of `length` would lack rows that readers need."""
+        """Raise ValueError if a list that is rewound to `length` would lack rows that are read."""
         if kept_after < min(length, self.needed):
             raise ValueError(
                 f"cannot rewind to {length} rows: {kept_after} of the {min(length, self.needed)} "
@@ -64,7 +64,7 @@ class Retention:
             )
 
     def check_saved(self, num_rows: int, length: int) -> None:
-        """Raise ValueError when a list of `length` cannot have kept just so many rows."""
+        """Raise ValueError if a list of `length` cannot have kept this number of rows."""
         kept = length if self.kept is None else min(length, self.kept)
         needed = length if self.kept is None else min(length, self.needed)
         if not needed <= num_rows <= kept:
@@ -75,7 +75,7 @@ class Retention:
 
 
 def require_like(stored: StoredRows, width: int, dtype: "np.dtype[Any]") -> None:
-    """Raise ValueError unless saved rows have this width and kind of number."""
+    """Raise ValueError unless saved rows have this width and dtype."""
     if stored.ndim != 2 or stored.shape[1] != width or stored.dtype != dtype:
         raise ValueError(
             f"a saved state has rows of shape {list(stored.shape)} and {stored.dtype} where this "

@@ -1,26 +1,30 @@
-"""The state of one sequence: lists of rows by layer, forked, rewound, saved and restored.
+"""The state of one sequence: lists of rows by layer, with fork, rewind, save and restore.
 
-Everything remembered is appended to and never changed: window entries and raw projections by token,
-compressed and index entries by group. That keeps the three operations of a server simple: `fork`
-shares or copies, `rewind` shortens, `serialize` writes the rows out.
+Rows are appended and never changed: window entries and projections by token, compressed and index
+entries by group. So `fork` shares or copies, `rewind` shortens, and `serialize` writes the rows.
 Source: docs/architecture.md 8.
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from sounding.config import CSA, ModelConfig
-from sounding.state.rows import Retention, Rows, StoredRows
+from sounding.config import ModelConfig
+from sounding.state.layout import (
+    CompressorLayout,
+    LayerLayout,
+    ListLayout,
+    draft_layouts,
+    layer_layouts,
+)
+from sounding.state.rows import Rows, StoredRows
 
-RowFormat = Literal["window", "projections", "entries", "index_entries"]
-"""What is in a row; each storage chooses its numbers."""
-# What reading foreign bytes raises; AttributeError for a format that NumPy lacks.
+# Raised when damaged bytes are parsed; AttributeError for a dtype that NumPy lacks.
 _UNREADABLE = (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError)
 _R = TypeVar("_R", bound=Rows)
 _R_co = TypeVar("_R_co", bound=Rows, covariant=True)
@@ -28,7 +32,7 @@ _R_co = TypeVar("_R_co", bound=Rows, covariant=True)
 
 @dataclass
 class CompressorState(Generic[_R]):
-    """Projections of tokens whose group is unfinished or still needed, and finished entries."""
+    """Projections of tokens whose group is incomplete or still read, and finished entries."""
 
     projections: _R
     entries: _R
@@ -36,7 +40,7 @@ class CompressorState(Generic[_R]):
 
 @dataclass
 class LayerState(Generic[_R]):
-    """What one layer remembers of one sequence; parts a layer kind does not have are None."""
+    """The state of one layer; parts that this kind of layer lacks are None."""
 
     ratio: int
     window: _R
@@ -45,7 +49,7 @@ class LayerState(Generic[_R]):
 
     @property
     def length(self) -> int:
-        """Tokens this layer has seen."""
+        """Number of tokens the layer has processed."""
         return self.window.length
 
     def fork(self) -> "LayerState[_R]":
@@ -89,7 +93,7 @@ def _fork(rows: _R) -> _R:
 class SequenceState(Generic[_R]):
     """One sequence: a state per decoder layer, and one per MTP block.
 
-    An MTP block runs behind the network: its position t needs token t + 1.
+    An MTP block lags one token behind: its position t needs token t + 1.
     """
 
     layers: list[LayerState[_R]]
@@ -100,14 +104,14 @@ class SequenceState(Generic[_R]):
 
     @property
     def length(self) -> int:
-        """Tokens the network has seen; the next chunk starts at this position."""
+        """Number of tokens the network has processed: the position of the next chunk."""
         return self.layers[0].length
 
     def rewind(self, length: int) -> None:
         """Go back to the first `length` tokens, e.g. after rejected drafts.
 
-        Raises ValueError when that lies ahead, or further back than the state keeps
-        (`rewind_tokens`, or anything while no list has overflowed yet).
+        Raises ValueError for a length ahead, or for one further back than the kept rows allow:
+        `rewind_tokens`, or everything while no list has dropped rows.
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot rewind to {length}: the state holds {self.length} tokens")
@@ -119,7 +123,7 @@ class SequenceState(Generic[_R]):
             for _, rows, rows_length in part.lengths_after(part_length)
             if rows_length < rows.length
         ]
-        # Ask all first: a state that went back halfway would be of no use.
+        # Check all lists first: a partly rewound state would be useless.
         for rows, rows_length in shorter:
             rows.check_truncate(rows_length)
         for rows, rows_length in shorter:
@@ -134,7 +138,7 @@ class SequenceState(Generic[_R]):
         )
 
     def fork_drafts(self) -> "SequenceState[_R]":
-        """A continuation of the MTP blocks alone, for what they read on their own output."""
+        """A continuation of the MTP blocks alone, for steps on their own output."""
         return SequenceState([], [draft.fork() for draft in self.drafts])
 
     @property
@@ -152,7 +156,7 @@ class SequenceState(Generic[_R]):
         return safetensors.numpy.save(arrays, {"lengths": json.dumps(lengths)})
 
     def restore(self, data: bytes) -> None:
-        """Take over a serialized state of the same model, storage and retention.
+        """Restore a serialized state of the same model, storage and retention.
 
         Raises ValueError when `data` is damaged or belongs to another model; then nothing changes.
         """
@@ -161,7 +165,7 @@ class SequenceState(Generic[_R]):
             rows.restore(arrays[name], lengths[name])
 
     def _check_saved(self, data: bytes) -> tuple[dict[str, StoredRows], dict[str, int]]:
-        """The saved rows and lengths, once they are found to be a state of this form."""
+        """Parse saved rows and lengths, and check that they are a state of this form."""
         try:
             arrays = safetensors.numpy.load(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -203,10 +207,7 @@ class SequenceState(Generic[_R]):
 class MakeRows(Protocol[_R_co]):
     """Makes an empty list of rows."""
 
-    def __call__(
-        self, format: RowFormat, width: int, retention: Retention, *, per_group: bool, ratio: int
-    ) -> _R_co:
-        """Rows of `width` numbers; `ratio` tokens bring one row (0: every token does)."""
+    def __call__(self, layout: ListLayout) -> _R_co: ...
 
 
 def empty_state(
@@ -217,25 +218,16 @@ def empty_state(
     It can go back at least `rewind_tokens` tokens at any time.
     """
 
-    def compressor(ratio: int, width: int, entries: RowFormat) -> CompressorState[_R]:
-        # Values and gates of each token; CSA has two halves of each and looks one group back.
-        groups = 2 if ratio == CSA else 1
-        retention = Retention(groups * ratio + rewind_tokens, groups * ratio - 1)
-        projected = 2 * groups * width
-        return CompressorState(
-            make_rows("projections", projected, retention, per_group=False, ratio=0),
-            make_rows(entries, width, Retention(None), per_group=True, ratio=ratio),
-        )
+    def compressor(layout: CompressorLayout | None) -> CompressorState[_R] | None:
+        if layout is None:
+            return None
+        return CompressorState(make_rows(layout.projections), make_rows(layout.entries))
 
-    def layer(ratio: int) -> LayerState[_R]:
-        window = Retention(config.sliding_window + rewind_tokens, config.sliding_window - 1)
-        return LayerState(
-            ratio,
-            make_rows("window", config.head_dim, window, per_group=False, ratio=0),
-            compressor(ratio, config.head_dim, "entries") if ratio else None,
-            compressor(ratio, config.index_head_dim, "index_entries") if ratio == CSA else None,
-        )
+    def layer(layout: LayerLayout) -> LayerState[_R]:
+        window, parts = make_rows(layout.window), (layout.compressor, layout.indexer)
+        return LayerState(layout.ratio, window, *map(compressor, parts))
 
     return SequenceState(
-        [layer(ratio) for ratio in config.ratios], [layer(0) for _ in range(config.num_mtp_layers)]
+        [layer(each) for each in layer_layouts(config, rewind_tokens=rewind_tokens)],
+        [layer(each) for each in draft_layouts(config, rewind_tokens=rewind_tokens)],
     )

@@ -1,109 +1,73 @@
-"""Prompts for base models: filling in the middle, and a repository's files as context.
+"""The format of prompts that fill in the middle: which tokens, and in which order.
 
-The order is prefix, suffix, middle: the model generates the middle after the end token. The format
-has names for repositories and files but the release does not fix the space around them; here
-there is none, so that a file's text is exactly the text between its two tokens.
-Source: docs/prompt.md 1 and 6.2.
+A prompt is `begin PREFIX hole SUFFIX end`, and the model writes the middle. A model may have
+learned another order, with the suffix before the prefix: then nothing stands before the hole, and
+the middle begins with the prefix. Its folder says so.
+Source: docs/prompt.md 1 and 6.2; Bavarian et al., "Efficient training of language models to fill in
+the middle", 2022, where the orders are PSM and SPM.
 """
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from sounding.text.markup import (
-    BOS,
-    END_FILE,
-    END_FILE_NAME,
-    END_REPO_NAME,
-    EOS,
-    FILE,
-    FILE_NAME,
-    FIM_BEGIN,
-    FIM_END,
-    FIM_HOLE,
-    REPO_NAME,
-)
+from numpy.typing import NDArray
 
-_STRUCTURE = (
-    BOS,
-    EOS,
-    FIM_BEGIN,
-    FIM_HOLE,
-    FIM_END,
-    REPO_NAME,
-    END_REPO_NAME,
-    FILE_NAME,
-    END_FILE_NAME,
-    FILE,
-    END_FILE,
-)
+from sounding.files import parse_json, write_file
+from sounding.text.markup import BOS, FIM_BEGIN, FIM_END, FIM_HOLE
+from sounding.text.tokenizer import Tokenizer
 
-File = tuple[str, str]  # path, text
+_FILE = "tokenizer_config.json"
+_SUFFIX_FIRST = "fim_suffix_first"  # ours, in that file
+
+Ids = Sequence[int] | NDArray[Any]
+"""Token ids of a part of a prompt."""
 
 
-def infill_prompt(
-    prefix: str,
-    suffix: str,
-    *,
-    path: str | None = None,
-    files: Sequence[File] = (),
-    repository: str | None = None,
-    bos: bool = True,
-) -> str:
-    """Return the prompt for the text between prefix and suffix.
+class FimTokens(NamedTuple):
+    """Ids of the tokens that structure a prompt."""
 
-    With `path` the gap is in that file of a repository, after the other `files` of it. Raises
-    ValueError for a text that contains one of the format's own tokens, and for files without a
-    path for the gap.
-    """
-    _check(prefix=prefix, suffix=suffix)
-    gap = f"{FIM_BEGIN}{prefix}{FIM_HOLE}{suffix}{FIM_END}"
-    if path is None:
-        if files or repository is not None:
-            raise ValueError("there are files of a repository but no path; say which has the gap")
-        return (BOS if bos else "") + gap
-    _check(path=path)
-    return repository_prompt(files, repository=repository, bos=bos) + _named(path) + FILE + gap
+    bos: int
+    begin: int
+    hole: int
+    end: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "FimTokens":
+        """Raises ValueError for a vocabulary that lacks one."""
+        return cls(*map(tokenizer.id_of, (BOS, FIM_BEGIN, FIM_HOLE, FIM_END)))
 
 
-def infill_document(prefix: str, middle: str, suffix: str, *, bos: bool = True) -> str:
-    """The infill prompt with its answer and EOS, as in training. Raises as `infill_prompt` does."""
-    _check(middle=middle)
-    return infill_prompt(prefix, suffix, bos=bos) + middle + EOS
+@dataclass(frozen=True)
+class FimFormat:
+    """The order of the parts, as a model has learned it."""
 
+    suffix_first: bool = False
 
-def repository_prompt(
-    files: Sequence[File],
-    *,
-    repository: str | None = None,
-    continue_with: str | None = None,
-    bos: bool = True,
-) -> str:
-    """Return the prompt of a repository's whole files, each under its name, in order.
+    @classmethod
+    def from_folder(cls, folder: Path) -> "FimFormat":
+        """Read the order from a model's folder. Raises ValueError for one that cannot be read."""
+        path = folder / _FILE
+        if not path.is_file():
+            return cls()
+        value = parse_json(path.read_bytes(), str(path)).get(_SUFFIX_FIRST, False)
+        if not isinstance(value, bool):
+            raise ValueError(f"{path}: {_SUFFIX_FIRST} = {value!r} must be true or false")
+        return cls(suffix_first=value)
 
-    `continue_with` names a further file for the model to generate. Raises ValueError for a name or
-    text that contains one of the format's own tokens.
-    """
-    parts = [BOS] if bos else []
-    if repository is not None:
-        _check(repository=repository)
-        parts.append(f"{REPO_NAME}{repository}{END_REPO_NAME}")
-    for path, text in files:
-        _check(path=path, **{f"the text of {path}": text})
-        parts.append(f"{_named(path)}{FILE}{text}{END_FILE}")
-    if continue_with is not None:
-        _check(continue_with=continue_with)
-        parts.append(_named(continue_with) + FILE)
-    return "".join(parts)
+    def write(self, folder: Path) -> list[Path]:
+        """Write the files that `from_folder` needs to find this order in a folder, and name them:
+        none for the usual order."""
+        if not self.suffix_first:
+            return []
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / _FILE
+        write_file(path, json.dumps({_SUFFIX_FIRST: True}).encode())
+        return [path]
 
-
-def _named(path: str) -> str:
-    return f"{FILE_NAME}{path}{END_FILE_NAME}"
-
-
-def _check(**texts: str) -> None:
-    for name, text in texts.items():
-        for token in _STRUCTURE:
-            if token in text:
-                raise ValueError(
-                    f"{name} contains {token!r} at character {text.index(token)}, which would "
-                    "be read as structure; leave this file out or write the token differently"
-                )
+    def arrange(self, tokens: FimTokens, prefix: Ids, suffix: Ids) -> list[Ids]:
+        """The parts of a prompt in their order, to be joined; the middle follows the last one."""
+        before, after = ([], prefix) if self.suffix_first else (prefix, [])
+        return [[tokens.bos, tokens.begin], before, [tokens.hole], suffix, [tokens.end], after]

@@ -5,18 +5,21 @@ tokens, decodes a stream without ever returning half a character. The BPE itself
 library's. Source: docs/prompt.md 1.
 """
 
+import bisect
 import codecs
 import difflib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
-from sounding.files import parse_json, write_file
+from sounding.files import write_file
 from sounding.text.markup import (
     BOS,
     END_OF_QUERY,
@@ -39,9 +42,7 @@ _WORDS = (
     r"|\s+(?!\S)"
     r"|\s+"
 ).replace('\\"', '"')
-
-CONFIG_NAME = "tokenizer_config.json"
-SUFFIX_FIRST = "fim_suffix_first"  # ours, in that file
+SPLIT_RULES = (_DIGITS, _CJK, _WORDS)
 
 # Required tokens: the first tokens, every byte, the named tokens.
 SMALLEST_VOCABULARY = len(FIRST_TOKENS) + 256 + len(NAMED_TOKENS)
@@ -64,6 +65,16 @@ class TooManyTokens(ValueError):
         self.num_tokens, self.exact = num_tokens, exact
 
 
+class BytePairs(NamedTuple):
+    """The tables of a byte-level BPE vocabulary, whose bytes are written as letters."""
+
+    vocabulary: dict[str, int]
+    merges: list[str]
+    """Two tokens with a space between them, the first merge first."""
+    split_rules: tuple[str, ...]
+    """Patterns that text is split by before BPE, in order."""
+
+
 class Tokenizer:
     """A vocabulary of `num_tokens` ids; named tokens such as <｜User｜> are found in the text."""
 
@@ -71,13 +82,10 @@ class Tokenizer:
         self.core = core
         self.num_tokens = max(core.get_vocab(with_added_tokens=True).values()) + 1
         self.named = {token.content: i for i, token in core.get_added_tokens_decoder().items()}
-        self.suffix_first = False
-        """True if its model fills gaps with the suffix before the prefix (SPM)."""
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> "Tokenizer":
-        """Load a tokenizer.json, or the one in a checkpoint's folder; a tokenizer_config.json
-        beside it may set the order of prefix and suffix in FIM prompts.
+        """Load a tokenizer.json, or the one in a checkpoint's folder.
 
         `vocab_size` is that of its model, if there is one. Raises ValueError for a file of another
         kind or another model, OSError for one that cannot be read.
@@ -86,11 +94,9 @@ class Tokenizer:
         if file.is_dir():
             file = file / "tokenizer.json"
         try:
-            tokenizer = cls.from_json(file.read_text(encoding="utf-8"), vocab_size)
+            return cls.from_json(file.read_text(encoding="utf-8-sig"), vocab_size)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
-        tokenizer.suffix_first = _suffix_first(file.parent / CONFIG_NAME)
-        return tokenizer
 
     @classmethod
     def from_json(cls, text: str, vocab_size: int | None = None) -> "Tokenizer":
@@ -108,6 +114,16 @@ class Tokenizer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write tokenizer.json, whole or not at all."""
         write_file(Path(path), self.core.to_str(pretty=True).encode())
+
+    def byte_pairs(self) -> "BytePairs":
+        """The tables of the vocabulary, for writers of other formats."""
+        layout = json.loads(self.core.to_str())
+        split = layout["pre_tokenizer"].get("pretokenizers", [])
+        rules = [part["pattern"].get("Regex", "") for part in split if part["type"] == "Split"]
+        merges = [
+            pair if isinstance(pair, str) else " ".join(pair) for pair in layout["model"]["merges"]
+        ]
+        return BytePairs(layout["model"]["vocab"], merges, tuple(rules))
 
     def id_of(self, name: str) -> int:
         """The id of a named token. Raises ValueError with the nearest name if there is none."""
@@ -138,6 +154,17 @@ class Tokenizer:
         """
         ids: list[int] = self._encoding(text, named, most_tokens).ids
         return ids
+
+    def encode_parts(self, parts: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Encode the text that parts make together, and say in which part every token begins.
+
+        Parts encoded one by one could give other tokens where two of them meet.
+        """
+        text = _checked("".join(parts))
+        encoding = self.core.encode(text, add_special_tokens=False)
+        ends = list(itertools.accumulate(map(len, parts)))
+        owners = [bisect.bisect_right(ends, begin) for begin, _ in encoding.offsets]
+        return encoding.ids, owners
 
     def encode_many(self, texts: Sequence[str], *, named: bool = True) -> list[list[int]]:
         """`encode` for many texts, on all cores."""
@@ -233,15 +260,6 @@ class Tokenizer:
             count += len(core.encode_batch_fast([page], add_special_tokens=False)[0]) * 9 // 10
             if count > most_tokens:
                 raise TooManyTokens(count, most_tokens, exact=False)
-
-
-def _suffix_first(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    value = parse_json(path.read_bytes(), str(path)).get(SUFFIX_FIRST, False)
-    if not isinstance(value, bool):
-        raise ValueError(f"{path}: {SUFFIX_FIRST} = {value!r} must be true or false")
-    return value
 
 
 class TextStream:

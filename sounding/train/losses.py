@@ -66,8 +66,8 @@ def sum_losses(
     zero = upcast(output.streams.new_zeros(()))
     sums = dict.fromkeys(("next_token", "mtp", "balance", "index", "middles"), zero)
     for report in output.reports:
-        if report.index_loss is not None:
-            sums["index"] = sums["index"] + report.index_loss
+        if report.indexer.loss is not None:
+            sums["index"] = sums["index"] + report.indexer.loss
     if phase == "indexer":
         return sums | {"loads": expert_loads(output.routing)}
     hidden = model.hidden(output.streams)

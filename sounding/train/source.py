@@ -1,7 +1,6 @@
 """Opens what a run reads: its batches, its held-out text, the files that belong to its model."""
 
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from sounding.data.fim import FimSettings
 from sounding.data.loader import Loader, RowStream
 from sounding.data.mixture import Mixture
 from sounding.data.rows import DataRows, LoaderSettings
-from sounding.files import write_file
 from sounding.ops.loss import IGNORED
-from sounding.text.tokenizer import CONFIG_NAME, MOST_PADDING, SUFFIX_FIRST
+from sounding.text.fim_format import FimFormat
+from sounding.text.tokenizer import MOST_PADDING
 from sounding.train.objective import B, BatchSource
 from sounding.train.run_config import RunConfig
 from sounding.train.synthetic import copying, repeats
@@ -93,10 +92,7 @@ def files_beside(run: RunConfig, folder: Path) -> list[Path]:
         return []
     files = [Path(path) / TOKENIZER_NAME]
     if run.data.fim.rate and run.data.fim.suffix_first >= 0.5:
-        folder.mkdir(parents=True, exist_ok=True)
-        order = folder / CONFIG_NAME
-        write_file(order, json.dumps({SUFFIX_FIRST: True}).encode())
-        files.append(order)
+        files += FimFormat(suffix_first=True).write(folder)
     return files
 
 

@@ -4,11 +4,13 @@ The numbers behind `inspect` and `plan`. Describing a preset needs no weights an
 Source: docs/architecture.md 8.1 and 13.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sounding.config import CSA, HCA, ModelConfig
+from sounding.config import ModelConfig
+from sounding.state.layout import ListLayout, entries_read, layer_layouts, packed_row_bytes
+from sounding.state.rows import Retention
 from sounding.weights.layout import (
     FORMATS,
     Component,
@@ -20,10 +22,6 @@ from sounding.weights.layout import (
 
 if TYPE_CHECKING:
     from sounding.weights.checkpoint import Checkpoint
-
-_SCALE_ALIGNMENT = 8  # the scales of a main entry are padded to a multiple of this
-_KV_BLOCK = 64  # channels of a main entry that share a scale byte
-_INDEX_BLOCK = 32  # channels of an indexer entry that share a scale byte
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,7 @@ def _describe(config: ModelConfig, sizes: Iterable[tuple[Parameter, str, int, in
 class StateSize:
     """Bytes of one sequence's state in the packed deploy format, MTP block left out.
 
-    A main entry is FP8 with a bf16 rotary slice, an indexer entry is FP4; groups not yet complete
-    wait in float32.
+    See `packed_row_bytes` for the formats.
     """
 
     config: ModelConfig
@@ -114,48 +111,38 @@ class StateSize:
     @property
     def entry_bytes(self) -> int:
         """One window or compressed entry; 584 for the published models."""
-        rotary = self.config.qk_rope_head_dim
-        plain = self.config.head_dim - rotary
-        scales = -(-plain // _KV_BLOCK)
-        return plain + 2 * rotary + -(-scales // _SCALE_ALIGNMENT) * _SCALE_ALIGNMENT
+        return self._row_bytes(ListLayout("entries", self.config.head_dim, Retention(None)))
 
     @property
     def index_entry_bytes(self) -> int:
         """One entry of the indexer; 68 for the published models."""
         width = self.config.index_head_dim
-        return width // 2 + -(-width // _INDEX_BLOCK)
+        return self._row_bytes(ListLayout("index_entries", width, Retention(None)))
 
     @property
     def bytes_per_token(self) -> float:
         """Growth of the state, averaged over a long sequence."""
-        csa, hca = self._count(CSA), self._count(HCA)
-        both = self.entry_bytes + self.index_entry_bytes
-        return csa * both / CSA + hca * self.entry_bytes / HCA
+        growing = (rows for rows in self._lists() if rows.retention.kept is None)
+        return sum(self._row_bytes(rows) / rows.tokens_per_row for rows in growing)
 
     @property
     def constant_bytes(self) -> int:
         """Windows, and the float32 projections of unfinished groups."""
-        config = self.config
-        window = config.sliding_window * self.entry_bytes * config.num_hidden_layers
-        # CSA keeps two groups of both halves, values and gates; HCA one group of one.
-        csa = 2 * CSA * 2 * (config.head_dim + config.index_head_dim) * 2 * 4
-        hca = HCA * config.head_dim * 2 * 4
-        return window + self._count(CSA) * csa + self._count(HCA) * hca
+        return self.bytes_at(0)
 
     def bytes_at(self, num_tokens: int) -> int:
         """The whole state after this many tokens."""
-        csa = self._count(CSA) * (num_tokens // CSA) * (self.entry_bytes + self.index_entry_bytes)
-        hca = self._count(HCA) * (num_tokens // HCA) * self.entry_bytes
-        return self.constant_bytes + csa + hca
+        return sum(rows.slots(num_tokens) * self._row_bytes(rows) for rows in self._lists())
 
     def bytes_read_at(self, num_tokens: int) -> int:
-        """Bytes of state read per decoded token: windows, selected entries, and the whole index."""
-        config = self.config
-        window = min(num_tokens, config.sliding_window) * config.num_hidden_layers
-        chosen = min(config.index_topk, num_tokens // CSA) * self._count(CSA)
-        pooled = num_tokens // HCA * self._count(HCA)
-        index = num_tokens // CSA * self._count(CSA) * self.index_entry_bytes
-        return (window + chosen + pooled) * self.entry_bytes + index
+        """Bytes of state read for the last of so many tokens: entries attended to, and index
+        entries scored."""
+        entries, index_entries = entries_read(self.config, num_tokens)
+        return entries * self.entry_bytes + index_entries * self.index_entry_bytes
 
-    def _count(self, ratio: int) -> int:
-        return sum(1 for layer_ratio in self.config.ratios if layer_ratio == ratio)
+    def _lists(self) -> Iterator[ListLayout]:
+        for layer in layer_layouts(self.config):
+            yield from layer.lists()
+
+    def _row_bytes(self, rows: ListLayout) -> int:
+        return packed_row_bytes(self.config, rows)

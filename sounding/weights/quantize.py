@@ -116,8 +116,8 @@ def convert(
     - transformers: everything unquantized under the names of the transformers library; `plain`
       chooses its dtype
     Tensors already in the target's format are copied bit for bit. The deltas of an `adapter` are
-    added before rounding; the report's errors are those made after that. `on_progress` is called with
-    the number of source bytes done. Raises ValueError for weights that cannot be converted,
+    added before rounding; the report's errors are those made after that. `on_progress` is called
+    with the number of source bytes done. Raises ValueError for weights that cannot be converted,
     naming file and tensor.
     """
     storage = _storage(target, plain)

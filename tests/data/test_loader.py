@@ -15,7 +15,7 @@ from sounding.data.batch import TokenBatch
 from sounding.data.dataset import Dataset, read_info, tokenize, verify
 from sounding.data.fim import FimSettings
 from sounding.data.loader import Loader
-from sounding.data.rows import DataRows, LoaderSettings
+from sounding.data.rows import DataRows, LoaderSettings, stream_name
 from sounding.ops.loss import IGNORED
 from sounding.text.markup import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
 from sounding.text.tokenizer import Tokenizer
@@ -158,6 +158,30 @@ def test_the_suffix_may_come_first(dataset: Dataset) -> None:
     assert 0.3 < sum(orders) / len(orders) < 0.8
     with pytest.raises(ValueError, match=r"suffix_first = 2\.0 must be a share"):
         FimSettings(suffix_first=2.0)
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        (LoaderSettings(), "d5bc62c83f63d941"),
+        (
+            LoaderSettings(
+                sequence_length=512,
+                seed=7,
+                fim=FimSettings(rate=1.0, longest=256),
+                middle_only=True,
+            ),
+            "a5d40704d9a58da3",
+        ),
+        (LoaderSettings(split_rate=0.25), "fd83ed39e9699759"),
+        (LoaderSettings(fim=FimSettings(suffix_first=1.0)), "f3e09ab02bc47055"),
+        (LoaderSettings(split_rate=0.1, fim=FimSettings(suffix_first=0.5)), "75675c835a54c80b"),
+    ],
+)
+def test_streams_keep_the_names_by_which_runs_resume(how: LoaderSettings, name: str) -> None:
+    """Names as they were before the first of these fields was added: a change would make every
+    state of an unfinished run one of another stream."""
+    assert stream_name("0123456789abcdef", how) == name
 
 
 def test_the_rate_is_a_share_of_documents(dataset: Dataset) -> None:

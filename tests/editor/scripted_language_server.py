@@ -16,6 +16,7 @@ from sounding.completion.prompt import CompletionSettings
 from sounding.editor.language_server import CodeServer
 from sounding.editor.suggest import FromModel
 from sounding.engine.batch import Request
+from sounding.text.fim_format import FimFormat
 from tests.engine.scripted import Author, prefix_shown, small_tokenizer
 
 _FIRST_LINE = re.compile(r"^# (says|endless|fails) ?(.*)$", re.MULTILINE)
@@ -50,8 +51,8 @@ def _endless(request: Request) -> Iterator[tuple[int, bool]]:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Without healing the prompt is what stands before the cursor.
-    settings = CompletionSettings(heal=False)
+    settings, fim = CompletionSettings(heal=False), FimFormat()
     server = CodeServer(
-        lambda: FromModel(small_tokenizer(), lambda stop: generate, settings, seconds=0.0)
+        lambda: FromModel(small_tokenizer(), fim, lambda stop: generate, settings, seconds=0.0)
     )
     sys.exit(server.run())

@@ -12,16 +12,19 @@ from typing import Any
 
 import pytest
 
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.completion.prompt import CompletionSettings
 from sounding.editor import suggest
 from sounding.editor.suggest import Ask, FromModel, FromServer, Stop, Stopped, through
 from sounding.engine.batch import Batch, Generate, Request
 from sounding.engine.engine import Engine
+from sounding.text.fim_format import FimFormat
 from sounding.train.runs import copying
 from tests.conftest import NetworkMaker
 from tests.engine.scripted import Author, small_tokenizer
 from tests.networks import as_network
+
+FIM = FimFormat()
 
 
 def always(generate: Generate) -> Callable[[Stop], Generate]:
@@ -67,14 +70,18 @@ def test_time_counts_from_the_first_token_and_leaves_whole_lines(clock: Clock) -
     whole = [len(small_tokenizer().encode(line, named=False)) for line in BLOCK.splitlines(True)]
     for seconds, lines in [(0.0, 3), (sum(whole) + 9.0, 3), (whole[0] + 2.0, 1)]:
         author = SlowAuthor(clock, PREFIX, BLOCK)
-        model = FromModel(small_tokenizer(), always(author), CompletionSettings(), seconds=seconds)
+        model = FromModel(
+            small_tokenizer(), FIM, always(author), CompletionSettings(), seconds=seconds
+        )
         text = model(Ask(Gap(PREFIX), python=True), Stop())
         assert text == "".join(BLOCK.splitlines(True)[:lines]).rstrip()
 
 
 def test_no_second_attempt_after_the_time_is_up(clock: Clock) -> None:
     author = SlowAuthor(clock, "x = ", "))))))))))")
-    FromModel(small_tokenizer(), always(author), seconds=3.0)(Ask(Gap("x = "), python=True), Stop())
+    FromModel(small_tokenizer(), FIM, always(author), seconds=3.0)(
+        Ask(Gap("x = "), python=True), Stop()
+    )
     assert len(author.requests) == 1
     assert author.pushed <= 4
 
@@ -90,7 +97,7 @@ def test_stopping_a_model() -> None:
         raise AssertionError("it went on")
 
     with pytest.raises(Stopped):
-        FromModel(small_tokenizer(), always(generate))(Ask(Gap("x")), stop)
+        FromModel(small_tokenizer(), FIM, always(generate))(Ask(Gap("x")), stop)
 
 
 @pytest.fixture
@@ -110,7 +117,7 @@ def test_an_engine_writes_what_it_always_writes(engine: Engine) -> None:
     for prefix, python in [("def f(x):\n    return ", False), ("total = 0\nfor x in", True)]:
         ask = Ask(Gap(prefix, "\nprint(total)\n"), python=python)
         answers = [
-            FromModel(small_tokenizer(), generate, settings, seconds=0.0)(ask, Stop())
+            FromModel(small_tokenizer(), FIM, generate, settings, seconds=0.0)(ask, Stop())
             for generate in (batch, through(engine))
         ]
         assert answers[0] == answers[1] != ""
@@ -127,7 +134,7 @@ def test_stopping_reaches_the_engine(engine: Engine) -> None:
 
     thread = threading.Thread(target=give_up)
     thread.start()
-    model = FromModel(small_tokenizer(), through(engine), settings, seconds=0.0)
+    model = FromModel(small_tokenizer(), FIM, through(engine), settings, seconds=0.0)
     with pytest.raises(Stopped):
         model(Ask(Gap("x = 1\n" * 1500)), stop)  # it is still reading
     thread.join()
@@ -142,7 +149,7 @@ def test_an_engine_that_fails(engine: Engine, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(engine._runner, "step", fail)
     with pytest.raises(RuntimeError, match="no room"):
-        FromModel(small_tokenizer(), through(engine))(Ask(Gap("x")), Stop())
+        FromModel(small_tokenizer(), FIM, through(engine))(Ask(Gap("x")), Stop())
 
 
 class Server:

@@ -11,7 +11,6 @@ import torch
 
 from sounding.engine import engine as engine_module
 from sounding.engine.engine import Engine
-from sounding.engine.memory_budget import state_bytes
 from sounding.engine.requests import (
     Event,
     Finished,
@@ -277,7 +276,7 @@ def test_nobody_waits_for_an_engine_that_has_failed(
 
 
 def test_memory_is_left_for_those_who_type(network: Transformer, gate: Gate) -> None:
-    each = state_bytes(CONFIG, 43, number_bytes=8)
+    each = as_network(network).state_bytes(43)
     engine = Engine(as_network(network), settings=EngineSettings(state_limit_bytes=2 * each + 1000))
     long = [engine.submit(request(40, seed=seed, max_tokens=3)) for seed in range(2)]
     typed = engine.submit(request(10, max_tokens=3, priority=Priority.KEYSTROKE))

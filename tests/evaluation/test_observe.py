@@ -70,7 +70,7 @@ def test_recall_is_there_for_csa_layers_and_changes_nothing() -> None:
     plain = network(torch.tensor(TOKENS))
     watched = network(torch.tensor(TOKENS), selection=Selection(recall=(4,)))
     assert torch.equal(plain.streams, watched.streams)
-    assert all(report.index_recall is None for report in plain.reports)
+    assert all(report.indexer.recall is None for report in plain.reports)
 
 
 def test_a_token_that_does_not_exist_is_refused() -> None:

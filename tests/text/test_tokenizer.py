@@ -192,21 +192,3 @@ def test_coverage_by_language_and_type(small: Tokenizer) -> None:
     assert rows[-1].num_tokens == sum(small.count(text, named=False) for _, text in texts)
     assert script("函数 a") == "CJK"
     assert script("123") == "no letters"
-
-
-def test_the_order_of_a_gap_is_read_beside_the_tokenizer(small: Tokenizer, tmp_path: Path) -> None:
-    small.save(tmp_path / "tokenizer.json")
-    assert not Tokenizer.from_file(tmp_path).suffix_first
-    config = tmp_path / "tokenizer_config.json"
-    config.write_text('{"add_bos_token": true}')
-    assert not Tokenizer.from_file(tmp_path).suffix_first
-    config.write_text('{"fim_suffix_first": true}')
-    assert Tokenizer.from_file(tmp_path / "tokenizer.json").suffix_first
-    for wrong, message in (
-        ('{"fim_suffix_first": "yes"}', "must be true or false"),
-        ("[]", "must be a JSON object"),
-        ("{", "is not readable JSON"),
-    ):
-        config.write_text(wrong)
-        with pytest.raises(ValueError, match=f"tokenizer_config.json.*{message}"):
-            Tokenizer.from_file(tmp_path)

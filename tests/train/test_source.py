@@ -11,7 +11,8 @@ import torch
 
 from sounding.data.dataset import tokenize
 from sounding.ops.loss import IGNORED
-from sounding.text.tokenizer import SMALLEST_VOCABULARY, Tokenizer, train
+from sounding.text.fim_format import FimFormat
+from sounding.text.tokenizer import SMALLEST_VOCABULARY, train
 from sounding.train.runs import change, named_run
 from sounding.train.source import files_beside, open_source
 from sounding.train.synthetic import repeats
@@ -61,7 +62,7 @@ def test_the_order_of_gaps_is_saved_with_the_model(tmp_path: Path) -> None:
         model.mkdir()
         for file in files_beside(change(named_run("nano"), settings), tmp_path / f"run-{share}"):
             shutil.copy(file, model)
-        assert Tokenizer.from_file(model).suffix_first == first
+        assert FimFormat.from_folder(model).suffix_first == first
 
 
 def test_a_mixture_is_read_by_its_weights_and_resumes(tmp_path: Path) -> None:

@@ -1,95 +1,89 @@
-"""Speculation per sequence: prompt lookup, acceptance rates, and how many drafts pay."""
+"""How many drafts pay: acceptance rates, and measured costs of drafting and verifying.
 
-from array import array
-from collections.abc import Sequence
+Costs are in steps of one sequence by itself. They decide how fast tokens come, never which tokens.
+"""
 
-import numpy as np
+from collections.abc import Mapping
 
-from sounding.engine.network import Streams
-
-_LOOKUP_TOKENS = (4, 3)  # lengths of the n-grams that are looked up, longest first
-_LOOKUP_BACK = 1 << 16  # tokens that are searched
-
-# Costs in steps of one sequence alone, as measured on a CPU: a step by itself,
-# each sequence in it, and each further row of a sequence until a `Clock` has measured it.
+# As measured on a CPU: a step by itself, each sequence in it, and, until a `CostModel` has
+# measured it, each further row of a sequence.
 _STEP, _SEQUENCE, _ROW = 0.8, 0.2, 0.1
-_PRIOR = 0.7  # acceptance rate before the first verify
-_WEIGHT = 0.1  # of the newest outcome in the acceptance rate
-_CLOCK_WEIGHT = 0.3
+_FIRST_RATE = 0.7  # acceptance rate before the first verify
+_OUTCOME_WEIGHT = 0.1  # of the newest outcome in the acceptance rate
+_COST_WEIGHT = 0.3  # of the newest measurement in a cost
 _FIRST_STEPS = 4  # without drafts, before the first draft
 _COMPARE_STEPS = 32  # with drafts, before one without
 _FADE = 0.01  # decay of measured costs per step: one slow step must not end drafting
-_REST_TOKENS = 64  # without drafts, after they did not pay
+_PAUSE_CALLS = 64  # without drafts, after they did not pay
 
 
-class Payoff:
-    """Recent acceptance rate of one draft source, and the number of drafts it justifies."""
+class AcceptanceRate:
+    """Recent acceptance rate of one draft source in one sequence."""
 
     def __init__(self) -> None:
-        self.rate = _PRIOR
-        self._rest = 0
+        self.rate = _FIRST_RATE
+        self._pause = 0
 
     def observe(self, drafted: int, accepted: int) -> None:
         """Update the rate from verified drafts; those behind a rejected one do not count."""
         outcomes = [1.0] * accepted + [0.0] * (accepted < drafted)
         for outcome in outcomes:
-            self.rate += _WEIGHT * (outcome - self.rate)
+            self.rate += _OUTCOME_WEIGHT * (outcome - self.rate)
 
     def best_count(
-        self, most: int, *, running: int, guess_cost: float, row_cost: float = _ROW
+        self, most: int, *, running: int, draft_cost: float, row_cost: float = _ROW
     ) -> int:
-        """Number of drafts that maximises tokens per time; 0 if none pay.
+        """Number of drafts that maximises tokens per time; 0 if none pays, and then for a while.
 
-        `running` sequences share a step; a draft costs `guess_cost` steps to make and `row_cost` to
+        `running` sequences share a step; a draft costs `draft_cost` to make and `row_cost` to
         verify.
         """
-        cost = guess_cost + row_cost
-        if self._rest:
-            self._rest -= 1
+        cost = draft_cost + row_cost
+        if self._pause:
+            self._pause -= 1
             return 0
-        best, best_rate = 0, 1 / step_cost(0, running, cost)
+        best, best_speed = 0, 1 / _step_cost(0, running, cost)
         tokens = 1.0
         for count in range(1, most + 1):
             tokens += self.rate**count
-            rate = tokens / step_cost(count, running, cost)
-            if rate > best_rate:
-                best, best_rate = count, rate
+            speed = tokens / _step_cost(count, running, cost)
+            if speed > best_speed:
+                best, best_speed = count, speed
         if best == 0 and most > 0:
-            self._rest, self.rate = _REST_TOKENS, _PRIOR
+            self._pause, self.rate = _PAUSE_CALLS, _FIRST_RATE
         return best
 
 
-def step_cost(count: int, running: int, cost: float) -> float:
+def _step_cost(count: int, running: int, cost: float) -> float:
     """One sequence's share of a step with `count` drafts at `cost` each."""
     return _STEP / max(1, running) + _SEQUENCE + count * cost
 
 
-class Clock:
-    """Measured cost of drafts on this machine, to make and verify, in steps of one sequence.
+class CostModel:
+    """Measured costs of drafts on this machine, to make and to verify: machines differ widely."""
 
-    Machines differ by far in it. It decides how fast tokens come, never which tokens.
-    """
-
-    def __init__(self, guess_cost: float) -> None:
-        """`guess_cost` is assumed until a draft is timed, and again when that was long ago."""
-        self._assumed = guess_cost
-        self.guess_cost, self.row_cost = guess_cost, _ROW
+    def __init__(self, assumed_costs: Mapping[str, float]) -> None:
+        """`assumed_costs` of making a draft, by drafter: used until one is timed, and again when
+        that was long ago."""
+        self._assumed = dict(assumed_costs)
+        self.draft_costs = dict(assumed_costs)
+        self.row_cost = _ROW
         self._step_seconds = 0.0
         self._plain_steps = self._since_plain = 0
 
     @property
-    def waits(self) -> bool:
-        """True if a step without drafts is due, as the baseline for the others."""
+    def baseline_due(self) -> bool:
+        """True if a step without drafts is due, to compare the others with."""
         return self._plain_steps < _FIRST_STEPS or self._since_plain >= _COMPARE_STEPS
 
-    def stepped(self, seconds: float, sequences: int, rows: int) -> None:
+    def record_step(self, seconds: float, sequences: int, rows: int) -> None:
         """Record a step that verified `rows` rows; those beyond one per sequence were drafts."""
-        guesses, plain = rows - sequences, _STEP + sequences * _SEQUENCE
-        if guesses and self._step_seconds:
+        drafts, plain = rows - sequences, _STEP + sequences * _SEQUENCE
+        if drafts and self._step_seconds:
             self._since_plain += 1
             rest = max(0.0, seconds / self._step_seconds - plain)
-            self.row_cost = _mean(self.row_cost, rest / guesses)
-        elif not guesses:
+            self.row_cost = _mean(self.row_cost, rest / drafts)
+        elif not drafts:
             self._since_plain = 0
             self._plain_steps += 1
             one = seconds / plain
@@ -98,89 +92,16 @@ class Clock:
             else:
                 self._step_seconds = _mean(self._step_seconds, one)
             self.row_cost += _FADE * (_ROW - self.row_cost)
-            self.guess_cost += _FADE * (self._assumed - self.guess_cost)
+            for name, assumed in self._assumed.items():
+                self.draft_costs[name] += _FADE * (assumed - self.draft_costs[name])
 
-    def guessed(self, seconds: float, guesses: int) -> None:
-        """Record the time in which the MTP block made `guesses` drafts."""
-        if self._step_seconds:
-            self.guess_cost = _mean(self.guess_cost, seconds / guesses / self._step_seconds)
+    def record_drafting(self, drafter: str, seconds: float, drafts: int) -> None:
+        """Record the time in which a drafter made `drafts` drafts."""
+        if self._step_seconds and self._assumed[drafter]:
+            cost = seconds / drafts / self._step_seconds
+            self.draft_costs[drafter] = _mean(self.draft_costs[drafter], cost)
 
 
 def _mean(old: float, new: float) -> float:
     """A moving mean, which begins at the first value."""
-    return old + _CLOCK_WEIGHT * (new - old) if old else new
-
-
-class Lookup:
-    """Prompt lookup: finds the previous occurrence of the last tokens."""
-
-    def __init__(self) -> None:
-        self._text = array("i")
-
-    def find(self, tokens: Sequence[int], count: int) -> list[int]:
-        """Up to `count` tokens that followed the previous occurrence; [] if there is none.
-
-        `tokens` must extend those of the previous call.
-        """
-        self._text.extend(tokens[len(self._text) :])
-        size = self._text.itemsize
-        text = self._text[-_LOOKUP_BACK:].tobytes()
-        for length in _LOOKUP_TOKENS:
-            pattern = text[len(text) - length * size :]
-            if len(pattern) < length * size:
-                continue
-            at = text.rfind(pattern, 0, len(text) - size)
-            while at % size and at >= 0:  # the match is not aligned to a token
-                at = text.rfind(pattern, 0, at + len(pattern) - 1)
-            if at >= 0:
-                follows = array("i")
-                start = at + len(pattern)
-                follows.frombytes(text[start : start + count * size])
-                return follows.tolist()
-        return []
-
-
-class Noted:
-    """Streams of the last tokens, concatenated only when they are read: appending to one array
-    at every token would copy all of them each time."""
-
-    def __init__(self, streams: Streams) -> None:
-        self._parts, self._rows = [streams], len(streams)
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def append(self, streams: Streams) -> None:
-        """Append the streams of the next tokens."""
-        self._parts.append(streams)
-        self._rows += len(streams)
-
-    def take(self, count: int) -> Streams:
-        """Remove and return the first `count` rows."""
-        whole = np.concatenate(self._parts)
-        self._parts, self._rows = [whole[count:]], len(whole) - count
-        return whole[:count]
-
-    def keep(self, count: int) -> None:
-        """Drop all rows but the last `count`."""
-        self.take(self._rows - count)
-        self._parts = [part.copy() for part in self._parts]
-
-
-class Speculation:
-    """The drafting state of one sequence."""
-
-    def __init__(self) -> None:
-        self.lookup, self.looked_up = Lookup(), Payoff()
-        self.mtp = Payoff()
-        self.source: Payoff | None = None
-        """The source of the drafts that are being verified."""
-        self.streams: Noted | None = None
-        """Streams of the last tokens, which the MTP block has not read yet; None if it missed
-        earlier ones."""
-
-    def verified(self, drafted: int, accepted: int) -> None:
-        """Record how many drafts were accepted."""
-        if self.source is not None:
-            self.source.observe(drafted, accepted)
-        self.source = None
+    return old + _COST_WEIGHT * (new - old) if old else new

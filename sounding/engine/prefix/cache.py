@@ -1,9 +1,9 @@
 """Prefix cache in memory: states of prompts, found by their tokens, bounded in bytes.
 
-A tree of blocks of tokens for each adapter, since a state depends on its weights. Each block holds its compressed entries, once for all prompts that
-begin alike; at some lengths a tail completes the state, and there a prompt can be resumed. A state
-cannot be shortened (its window has dropped older tokens), so a prompt is computed from the last
-tail within the common prefix.
+A tree of blocks of tokens for each adapter, since states depend on the weights. Each block holds
+its compressed entries, once for all prompts that begin alike; at some lengths a tail completes the
+state, and there a prompt can be resumed. A state cannot be shortened (its window has dropped older
+tokens), so a prompt is computed from the last tail within the common prefix.
 
 Invariants: `nbytes` is the sum over blocks and tails; every block has a tail somewhere below it.
 """

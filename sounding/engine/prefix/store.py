@@ -330,7 +330,7 @@ def state_identity(network: Network, settings: EngineSettings, weights: str | No
 
     `weights` is the digest of all its weights, which is made here where it is not at hand.
     """
-    run = (settings.exact_splits, settings.piece_tokens, settings.guessed_tokens)
+    run = (settings.exact_splits, settings.piece_tokens, settings.effective_draft_tokens)
     parts = (network.config, network.dtype_name, network.identity, run)
     whole = hashlib.sha256(repr(parts).encode())
     whole.update((weights or weights_digest(network)).encode())

@@ -1,4 +1,4 @@
-// One number in memory, float32 or bfloat16; arithmetic is float32.
+// Number types in memory, float32 and bfloat16; arithmetic is float32.
 #pragma once
 
 #include <cstdint>

@@ -1,10 +1,10 @@
-// Compiles the file named KERNELS, a path from this folder, for each instruction set, each time in a
-// namespace of its own, and chooses among them when a kernel runs.
+// Compiles the file KERNELS (a path from this folder) once per instruction set, each time in its own namespace,
+// and selects one when a kernel is called.
 //
-// The compiler's `target_clones` would be shorter, but it lowers some of what is written on vectors,
-// comparisons above all, for the lowest set before it makes the clones. Templates of the standard
-// library are compiled for the lowest set, outside. LEVEL says which level of x86-64 a kernel is
-// compiled for (0 elsewhere), which the compiler's own macros, such as __AVX2__, do not.
+// The compiler's `target_clones` would be shorter, but it lowers some vector operations, above all comparisons,
+// for the lowest instruction set before it makes the clones. Templates of the standard library are compiled for
+// the lowest set, outside. LEVEL is the x86-64 level that a kernel is compiled for (0 on other processors);
+// the compiler's macros, such as __AVX2__, do not change with it.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +15,8 @@
 #include "bfloat16.h"
 #include "parallel.h"
 
-// FOR_LANES(i, count, size) { body } runs body for each register of `size`, from i on, `count` of
-// them: the last group may be shorter. Whole groups get a body in which count is a constant.
+// FOR_LANES(i, count, size) { body } runs the body for each register of `size` numbers: `count` of them from i on,
+// fewer in the last group. In the body of whole groups `count` is a constant.
 #define FOR_LANES(i, count, size)                                                                  \
     for_lanes{int(size)} << [&](const int i, const auto count) __attribute__((always_inline))
 
@@ -51,7 +51,7 @@ namespace base {
 #undef LEVEL
 #undef TARGET
 
-// CALL(kernel<T>, arguments...) runs the best one that this processor has.
+// CALL(kernel<T>, arguments...) runs the kernel for the best instruction set of this processor.
 #define CALL(NAME, ...)                                                                            \
     (instruction_set() == 4   ? v4::NAME(__VA_ARGS__)                                              \
      : instruction_set() == 3 ? v3::NAME(__VA_ARGS__)                                              \
@@ -71,7 +71,7 @@ namespace base {
 
 #endif
 
-// NAME<T>(low, high, arguments...) over ranges of `rows`, where T is what the tensors hold.
+// Run NAME<T>(low, high, arguments...) over ranges of `rows`, where T is the tensors' number type.
 #define RUN(ROWS, GRAIN, NAME, ...)                                                                \
     parallel_for(ROWS, GRAIN, threads, [&](int64_t low, int64_t high) {                            \
         if (bfloat16) {                                                                            \

@@ -1,9 +1,9 @@
-// Hyper-connections for training: each pass reads the streams once, where the reference makes a
-// dozen tensors of their size. Forward and gradient of `connect` and `write` in
-// ops/hyper_connection.py, whose formulas these are.
+// Hyper-connections for training: forward and backward of `connect` and `write`, with the formulas of
+// ops/hyper_connection.py. Each pass reads the streams once; the reference creates a dozen tensors of
+// their size.
 //
-// A token's result depends on that token alone and is computed in the same order whatever is
-// computed beside it. Tokens go in groups, one per lane where the work is per coefficient.
+// The result of a token depends on that token alone, and is computed in the same order whatever else is
+// in the batch. Tokens are processed in groups; work per coefficient has one token per lane.
 
 #define KERNELS "hyper_connection.cpp"
 #ifndef TARGET
@@ -11,7 +11,7 @@
 #include "hyper_connection.h"
 
 constexpr int64_t GRAIN = 64;  // tokens per range; a multiple of the lanes
-constexpr int TOKENS = 4;      // for which a row of fn is loaded once
+constexpr int TOKENS = 4;      // tokens per load of a row of fn
 
 #include "each_target.h"
 
@@ -55,8 +55,8 @@ void hyper_write_backward(const Shape* shape, int bfloat16, int threads, const v
 
 INLINE float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
-// raw[t][r] = <v_t, row r> * rho_t for N tokens and R rows: a row is loaded once for all tokens, and
-// no sum waits for another. Each is taken in the same order whatever N and R are.
+// raw[t][r] = <v_t, row r> * rho_t for N tokens and R rows: a row is loaded once for all tokens, and the
+// sums are independent. Each is accumulated in the same order whatever N and R are.
 template <int N, int R, typename T>
 INLINE void project_rows(const T* v, const float* rows, const float* rho, float* raw, int n,
                          int width) {
@@ -73,7 +73,7 @@ INLINE void project_rows(const T* v, const float* rows, const float* rho, float*
         for (int r = 0; r < R; r++) raw[t * n + r] = sum(dot[t][r]) * rho[t];
 }
 
-// raw[t][n] = <v_t, fn_n> * rho_t, rho = rsqrt(mean v^2 + eps), for N tokens' flattened streams.
+// raw[t][n] = <v_t, fn_n> * rho_t, rho = rsqrt(mean v^2 + eps), for the flattened streams of N tokens.
 template <int N, typename T>
 INLINE void project(const T* v, const float* fn, float* raw, float* rho, const Shape& s) {
     const int width = s.width(), n = s.coefficients();
@@ -140,8 +140,8 @@ INLINE void connect(int64_t low, int64_t high, const T* streams, const float* fn
     }
 }
 
-// The gradient of N tokens' streams: what `write` sent back, and what goes through the sub-layer's
-// input, through rho and through the coefficients.
+// The gradient of the streams of N tokens: from `write`, through the sub-layer's input, through rho and
+// through the coefficients.
 template <int M, int N, typename T>
 INLINE void spread(const T* v, const float* fn, const float* product, const float (*pre)[MAX_STREAMS],
                    const float* through_rho, const T* grad_x, const T* grad_through, T* grad_streams,
@@ -312,7 +312,7 @@ INLINE void write_backward(int64_t low, int64_t high, const T* streams, const T*
     }
 }
 
-// Four streams, as V4 has, are known when this is compiled: their sums then stay in registers.
+// With four streams, as in V4, the count is a compile-time constant, so that sums stay in registers.
 
 template <typename T>
 void hyper_connect(int64_t low, int64_t high, const T* streams, const float* fn, const float* base, const float* scale, T* x, float* post, float* mix, float* raw, float* rho, const Shape& s) {

@@ -1,4 +1,4 @@
-// What the kernels of hyper-connections share: the shape they are given, and their limits.
+// Shared by the hyper-connection kernels: the shape struct, and size limits.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
-// As many floats at a time as a register of the target holds, in the compiler's own vector type. (It splits wider
-// ones into memory.) Memory holds float32 or bfloat16; arithmetic is float32.
+// Vectors of as many floats as a register of the target holds, in the compiler's vector type. (It would spill wider
+// ones to memory.) Memory holds float32 or bfloat16; arithmetic is float32.
 //
-// Included once for each instruction set, by each_target.h: no include guard.
+// Included once per instruction set by each_target.h: no include guard.
 
 constexpr int REGISTER = LEVEL == 4 ? 64 : LEVEL == 3 ? 32 : 16;  // bytes
 constexpr int LANES = REGISTER / 4;
@@ -26,7 +26,7 @@ INLINE void load(const float* p, Floats& value) { std::memcpy(&value, p, sizeof 
 INLINE void load(const BFloat16* p, Floats& value) {
     Halves halves;
     std::memcpy(&halves, p, sizeof halves);
-#if LEVEL == 3  // the compiler's own conversion takes several instructions
+#if LEVEL == 3  // the compiler's conversion takes several instructions
     value = Floats(_mm256_slli_epi32(_mm256_cvtepu16_epi32(__m128i(halves)), 16));
 #else
     value = Floats(__builtin_convertvector(halves, Words) << 16);
@@ -44,7 +44,7 @@ INLINE void store(BFloat16* p, const Floats& value) {
     std::memcpy(p, &halves, sizeof halves);
 }
 
-// Of the lanes of any vector: always the same tree, so a sum has the same bits wherever it is taken.
+// Reduction of the lanes of any vector in a fixed tree, so that a sum has the same bits everywhere.
 template <typename Vector>
 INLINE float sum(const Vector& value) {
     float lane[sizeof(Vector) / 4];
@@ -54,10 +54,10 @@ INLINE float sum(const Vector& value) {
     return lane[0];
 }
 
-// e^x to 2 units in the last place; below -87 it is 0 and above 88 infinity, NaN stays NaN.
+// e^x within 2 units in the last place; 0 below -87, infinity above 88, NaN for NaN.
 INLINE Floats exp(const Floats& x) {
     constexpr float LOG2E = 1.44269504088896341f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
-    constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer
+    constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
     const Floats inside = x < -87.0f ? Floats{} - 87.0f : x > 88.0f ? Floats{} + 88.0f : x;
     const Floats shifted = inside * LOG2E + ROUND;
     const Floats turns = shifted - ROUND;
@@ -70,7 +70,7 @@ INLINE Floats exp(const Floats& x) {
     p = p * r * r + r + 1.0f;
     Words bits;
     std::memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits - 0x4b400000u + 127) << 23;  // 2^turns, by its exponent
+    bits = (bits - 0x4b400000u + 127) << 23;  // 2^turns, built from its exponent
     Floats scale;
     std::memcpy(&scale, &bits, sizeof scale);
     const Floats y = p * scale;
@@ -102,7 +102,7 @@ INLINE Floats log_one_plus(const Floats& e) {
     return 2 * s * p;
 }
 
-// The first `count` lanes only; the others read as 0.
+// Load or store the first `count` lanes; the others are read as 0.
 template <typename T>
 INLINE void load_some(const T* p, int count, Floats& value) {
     T whole[LANES] = {};
@@ -123,8 +123,8 @@ INLINE Integers lane_numbers() {
     return lanes;
 }
 
-// `value` in the first `count` lanes, `rest` in the others. (Lanes are never picked by a variable:
-// that would keep the vector in memory.)
+// `value` in the first `count` lanes, `rest` in the others. (Indexing lanes by a variable would keep the vector in
+// memory.)
 INLINE Floats first_lanes(const Floats& value, int count, float rest) {
     return lane_numbers() < count ? value : Floats{} + rest;
 }

@@ -13,12 +13,12 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr std::chrono::microseconds AWAKE{400};  // how long a worker waits before it sleeps
+constexpr std::chrono::microseconds AWAKE{400};  // time that a worker spins before it sleeps
 
 std::atomic<int> steps{0};
 std::atomic<Clock::time_point> step_ended{Clock::time_point()};
 
-// Within a step, and long enough after one for the next to begin: of a decoded token, its logits.
+// True within a step and shortly after, when the next one usually begins.
 bool stays_awake() { return steps > 0 || Clock::now() < step_ended.load() + AWAKE; }
 
 void pause() {
@@ -34,8 +34,8 @@ struct Job {
     void run(int64_t range) const { work(range * grain, std::min((range + 1) * grain, count)); }
 };
 
-// A core takes a tenth of a microsecond to see what another one has written, line by line of its cache, and a
-// decoded token is a hundred jobs of a few microseconds. So workers watch one line, and all else is in a second one.
+// A cache line takes a tenth of a microsecond to pass from one core to another, and a decoded token is a hundred jobs
+// of a few microseconds. So workers watch one line, and everything else is in a second one.
 class Pool {
   public:
     void run(const Job& job, int helpers) {
@@ -48,16 +48,16 @@ class Pool {
         wanted_.store(helpers, std::memory_order_relaxed);
         round_.store(round_.load(std::memory_order_relaxed) + 1);
         if (sleeping_ > 0) {
-            std::lock_guard<std::mutex> lock(mutex_);  // whoever is about to sleep gets the call
+            std::lock_guard<std::mutex> lock(mutex_);  // so that a worker about to sleep is notified
             wake_.notify_all();
         }
         work();
-        // Ranges that others have taken are waited for, never a sleeper.
+        // Wait for ranges that other threads have taken, never for sleeping ones.
         for (int waited = 0; left_.load(std::memory_order_acquire) >> 32 > 0; waited++) {
             if (waited < 1000)
                 pause();
             else
-                std::this_thread::yield();  // a worker lost its core in the middle of a range
+                std::this_thread::yield();  // a worker was preempted within a range
         }
     }
 
@@ -66,8 +66,8 @@ class Pool {
         for (int64_t range = take(0); range >= 0; range = take(1)) job_.run(range);
     }
 
-    // The next range of the job, having finished so many; -1 if there is none. A job stays until the last range that
-    // was taken is finished, so whoever has one may read it: after that it is the next job that gives ranges.
+    // Return the next range of the job, or -1, and report `finished` ranges. A job is replaced only when all taken
+    // ranges are finished, so a thread that holds a range may read it.
     int64_t take(uint64_t finished) {
         const uint64_t before = left_.fetch_sub(finished << 32 | 1, std::memory_order_acq_rel);
         const int64_t untaken = int64_t(before & 0xffffffff) - SPARE;
@@ -97,12 +97,12 @@ class Pool {
         return round_;
     }
 
-    // Below what is untaken: room for everyone who asks in vain.
+    // Offset of the count of untaken ranges, which unsuccessful calls decrement too.
     static constexpr int64_t SPARE = 1 << 16;
 
-    alignas(64) std::atomic<uint64_t> round_{0};  // of jobs
+    alignas(64) std::atomic<uint64_t> round_{0};  // number of jobs so far
     std::atomic<int> wanted_{0};                  // workers that may join
-    alignas(64) std::atomic<uint64_t> left_{0};   // ranges: unfinished ones in the upper half, untaken ones below
+    alignas(64) std::atomic<uint64_t> left_{0};   // ranges: unfinished in the upper half, untaken in the lower
     Job job_{};
     alignas(64) std::atomic<int> sleeping_{0};
     std::mutex mutex_;
@@ -110,9 +110,9 @@ class Pool {
     std::vector<std::thread> workers_;
 };
 
-// Whoever has taken it may use the pool. A fork has no workers, whatever was at work before: it begins anew.
+// Guards the pool. A forked process has no workers, so it starts with a new pool.
 std::atomic<bool> taken{false};
-Pool* pool = nullptr;  // never destroyed: workers of a library being unloaded would wake up in freed memory
+Pool* pool = nullptr;  // never destroyed: workers would wake up in freed memory when the library is unloaded
 
 Pool& taken_pool() {
     [[maybe_unused]] static const int watched = pthread_atfork(nullptr, nullptr, [] {
@@ -128,7 +128,7 @@ Pool& taken_pool() {
 void run_ranges(int64_t count, int64_t grain, int threads, RangeWork work) {
     const Job job{work, count, grain, (count + grain - 1) / grain};
     const int helpers = int(std::min<int64_t>(threads, job.ranges)) - 1;
-    // A second caller at the same time does its work alone instead of waiting.
+    // A concurrent caller works alone instead of waiting.
     if (helpers <= 0 || taken.exchange(true, std::memory_order_acquire)) {
         for (int64_t range = 0; range < job.ranges; range++) job.run(range);
         return;

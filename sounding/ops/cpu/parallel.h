@@ -1,10 +1,10 @@
-// Threads for kernels: a few workers that sleep when there is nothing to do.
+// Threads for kernels: a pool of workers that sleep while idle.
 #pragma once
 
 #include <cstdint>
 
-// Work on a range of indices: a function and what it works with. (Not std::function, which takes
-// memory from the heap for every call.)
+// A function over a range of indices, with its context. (std::function would allocate from the heap for every
+// call.)
 struct RangeWork {
     void (*function)(const void* with, int64_t begin, int64_t end);
     const void* with;
@@ -14,8 +14,8 @@ struct RangeWork {
 
 void run_ranges(int64_t count, int64_t grain, int threads, RangeWork work);
 
-// Calls work(begin, end) for consecutive ranges of at most `grain` that cover [0, count), on up to
-// `threads` threads; returns when all are done. Ranges do not depend on the number of threads.
+// Calls work(begin, end) for consecutive ranges of at most `grain` that cover [0, count), on up to `threads`
+// threads, and returns when all are done. The ranges do not depend on the number of threads.
 template <typename Work>
 void parallel_for(int64_t count, int64_t grain, int threads, const Work& work) {
     auto function = [](const void* with, int64_t begin, int64_t end) {
@@ -24,14 +24,13 @@ void parallel_for(int64_t count, int64_t grain, int threads, const Work& work) {
     run_ranges(count, grain, threads, {function, &work});
 }
 
-// Which x86-64 level the kernels use: 4 (AVX-512), 3 (AVX2) or 1. The environment variable
-// SOUNDING_INSTRUCTION_SET lowers it, so that all of them can be tested on one machine. It also says
-// what is used beyond a level, see inference/features.h.
+// The x86-64 level that the kernels use: 4 (AVX-512), 3 (AVX2) or 1. The environment variable
+// SOUNDING_INSTRUCTION_SET lowers it, so that all levels can be tested on one machine. It also limits what is
+// used beyond a level, see inference/features.h.
 int instruction_set();
 
-// While one exists, and a moment longer, workers wait for their next range awake, for a bounded time:
-// a step of a network is some hundred ranges of microseconds, and waking a sleeper takes longer than
-// most.
+// While one exists, and shortly after, workers spin for a bounded time before they sleep: a step of a network is
+// about a hundred ranges of a few microseconds, and waking a thread takes longer than most of them.
 struct Step {
     Step();
     ~Step();

@@ -1,9 +1,9 @@
-// Sinkhorn's normalisation of m by m matrices and its gradient, a register of tokens at once: a matrix is
-// an array of m * m vectors with a token per lane. Formulas are those of ops/hyper_connection.py.
+// Sinkhorn normalisation of m by m matrices and its gradient, for a register of tokens at a time: a matrix is
+// an array of m * m vectors with one token per lane. The formulas are those of ops/hyper_connection.py.
 //
-// Included once for each instruction set, as numbers.h is: no include guard.
+// Included once per instruction set, like numbers.h: no include guard.
 
-// Divide rows (or columns) by their sums; keeps 1 / (sum + eps) for the gradient.
+// Divide rows (or columns) by their sums; stores 1 / (sum + eps) for the gradient.
 INLINE void normalise(Floats* a, Floats* factor, int m, bool rows, float eps) {
     for (int i = 0; i < m; i++) {
         Floats total = {};
@@ -45,7 +45,7 @@ INLINE void softmax_rows(Floats* a, int m) {
     }
 }
 
-// What the gradient needs: the softmax, and behind one another each normalised matrix and its factors.
+// What the gradient needs: the softmax, then each normalised matrix with its factors.
 struct Trace {
     Floats soft[MAX_STREAMS * MAX_STREAMS];
     Floats after[2 * MAX_ITERATIONS * MAX_STREAMS * MAX_STREAMS];
@@ -59,7 +59,7 @@ INLINE void sinkhorn(Floats* a, int m, const Shape& s, Trace* trace) {
     if (trace) std::copy(a, a + m * m, trace->soft);
     for (int i = 0; i < m * m; i++) a[i] += s.hc_eps;
     for (int step = 0; step < steps; step++) {
-        const bool rows = step % 2 == 1;  // columns first, and columns last
+        const bool rows = step % 2 == 1;  // the first and the last step normalise columns
         normalise(a, trace ? trace->factor + step * m : unused, m, rows, s.hc_eps);
         if (trace) std::copy(a, a + m * m, trace->after + step * m * m);
     }

@@ -201,3 +201,14 @@ def test_errors_are_the_library_s_own(client: Anthropic, server: Live) -> None:
             list(stream)
     finally:
         failing.end, failing.fail = "stop", None
+
+
+def test_a_result_of_no_call_is_refused(client: Anthropic) -> None:
+    result = {"type": "tool_result", "tool_use_id": "toolu_9", "content": "x"}
+    with pytest.raises(anthropic.BadRequestError, match="no tool_use before it has the id"):
+        ask(client, messages=[{"role": "user", "content": [result]}])
+
+
+def test_a_temperature_above_one_is_refused(client: Anthropic) -> None:
+    with pytest.raises(anthropic.BadRequestError, match="temperature"):
+        ask(client, extra_body={"temperature": 1.5})

@@ -1,13 +1,13 @@
-// Asks memory for what will be read.
+// Software prefetch of weights.
 #pragma once
 
 #include "features.h"
 #include "multiply.h"
 
-// Asks for strips before they are read, as much as is read meanwhile: a core waits for a few lines at a time, and
-// those of too far ahead push each other out of the first-level cache. Weights are read once for a token. Processors of
-// AMD are faster when told so; Intel's are slower by up to three times, because what does not pass their second-level
-// cache is not fetched ahead.
+// Prefetches strips before they are read, at the pace of reading: a core has few outstanding misses, and lines fetched
+// too early evict each other from the first-level cache. Weights are read once per token. AMD processors are faster
+// with the non-temporal hint; Intel's are up to three times slower, because data that bypasses their second-level cache
+// is not prefetched by hardware.
 class Ahead {
   public:
     Ahead(const Strip* strips, int64_t count) : strip_(strips), last_(strips + count) {
@@ -15,17 +15,17 @@ class Ahead {
         further(START);
     }
 
-    // Before a few rows: from here on further ahead, if that is not too far.
+    // Called before a few rows: increase the distance, up to a limit.
     void further() { further(STEP); }
 
-    // In place of so many bytes that are read now; whole lines.
+    // Prefetch as many bytes as are being read now, in whole lines.
     template <int BYTES> INLINE void ask() {
         static_assert(BYTES % LINE == 0, "lines are asked for whole");
         for (int i = 0; i < BYTES; i += LINE) ask_for(at_ + i);
         move(BYTES);
     }
 
-    // For whoever asks from here on himself, and then says for how much.
+    // For callers that prefetch by themselves from `at` on, and then report how much.
     const uint8_t* at() const { return at_; }
     INLINE void move(int64_t bytes) {
         at_ += bytes;
@@ -34,7 +34,7 @@ class Ahead {
 
   private:
     static constexpr int LINE = 64;
-    // Bytes at first, more with every few rows, and at most.
+    // Distance in bytes: at first, its increase every few rows, and at most.
     static constexpr int64_t START = 2048, STEP = 1024, LEAD = 8192;
 
     INLINE void ask_for(const uint8_t* line) const {
@@ -50,7 +50,7 @@ class Ahead {
         lead_ += bytes;
     }
 
-    // Behind the last strip it goes on with whatever is there; memory that does not exist is not read.
+    // After the last strip it continues with whatever follows: prefetches of unmapped memory are ignored.
     void next() {
         if (strip_ == last_) {
             end_ = reinterpret_cast<const uint8_t*>(UINTPTR_MAX);
@@ -72,7 +72,7 @@ class Ahead {
     const bool once_ = reads_past_caches();
 };
 
-// Who asks for nothing while rows are read.
+// No prefetch.
 struct NobodyAsks {
     template <int BYTES> INLINE void ask() const {}
 };

@@ -1,4 +1,4 @@
-// Memory of one step: taken piece by piece, given back all at once, kept for the next step.
+// An arena for the memory of one step: pieces are released all at once, and the memory is kept for the next step.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@ class Arena {
         for (const Block& block : blocks_) std::free(block.data);
     }
 
-    // Uninitialised, on a cache line of its own, with a vector's width to spare behind it.
+    // Uninitialised, aligned to a cache line, with room for one more vector at the end.
     template <typename T> T* take(int64_t count) {
         const int64_t bytes = (count * int64_t(sizeof(T)) + 127) / 64 * 64;
         while (current_ < blocks_.size() && used_ + bytes > blocks_[current_].size) {
@@ -29,7 +29,7 @@ class Arena {
         return reinterpret_cast<T*>(result);
     }
 
-    // A place to return to: what was taken since is free again.
+    // A mark to return to, which releases everything taken since.
     struct Mark {
         size_t block;
         int64_t used;
@@ -60,7 +60,7 @@ class Arena {
     int64_t used_ = 0;
 };
 
-// At most `room` plain values in an arena.
+// A list of at most `room` plain values in an arena.
 template <typename T> class List {
   public:
     List(Arena& arena, int64_t room) : data_(arena.take<T>(room)) {}
@@ -77,7 +77,7 @@ template <typename T> class List {
     int64_t count_ = 0;
 };
 
-// Frees what a scope took.
+// Releases everything that a scope took.
 struct Scope {
     explicit Scope(Arena& arena) : arena(arena), start(arena.mark()) {}
     ~Scope() { arena.release(start); }

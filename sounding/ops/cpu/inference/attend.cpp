@@ -1,8 +1,8 @@
-// What one query reads: scores, a softmax with a sink, and the blend of keys as values.
+// Attention of one query: scores, a softmax with a sink, and the weighted sum of keys, which are the values.
 //
-// Heads lie side by side in a vector, so the softmax needs no sums across one. A query's result
-// depends on its own keys alone, in blocks counted from positions: it has the same bits whatever
-// other queries are computed with it.
+// A vector has one head per lane, so the softmax needs no reduction across lanes. The result of a query
+// depends on its own keys alone, in blocks that start at fixed positions: it has the same bits whatever other
+// queries are computed.
 
 #define KERNELS "inference/attend.cpp"
 #ifndef TARGET
@@ -72,8 +72,8 @@ void scores_plain(const Query& query, const Keys& keys, const float* q, float* s
                   HEADS, nobody);
 }
 
-// Scores of the heads in a register to exp(scale * score - top), zero for the hidden; returns their sums with the
-// sink's share.
+// Replace the scores of a register of heads by exp(scale * score - top), and 0 for hidden keys; returns their sums
+// including the sink.
 INLINE Floats softmax_some(float* scores, const Keys (&keys)[2], float scale, const float* sink) {
     Floats top, logit;
     load(sink, logit);
@@ -108,7 +108,7 @@ void softmax(float* scores, const Keys (&keys)[2], float scale, const float* sin
     for (int64_t h = 0; h < HEADS; h += LANES) store(totals + h, softmax_some(scores + h, keys, scale, sink + h));
 }
 
-// output[h][i] = sum_k weights[k][h] key_k[i], of H heads and the C registers of channels from i on.
+// output[h][i] = sum_k weights[k][h] key_k[i] for H heads and C registers of channels from i on.
 template <int H>
 INLINE void blend_some(const Keys (&keys)[2], const float* weights, int64_t d, int64_t i,
                        float* output) {

@@ -1,4 +1,4 @@
-// The two products of attention by inner products of pairs of bfloat16. See attend.cpp.
+// The two products of attention with pairwise bfloat16 dot products. See attend.cpp.
 
 #include "attention.h"
 #include "pairs.h"
@@ -9,9 +9,9 @@
 namespace {
 
 constexpr int64_t TOGETHER = 8;  // heads
-constexpr int64_t IN_TURN = 96;  // keys that a thread scores, three at a time
+constexpr int64_t IN_TURN = 96;  // keys per range of a thread, which scores three at a time
 
-// Eight heads times T keys.
+// Scores of eight heads and T keys.
 template <int T>
 AVX512 INLINE void some_scores(const BFloat16* q, const BFloat16* rows, int64_t d, float* scores) {
     __m512 sums[TOGETHER][T];
@@ -32,8 +32,8 @@ AVX512 void store_pair_weights(const float* weights, int64_t keys, int32_t* pair
         _mm512_storeu_si512(pairs + k / 2 * HEADS, pair_weights(weights + k * HEADS));
 }
 
-// 32 channels from `i` on, of at most eight heads. Two rows become pairs four channels at a time:
-// those that `first` and `last` hold are put in order at the end.
+// The output channels [i, i + 32) of at most eight heads. Rows are interleaved four channels at a time, so `first`
+// and `last` are reordered at the end.
 AVX512 void blend_channels(const Keys (&keys)[2], const int32_t* weights, int64_t d, int64_t i,
                            int64_t heads, float* output) {
     __m512 first[TOGETHER], last[TOGETHER];

@@ -8,7 +8,7 @@
 
 namespace {
 
-// 32 keys of [key][head] to rows of heads, rounded to bfloat16.
+// Transpose 32 keys of [key][head] to rows of heads, rounded to bfloat16.
 TILES void transpose_weights(const float* weights, BFloat16* out, int64_t stride) {
     __m512 pairs[16];
     for (int p = 0; p < 16; p++) {

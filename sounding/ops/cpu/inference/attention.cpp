@@ -1,4 +1,4 @@
-// Attention of one layer: projections, what the window and the entries hold, reading, projections.
+// Attention of one layer: input projections, window and entries, attention, output projections.
 
 #include "attention.h"
 
@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t TOGETHER = 4;  // queries of a thread's turn
+constexpr int64_t TOGETHER = 4;  // queries per range of a thread
 
 // The keys that all queries of a span share: its window, and in HCA layers every entry.
 struct Shared {
@@ -19,7 +19,7 @@ struct Shared {
     Keys window, entries;
 };
 
-// Rows in the forms that the products of this processor read.
+// Keys in the forms that the products of this processor read.
 Keys keys_of(const BFloat16* rows, int64_t count, int64_t d, int threads, Arena& arena) {
     if (has_tiles()) {
         BFloat16* pairs = arena.take<BFloat16>(count * d);
@@ -51,7 +51,7 @@ Shared share(const Work& work, const Span& span, const BFloat16* kv) {
         for (int64_t p = first + low; p < first + high; p++)
             load_row(net, list, list.at(p), rows + (p - shared.base) * d);
     });
-    // New rows go through the list's format too, so that it does not matter where a chunk ends.
+    // New rows are rounded to the list's format too, so that results do not depend on where a chunk ends.
     uint8_t* packed = work.arena.take<uint8_t>(span.length * list.row_bytes);
     parallel_for(span.length, 32, work.threads, [&](int64_t low, int64_t high) {
         for (int64_t t = low; t < high; t++) {
@@ -76,7 +76,7 @@ Shared share(const Work& work, const Span& span, const BFloat16* kv) {
     return shared;
 }
 
-// The entries that a query of a CSA layer chose, gathered.
+// Gathered copies of the entries that a query of a CSA layer chose.
 Keys gather(const Network& net, const Rows& entries, const int32_t* chosen, int64_t count, int threads,
             Arena& arena) {
     const int64_t d = net.head_dim, total = padded(count, KEYS);
@@ -91,7 +91,7 @@ Keys gather(const Network& net, const Rows& entries, const int32_t* chosen, int6
 }
 
 struct Choices {
-    const int32_t *chosen, *counts;  // null but in CSA layers
+    const int32_t *chosen, *counts;  // null outside CSA layers
 };
 
 void read(const Work& work, const Shared* shared, const BFloat16* q, const float* sink,
@@ -101,7 +101,7 @@ void read(const Work& work, const Shared* shared, const BFloat16* q, const float
     int64_t* owner = work.arena.take<int64_t>(work.count);
     for (int64_t s = 0; s < work.sequences; s++)
         std::fill_n(owner + work.spans[s].first, work.spans[s].length, s);
-    // A few queries are read one by one, each by all threads.
+    // Few queries are processed one by one, each by all threads.
     const int threads = work.count <= TOGETHER ? work.threads : 1;
     parallel_for(work.count, TOGETHER, work.threads, [&](int64_t low, int64_t high) {
         thread_local static Arena arena;
@@ -136,7 +136,7 @@ void read(const Work& work, const Shared* shared, const BFloat16* q, const float
     });
 }
 
-// What the input is multiplied with at once.
+// The projections of the input, computed together.
 struct Projected {
     float *qr, *kv, *values, *gates, *index_values, *index_gates, *index_weights;
 };
@@ -263,7 +263,7 @@ void attention(const Work& work, const BFloat16* x, BFloat16* output) {
     for (int64_t s = 0; s < work.sequences; s++) shared.push_back(share(work, work.spans[s], kv));
     const float* sink = layer.sink.floats(net.heads, arena.take<float>(net.heads));
     BFloat16* o = arena.take<BFloat16>(t_count * wide);
-    for (int64_t i = 0; i < t_count * pairs; i++) sin[i] = -sin[i];  // back again
+    for (int64_t i = 0; i < t_count * pairs; i++) sin[i] = -sin[i];  // the inverse rotation
     read(work, shared.data(), q, sink, {chosen, counts}, cos, sin, o);
 
     List<Product> down(arena, net.groups);

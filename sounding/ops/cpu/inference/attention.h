@@ -1,18 +1,18 @@
-// Attention of single queries: what one query of a group of heads reads.
+// Attention of single queries, for a group of heads.
 #pragma once
 
 #include "network.h"
 
-constexpr int64_t HEADS = 16;  // of one query, side by side
-constexpr int64_t KEYS = 32;   // keys come in blocks of this many, the last filled with zeros
+constexpr int64_t HEADS = 16;  // of one query, processed together
+constexpr int64_t KEYS = 32;   // keys per block; the last block is padded with zeros
 
-// Keys in a row, and which of them a query sees. Tiles also want them two by two, channel by
-// channel, pairs[k / 2][d][k % 2]; without products of bfloat16 they are float32.
+// Consecutive keys, and which of them a query sees. Tiles also need them in pairs, pairs[k / 2][d][k % 2]; on
+// processors without bfloat16 products they are float32.
 struct Keys {
     const BFloat16* rows;
     const BFloat16* pairs;
     const float* wide;
-    int64_t low, high;  // visible ones
+    int64_t low, high;  // the visible range
 
     int64_t first_block() const { return low / KEYS * KEYS; }
     int64_t end_block() const { return padded(high, KEYS); }
@@ -28,12 +28,12 @@ struct Query {
 
 void make_pairs(const BFloat16* even, const BFloat16* odd, int64_t d, BFloat16* pairs);
 
-// output[h * d + i] = sum_k softmax_k(scale <q_h, k>, sink_h) k[i] over both lists of keys. More than one
-// thread is of use where no other query is at work, and only with pairs of bfloat16.
+// output[h * d + i] = sum_k softmax_k(scale <q_h, k>, sink_h) k[i] over both lists of keys. Several threads help
+// only if no other query runs, and only with pairs of bfloat16.
 void attend(const Query& query, const Keys (&keys)[2], int threads, Arena& arena, float* output);
 
-// The two products of `attend` with tiles, and with pairs of bfloat16. scores[k][HEADS] for blocks of
-// keys [low, high), which softmax makes weights.
+// The two products of `attend` with tiles and with pairs of bfloat16: scores[k][HEADS] for blocks of keys
+// [low, high), which the softmax turns into weights, and the outputs.
 void scores_with_tiles(const Query& query, const Keys& keys, Arena& arena, float* scores);
 void blend_with_tiles(const Query& query, const Keys (&keys)[2], const float* weights, Arena& arena,
                       float* output);

@@ -1,4 +1,4 @@
-// FP8 and FP4 codes to bfloat16, which holds them exactly, in registers: looked up in tables.
+// Decodes FP8 and FP4 codes to bfloat16, which holds them exactly, by table look-ups in registers.
 #pragma once
 
 #include <cstring>
@@ -7,7 +7,7 @@
 
 #ifdef WITH_TILES
 
-// The bytes of the positive e4m3 numbers under each scale. In unpack.cpp.
+// The bytes of the positive e4m3 numbers for each scale, defined in unpack.cpp.
 struct Fp8Bytes {
     uint8_t low[256][128], high[256][128];
 
@@ -15,7 +15,7 @@ struct Fp8Bytes {
 };
 extern const Fp8Bytes fp8_bytes;
 
-// The 128 positive e4m3 numbers under one scale, low and high bytes apart.
+// The 128 positive e4m3 numbers for one scale, low and high bytes separately.
 struct Fp8Table {
     __m512i low[2], high[2];
 
@@ -26,7 +26,7 @@ struct Fp8Table {
         }
     }
 
-    // 64 codes to twice 32 numbers.
+    // Decode 64 codes to two times 32 numbers.
     AVX512 INLINE void numbers(const uint8_t* codes, __m512i& first, __m512i& last) const {
         const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
         const __m512i sign = _mm512_set1_epi8(int8_t(0x80));
@@ -40,7 +40,7 @@ struct Fp8Table {
 };
 
 struct alignas(64) Fp4Lanes {
-    uint16_t words[32], places[32];  // places: each lane's scale to the high bytes of its words
+    uint16_t words[32], places[32];  // places: moves the scale of each lane to the high bytes of its words
 
     constexpr Fp4Lanes() : words(), places() {
         constexpr uint16_t NUMBERS[8] = {0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0};
@@ -53,12 +53,12 @@ struct alignas(64) Fp4Lanes {
 };
 inline constexpr Fp4Lanes FP4_LANES;
 
-// 128 columns at a time: as 32 words of four codes, of which each gives one number to each quarter of
-// what comes out, so that one vector of scales serves all four.
+// 128 columns at a time, as 32 words of four codes: each word gives one number to each quarter of the output, so
+// that one vector of scales serves all quarters.
 //
-// A number is its table entry less (253 - scale) exponents, never below zero: nothing has to know that
-// it is zero. Only the low five bits of an index count, of which the fifth is the next code's: the table
-// stands there twice.
+// A number is its table entry minus (253 - scale) exponents, saturated at zero, so that zero needs no special
+// case. Only the low five bits of an index count, and the fifth belongs to the next code: the table is stored
+// twice.
 struct Fp4Table {
     __m512i words, most, place;
 
@@ -66,7 +66,7 @@ struct Fp4Table {
         : words(_mm512_load_si512(FP4_LANES.words)), most(_mm512_set1_epi16(253 * 128)),
           place(_mm512_load_si512(FP4_LANES.places)) {}
 
-    // What the exponents lack under four scales, for 32 columns each.
+    // The exponents to subtract for four scales of 32 columns each.
     AVX512 INLINE __m512i lacking(const uint8_t* scales) const {
         int32_t four;
         std::memcpy(&four, scales, 4);

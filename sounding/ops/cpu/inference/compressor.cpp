@@ -1,4 +1,4 @@
-// From tokens to compressed entries: gated pooling, norm, rotation, rounding, one group at a time.
+// Compressed entries of groups of tokens: gated pooling, norm, rotation and rounding.
 
 #define KERNELS "inference/compressor.cpp"
 #ifndef TARGET
@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t MAX_SLOTS = 256;
 
-// The projections of one sequence: of earlier tokens from its list, of new ones from the step.
+// The projections of one sequence: those of earlier tokens are in its list, those of new ones in the step.
 struct Projections {
     const Rows& list;
     const float *values, *gates;

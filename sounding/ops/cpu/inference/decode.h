@@ -1,7 +1,7 @@
-// FP8 and FP4 codes to float32, which holds them exactly, in registers: one register of codes at a time, whose
-// numbers `take(i, numbers)` is given register by register. (An array of them would lie in memory.)
+// Decodes FP8 and FP4 codes to float32, which holds them exactly, one register of codes at a time. The numbers are
+// passed to `take(i, numbers)` register by register. (An array of them would be in memory.)
 //
-// Included where kernels are compiled for each instruction set, behind dots.h: no include guard.
+// Included after dots.h where kernels are compiled for each instruction set: no include guard.
 
 typedef uint8_t Bytes __attribute__((vector_size(REGISTER)));
 typedef uint16_t Shorts __attribute__((vector_size(REGISTER)));
@@ -15,13 +15,13 @@ INLINE Bytes load_codes(const uint8_t* codes) {
 // --------------------------------------------------------------------------------------------------
 // FP8
 
-// 2^120, which brings the exponent of a code to where a float has it, times the scale of a tile; of scales above
-// 2^7 what fits in a float.
+// The scale of a tile times 2^120, which corrects the exponent of a code placed in a float; scales above 2^7 are
+// clamped to what fits in a float.
 constexpr int FP8_LARGEST_SCALE = 127 + 7;
 INLINE float fp8_factor(uint8_t scale) { return scale_of(uint8_t(std::min<int>(scale, FP8_LARGEST_SCALE) + 120)); }
 
-// Sign, exponent and mantissa of e4m3 stand as they are in a float whose exponent lacks 120. NaN, the largest
-// code, becomes 480: see `find_nan`. Register j gets every fourth column from column j on.
+// Sign, exponent and mantissa of e4m3 are moved unchanged into a float, whose exponent is then 120 too low. NaN, the
+// largest code, becomes 480: see `find_nan`. Register j receives every fourth column from column j on.
 template <typename Take> INLINE void decode_fp8(const uint8_t* codes, float factor, const Take& take) {
     typedef int16_t SignedShorts __attribute__((vector_size(REGISTER)));
     const SignedShorts all = SignedShorts(load_codes(codes));
@@ -31,7 +31,7 @@ template <typename Take> INLINE void decode_fp8(const uint8_t* codes, float fact
     take(2, Floats(even & 0xffff0000u) * factor);
     take(3, Floats(odd & 0xffff0000u) * factor);
 }
-// All bits of a code that is NaN, beside those of `before`.
+// Set all bits of codes that are NaN, in addition to those of `before`.
 INLINE Bytes find_nan(const uint8_t* codes, const Bytes& before) {
     return before | Bytes((load_codes(codes) & 127) == 127);
 }
@@ -50,10 +50,10 @@ INLINE bool any(const Bytes& found) {
 // --------------------------------------------------------------------------------------------------
 // FP4
 
-// Columns whose codes fill a register. In each 128 bits lie those of 32 columns, which have one scale.
+// Columns whose codes fill a register. Each 128 bits hold the codes of 32 columns, which share a scale.
 constexpr int64_t FP4_COLUMNS = 8 * LANES;
 
-// table[index] for every byte, of sixteen that stand in each 128 bits.
+// table[index] for every byte, with a table of sixteen in each 128 bits.
 INLINE Bytes look_up(const Bytes& table, const Bytes& index) {
 #if LEVEL == 4
     return Bytes(_mm512_shuffle_epi8(__m512i(table), __m512i(index)));
@@ -63,7 +63,7 @@ INLINE Bytes look_up(const Bytes& table, const Bytes& index) {
     return __builtin_shuffle(table, index);
 #endif
 }
-// Bytes of `low` and `high` by turns, of the first or the last half of each 128 bits.
+// Interleave bytes of `low` and `high`, of the first or the second half of each 128 bits.
 template <int HALF> INLINE Shorts pair_up(const Bytes& low, const Bytes& high) {
 #if LEVEL == 4
     const __m512i a = __m512i(low), b = __m512i(high);
@@ -78,7 +78,7 @@ template <int HALF> INLINE Shorts pair_up(const Bytes& low, const Bytes& high) {
 #endif
 }
 
-// For each 128 bits the table of the scale of their columns.
+// For each 128 bits the table for the scale of their columns.
 INLINE Bytes load_tables(const uint8_t (&tables)[256][16], const uint8_t* scales) {
 #if LEVEL >= 3
     auto two = [&](const uint8_t* of) __attribute__((always_inline)) {
@@ -96,9 +96,9 @@ INLINE Bytes load_tables(const uint8_t (&tables)[256][16], const uint8_t* scales
 #endif
 }
 
-// Lane 4l + i of register 4n + 2u + p gets column 32l + 16u + 4i + 2p + n: half n of every byte is looked up, half u of
-// each 128 bits becomes numbers of 16 bits, and of every two of them number p is moved to where a float has its high
-// half.
+// Lane 4l + i of register 4n + 2u + p receives column 32l + 16u + 4i + 2p + n: nibble n of every byte is looked up,
+// half u of each 128 bits becomes numbers of 16 bits, and of every two of them number p becomes the high half of a
+// float.
 template <typename Take> INLINE void decode_fp4(const uint8_t* codes, const uint8_t* scales, const Take& take) {
     const Bytes low = load_tables(fp4_bytes.low, scales), high = load_tables(fp4_bytes.high, scales);
     const Bytes both = load_codes(codes);

@@ -1,8 +1,8 @@
-// Inner products of float32 rows, as processors without tiles make them.
+// Inner products of float32 rows, for processors without tiles.
 //
 // Included where kernels are compiled for each instruction set: no include guard.
 
-// Of tokens whose sums fit in registers, of which there are 32, or 16.
+// Tokens whose sums fit in the 32 or 16 registers.
 constexpr int MOST_TOKENS = LEVEL == 4 ? 6 : 3;
 
 template <typename T> INLINE Floats read(const T* p) {
@@ -11,8 +11,8 @@ template <typename T> INLINE Floats read(const T* p) {
     return value;
 }
 
-// <x_t, w_r> of T tokens and R rows, which are `apart` from each other. `ahead` asks for as much as is read, if that is
-// whole lines.
+// <x_t, w_r> of T tokens and R rows, which are `apart` from each other. `ahead` prefetches as much as is read, if that
+// is whole lines.
 template <int R, int T, typename W, typename Ahead>
 INLINE void dots(const float* x, const W* w, int64_t apart, int64_t columns, float* out, int64_t stride, Ahead& ahead) {
     constexpr int STEP = R * LANES * int(sizeof(W));
@@ -31,7 +31,7 @@ INLINE void dots(const float* x, const W* w, int64_t apart, int64_t columns, flo
         for (int t = 0; t < T; t++) out[t * stride + r] = sum(sums[r][t]);
 }
 
-// T tokens times all rows; few tokens take more rows at once, to have as many sums under way.
+// T tokens times all rows; with few tokens more rows at a time, for as many independent sums.
 template <int T, typename W, typename Ahead>
 INLINE void some_tokens(const float* x, const W* w, int64_t apart, int64_t rows, int64_t columns, float* out,
                         int64_t stride, Ahead& ahead) {
@@ -42,7 +42,7 @@ INLINE void some_tokens(const float* x, const W* w, int64_t apart, int64_t rows,
     for (; r < rows; r++) dots<1, T>(x, w + r * apart, apart, columns, out + r, stride, nobody);
 }
 
-// As many tokens as there are, of MOST_TOKENS; how many that was.
+// Process up to MOST_TOKENS tokens and return their number.
 template <typename W, typename Ahead>
 INLINE int64_t next_tokens(const float* x, int64_t tokens, const W* w, int64_t apart, int64_t rows, int64_t columns,
                            float* out, int64_t stride, Ahead& ahead) {
@@ -58,7 +58,7 @@ INLINE int64_t next_tokens(const float* x, int64_t tokens, const W* w, int64_t a
     return 1;
 }
 
-// Rows are asked for while the first tokens read them; the others find them in the cache.
+// Rows are prefetched for the first tokens; the others find them in the cache.
 template <typename W, typename Ahead>
 void multiply_wide(const float* x, int64_t tokens, const W* w, int64_t apart, int64_t rows, int64_t columns, float* out,
                    int64_t stride, Ahead& ahead) {

@@ -1,4 +1,4 @@
-// Routing, and the experts: every token goes to its chosen ones and to the shared one.
+// Routing and experts: every token is processed by its chosen experts and by the shared one.
 
 #define KERNELS "inference/experts.cpp"
 #ifndef TARGET
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t ROWS_IN_TURN = 16;
 
-// The k largest, in ascending order of index, ties to the lower one; NaN counts as -1.
+// The indices of the k largest in ascending order; ties go to the lower index, NaN counts as -1.
 void choose_experts(const float* scores, const Vector& bias, int64_t count, int64_t k,
                     int64_t* chosen) {
     thread_local static Arena arena;
@@ -33,10 +33,10 @@ void choose_experts(const float* scores, const Vector& bias, int64_t count, int6
     std::sort(chosen, chosen + k);
 }
 
-// Which (token, choice) pairs go to each expert: pairs of one expert lie together.
+// The (token, choice) pairs sorted by expert.
 struct Groups {
-    int64_t* starts;           // per expert, and the end
-    int64_t *tokens, *places;  // token of each pair, and pair of each (token, choice)
+    int64_t* starts;           // first pair of each expert, and the end
+    int64_t *tokens, *places;  // the token of each pair, and the pair of each (token, choice)
     float* weights;            // of each pair
 
     Groups(Arena& arena, const int64_t* chosen, const float* shares, int64_t count, int64_t k,
@@ -126,7 +126,7 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
     const int64_t t_count = work.count, k = net.choices, c = net.channels, inner = net.inner;
     const int64_t pairs = t_count * k;
 
-    // The gate and the shared expert read every token.
+    // The gate and the shared expert process every token.
     List<Product> products(arena, 3 + 2 * net.experts);
     auto whole = [&](const Weight& weight, const BFloat16* rows, int64_t stride) {
         const Panel panel = make_panel(arena, t_count, weight);
@@ -163,7 +163,7 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
         products.push_back({layer.w3[e], panel, ups + first * inner, inner});
     }
     const int64_t active_count = active.size();
-    // Experts whose rows a thread puts in order at a time: sharing out takes longer than doing it for a few.
+    // Experts per range of a thread when rows are packed: distributing less work takes longer than doing it.
     const int64_t in_turn = std::max<int64_t>(1, ROWS_IN_TURN * active_count / std::max<int64_t>(pairs, 1));
     parallel_for(active_count, in_turn, work.threads, [&](int64_t low, int64_t high) {
         for (int64_t i = low; i < high; i++)
@@ -216,7 +216,7 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
         float* total = own.take<float>(c);
         int64_t* order = own.take<int64_t>(k);
         for (int64_t t = low; t < high; t++) {
-            // Pairs lie in order of their expert, which is the order of the sum.
+            // Pairs are sorted by expert, which is the order of the sum.
             std::copy_n(&groups.places[t * k], k, order);
             std::sort(order, order + k);
             std::fill_n(total, c, 0.0f);
@@ -232,7 +232,7 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
 
 namespace {
 
-// sqrt(softplus(x)), kept above 1e-19 as in ops/experts.py.
+// sqrt(softplus(x)), at least 1e-19 as in ops/experts.py.
 void affinity(const float* logits, int64_t count, float* scores) {
     FOR_LANES(i, some, count) {
         Floats x;

@@ -68,7 +68,7 @@ bool reads_past_caches() {
 #endif
 }
 
-// Which instructions the kernels use here, as SOUNDING_INSTRUCTION_SET numbers them.
+// The instructions in use, numbered as in SOUNDING_INSTRUCTION_SET.
 extern "C" int instructions_in_use() {
     return has_tiles() ? 6 : has_pairs() ? 5 : instruction_set();
 }

@@ -1,8 +1,8 @@
 // Hyper-connections for inference: the formulas of ops/hyper_connection.py on bfloat16 streams.
 //
-// The projection reads the largest float32 parameter of a layer, so rows of it are shared out
-// among the threads even for one token. A token's result has the same bits in any company: sums
-// are taken per token and row in one order, the rest is done for some tokens side by side.
+// The projection reads the largest float32 parameter of a layer, so its rows are distributed over the
+// threads even for one token. The bits of a token do not depend on the other tokens: sums are accumulated
+// per token and row in a fixed order, and the rest is computed with one token per lane.
 
 #define KERNELS "inference/hyper.cpp"
 #ifndef TARGET
@@ -12,9 +12,9 @@
 #include "network.h"
 
 constexpr int MAX_STREAMS = 8;
-constexpr int64_t TOKENS = 4, ROWS = 4;  // of a projection, at once
+constexpr int64_t TOKENS = 4, ROWS = 4;  // of a projection, at a time
 constexpr int64_t SIDE_BY_SIDE = 16;     // tokens
-constexpr int64_t AHEAD = 512;           // numbers that memory is asked for ahead, as what need not stay in caches
+constexpr int64_t AHEAD = 512;           // prefetch distance in numbers, with the non-temporal hint
 
 #include "../each_target.h"
 
@@ -98,7 +98,7 @@ INLINE void sinkhorn(Matrix& a, int m, int iterations, float eps) {
     for (int step = 0; step < 2 * iterations - 1; step++) normalise(a, m, step % 2 == 1, eps);
 }
 
-// raw[t][r] = <v_t, fn_r> for a few tokens and rows, whose sums do not wait for each other.
+// raw[t][r] = <v_t, fn_r> for a few tokens and rows, as independent sums.
 template <int T, int R>
 INLINE void project(const BFloat16* v, const float* fn, int64_t width, float* raw, int64_t stride) {
     Floats total[T][R] = {};
@@ -143,7 +143,7 @@ INLINE float mean_square(const BFloat16* v, int64_t width) {
     return sum(square) / width;
 }
 
-// sum_j pre_j stream_j, rounded to bfloat16 as the reference does, as float32.
+// sum_j pre_j stream_j as float32, rounded to bfloat16 as in the reference.
 INLINE void read(const BFloat16* v, const float* pre, int m, int64_t c, float* x) {
     for (int64_t i = 0; i < c; i += LANES) {
         Floats total = {}, part;
@@ -158,7 +158,7 @@ INLINE void read(const BFloat16* v, const float* pre, int m, int64_t c, float* x
     }
 }
 
-// Coefficient i of a few tokens, one to a lane, before its function.
+// Coefficient i of a few tokens, one per lane, before its activation function.
 INLINE Floats logit(const float* raw, int64_t count, const Floats& rho, const HyperConnection& hc,
                     int m, int i) {
     const int n = (2 + m) * m;
@@ -169,7 +169,7 @@ INLINE Floats logit(const float* raw, int64_t count, const Floats& rho, const Hy
     return value * rho * hc.scale[i < m ? 0 : i < 2 * m ? 1 : 2] + hc.base[i];
 }
 
-// A few tokens, one to a lane: coefficients from raw projections, and the sub-layer's input.
+// Coefficients from raw projections and the sub-layer's input, for a few tokens, one per lane.
 INLINE void some_coefficients(const Network& net, const HyperConnection& hc, const BFloat16* v,
                               const float* raw, int64_t count, float* x, float* post, float* mix) {
     const int m = int(net.streams);

@@ -1,8 +1,8 @@
-// The entries that each token of a CSA layer attends to: the best by index score.
+// The entries that each token of a CSA layer attends to: those with the highest index scores.
 //
-// Scores are made and dropped block by block; what stays is at most twice the choice per query, so
-// memory does not grow with the context. Candidates are ordered by score, ties by index, which
-// makes the choice the same however keys are shared out.
+// Scores are computed block by block and not stored; at most twice the limit of candidates per query is kept,
+// so memory does not grow with the context. Candidates are ordered by score and ties by index, so that the
+// choice does not depend on how keys are distributed over threads.
 
 #define KERNELS "inference/indexer.cpp"
 #ifndef TARGET
@@ -13,18 +13,18 @@
 
 #include "indexer.h"
 
-constexpr int64_t QUERIES = 16;      // scored together
-constexpr int64_t KEYS = 256;        // in one block
-constexpr int64_t STRETCH = 2048;    // keys per piece of work where there are few queries, at least
+constexpr int64_t QUERIES = 16;      // scored at a time
+constexpr int64_t KEYS = 256;        // per block
+constexpr int64_t STRETCH = 2048;    // at least so many keys per range of a thread if queries are few
 
 #include "../each_target.h"
 
 namespace {
 
-// A score that so many keys of a query reach, whoever saw them, that no lower one can be chosen.
+// A lower bound on chosen scores of a query, shared by threads: enough keys are known to reach it.
 using Bound = std::atomic<float>;
 
-// The best `limit` of the keys it is shown, which come in ascending order; of equal scores the first.
+// Keeps the best `limit` keys of those shown, which come in ascending order; of equal scores the first.
 class Best {
   public:
     Best(Arena& arena, int64_t limit, Bound& bound)
@@ -37,7 +37,7 @@ class Best {
         for (int64_t i = 0; i < better; i++) push(scores[places[i]], int32_t(first + places[i]));
         if (count_ >= 2 * limit_) narrow();
     }
-    // What was shown to another one. All have seen what they were to see, so most of it is known to be too low.
+    // Merge the candidates of another thread. All keys have been scored, so the bound excludes most of them.
     void add(const Best& other) {
         narrow();  // the other has at most twice the limit
         const float bound = *bound_;
@@ -78,7 +78,7 @@ class Best {
     float* scores_;
     int32_t* entries_;
     int64_t count_ = 0, limit_;
-    float least_ = -INFINITY;  // an equal score further on loses to those already here
+    float least_ = -INFINITY;  // a later key with an equal score loses
     Bound* bound_;
 };
 
@@ -94,7 +94,7 @@ Weight keys_of(const Network& net, const Rows& rows, int64_t count) {
     return keys;
 }
 
-// One piece: some queries of a span and a stretch of keys.
+// A unit of work: some queries of a span and a range of keys.
 struct Piece {
     int64_t span, first, count, low, high;
 };
@@ -175,7 +175,7 @@ void choose(const Work& work, const BFloat16* queries, const float* weights, int
                 pieces.push_back({s, first, count, low, std::min(low + stretch, visible)});
         }
     }
-    // The pieces of a query, which lie together, share its bound.
+    // The consecutive units of a query share its bound.
     Bound* bounds = arena.take<Bound>(pieces.size() * QUERIES);
     List<Best> best(arena, pieces.size() * QUERIES);
     for (int64_t i = 0, first = 0; i < pieces.size(); i++) {
@@ -206,7 +206,7 @@ void choose(const Work& work, const BFloat16* queries, const float* weights, int
 
 namespace {
 
-// sum_h weight_h relu(product_h) of one query.
+// sum_h weight_h relu(product_h) for one query.
 void combine(const float* products, const float* weights, int64_t heads, float* scores) {
     for (int64_t i = 0; i < KEYS; i += LANES) {
         Floats total = {}, product;
@@ -219,7 +219,7 @@ void combine(const float* products, const float* weights, int64_t heads, float* 
     }
 }
 
-// Where among at most KEYS scores those are that are better than `least` and not worse than `bound`; returns how many.
+// Find the scores above `least` and not below `bound` among at most KEYS; returns their number.
 int64_t find_better(const float* scores, int64_t count, float least, float bound, int32_t* places) {
     int64_t found = 0;
     FOR_LANES(i, some, count) {
@@ -238,10 +238,10 @@ int64_t find_better(const float* scores, int64_t count, float least, float bound
     return found;
 }
 
-// The n-th largest of scores, none of which is NaN. `room` is for as many numbers.
+// The n-th largest score, without NaN. `room` holds as many numbers.
 float find_nth(const float* scores, int64_t count, int64_t n, int32_t* room) {
     const int64_t whole = (count + LANES - 1) / LANES * LANES;
-    // As integers in the same order. Bit by bit, the largest of which so many scores are no smaller.
+    // Scores become integers of the same order; then the largest value that n of them reach is found bit by bit.
     FOR_LANES(i, some, count) {
         Floats score;
         load_lanes(scores + i, some, score);

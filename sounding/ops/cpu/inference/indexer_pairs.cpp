@@ -1,7 +1,7 @@
-// Index scores by inner products of pairs of bfloat16, without tiles: sixteen keys side by side.
+// Index scores with pairwise bfloat16 dot products, without tiles: sixteen keys at a time, one per lane.
 //
-// Keys are few columns wide, so adding up the lanes of a register for each product would take as long as
-// the products. With a key in each lane there is nothing to add up, and queries come one by one.
+// Keys have few columns, so reducing the lanes of a register for each product would take as long as the
+// products. With one key per lane no reduction is needed, and queries are processed one by one.
 
 #include "indexer.h"
 
@@ -14,12 +14,12 @@
 
 namespace {
 
-constexpr int64_t COLUMNS = 128;                   // that one register has the codes of
-constexpr int64_t GROUPS = 4, KEYS = 16 * GROUPS;  // of keys, and keys, at a time
+constexpr int64_t COLUMNS = 128;                   // whose codes fill a register
+constexpr int64_t GROUPS = 4, KEYS = 16 * GROUPS;  // groups of keys, and keys, at a time
 
 using Sixteen = __m512[16];
 
-// Columns 32 * part ... of sixteen rows of bfloat16 as sixteen pairs of columns.
+// The 32 columns from 32 * part on of sixteen rows of bfloat16, as sixteen pairs of columns.
 AVX512 INLINE void turn_stored(const uint8_t* const (&rows)[16], int64_t part, __m512i* pairs) {
     Sixteen keys;
     for (int i = 0; i < 16; i++) keys[i] = _mm512_loadu_ps(rows[i] + 64 * part);
@@ -27,8 +27,8 @@ AVX512 INLINE void turn_stored(const uint8_t* const (&rows)[16], int64_t part, _
     for (int i = 0; i < 16; i++) pairs[i] = _mm512_castps_si512(keys[i]);
 }
 
-// Columns 128 * part ... of sixteen rows of FP4: a word of 32 bits has eight codes, of which the first and
-// the fifth, the second and the sixth, and so on become pairs.
+// The 128 columns from 128 * part on of sixteen rows of FP4: a word of 32 bits has eight codes, of which the
+// first and the fifth, the second and the sixth, and so on become pairs.
 AVX512 INLINE void turn_packed(const uint8_t* const (&rows)[16], int64_t width, int64_t part, const Fp4Table& table,
                                __m512i* pairs) {
     Sixteen keys;
@@ -57,8 +57,8 @@ AVX512 void turn(const uint8_t* const (&rows)[16], const Weight& keys, const Fp4
         for (int64_t part = 0; part < keys.columns / 32; part++) turn_stored(rows, part, pairs + 16 * part);
 }
 
-// totals[query][key] += weight * relu(<query, key>) of R rows of queries and GROUPS times sixteen keys:
-// products that do not wait for each other.
+// totals[query][key] += weight * relu(<query, key>) for R rows of queries and GROUPS times sixteen keys, as
+// independent products.
 template <int R>
 AVX512 INLINE void add_rows(const __m512i* keys, int64_t pairs, const int32_t* rows, const float* weights,
                             int64_t first, int64_t heads, float* totals) {
@@ -75,7 +75,7 @@ AVX512 INLINE void add_rows(const __m512i* keys, int64_t pairs, const int32_t* r
     for (int r = 0; r < R; r++)
         for (int g = 0; g < GROUPS; g++) {
             float* total = totals + (first + r) / heads * KEYS + 16 * g;
-            const __m512 open = _mm512_max_ps(_mm512_setzero_ps(), sums[r][g]);  // not a number stays one
+            const __m512 open = _mm512_max_ps(_mm512_setzero_ps(), sums[r][g]);  // NaN is kept
             _mm512_storeu_ps(total, _mm512_fmadd_ps(open, _mm512_set1_ps(weights[r]), _mm512_loadu_ps(total)));
         }
 }

@@ -1,4 +1,4 @@
-// Panels, and the product of multiply.h in strips.
+// Panels, and the distribution of the product of multiply.h over threads in strips.
 
 #include "multiply.h"
 
@@ -15,12 +15,12 @@ namespace {
 
 constexpr int64_t TOKENS = 512;  // rows of a panel that stay in the second-level cache
 
-// The columns of FP4 are never in order when they are unpacked, those of FP8 are with products of bfloat16.
+// Unpacked FP4 columns are always reordered; FP8 columns only without bfloat16 products.
 Format order_of(const Weight& weight) {
     return weight.format == FP4 || (weight.format == FP8 && !has_pairs()) ? Format(weight.format) : BFLOAT16;
 }
 
-// Columns of one row in the panel's order, rounded where the weight wants that, zero behind.
+// Write one row in the panel's order of columns, rounded if the weight requires it, and padded with zeros.
 const BFloat16* ordered(const Panel& panel, const BFloat16* x, BFloat16* room) {
     if (!panel.simulate && panel.order == BFLOAT16 && panel.width == panel.columns) return x;
     thread_local static Arena arena;
@@ -74,7 +74,7 @@ void fill_block(const Panel& panel, int64_t block, const BFloat16* x, int64_t st
             continue;
         }
         BFloat16* to = panel.data + first * panel.columns;
-        if (!has_tiles() || count == 1) {  // a single row's pairs lie as they are
+        if (!has_tiles() || count == 1) {  // the pairs of a single row are in order already
             std::copy(row, row + panel.columns, to + t * panel.columns);
             continue;
         }
@@ -92,7 +92,7 @@ void fill(const Panel& panel, const BFloat16* x, int64_t stride, int threads,
 
 namespace {
 
-// Rows that shares of the threads are counted in. Tiles need whole strips; without them shares can be evener.
+// The unit in rows of the threads' shares. Tiles need whole strips; smaller units make shares more even.
 int64_t unit() { return has_tiles() ? STRIP : STRIP / 4; }
 
 int64_t units_of(const Weight& weight) { return (weight.rows + unit() - 1) / unit(); }
@@ -101,8 +101,8 @@ int64_t units_of(const Product& product) {
     return units_of(product.weight) * ((product.x.tokens + TOKENS - 1) / TOKENS);
 }
 
-// The strip that begins with unit `index` of all products in one list and ends with unit `end` or before, times
-// at most TOKENS of a panel.
+// The strip that begins with unit `index`, counted over all products, and ends at unit `end` or before, times at
+// most TOKENS of a panel.
 Strip find_strip(const Product* products, int64_t index, int64_t end) {
     for (; index >= units_of(*products); products++) {
         index -= units_of(*products);
@@ -131,8 +131,8 @@ void multiply_rows(const Product& product, int64_t low, int64_t high) {
 void multiply(const Product* products, int64_t count, int threads) {
     int64_t total = 0;
     for (int64_t i = 0; i < count; i++) total += units_of(products[i]);
-    // Memory is fastest in order, and what a range begins with was not asked for ahead. So each
-    // thread takes most of its share at once, and small ranges make up for one that falls behind.
+    // Sequential reads are fastest, and the start of a range was not prefetched. So each thread takes
+    // most of its share in one range, and small ranges balance the rest.
     const int64_t large = total * 7 / 8 / threads, rest = total - large * threads;
     const int64_t small = large > 0 ? (rest + 2 * threads - 1) / (2 * threads) : 1;
     const int64_t heads = large > 0 ? threads : 0;  // large ranges, which come first

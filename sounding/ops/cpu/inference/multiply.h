@@ -1,23 +1,23 @@
-// Rows of numbers times weights: the one matrix product of inference, for one row or thousands.
+// The matrix product of inference: rows of numbers times weights, for one row or thousands.
 //
 // An output is sum_k x[k] w[k] over bfloat16 numbers, accumulated in float32 in one fixed order, so
-// its bits depend on neither the rows beside it nor the threads. (Which order depends on the
-// processor: with tiles, k goes in steps of 32, of which even and odd ones are summed apart; without
-// them, each lane of a vector has a sum of its own.)
+// its bits depend on neither the other rows nor the threads. (The order depends on the processor: with tiles, k
+// goes in steps of 32, with separate sums for even and odd k; without them, each lane of a vector has its own
+// sum.)
 #pragma once
 
 #include "arena.h"
 #include "weight.h"
 
-// Rows [tokens, columns] of bfloat16 as the product reads them: with tiles in blocks of sixteen
-// rows, in each the pairs of columns by row; without them as they are, widened to float32. Columns
-// are padded with zeros to a multiple of 32.
+// Rows [tokens, columns] of bfloat16 as the product reads them: with tiles in blocks of sixteen rows, each with
+// pairs of columns by row; without them in plain order, widened to float32 where there are no bfloat16 products.
+// Columns are padded with zeros to a multiple of 32.
 struct Panel {
     BFloat16* data;  // with products of bfloat16
     float* wide;     // without
     int64_t tokens, columns;
-    Format order;   // columns as they come out of this format
-    bool simulate;  // numbers rounded to FP8 by 128 columns
+    Format order;   // columns in the order in which this format is unpacked
+    bool simulate;  // numbers are rounded to FP8 with a scale per 128 columns
     int64_t width;  // columns before padding
 
     static constexpr int64_t BLOCK = 16;
@@ -28,9 +28,9 @@ struct Panel {
     }
     const BFloat16* block(int64_t index) const { return data + index * BLOCK * columns; }
     bool empty() const { return data == nullptr && wide == nullptr; }
-    // Whether rows that were put in order for another weight serve this one as well.
+    // True if rows that were prepared for another weight serve this one as well.
     bool serves(const Weight& weight) const;
-    // Some of the tokens; `first` is a multiple of BLOCK.
+    // A part of the tokens; `first` is a multiple of BLOCK.
     Panel part(int64_t first, int64_t count) const {
         Panel some = *this;
         if (data != nullptr) some.data += first * columns;
@@ -40,11 +40,11 @@ struct Panel {
     }
 };
 
-// Room for rows that are to be multiplied with weights like the given one.
+// Allocate a panel for rows that are multiplied with weights like the given one.
 Panel make_panel(Arena& arena, int64_t tokens, const Weight& weight);
 
-// Fill one block: its row t is at x + stride * (index ? index[t] : t), counted from the panel's
-// first token.
+// Fill one block: its row t is at x + stride * (index ? index[t] : t), where t counts from the panel's first
+// token.
 void fill_block(const Panel& panel, int64_t block, const BFloat16* x, int64_t stride,
                 const int64_t* index = nullptr);
 void fill(const Panel& panel, const BFloat16* x, int64_t stride, int threads,
@@ -60,10 +60,10 @@ struct Product {
 
 // All products, on up to `threads` threads.
 void multiply(const Product* products, int64_t count, int threads);
-// Rows [low, high) of the weight, on the calling thread; low is a multiple of STRIP.
+// The product with rows [low, high) of the weight, on the calling thread; low is a multiple of STRIP.
 void multiply_rows(const Product& product, int64_t low, int64_t high);
 
-// At most STRIP rows of a weight times a panel: what one thread does at a time.
+// At most STRIP rows of a weight times a panel: the unit of work of a thread.
 struct Strip {
     Product product;
     int64_t row, rows;
@@ -71,8 +71,7 @@ struct Strip {
     const uint8_t* begin() const { return product.weight.values + row * product.weight.row_bytes; }
 };
 
-// Up to eight rows that lie `apart` bytes from each other, by two pointers: eight would not leave registers
-// for anything else.
+// Up to eight rows `apart` bytes from each other, addressed by two pointers: eight would take too many registers.
 struct RowPointers {
     const uint8_t *low, *high;
     int64_t apart;
@@ -83,11 +82,11 @@ struct RowPointers {
     INLINE void advance(int64_t bytes) { low += bytes, high += bytes; }
 };
 
-// The parts with tiles, with pairs of bfloat16 and in float32: strips one after the other. What each reads is
-// asked for from memory while the one before it is at work.
+// The implementations with tiles, with pairs of bfloat16 and in float32, for consecutive strips. Each strip is
+// prefetched while the one before it is multiplied.
 void multiply_tiles(const Strip* strips, int64_t count);
 void multiply_pairs(const Strip* strips, int64_t count);
 void multiply_plain(const Strip* strips, int64_t count);
 
-// A row in the order in which `multiply_plain` has the columns of a format.
+// Reorder a row to the order of columns that `multiply_plain` uses for a format.
 void order_plain(const BFloat16* x, int64_t columns, Format format, BFloat16* out);

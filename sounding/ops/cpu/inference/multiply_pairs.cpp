@@ -1,7 +1,7 @@
-// The product of multiply.h by inner products of pairs of bfloat16, without tiles.
+// The product of multiply.h with pairwise bfloat16 dot products, without tiles.
 //
-// Lane i of a sum takes the columns 2i and 2i + 1 of each 32, in order; lanes are added at the end,
-// eight outputs at once, always in the same tree. That is the order for one token and for many.
+// Lane i of a sum accumulates the columns 2i and 2i + 1 of each 32, in order; the lanes of eight outputs are
+// reduced at the end in a fixed tree. The order is the same for one token and for many.
 
 #include "multiply.h"
 
@@ -15,16 +15,16 @@
 
 namespace {
 
-// out[t * stride + r] of those of eight rows that exist.
+// Store out[t * stride + r] for those of eight rows that exist.
 template <int T>
 AVX512 INLINE void put(const __m512 (&sums)[8][T], int64_t rows, float* out, int64_t stride) {
     const __mmask8 some = __mmask8((1u << rows) - 1);
     for (int t = 0; t < T; t++) _mm256_mask_storeu_ps(out + t * stride, some, add_lanes(sums, 0, t));
 }
 
-// What follows makes eight rows, or as many as there are, from `row` of a weight on.
+// The functions below compute eight rows, or as many as there are, from `row` of a weight on.
 
-// One token times rows that are decoded in registers, in the order in which they would be unpacked.
+// One token times rows decoded in registers, in the order in which they would be unpacked.
 AVX512 void fp8_rows(const Product& p, int64_t row, Ahead& ahead) {
     const Weight& w = p.weight;
     RowPointers codes(w.values + row * w.row_bytes, w.row_bytes);
@@ -61,7 +61,7 @@ AVX512 void fp4_rows(const Product& p, int64_t row, Ahead& ahead) {
             if (r % 2 == 0) ahead.ask<128>();
             const __m512i lack = table.lacking(scales[r]);
             __m512i four = _mm512_loadu_si512(codes[r]);
-            asm("" : "+v"(four));  // or every quarter loads it again
+            asm("" : "+v"(four));  // otherwise every quarter loads it again
             for (int quarter = 0; quarter < 4; quarter++)
                 sums[r][0] = _mm512_dpbf16_ps(sums[r][0], __m512bh(table.numbers(four, quarter, lack)),
                                               numbers[quarter]);
@@ -70,7 +70,7 @@ AVX512 void fp4_rows(const Product& p, int64_t row, Ahead& ahead) {
     put(sums, 8, p.out + row, p.stride);
 }
 
-// Rows of bfloat16 that lie `apart`, times T tokens from `token` on.
+// Rows of bfloat16 that are `apart` from each other, times T tokens from `token` on.
 template <int T, typename Ahead>
 AVX512 INLINE void some_tokens(const Product& p, int64_t token, const BFloat16* w, int64_t apart,
                                int64_t row, int64_t rows, Ahead& ahead) {
@@ -79,7 +79,7 @@ AVX512 INLINE void some_tokens(const Product& p, int64_t token, const BFloat16* 
     add_products(sums, w, apart, p.x.data + token * p.x.columns, p.x.columns, p.x.columns, ahead);
     put(sums, rows, p.out + token * p.stride + row, p.stride);
 }
-// Times as many as there are, of three.
+// The same for up to three tokens, as many as there are.
 template <typename Ahead>
 AVX512 INLINE void three_tokens(const Product& p, int64_t token, const BFloat16* w, int64_t apart, int64_t row,
                                 int64_t rows, Ahead& ahead) {
@@ -92,7 +92,7 @@ AVX512 INLINE void three_tokens(const Product& p, int64_t token, const BFloat16*
         some_tokens<3>(p, token, w, apart, row, rows, ahead);
 }
 
-// Rows come from memory for the first three tokens, and from the cache for all others.
+// Rows are read from memory for the first three tokens, and from the cache for the others.
 AVX512 void first_tokens(const Product& p, const BFloat16* w, int64_t apart, int64_t row, int64_t rows, Ahead& ahead) {
     three_tokens(p, 0, w, apart, row, rows, ahead);
 }
@@ -101,8 +101,8 @@ AVX512 void other_tokens(const Product& p, int64_t token, const BFloat16* w, int
     for (; token < p.x.tokens; token += 3) three_tokens(p, token, w, apart, row, rows, nobody);
 }
 
-// `room` holds eight rows; their distance there is not a power of two, at which they would compete for the
-// same cache lines.
+// `room` holds eight rows, at a stride that is not a power of two: otherwise they would compete for the same
+// cache sets.
 AVX512 void multiply_rows(const Product& p, int64_t row, int64_t rows, BFloat16* room, Ahead& ahead) {
     const Weight& weight = p.weight;
     const int64_t columns = p.x.columns, tokens = p.x.tokens;

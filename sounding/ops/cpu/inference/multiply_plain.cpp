@@ -1,7 +1,7 @@
-// The product of multiply.h in float32, for processors without products of bfloat16.
+// The product of multiply.h in float32, for processors without bfloat16 products.
 //
-// Every lane of a register is a sum of its own, over the columns in the order of the panel; lanes are added at the
-// end, always in the same tree. That is the order for one token and for many.
+// Every lane of a register accumulates its own sum, over the columns in the order of the panel; lanes are reduced at
+// the end in a fixed tree. The order is the same for one token and for many.
 
 #define KERNELS "inference/multiply_plain.cpp"
 #ifndef TARGET
@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t FEW = 8;  // tokens that read a row while it is in the first-level cache
 
-// The sixteen FP4 numbers under each scale as bfloat16, low and high bytes apart.
+// The sixteen FP4 numbers for each scale as bfloat16, low and high bytes separately.
 struct alignas(64) Fp4Bytes {
     uint8_t low[256][16], high[256][16];
 
@@ -50,7 +50,7 @@ namespace {
 #include "dots.h"
 #include "decode.h"
 
-// Of sixteen numbers every fourth, from each of the first four on.
+// Of sixteen numbers every fourth, starting at each of the first four.
 INLINE void deal(const BFloat16* x, BFloat16* first, BFloat16* second, BFloat16* third, BFloat16* fourth) {
     typedef uint16_t Eight __attribute__((vector_size(16)));
     typedef uint64_t Two __attribute__((vector_size(16)));
@@ -89,14 +89,14 @@ void order_row(const BFloat16* x, int64_t columns, Format format, BFloat16* out)
 // --------------------------------------------------------------------------------------------------
 // Rows unpacked to memory
 
-// Registers to memory.
+// Store registers to memory.
 struct Put {
     float* out;
     float factor = 1;
     INLINE void operator()(int i, const Floats& numbers) const { store(out + i * LANES, numbers * factor); }
 };
 
-// A row in the order of the panel, zero behind.
+// Unpack a row in the order of the panel, padded with zeros.
 void unpack_row(const Weight& w, int64_t row, float* out) {
     const uint8_t* values = w.values + row * w.row_bytes;
     int64_t k = 0;
@@ -116,7 +116,7 @@ void unpack_row(const Weight& w, int64_t row, float* out) {
     } else if (w.format == BFLOAT16) {
         for (; k + LANES <= w.columns; k += LANES) store(out + k, read(reinterpret_cast<const BFloat16*>(values) + k));
     }
-    for (; k < w.columns; k += 128) {  // what fills no register
+    for (; k < w.columns; k += 128) {  // the rest, which fills no register
         BFloat16 rest[128];
         const int64_t count = std::min<int64_t>(128, w.columns - k);
         unpack(w, row, 1, k, count, rest, 0, values);
@@ -128,12 +128,12 @@ void unpack_row(const Weight& w, int64_t row, float* out) {
 // --------------------------------------------------------------------------------------------------
 // Rows decoded in registers, times few tokens
 
-constexpr int TOGETHER = LEVEL == 3 ? 4 : 8;      // rows, so that what is read of each fills lines
-constexpr int MOST_DECODED = LEVEL >= 3 ? 3 : 1;  // tokens, whose sums have to fit in registers with all else
+constexpr int TOGETHER = LEVEL == 3 ? 4 : 8;      // rows, so that whole cache lines of each are read
+constexpr int MOST_DECODED = LEVEL >= 3 ? 3 : 1;  // tokens, whose sums must fit in registers with the rest
 
 template <int T> using Sums = Floats[TOGETHER][T];
 
-// Loops that are not unrolled at once would keep sums in memory.
+// Unrolled early: otherwise sums would be kept in memory.
 template <int T> INLINE void clear(Sums<T>& sums) {
 #pragma GCC unroll 8
     for (int r = 0; r < TOGETHER; r++)
@@ -147,8 +147,8 @@ template <int T> INLINE void add_up(const Sums<T>& sums, float* out, int64_t str
         for (int t = 0; t < T; t++) out[t * stride + r] = sum(sums[r][t]);
 }
 
-// Registers times those of T tokens, which are read again for each row: kept in registers, they would drive the
-// sums out of them.
+// Registers of a row times those of T tokens. Tokens are loaded again for each row: kept in registers, they would
+// leave no room for the sums.
 template <int T> struct Add {
     const float* x;
     int64_t columns;  // from a token to the next
@@ -162,12 +162,12 @@ template <int T> struct Add {
     }
 };
 
-// In the loop over rows, of each of which a register of codes is read: two lines at a time.
+// Prefetch for a loop over rows that reads one register of codes of each: two lines at a time.
 INLINE void ask_beside(int r, Ahead& ahead) {
     if (r * REGISTER % 128 == 0) ahead.ask<128>();
 }
 
-// The result is whether it is right: not where a code is NaN or a scale too large.
+// Returns false if the result is wrong, because a code is NaN or a scale too large.
 template <int T> bool fp8_rows(const Product& p, int64_t row, Ahead& ahead) {
     const Weight& w = p.weight;
     RowPointers codes(w.values + row * w.row_bytes, w.row_bytes);
@@ -204,7 +204,7 @@ template <int T> void fp4_rows(const Product& p, int64_t row, Ahead& ahead) {
     add_up<T>(sums, p.out + row, p.stride);
 }
 
-// False where rows have to be unpacked: for their shape, or because they did not come out right.
+// Returns false if rows have to be unpacked, for their shape or because the result was wrong.
 template <int T> bool decoded_rows(const Product& p, int64_t row, int64_t rows, Ahead& ahead) {
     const Weight& w = p.weight;
     bool right = true;
@@ -220,8 +220,7 @@ template <int T> bool decoded_rows(const Product& p, int64_t row, int64_t rows, 
 
 // --------------------------------------------------------------------------------------------------
 
-// Few rows, by the way that suits their weight. What is unpacked is read from the first-level cache, by few tokens
-// at least.
+// A few rows, with the method that suits their weight. Unpacked rows are read from the first-level cache.
 void multiply_rows(const Product& p, int64_t row, int64_t rows, float* room, Ahead& ahead) {
     const Weight& w = p.weight;
     const int64_t columns = p.x.columns, tokens = p.x.tokens;

@@ -1,7 +1,7 @@
 // The product of multiply.h on tiles: sixteen outputs times sixteen tokens, 32 columns a step.
 //
-// Weights are the left operand, whose layout is theirs; a panel's blocks are the right one. The
-// order in which an output's terms are added is the instruction's and that of the steps.
+// Weights are the left operand, in their stored layout; the blocks of a panel are the right one. The terms
+// of an output are added in the order of the instruction and of the steps.
 
 #include "multiply.h"
 
@@ -16,14 +16,14 @@ namespace {
 
 constexpr int64_t ROWS = STRIP / 2, STEP = 128;  // unpacked at a time for few tokens
 
-// A strip is four tiles in flight, which hides the unit's latency. Tiles 0 to 3 accumulate, 4 and 5
-// hold weights, 6 and 7 tokens; 1, 3 and 7 are for a second block. Half a strip has 0 and 1.
+// A strip has four accumulators, which hides the latency of the unit. Tiles 0 to 3 accumulate, 4 and 5 hold
+// weights, 6 and 7 tokens; 1, 3 and 7 are for a second block. Half a strip uses 0 and 1.
 TILES void configure(int64_t tokens) {
     const int64_t t = tokens;
     configure_tiles({16, 16, 16, 16, 16, 16, 16, 16}, {t, t, t, t, 16, 16, t, t});
 }
 
-// An accumulated tile, outputs by tokens, to rows of tokens.
+// Transpose an accumulated tile from outputs by tokens to rows of tokens.
 TILES void write(const float* tile, int64_t rows, int64_t tokens, float* out, int64_t stride) {
     if (tokens == 1) {
         for (int64_t r = 0; r < rows; r++) out[r] = tile[r];
@@ -37,8 +37,8 @@ TILES void write(const float* tile, int64_t rows, int64_t tokens, float* out, in
     for (int64_t t = 0; t < tokens; t++) _mm512_mask_storeu_ps(out + t * stride, kept, r[t]);
 }
 
-// One block of at most sixteen tokens times a strip. Where the strip is read from where it is
-// stored, as much is asked for from `soon` on.
+// One block of at most sixteen tokens times a strip. If the strip is read in place, as much is prefetched from
+// `soon` on.
 TILES INLINE void one_block(const BFloat16* w, int64_t w_bytes, const BFloat16* x, int64_t tokens,
                             int64_t columns, const uint8_t* soon = nullptr) {
     const int64_t below = 16 * w_bytes;
@@ -81,7 +81,7 @@ TILES INLINE void zero() {
     _tile_zero(3);
 }
 
-// Accumulator `number` belongs to outputs from 16 * part on and to tokens of a block.
+// Store accumulator `number`: outputs from 16 * part on, for the tokens of a block.
 TILES void store(const Strip& strip, int number, int64_t part, int64_t block) {
     const Product& p = strip.product;
     const int64_t left = strip.rows - 16 * part;
@@ -89,7 +89,7 @@ TILES void store(const Strip& strip, int number, int64_t part, int64_t block) {
     const int64_t tokens = p.x.in_block(block);
     float room[256];
     float* to = p.out + block * Panel::BLOCK * p.stride + strip.row + 16 * part;
-    const bool straight = tokens == 1 && left >= 16;  // a column is what `out` wants
+    const bool straight = tokens == 1 && left >= 16;  // a column is stored as it is
     float* through = straight ? to : room;
     switch (number) {  // tile numbers are part of the instruction
         case 0: _tile_stored(0, through, 4 * tokens); break;
@@ -100,27 +100,27 @@ TILES void store(const Strip& strip, int number, int64_t part, int64_t block) {
     if (!straight) write(room, left < 16 ? left : 16, tokens, to, p.stride);
 }
 
-// Whether a weight is multiplied from where it is stored.
+// True if a weight is multiplied in place.
 bool direct(const Strip& strip) {
     const Weight& weight = strip.product.weight;
     return weight.format == BFLOAT16 && strip.rows == STRIP &&
            strip.product.x.columns == weight.columns;
 }
 
-// Whether there are so few tokens that a weight is better unpacked a few columns at a time.
+// True if there are so few tokens that a weight is better unpacked a few columns at a time.
 bool few(const Strip& strip) { return strip.product.x.blocks() == 1 && !direct(strip); }
 
-// Half a strip, or what there is of it, in a list of strips.
+// Half a strip, or what there is of one, in a list of strips.
 struct Half {
     const Strip *strip, *end;
-    int64_t row;  // its first, within the strip
+    int64_t row;  // its first row within the strip
 
     bool exists() const { return strip != end; }
     Half next() const { return row + ROWS < strip->rows ? Half{strip, end, row + ROWS} : Half{strip + 1, end, 0}; }
     const uint8_t* begin() const { return strip->begin() + row * strip->product.weight.row_bytes; }
 };
 
-// Unpack some columns of eight of its rows to where they belong in `w`.
+// Unpack some columns of eight of its rows to their place in `w`.
 TILES INLINE const uint8_t* unpack_part(const Half& half, int64_t part, int64_t k, BFloat16* w,
                                         const uint8_t* soon) {
     const Strip& strip = *half.strip;
@@ -130,7 +130,7 @@ TILES INLINE const uint8_t* unpack_part(const Half& half, int64_t part, int64_t 
                   std::min(STEP, strip.product.x.columns - k), w + 8 * part * STEP, STEP, soon);
 }
 
-// Some tokens times 32 columns of half a strip in `w`.
+// Some tokens times 32 columns of half a strip, unpacked in `w`.
 TILES INLINE void add_products(const BFloat16* w, const BFloat16* x, int64_t tokens) {
     _tile_loadd(6, x, 4 * tokens);
     _tile_loadd(4, w, 2 * STEP);
@@ -139,11 +139,10 @@ TILES INLINE void add_products(const BFloat16* w, const BFloat16* x, int64_t tok
     _tile_dpbf16ps(1, 5, 6);
 }
 
-// Strips with few tokens, half a strip at a time: weights are unpacked some columns at a time, which leave
-// room in the first-level cache even where another thread shares it, while the accumulators stay in their
-// tiles. The columns that come next, of this half or of the next one, are unpacked between the products of
-// these: neither waits for the other. Rows that a half lacks are whatever lies there; their products are
-// not stored.
+// Strips with few tokens, half a strip at a time: weights are unpacked a few columns at a time, which fit the
+// first-level cache even if another thread shares it, while the accumulators stay in their tiles. The next
+// columns, of this half or of the next one, are unpacked between the products of the current ones, which run in
+// parallel. Missing rows of a half contain arbitrary data; their products are not stored.
 TILES void multiply_few(const Strip* strips, int64_t count, const uint8_t* after, Arena& arena) {
     BFloat16* now = arena.take<BFloat16>(ROWS * STEP);
     BFloat16* then = arena.take<BFloat16>(ROWS * STEP);
@@ -178,14 +177,14 @@ TILES void multiply_few(const Strip* strips, int64_t count, const uint8_t* after
     }
 }
 
-// A strip with more tokens, or one that needs no unpacking.
+// A strip with more tokens, or without unpacking.
 TILES void multiply_many(const Strip& strip, const uint8_t* soon, Arena& arena) {
     const Product& p = strip.product;
     const int64_t columns = p.x.columns;
     const BFloat16* w = reinterpret_cast<const BFloat16*>(strip.begin());
     int64_t stride = p.weight.row_bytes / 2;
     if (!direct(strip)) {
-        stride = columns + 32;  // rows a power of two apart would compete for the same cache lines
+        stride = columns + 32;  // a power of two would let rows compete for the same cache sets
         BFloat16* room = arena.take<BFloat16>(STRIP * stride);
         if (strip.rows < STRIP) std::fill(room, room + STRIP * stride, BFloat16{0});
         unpack(p.weight, strip.row, strip.rows, 0, columns, room, stride, soon);

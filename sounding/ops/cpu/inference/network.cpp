@@ -1,4 +1,4 @@
-// Steps through a network: all its blocks for a chunk in one call, and the vocabulary head.
+// Entry points: all blocks of a network for a chunk in one call, and the vocabulary head.
 
 #include "network.h"
 
@@ -10,7 +10,7 @@
 
 namespace {
 
-// Memory of a step; a second caller at the same time works in memory of its own.
+// Scratch memory of a step; a concurrent caller has its own.
 class Memory {
   public:
     Memory() : lock_(in_use_, std::try_to_lock), scope_(arena()) {}
@@ -26,7 +26,7 @@ class Memory {
 std::mutex Memory::in_use_;
 Arena Memory::common_;
 
-// A network, some sequences' states (lists[s][layer][RowsOf]) and how many tokens each takes in.
+// A network, the states of some sequences (lists[s][layer][RowsOf]), and the number of new tokens of each.
 struct Task {
     const Network& net;
     const Layer* const* layers;
@@ -39,7 +39,7 @@ struct Task {
 
     int64_t number(int64_t s, int64_t layer) const { return (s * layer_count + layer) * LISTS; }
 
-    // The number of the first list without room for its new rows, or -1.
+    // The index of the first list without room for its new rows, or -1.
     int64_t crowded() const {
         for (int64_t s = 0; s < sequences; s++)
             for (int64_t l = 0; l < layer_count; l++)
@@ -117,7 +117,7 @@ void linear(const Weight& weight, const BFloat16* x, int64_t count, float* out, 
     multiply(&product, 1, threads);
 }
 
-// Every stream begins as the token's vector.
+// All streams start as the embedding of the token.
 void embed(const Task& task, const Weight& embedding, BFloat16* streams) {
     const int64_t m = task.net.streams, c = task.net.channels;
     for (int64_t t = 0; t < task.count; t++) {
@@ -157,7 +157,7 @@ void begin_draft(const Network& net, const DraftEnds& ends, const BFloat16* stre
     float* from_streams = arena.take<float>(rows * c);
     linear(ends.e_proj, embedded, count, from_token, threads, arena);
     linear(ends.h_proj, normed, rows, from_streams, threads, arena);
-    // Both terms as bfloat16, then their sum, as a network that computes in bfloat16 adds them.
+    // Both terms are rounded to bfloat16, then added, as in a network that computes in bfloat16.
     to_bfloat16(from_token, count * c, embedded);
     to_float(embedded, count * c, from_token);
     to_bfloat16(from_streams, rows * c, normed);
@@ -171,11 +171,11 @@ void begin_draft(const Network& net, const DraftEnds& ends, const BFloat16* stre
 
 extern "C" {
 
-// Runs `layers` over streams [count, m, c] in place, and takes the tokens into the states:
-// lists[s][layer][RowsOf]. With `ends` it goes from tokens, whose embedding it writes to the streams, to
-// logits[row_count, vocabulary] of some rows. adapters[s] are the deltas of all layers for sequence s, or null;
-// `adapters` is null where no sequence has any. Returns -1, or before anything is changed the number of the
-// first list (in that order) without room for its new rows, or -2 where a token is none.
+// Runs `layers` over streams [count, m, c] in place, and appends the tokens to the states
+// lists[s][layer][RowsOf]. With `ends` it starts from tokens, whose embedding it writes to the streams, and
+// computes logits[row_count, vocabulary] of some rows. adapters[s] are the deltas of all layers for sequence s, or
+// null; `adapters` is null where no sequence has any. Returns -1 on success. Before anything is changed it returns
+// the index of the first list (in that order) without room for its new rows, or -2 for an unknown token.
 int64_t network_run(const Network* net, const Layer* const* layers, int64_t layer_count,
                     const Ends* ends, BFloat16* streams, const int64_t* tokens, int64_t count,
                     const int64_t* lengths, int64_t sequences, Rows* const* lists,
@@ -195,8 +195,8 @@ int64_t network_run(const Network* net, const Layer* const* layers, int64_t laye
     return -1;
 }
 
-// What an MTP block begins with: out[t, j] = e_proj(enorm(embedding of token t)) + h_proj(hnorm(streams[t, j])),
-// each term rounded to bfloat16, then their sum. Returns -1, or -2 where a token is none.
+// The input of an MTP block: out[t, j] = e_proj(enorm(embedding of token t)) + h_proj(hnorm(streams[t, j])), each
+// term rounded to bfloat16, then their sum. Returns -1 on success, or -2 for an unknown token.
 int64_t network_begin_draft(const Network* net, const DraftEnds* ends, const BFloat16* streams,
                             const int64_t* tokens, int64_t count, BFloat16* out, int threads) {
     for (int64_t t = 0; t < count; t++)
@@ -207,7 +207,7 @@ int64_t network_begin_draft(const Network* net, const DraftEnds* ends, const BFl
     return -1;
 }
 
-// logits[count, vocabulary] of rows of the streams [count, m, c].
+// logits[count, vocabulary] from streams [count, m, c].
 void network_logits(const Network* net, const Ends* ends, const BFloat16* streams, int64_t count,
                     float* logits, int threads) {
     Memory memory;
@@ -218,7 +218,7 @@ void network_logits(const Network* net, const Ends* ends, const BFloat16* stream
     linear(ends->head, hidden, count, logits, threads, memory.arena());
 }
 
-// Sizes and offsets of the structs that Python fills, one after the other, -1 after each struct.
+// Sizes and field offsets of the structs that Python fills, with -1 after each struct.
 int64_t network_layout(int64_t* out) {
     int64_t* to = out;
 #define AT(type, field) *to++ = int64_t(offsetof(type, field));

@@ -1,4 +1,4 @@
-// A network, its states and one step through it; sounding/native/structs.py has the same structs.
+// Structs of a network, its states and one step; sounding/native/structs.py mirrors them.
 #pragma once
 
 #include "arena.h"
@@ -14,7 +14,7 @@ struct Vector {
         return bfloat16 ? load_one(static_cast<const BFloat16*>(data) + i)
                         : static_cast<const float*>(data)[i];
     }
-    // All as float32: in place where they are, or in `room`.
+    // The values as float32: in place, or converted into `room`.
     const float* floats(int64_t count, float* room) const {
         if (!bfloat16) return static_cast<const float*>(data);
         for (int64_t i = 0; i < count; i++) room[i] = at(i);
@@ -43,7 +43,7 @@ struct Layer {
     Weight gate;
     Vector bias;
     const int64_t* table;  // hash layers: token to experts
-    const Weight *w1, *w2, *w3;  // one per expert, wherever each lies
+    const Weight *w1, *w2, *w3;  // one per expert, which need not be contiguous
     Weight shared_w1, shared_w2, shared_w3;
 };
 
@@ -68,14 +68,14 @@ struct Network {
     double norm_eps, hc_eps, swiglu_limit, routed_scale;
 };
 
-// What stands before the layers and behind them.
+// The parts before and after the layers.
 struct Ends {
     Weight embedding, head;
     HyperConnection hc;
     Vector norm;
 };
 
-// What an MTP block begins with: the next token's embedding and the streams, each normed and projected.
+// The input of an MTP block: the next token's embedding and the streams, each normalised and projected.
 struct DraftEnds {
     Weight embedding, e_proj, h_proj;
     Vector enorm, hnorm;
@@ -83,11 +83,11 @@ struct DraftEnds {
 
 constexpr int64_t CSA = 4;  // the ratio with overlapping groups and an indexer
 
-// A list of rows in memory of its own (native/rows.py): row i is at i % slots.
+// A list of rows with its own memory (native/rows.py): row i is in slot i % slots.
 enum RowFormat : int64_t { ROW_FLOAT32, ROW_BFLOAT16, ROW_KV, ROW_INDEX };
 struct Rows {
     uint8_t* data;
-    int64_t* used;  // rows written to this memory, which other lists may share
+    int64_t* used;  // rows written to this memory, which several lists may share
     int64_t slots, row_bytes, length, kept;
     int64_t bounded;  // only the last `slots` rows are kept
     int64_t shared, format;
@@ -98,12 +98,12 @@ struct Rows {
         return bounded || (length + count <= slots && (!shared || *used == length));
     }
 };
-// Layer by layer; null where a layer has no such list.
+// The lists of each layer; null where a layer has no such list.
 enum RowsOf { WINDOW, PROJECTIONS, ENTRIES, INDEX_PROJECTIONS, INDEX_ENTRIES, LISTS };
 
 struct Span {
-    int64_t first, length, start;  // rows of the step, and the absolute position of the first
-    Rows* const* lists;            // of this sequence and layer
+    int64_t first, length, start;  // rows of the step; the absolute position of the first
+    Rows* const* lists;            // the lists of this sequence and layer
 };
 
 // The rows of a step whose sequences have the same adapter.
@@ -113,7 +113,7 @@ struct Adapted {
     int64_t count;
 };
 
-// One step: the next tokens of some sequences, and memory to work in.
+// One step: the next tokens of some sequences, and scratch memory.
 struct Work {
     const Network& net;
     const Layer& layer;
@@ -142,15 +142,15 @@ void load_row(const Network& net, const Rows& rows, const uint8_t* row, BFloat16
 void store_row(const Network& net, const Rows& rows, const BFloat16* x, uint8_t* row);
 void append(Rows& rows, const uint8_t* packed, int64_t count);
 
-// hyper.cpp: one sub-layer's way from the streams and back
+// hyper.cpp: from the streams to the input of a sub-layer, and back
 struct Connection {
-    BFloat16* x;  // normed input, [t, c]
+    BFloat16* x;  // normalised input, [t, c]
     float *post, *mix;
 };
 Connection connect(const Work& work, const BFloat16* streams, const HyperConnection& hc,
                    const Vector& norm);
 void write_back(const Work& work, BFloat16* streams, const Connection& by, const BFloat16* output);
-// What the head reads of some rows of the streams, or of the first `count`.
+// The input of the head for some rows of the streams, or for the first `count`.
 void collapse(const Network& net, const HyperConnection& hc, const Vector& norm, const BFloat16* streams,
               const int64_t* rows, int64_t count, BFloat16* out, int threads);
 
@@ -167,7 +167,7 @@ void add_grouped_deltas(const Work& work, Delta AdapterLayer::*which, const BFlo
 
 // attention.cpp, compressor.cpp, indexer.cpp
 void attention(const Work& work, const BFloat16* x, BFloat16* output);
-// Entries that became complete, appended to the lists `entries` of each span.
+// Append the entries of newly complete groups to the lists `entries` of each span.
 void compress(const Work& work, const Pooling& pooling, const float* values, float* gates,
               RowsOf projections, RowsOf entries, bool index);
 // chosen[t * limit ...]: entries in ascending order, then -1; counts[t] of them.

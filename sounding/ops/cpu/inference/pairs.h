@@ -1,4 +1,4 @@
-// Sums of inner products of bfloat16, pair by pair: registers of sixteen sums each.
+// Sums of pairwise bfloat16 dot products, in registers of sixteen sums each.
 #pragma once
 
 #include "ahead.h"
@@ -8,14 +8,14 @@
 
 template <int R, int T>
 AVX512 INLINE void clear(__m512 (&sums)[R][T]) {
-#pragma GCC unroll 8  // or they are cleared in memory, and loaded from there
+#pragma GCC unroll 8  // otherwise they would be cleared in memory and loaded
     for (int r = 0; r < R; r++)
         for (int t = 0; t < T; t++) sums[r][t] = _mm512_setzero_ps();
 }
 
 AVX512 INLINE __m512bh load_pairs(const void* from) { return __m512bh(_mm512_loadu_si512(from)); }
 
-// sums[r][t] += w_r x_t, over `columns`, a multiple of 32. For every two lines of w `ahead` asks for two more.
+// sums[r][t] += w_r x_t, over `columns`, a multiple of 32. For every two lines of w `ahead` prefetches two more.
 template <int R, int T, typename Ahead>
 AVX512 INLINE void add_products(__m512 (&sums)[R][T], const BFloat16* w, int64_t apart,
                                 const BFloat16* x, int64_t between, int64_t columns, Ahead& ahead) {
@@ -32,7 +32,7 @@ AVX512 INLINE void add_products(__m512 (&sums)[R][T], const BFloat16* w, int64_t
     }
 }
 
-// The lanes of eight rows' sums added up, one result for each.
+// Add up the lanes of the sums of eight rows: one result each.
 template <int R, int T>
 AVX512 INLINE __m256 add_lanes(const __m512 (&sums)[R][T], int row, int t) {
     __m512 two[4];  // in each 128 bits: a0 + a2, b0 + b2, a1 + a3, b1 + b3 of rows a and b

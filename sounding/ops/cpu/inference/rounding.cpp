@@ -1,4 +1,4 @@
-// Rounding activations, block by block: scales here, numbers in vectors below.
+// Rounds activations block by block: scales first, numbers in vectors below.
 
 #define KERNELS "inference/rounding.cpp"
 #ifndef TARGET
@@ -14,7 +14,7 @@
 
 namespace {
 
-// The smallest power of two that keeps `amax` within `top`, as its exponent.
+// The exponent of the smallest power of two that scales `amax` to at most `top`.
 INLINE int scale_exponent(float amax, float top, float floor) {
     const float ratio = (amax > floor ? amax : floor) / top;
     int exponent;
@@ -22,7 +22,7 @@ INLINE int scale_exponent(float amax, float top, float floor) {
     return exponent - (mantissa == 0.5f);
 }
 
-// The largest size. Sizes are ordered as their bits are, and not a number is above them all.
+// The largest absolute value. The bits of absolute values have the same order, with NaN above all others.
 INLINE float largest(const BFloat16* x, int64_t count) {
     int16_t most = 0;
     for (int64_t i = 0; i < count; i++) most = std::max(most, int16_t(x[i].bits & 0x7fff));
@@ -39,7 +39,7 @@ void round_fp8(const BFloat16* x, int64_t count, int64_t block, BFloat16* out) {
     for (int64_t low = 0; low < count; low += block) {
         const int64_t width = std::min(block, count - low);
         const float amax = largest(x + low, width);
-        if (!(amax < INFINITY)) {  // as the reference: infinity over infinity
+        if (!(amax < INFINITY)) {  // as in the reference: infinity over infinity
             for (int64_t i = low; i < low + width; i++) out[i].bits = 0x7fc0;
             continue;
         }
@@ -107,7 +107,7 @@ void round_index(const float* x, int64_t count, BFloat16* out) {
 }
 
 void encode_fp4(const BFloat16* x, int64_t count, uint8_t* codes, uint8_t* scales) {
-    constexpr uint8_t CODE[13] = {0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 6, 6, 7};  // by twice the value
+    constexpr uint8_t CODE[13] = {0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 6, 6, 7};  // indexed by twice the value
     for (int64_t low = 0; low < count; low += INDEX_BLOCK) {
         const float amax = largest(x + low, INDEX_BLOCK);
         const int exponent = amax < INFINITY ? scale_exponent(amax, 6, FP4_FLOOR) : 128;
@@ -129,7 +129,7 @@ void encode_fp4(const BFloat16* x, int64_t count, uint8_t* codes, uint8_t* scale
 
 namespace {
 
-// To the nearest multiple of `step`, ties to even: adding 1.5 * 2^23 steps leaves no room for more.
+// Round to the nearest multiple of `step`, ties to even: adding 1.5 * 2^23 steps drops all lower bits.
 INLINE Floats to_multiple(const Floats& x, const Floats& step) {
     const Floats magic = step * 12582912.0f;
     return (x + magic) - magic;

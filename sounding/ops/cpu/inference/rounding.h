@@ -1,18 +1,18 @@
-// Rounding activations as the deployed network does. See ops/quant.py.
+// Rounds activations as the deployed network does. See ops/quant.py.
 #pragma once
 
 #include "../bfloat16.h"
 
 constexpr int64_t LINEAR_INPUT_BLOCK = 128, KV_BLOCK = 64, INDEX_BLOCK = 32;
 
-// To e4m3 under a power-of-two scale per `block` numbers, and back.
+// Round to e4m3 with a power-of-two scale per `block` numbers.
 void round_fp8(const BFloat16* x, int64_t count, int64_t block, BFloat16* out);
 
-// Codes and e8m0 scale bytes, as packed states keep them.
+// The same as codes and e8m0 scale bytes, as in packed states.
 void encode_fp8(const BFloat16* x, int64_t count, int64_t block, uint8_t* codes, uint8_t* scales);
 void decode_fp8(const uint8_t* codes, const uint8_t* scales, int64_t count, int64_t block,
                 BFloat16* out);
 
-// Hadamard rotation of a power-of-two width, then e2m1 under a scale per 32 numbers, and back.
+// Hadamard rotation of a power-of-two width, then rounding to e2m1 with a scale per 32 numbers.
 void round_index(const float* x, int64_t count, BFloat16* out);
 void encode_fp4(const BFloat16* x, int64_t count, uint8_t* codes, uint8_t* scales);

@@ -1,4 +1,4 @@
-// What is done to single rows: norms, rotations, and the formats that states keep them in.
+// Operations on single rows: norms, rotations, and the formats of states.
 
 #define KERNELS "inference/rows.cpp"
 #ifndef TARGET
@@ -38,8 +38,8 @@ void rotate(BFloat16* x, int64_t width, int64_t rotary, const Angles& by) {
     }
 }
 
-// A packed entry is its FP8 channels, the rotary ones in bfloat16, then scales; a packed index
-// entry its FP4 channels, then scales. See model/rows.py.
+// A packed entry has FP8 channels, then rotary channels in bfloat16, then scales; a packed index entry has
+// FP4 channels, then scales. See model/rows.py.
 
 void load_row(const Network& net, const Rows& rows, const uint8_t* row, BFloat16* out) {
     if (rows.format == ROW_KV) {

@@ -1,25 +1,25 @@
-// Tiles: eight registers of sixteen rows of 64 bytes, and what is done around them.
+// Tiles (AMX): eight registers of sixteen rows of 64 bytes, and the vector code around them.
 #pragma once
 
 #include "../bfloat16.h"
 
-// They need a compiler that knows them; whether the processor does, has_tiles() asks. AVX512 stands
-// before what has no tile in it, for which has_pairs() is enough.
+// They need a compiler that supports them; has_tiles() tells if the processor does. AVX512 marks functions
+// without tiles, for which has_pairs() suffices.
 #if defined(__x86_64__) && defined(__gnu_linux__)
 #define WITH_TILES
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")))
 #define TILES __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,amx-tile,amx-bf16")))
-// The same for all that stands between them: vectors are lowered for what is in force where they are written.
+// The same for all code in between: vectors are lowered for the target in force where they are written.
 #define TILES_BEGIN                 \
     _Pragma("GCC push_options")     \
     _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,amx-tile,amx-bf16\")")
 #define TILES_END _Pragma("GCC pop_options")
-// Intrinsics of GCC 12 leave an operand open that a full mask hides.
+// GCC 12's intrinsics leave an operand uninitialised that a full mask hides.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
-// Rows of each tile, and columns of four bytes. Clears them.
+// Configure the rows of each tile and its columns of four bytes. Clears the tiles.
 TILES inline void configure_tiles(const int64_t (&rows)[8], const int64_t (&columns)[8]) {
     struct alignas(64) {
         uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -30,7 +30,7 @@ TILES inline void configure_tiles(const int64_t (&rows)[8], const int64_t (&colu
         shapes.rows[tile] = uint8_t(rows[tile]);
         shapes.column_bytes[tile] = uint16_t(4 * columns[tile]);
     }
-    // GCC's intrinsic names eight bytes as what it reads, and the others may never be stored.
+    // GCC's intrinsic declares that it reads eight bytes, so stores of the others could be dropped.
     asm volatile("" : "+m"(shapes));
     _tile_loadconfig(&shapes);
 }

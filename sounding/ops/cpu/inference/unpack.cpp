@@ -1,4 +1,4 @@
-// Weights to bfloat16, which holds them exactly: e4m3 and e2m1 have three significant bits at most, and
+// Unpacks weights to bfloat16, which holds them exactly: e4m3 and e2m1 have at most four significant bits, and
 // scales are powers of two.
 
 #define KERNELS "inference/unpack.cpp"
@@ -18,7 +18,7 @@
 
 namespace {
 
-// A finite nonzero number times 2^(scale - 127), by its exponent bits.
+// A finite nonzero number times 2^(scale - 127), by adding to its exponent bits.
 INLINE uint16_t scaled(uint16_t word, int scale) {
     const uint16_t magnitude = word & 0x7fff;
     return magnitude == 0 || magnitude > 0x7f80 ? word : uint16_t(word + (scale - 127) * 128);
@@ -67,7 +67,7 @@ AVX512 const uint8_t* unpack_fp4(const Weight& w, int64_t row, int64_t rows, int
     return soon;
 }
 
-// Whole blocks of 128: those of each quarter come together within 32, then of four times 32.
+// Reorder whole blocks of 128: each quarter is gathered within 32 columns, then across four times 32.
 AVX512 void split_blocks(const BFloat16* x, int64_t columns, BFloat16* out) {
     alignas(64) uint16_t places[32];
     for (int i = 0; i < 32; i++) places[i] = uint16_t(i % 8 * 4 + i / 8);
@@ -153,7 +153,7 @@ INLINE void store_eight(BFloat16* to, const EightWords& bits) {
     std::memcpy(to, &halves, 16);
 }
 
-// The compiler's own conversions take several instructions.
+// The compiler's conversions take several instructions.
 INLINE EightWords widen(const uint8_t* bytes) {
 #if LEVEL >= 3
     return EightWords(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes))));
@@ -173,7 +173,7 @@ INLINE EightWords widen_halves(const uint8_t* bytes) {
 #endif
 }
 
-// Sign, exponent and mantissa of e4m3 stand as they are in a float whose exponent lacks 120.
+// Sign, exponent and mantissa of e4m3 are moved unchanged into a float, whose exponent is then 120 too low.
 INLINE void unpack_fp8(const uint8_t* codes, float scale, int64_t count, BFloat16* out) {
     auto eight = [scale](const uint8_t* from, BFloat16* to) __attribute__((always_inline)) {
         const EightWords words = widen(from), size = words & 127;
@@ -190,7 +190,7 @@ INLINE void unpack_fp8(const uint8_t* codes, float scale, int64_t count, BFloat1
     std::memcpy(out + i, numbers, (count - i) * sizeof(BFloat16));
 }
 
-// A block of 32 columns as eight words of four codes, whose numbers are `apart` from each other.
+// Unpack a block of 32 columns: eight words of four codes, whose numbers are written `apart` from each other.
 INLINE void unpack_fp4(const uint8_t* codes, float scale, int64_t apart, BFloat16* out) {
     const Eight table = Eight{0, 0.5f, 1, 1.5f, 2, 3, 4, 6} * scale;
     const EightWords words = widen_halves(codes);
@@ -201,7 +201,7 @@ INLINE void unpack_fp4(const uint8_t* codes, float scale, int64_t apart, BFloat1
     }
 }
 
-// Columns [k, k + count) of one row, zero behind to a multiple of 32.
+// Unpack columns [k, k + count) of one row, padded with zeros to a multiple of 32.
 void unpack_row(const Weight& w, int64_t row, int64_t k, int64_t count, BFloat16* out) {
     const uint8_t* values = w.values + row * w.row_bytes;
     if (w.format == FLOAT32) {

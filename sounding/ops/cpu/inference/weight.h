@@ -1,4 +1,4 @@
-// Weights as checkpoints store them, and what they stand for.
+// Weights as checkpoints store them, and how to unpack them.
 #pragma once
 
 #include "../bfloat16.h"
@@ -7,23 +7,23 @@ enum Format : int32_t { FLOAT32, BFLOAT16, FP8, FP4 };
 
 constexpr int64_t SCALE_TILE = 128;  // FP8: one scale per 128 x 128 weights
 constexpr int64_t FP4_BLOCK = 32;    // FP4: one per 32 weights of a row
-constexpr int64_t STRIP = 64;        // rows that are unpacked and multiplied together
+constexpr int64_t STRIP = 64;        // rows that are unpacked and multiplied at a time
 
-// A matrix [rows, columns]. Scales are e8m0 bytes: 2^(byte - 127). Rows may
-// have anything between them, such as the scales of a packed index entry.
+// A matrix [rows, columns]. Scales are e8m0 bytes: 2^(byte - 127). Rows need not be contiguous: in a packed
+// state, scales lie between index entries.
 struct Weight {
     const uint8_t* values;
     const uint8_t* scales;
     int64_t rows, columns;
-    int64_t row_bytes, scale_row;  // from a row to the next; FP8: from a row of tiles to the next
+    int64_t row_bytes, scale_row;  // strides: of rows in bytes; of rows of scales (FP8: of rows of tiles)
     int32_t format;
-    int32_t simulate;  // whether inputs are rounded to FP8 first
-    int64_t first;     // rows left out above, which tiles are counted with
+    int32_t simulate;  // true if inputs are rounded to FP8 first
+    int64_t first;     // rows of the matrix above this slice, for the position in its tiles
 
     uint8_t fp8_scale(int64_t row, int64_t column) const {
         return scales[(first + row) / SCALE_TILE * scale_row + column / SCALE_TILE];
     }
-    // Whether FP8 rows share their scales, as eight do but where a slice begins within a tile.
+    // True if FP8 rows share their scales: eight do, unless a slice begins within a tile.
     bool in_one_tile(int64_t row, int64_t rows) const {
         return (first + row) / SCALE_TILE == (first + row + rows - 1) / SCALE_TILE;
     }
@@ -49,12 +49,12 @@ INLINE float scale_of(uint8_t code) {
 INLINE int64_t padded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
 // Columns [k, k + count) of rows [row, row + rows) as bfloat16, `stride` numbers from row to row. k is a
-// multiple of 128; without products of bfloat16 one of 32 does for FP4, and any for the others. Columns past the
-// last are zero up to a multiple of 32. The columns of FP4 are split: of every 128 from k on (or the last 32, 64 or
-// 96) the first, fifth, ninth, ... come first, then the second, sixth, ..., because that is how codes lie in words of
-// sixteen bits. As much as is read is asked for from `soon` on; the result is where to go on with that.
+// multiple of 128; without bfloat16 products, of 32 for FP4 and of 1 for the others. Columns past the last are zero
+// up to a multiple of 32. The columns of FP4 are reordered: of every 128 from k on (or the last 32, 64 or 96) the
+// first, fifth, ninth, ... come first, then the second, sixth, ..., as codes are packed in words of sixteen bits. As
+// much as is read is prefetched from `soon` on; returns the address after that.
 const uint8_t* unpack(const Weight& weight, int64_t row, int64_t rows, int64_t k, int64_t count,
                       BFloat16* out, int64_t stride, const uint8_t* soon);
 
-// A row in the order of the columns that `unpack` makes of FP4. `columns` is a multiple of 32.
+// Reorder a row to the column order of unpacked FP4. `columns` is a multiple of 32.
 void split(const BFloat16* x, int64_t columns, BFloat16* out);

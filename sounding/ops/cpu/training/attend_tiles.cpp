@@ -1,15 +1,15 @@
-// Attention for training by products of tiles: what queries read, and the gradients of queries and keys. Formulas
-// are those of ops/attention.py; numbers are bfloat16, scores and sums float32.
+// Attention for training, on tiles: forward, and the gradients of queries and keys. The formulas are those of
+// ops/attention.py; inputs and outputs are bfloat16, scores and sums float32.
 //
-// All heads share the keys, which are also the values: so a row is one head of a query, and rows times
-// keys are one product. Keys are the window's, then the entries', each in blocks of 32 that end in blank
-// ones; they are packed once, as K^T for scores and as K for what is read. A thread takes ROWS rows at a
-// time, and of the keys the blocks that one of these rows sees: few enough for their scores to stay in
-// the second-level cache, so that a row's softmax is over all of them at once.
+// All heads share the keys, which are also the values. A row is one head of a query, so that rows times
+// keys are one product. Keys are those of the window, then the entries, each padded with zeros to blocks
+// of 32. They are packed once: as K^T for scores, and as K for the outputs. A thread processes ROWS rows
+// at a time and only the blocks of keys that one of them sees. Their scores fit the second-level cache,
+// so that the softmax of a row needs a single pass.
 //
-// The gradient of a key is a sum over rows that several threads compute. Rows go in groups: for each
-// ROWS of them a thread makes the weights and the gradients of scores, then for each block of keys one
-// adds up what these say, in the order of rows. Bits do not depend on the number of threads.
+// The gradient of a key is a sum over rows that several threads compute. Rows are processed in groups: first
+// each thread computes the weights and score gradients of ROWS rows, then for each block of keys one thread
+// adds up their contributions in the order of rows. Bits do not depend on the number of threads.
 
 #include <algorithm>
 #include <cmath>
@@ -19,8 +19,8 @@
 #include "../parallel.h"
 #include "blocks.h"
 
-// What attention is given, and the sizes of it: q [queries, heads, width], window [before + queries,
-// width], entries [num_entries, width], and selected [queries, picks], null where all are.
+// The arguments of attention and their sizes: q [queries, heads, width], window [before + queries, width],
+// entries [num_entries, width], and selected [queries, picks], which is null if every entry is.
 struct Attention {
     int64_t queries, heads, width, before, num_entries, picks, start, sliding_window, ratio;
     const BFloat16 *q, *window, *entries;
@@ -45,7 +45,7 @@ struct Keys {
     BFloat16 *turned, *straight;
 };
 
-// Where the keys of a block lie.
+// The address of a block's keys.
 struct Place {
     bool near;
     int64_t at, rows;
@@ -58,7 +58,7 @@ struct Place {
     template <typename T> T* of(T* window, T* entries) const { return (near ? window : entries) + at; }
 };
 
-// `whole` rows of a matrix that has `rows` more: where they lie, or a copy that ends in blank ones.
+// The next `whole` rows of a matrix with `rows` rows left: in place, or a copy padded with zero rows.
 const BFloat16* whole_rows(const BFloat16* from, int64_t rows, int64_t whole, int64_t width, Arena& arena) {
     if (rows == whole) return from;
     BFloat16* padded = arena.take<BFloat16>(whole * width);
@@ -67,7 +67,7 @@ const BFloat16* whole_rows(const BFloat16* from, int64_t rows, int64_t whole, in
     return padded;
 }
 
-// The blocks of keys that some of ROWS rows see, and for each of these rows a bit per key.
+// The blocks of keys that are visible to any of ROWS rows, with a bit per row and key.
 struct Sight {
     int64_t count = 0;
     int64_t* blocks;
@@ -82,10 +82,10 @@ int64_t most_blocks(const Attention& a) {
     return std::min(a.near_blocks(), (a.sliding_window + queries) / SPAN + 2) + a.far_blocks();
 }
 
-// The lowest `count` bits of 32, which may be none or all.
+// A mask of the lowest `count` bits, 0 to 32.
 INLINE uint32_t lowest(int32_t count) { return count <= 0 ? 0 : count >= 32 ? ~0u : (1u << count) - 1; }
 
-// Bits of the chosen entries: [far_blocks, ROWS].
+// Bits of the selected entries: [far_blocks, ROWS].
 void mark_chosen(const Attention& a, int64_t first, int64_t rows, uint32_t* chosen) {
     std::fill(chosen, chosen + a.far_blocks() * ROWS, 0);
     for (int64_t r = 0; r < rows; r++) {
@@ -100,7 +100,7 @@ void mark_chosen(const Attention& a, int64_t first, int64_t rows, uint32_t* chos
     }
 }
 
-// Of the window's keys a row sees those from `oldest` to before `newest`, of entries the `visible` first.
+// A row sees the keys [oldest, newest) of the window and the first `visible` entries.
 TILES void look(const Attention& a, int64_t first, int64_t rows, Sight& sight, Arena& arena) {
     Scope scope(arena);
     int32_t oldest[ROWS] = {}, newest[ROWS] = {}, visible[ROWS] = {};
@@ -142,7 +142,7 @@ TILES void pack_block(const Attention& a, int64_t block, const Keys& keys) {
                   keys.straight);
 }
 
-// A range of blocks for each thread.
+// Split the blocks into one range per thread.
 int64_t share_of(int64_t blocks, int threads) { return std::max<int64_t>(1, (blocks + threads - 1) / threads); }
 
 Keys pack_keys(const Attention& a, int threads, Arena& arena) {
@@ -164,7 +164,7 @@ TILES INLINE void multiply_block(const BFloat16* rows, const Keys& keys, int64_t
     squares.store(numbers, SPAN);
 }
 
-// What rows read: weights times keys, and each row times its factor. Weights are tiles [ROWS / 16, count].
+// Outputs of rows: weights times keys, each row times its factor. Weights are tiles [ROWS / 16, count].
 TILES void blend(const Attention& a, const Sight& sight, const BFloat16* weights, const Keys& keys,
                  const float* factors, int64_t rows, BFloat16* output) {
     Squares squares;
@@ -188,10 +188,10 @@ TILES void blend(const Attention& a, const Sight& sight, const BFloat16* weights
         }
 }
 
-// 2^x for lanes of the mask, 0 in others: to 3e-6, for x <= 0 or NaN. Below 2^-125, which no sum with a
-// larger weight notices, it stops: numbers that are not normal are slow.
+// 2^x in the lanes of the mask, 0 in the others; relative error 3e-6, for x <= 0 or NaN. The result is at least
+// 2^-125, which is lost in any sum with a larger weight: subnormal numbers would be slow.
 TILES INLINE __m512 power(__m512 x, __mmask16 mask) {
-    const __m512 inside = _mm512_max_ps(_mm512_set1_ps(-125.0f), x);  // the second of both if one is NaN
+    const __m512 inside = _mm512_max_ps(_mm512_set1_ps(-125.0f), x);  // returns the second operand if one is NaN
     const __m512 r = _mm512_reduce_ps(inside, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
     __m512 p = _mm512_fmadd_ps(r, _mm512_set1_ps(0.0135341679f), _mm512_set1_ps(0.0520114606f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.241442757f));
@@ -200,7 +200,7 @@ TILES INLINE __m512 power(__m512 x, __mmask16 mask) {
     return _mm512_maskz_scalef_ps(mask, p, inside);  // times 2^floor(x)
 }
 
-// 2^(scale * score - less) of 32 scores, where seen.
+// 2^(scale * score - less) of 32 scores; 0 for keys that are not visible.
 TILES INLINE void powers(const float* scores, float scale, float less, uint32_t seen, __m512& left,
                          __m512& right) {
     const __m512 by = _mm512_set1_ps(scale), minus = _mm512_set1_ps(less);
@@ -208,7 +208,7 @@ TILES INLINE void powers(const float* scores, float scale, float less, uint32_t 
     right = power(_mm512_fmsub_ps(_mm512_load_ps(scores + 16), by, minus), __mmask16(seen >> 16));
 }
 
-// Rows from `first` on. Their weights are divided by the sum only when they have been added up.
+// Outputs of the rows from `first` on. Normalisation by the sum of weights follows the product with the keys.
 TILES void attend(const Attention& a, const Keys& keys, int64_t first, BFloat16* output, float* log_sum) {
     thread_local static Arena arena;
     Scope scope(arena);
@@ -233,7 +233,7 @@ TILES void attend(const Attention& a, const Keys& keys, int64_t first, BFloat16*
                 tops[r] = _mm512_mask_max_ps(tops[r], __mmask16(seen >> 16), tops[r], _mm512_load_ps(squares + 16));
             }
         }
-    const float scale = a.scale() * LOG2E;  // powers are of two
+    const float scale = a.scale() * LOG2E;  // exponentials have base two
     float most[ROWS], factors[ROWS];
     for (int64_t r = 0; r < ROWS; r++)
         most[r] = std::max(_mm512_reduce_max_ps(tops[r]) * scale, a.sink[(first + r) % a.heads] * LOG2E);
@@ -253,9 +253,9 @@ TILES void attend(const Attention& a, const Keys& keys, int64_t first, BFloat16*
     blend(a, sight, weights, keys, factors, rows, output + first * a.width);
 }
 
-// What ROWS rows say about keys: their queries and the gradients of what they read, as left operands of
-// products over rows, and for each block that they see their weights and the gradients of their scores,
-// as right ones.
+// Contributions of ROWS rows to the gradients of keys, as operands of products over rows: on the left the
+// queries and the output gradients, on the right, for each visible block, the weights and the gradients of
+// scores.
 struct Share {
     Sight sight;
     BFloat16 *queries, *outer, *weights, *moved;
@@ -268,15 +268,15 @@ struct Share {
     }
 };
 
-// What the gradients are made of, and where they go.
+// Inputs and outputs of the backward pass.
 struct Gradient {
     const BFloat16 *output, *grad;
     const float* log_sum;
-    float* delta;  // of each row <grad, output>
+    float* delta;  // <grad, output> of each row
     BFloat16 *grad_q, *grad_window, *grad_entries;
 };
 
-// Two rows to row `row / 2` of the tiles of a right operand whose depth is ROWS.
+// Write two rows to row `row / 2` of the tiles of a right operand of depth ROWS.
 TILES INLINE void put_pair(__m512i even, __m512i odd, int64_t row, BFloat16* right) {
     __m512i first, last;
     interleave(even, odd, first, last);
@@ -294,7 +294,7 @@ TILES INLINE float dot(const BFloat16* x, const BFloat16* y, int64_t width) {
     return _mm512_reduce_add_ps(sum);
 }
 
-// A share of ROWS rows from `first` on, and all that is theirs alone: delta, and the gradient of q.
+// The contributions of ROWS rows from `first` on, and what belongs to them alone: delta and the gradient of q.
 TILES void differentiate(const Attention& a, const Keys& keys, int64_t first, const Gradient& g, Share& share) {
     thread_local static Arena arena;
     Scope scope(arena);
@@ -344,7 +344,7 @@ TILES void differentiate(const Attention& a, const Keys& keys, int64_t first, co
     blend(a, sight, moved, keys, ones, rows, g.grad_q + first * a.width);
 }
 
-// A block of keys' gradient, transposed, [width, 32] in float32, += what some rows say.
+// Add the contributions of some rows to the gradient of a block of keys, transposed: [width, 32] in float32.
 TILES void add_share(const Attention& a, int64_t block, const Share& share, float* gradient) {
     const Sight& sight = share.sight;
     const int64_t b = std::find(sight.blocks, sight.blocks + sight.count, block) - sight.blocks;
@@ -360,7 +360,7 @@ TILES void add_share(const Attention& a, int64_t block, const Share& share, floa
     }
 }
 
-// A block's gradient, as rows of bfloat16 again.
+// Write the gradient of a block as rows of bfloat16.
 TILES void put_keys(const Attention& a, int64_t block, const float* gradient, const Gradient& g) {
     const Place place(a, block);
     BFloat16* to = place.of(g.grad_window, g.grad_entries);
@@ -380,7 +380,7 @@ TILES void put_keys(const Attention& a, int64_t block, const float* gradient, co
 
 extern "C" {
 
-// Where train_tiles_serve says so for the width. log_sum is of each row log(sum exp), sink included.
+// Requires train_tiles_serve(width). log_sum is log(sum exp) of each row, sink included.
 void train_attend(int threads, const Attention* attention, BFloat16* output, float* log_sum) {
     const Attention& a = *attention;
     thread_local static Arena arena;

@@ -1,9 +1,9 @@
-// The softmax of attention and its gradient over a tile of queries, for training; the matrix
-// products around it are torch's. Formulas are those of ops/attention.py.
+// The softmax of attention and its gradient for a tile of queries, in training; PyTorch computes the matrix
+// products around it. The formulas are those of ops/attention.py.
 //
-// A tile has `queries` consecutive queries of `heads` rows each. Its keys are first `near` keys of
-// the window, then `far` compressed entries. Query i stands at distance offset + i - j from window
-// key j and sees it if that is in [0, window); it sees entry j if `seen` says so.
+// A tile has `queries` consecutive queries of `heads` rows each. Its keys are `near` keys of the window,
+// then `far` compressed entries. Window key j is at distance offset + i - j from query i, which sees it if
+// that is in [0, window); `seen` marks the entries that a query sees.
 
 #define KERNELS "training/attention.cpp"
 #ifndef TARGET
@@ -37,7 +37,7 @@ void train_softmax_backward(int bfloat16, int threads, const Tile* tile, void* s
 
 #else
 
-// The visible keys of a query as 0 (seen) or -infinity: added to scores, it hides.
+// The additive mask of a query: 0 for visible keys, -infinity for the others.
 void visibility(const Tile& s, int64_t query, const uint8_t* seen, float* bias) {
     const int64_t newest = s.offset + query;  // its own key
     for (int j = 0; j < s.near; j++)
@@ -45,7 +45,7 @@ void visibility(const Tile& s, int64_t query, const uint8_t* seen, float* bias) 
     for (int j = 0; j < s.far; j++) bias[s.near + j] = seen[query * s.far + j] ? 0.0f : -INFINITY;
 }
 
-// scores become weights; log_sum keeps log(sum exp) of each row, sink included.
+// Replace scores by weights; log_sum gets log(sum exp) of each row, sink included.
 template <typename T>
 void softmax(int64_t low, int64_t high, T* scores, const uint8_t* seen,
                           const float* sink, float* log_sum, float* paid, const Tile& s) {
@@ -88,8 +88,8 @@ void softmax(int64_t low, int64_t high, T* scores, const uint8_t* seen,
     delete[] bias;
 }
 
-// From scores and the gradient of weights: the weights again, in place of the scores, and the
-// gradient of the scores, in place of that of the weights.
+// Recompute the weights in place of the scores, and replace the gradient of the weights by that of the
+// scores.
 template <typename T>
 void softmax_backward(int64_t low, int64_t high, T* scores, T* grad,
                                    const uint8_t* seen, const float* log_sum, const float* delta,

@@ -1,10 +1,9 @@
-// Matrices in tiles of sixteen rows and 32 columns of bfloat16, and products of two by two of them: on
-// processors with tiles by these, on others that multiply bfloat16 pair by pair in vectors. Both add up in
-// float32, in orders of their own: bits differ between such processors.
+// Matrices in tiles of sixteen rows and 32 columns of bfloat16, and products of two by two tiles: with AMX on
+// processors that have it, with pairwise bfloat16 dot products in vectors on others. Both accumulate in float32
+// but in different orders, so bits differ between these processors.
 //
-// A left operand's tiles are those of its rows, which may lie in memory as they are. A right operand
-// is multiplied pair by pair of its rows: row i of its tile has rows 2i and 2i + 1 of sixteen columns,
-// number by number.
+// The tiles of a left operand are blocks of its rows, which may stay in place. A right operand is packed in
+// pairs of rows: row i of a tile interleaves rows 2i and 2i + 1 of sixteen columns.
 #pragma once
 
 #include <cstring>
@@ -20,7 +19,7 @@ constexpr int64_t SPAN = 32;       // rows and columns of a product of two by tw
 using Rows = __m512[16];
 using PairRows = __m512i[16];
 
-// Around all that multiplies; where there are no tiles, nothing.
+// Configures tiles for its lifetime; without tiles it does nothing.
 TILES inline void configure_tiles() {
     const int64_t whole[8] = {16, 16, 16, 16, 16, 16, 16, 16};
     if (has_tiles()) configure_tiles(whole, whole);
@@ -33,7 +32,7 @@ TILES INLINE void load_rows(const float* from, int64_t stride, Rows& rows) {
     for (int i = 0; i < 16; i++) rows[i] = _mm512_loadu_ps(from + i * stride);
 }
 
-// The first and the last sixteen of 32 numbers.
+// The first and the second half of 32 numbers.
 TILES INLINE __m512 first_half(__m512i numbers) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(numbers)), 16));
 }
@@ -45,7 +44,7 @@ TILES INLINE __m512i rounded(__m512 left, __m512 right) {
     return __m512i(_mm512_cvtne2ps_pbh(right, left));
 }
 
-// Rows from two squares of sixteen by sixteen numbers, side by side.
+// Rows of 32 numbers from two squares of sixteen by sixteen, side by side.
 TILES INLINE void put(const Rows& left, const Rows& right, BFloat16* to, int64_t stride = 32) {
     for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + stride * i, rounded(left[i], right[i]));
 }
@@ -58,7 +57,7 @@ TILES INLINE void load_pairs(const float* from, int64_t stride, PairRows& rows) 
         rows[i] = rounded(_mm512_loadu_ps(from + i * stride), _mm512_loadu_ps(from + i * stride + 16));
 }
 
-// Sixteen rows of 32 numbers, transposed pair by pair: of a left operand X the right one X^T.
+// Transpose sixteen rows of 32 numbers in pairs: from a left operand X to the right operand X^T.
 TILES INLINE void turn(const PairRows& pairs, BFloat16* tile) {
     Rows rows;
     for (int i = 0; i < 16; i++) rows[i] = _mm512_castsi512_ps(pairs[i]);
@@ -66,7 +65,7 @@ TILES INLINE void turn(const PairRows& pairs, BFloat16* tile) {
     for (int i = 0; i < 16; i++) _mm512_storeu_ps(tile + 32 * i, rows[i]);
 }
 
-// Two rows number by number: of the first sixteen columns, and of the last.
+// Interleave two rows: of the first sixteen columns, and of the last.
 TILES INLINE void interleave(__m512i even, __m512i odd, __m512i& first, __m512i& last) {
     const __m512i index = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
                                            39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
@@ -74,8 +73,8 @@ TILES INLINE void interleave(__m512i even, __m512i odd, __m512i& first, __m512i&
     last = _mm512_permutex2var_epi16(even, _mm512_add_epi16(index, _mm512_set1_epi16(16)), odd);
 }
 
-// Sixteen rows, from `row` on, of a matrix [rows, columns] as parts of both its right operands: of its
-// transpose and of itself.
+// Pack sixteen rows from `row` on, of a matrix [rows, columns], into its two right operands: of its transpose
+// and of itself.
 template <typename T>
 TILES inline void pack_both(const T* from, int64_t row, int64_t rows, int64_t columns, BFloat16* turned,
                             BFloat16* straight) {
@@ -94,7 +93,7 @@ TILES inline void pack_both(const T* from, int64_t row, int64_t rows, int64_t co
     }
 }
 
-// Some rows of x as a right operand whose depth is the rows; blank rows fill the last tile.
+// Pack rows of x as a right operand with rows as depth; zero rows fill the last tile.
 TILES inline void pack_rows(const BFloat16* x, int64_t stride, int64_t rows, int64_t columns, BFloat16* right) {
     const int64_t depth = (rows + 31) / 32 * 32;
     for (int64_t row = 0; row < depth; row += 2)
@@ -111,7 +110,7 @@ TILES inline void pack_rows(const BFloat16* x, int64_t stride, int64_t rows, int
         }
 }
 
-// Some rows of x as a left operand whose depth is the rows: their transpose. `room` is for as many numbers.
+// Pack rows of x as a left operand with rows as depth, i.e. transposed. `room` holds as many numbers.
 TILES inline void turn_rows(const BFloat16* x, int64_t stride, int64_t rows, int64_t columns, BFloat16* room,
                             BFloat16* left) {
     PairRows pairs;
@@ -122,8 +121,8 @@ TILES inline void turn_rows(const BFloat16* x, int64_t stride, int64_t rows, int
     }
 }
 
-// Eight rows of 32 sums. They take half of the registers, and enough of them are independent of each other
-// to hide how long one product takes.
+// Eight rows of 32 sums. They take half of the registers, and are enough independent chains to hide the latency
+// of a product.
 using EightRows = __m512[8][2];
 
 AVX512 INLINE void load_sums(const float* from, int64_t stride, EightRows& sums) {
@@ -151,8 +150,8 @@ AVX512 INLINE void add_products(const BFloat16* left, int64_t stride, const BFlo
     }
 }
 
-// 32 by 32 sums, four squares of a tile each: tiles 0 to 3 (so there is one of these at a time) or, on
-// processors that have none, numbers in memory, of which eight rows at a time are taken into registers.
+// 32 by 32 sums in four squares: tiles 0 to 3 (so only one object may exist at a time) or, on processors without
+// tiles, memory, from which eight rows at a time are loaded into registers.
 class Squares {
 public:
     TILES INLINE void clear() {
@@ -166,7 +165,7 @@ public:
         }
     }
 
-    // From and to a matrix of float32.
+    // Load from and store to a float32 matrix.
     TILES INLINE void load(const float* from, int64_t stride) {
         if (tiles) {
             _tile_loadd(0, from, 4 * stride);
@@ -188,8 +187,8 @@ public:
         }
     }
 
-    // += two rows of tiles (16 rows of `stride` numbers each, or tiles one behind the other where `step`
-    // is TILE and `stride` 32) times two columns of tiles. `between` is done with each tile of columns.
+    // += two rows of tiles (16 rows `stride` numbers apart, or consecutive tiles if `step` is TILE and `stride`
+    // is 32) times two columns of tiles. `between` is called for each tile of columns.
     template <typename Between>
     TILES INLINE void accumulate(const BFloat16* left, const BFloat16* left2, int64_t stride, int64_t step,
                                  const BFloat16* right, const BFloat16* right2, int64_t count,
@@ -228,7 +227,7 @@ private:
         }
     }
 
-    // Eight rows from `row` on.
+    // The same for eight rows from `row` on.
     AVX512 void accumulate_rows(int64_t row, const BFloat16* left, int64_t stride, int64_t step, const BFloat16* right,
                                 const BFloat16* right2, int64_t count) {
         EightRows sums;

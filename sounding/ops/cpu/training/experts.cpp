@@ -1,6 +1,6 @@
-// The parts of a layer of experts that are no matrix products, for training: clamped SwiGLU of the
-// rows that experts compute, and moving rows between tokens and experts. Formulas are those of
-// ops/experts.py; rows of one expert lie together, in order of tokens.
+// The parts of an expert layer that are not matrix products, for training: clamped SwiGLU, and moving rows
+// between tokens and experts. The formulas are those of ops/experts.py. The rows of one expert are
+// contiguous, in the order of tokens.
 
 #define KERNELS "training/experts.cpp"
 #ifndef TARGET
@@ -13,7 +13,7 @@ constexpr int64_t GRAIN = 64;  // rows per range
 
 extern "C" {
 
-// Rows of `both` are a gate and, beside it, what it lets through.
+// Rows of `both` hold the gate and, beside it, the values that it multiplies.
 void train_swiglu(int bfloat16, int threads, int64_t rows, int width, float limit, const void* both,
                   const float* weight, void* inner) {
     RUN(rows, GRAIN, swiglu, (const T*)both, weight, (T*)inner, width, limit);
@@ -88,7 +88,7 @@ void swiglu_backward(int64_t low, int64_t high, const T* both, const float* weig
     }
 }
 
-// Rows to experts: to[i] = from[token[i]], and 0 where the token is -1.
+// Gather rows for experts: to[i] = from[token[i]], or 0 where the token is -1.
 template <typename T, typename S>
 void gather(int64_t low, int64_t high, const S* from, const int64_t* token, T* to,
                          int width) {
@@ -99,7 +99,7 @@ void gather(int64_t low, int64_t high, const S* from, const int64_t* token, T* t
         };
 }
 
-// Rows back to tokens: to[t] = sum of from[places[t]], in the order of places, and of more[t], if there is more.
+// Add rows up by token: to[t] = sum of from[places[t]] in the order of places, plus more[t] if `more` is given.
 template <typename S, typename T>
 void combine(int64_t low, int64_t high, const S* from, const int64_t* places, const S* more, T* to, int width,
              int picks) {

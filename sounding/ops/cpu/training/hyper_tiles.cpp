@@ -1,9 +1,9 @@
-// `connect` of ops/hyper_connection.py and its gradient by products of tiles, for four streams of bfloat16.
+// `connect` of ops/hyper_connection.py and its gradient on tiles, for four bfloat16 streams.
 //
-// Streams are far larger than caches, so each pass reads them from memory once and does all it has to
-// do with some tokens while these lie in the second-level cache. fn is float32: products with it are
-// those with two or three parts of it in bfloat16, which sum up to it. A token's result has the same
-// bits in any company: it is a row of a tile, and rows of tiles do not meet.
+// Streams are far larger than the caches, so each pass reads them from memory once and finishes a block of
+// tokens while it is in the second-level cache. fn is float32: it is split into two or three bfloat16 parts
+// that add up to it, with a product for each. The bits of a token do not depend on the other tokens: it is
+// a row of a tile, and rows of tiles are not combined.
 
 #include "../inference/arena.h"
 #include "../inference/features.h"
@@ -16,15 +16,15 @@ TILES_BEGIN
 
 namespace {
 
-constexpr int64_t PADDED = 32;  // coefficients in two tiles: pre and post in the first, mix in the second
+constexpr int64_t PADDED = 32;  // coefficients in two tiles: pre and post, then mix
 constexpr int64_t BLOCK = 128;  // tokens whose streams and gradients stay in the second-level cache
-constexpr int64_t CHUNK = 128;  // columns at a time of a block, in the first-level cache
-constexpr int64_t RANGE = 256;  // tokens of a thread's turn, and of a partial sum over tokens
+constexpr int64_t CHUNK = 128;  // columns of a block at a time, which fit the first-level cache
+constexpr int64_t RANGE = 256;  // tokens per range of a thread, with a partial sum over them
 
-// Where a coefficient lies among the padded ones.
+// The index of a coefficient among the padded ones.
 constexpr int place(int i) { return i < GATES ? i : 16 + i - GATES; }
 
-// The part of `x` that bfloat16 `near` leaves over; nothing where that is not finite, or it would be NaN.
+// x - near, the remainder after rounding to bfloat16; 0 where `near` is not finite, instead of NaN.
 INLINE Floats rest(const Floats& x, const Floats& near) {
     constexpr int NOT_FINITE = 0x99;
     return _mm512_maskz_sub_ps(_knot_mask16(_mm512_fpclass_ps_mask(near, NOT_FINITE)), x, near);
@@ -33,7 +33,7 @@ INLINE Floats rest(const Floats& x, const Floats& near) {
 // ---------------------------------------------------------------------------------------------
 // fn as right operands
 
-// Parts of fn, each [PADDED, width], with blank rows where there is no coefficient.
+// The parts of fn, each [PADDED, width], with zero rows as padding.
 void split(const float* fn, int64_t width, int parts, BFloat16* to) {
     std::fill(to, to + parts * PADDED * width, BFloat16{0});
     for (int n = 0; n < N; n++)
@@ -48,7 +48,7 @@ void split(const float* fn, int64_t width, int parts, BFloat16* to) {
         }
 }
 
-// fn^T: for each 32 of its width, tiles of the first coefficients and then of the last, of three parts.
+// fn^T in three parts: for each 32 columns the tile of the first coefficients, then that of the last.
 constexpr int PROJECTED = 3;
 BFloat16* pack_projection(const float* fn, int64_t width, Arena& arena) {
     BFloat16* right = arena.take<BFloat16>(PROJECTED * PADDED * width);
@@ -66,8 +66,8 @@ BFloat16* pack_projection(const float* fn, int64_t width, Arena& arena) {
     return right;
 }
 
-// fn: for each 32 of its width, tiles of the even and of the odd columns, of two parts. (Products of a
-// bfloat16 result need no third.)
+// fn in two parts: for each 32 columns the tile of the even ones, then that of the odd. (Two are enough for a
+// bfloat16 result.)
 constexpr int SPREAD = 2;
 BFloat16* pack_spread(const float* fn, int64_t width, Arena& arena) {
     BFloat16* right = arena.take<BFloat16>(SPREAD * PADDED * width);
@@ -87,7 +87,7 @@ BFloat16* pack_spread(const float* fn, int64_t width, Arena& arena) {
 // ---------------------------------------------------------------------------------------------
 // connect
 
-// 32 rows of streams times fn^T: 32 columns of them at a time, times each part.
+// 32 rows of streams times fn^T, 32 columns at a time, for each part.
 INLINE void project(const BFloat16* v, int64_t width, const BFloat16* right, float* products) {
     Squares squares;
     squares.clear();
@@ -121,7 +121,7 @@ struct Predicted {
     float *post, *mix, *raw, *rho;
 };
 
-// Coefficients of up to sixteen tokens from their products with fn, in rows of PADDED; `pre` first.
+// Coefficients of up to sixteen tokens from their products with fn, in rows of PADDED, `pre` first.
 INLINE void coefficients(const float* products, int64_t count, const float* base, const float* scale,
                          const Predicted& to, float (&pre)[16][M], const Shape& s) {
     Lanes gates = {}, mix = {};
@@ -185,13 +185,13 @@ struct Given {
     const float *base, *scale, *raw, *rho, *grad_post, *grad_mix;
 };
 
-// Sums over tokens, of a range: gradients of fn, in padded order, of base and of scale.
+// Sums over the tokens of a range: gradients of fn (in padded order), base and scale.
 struct Sums {
     float* fn;
     Floats base[N], scale[3];
 };
 
-// What a group of tokens hands on: weights of its sub-layer input and of its streams.
+// Intermediate results of a group of tokens: weights of its sub-layer input and of its streams.
 struct Weights {
     float pre[M][16], through_rho[16];
 };
@@ -244,7 +244,7 @@ INLINE void coefficients_backward(const Given& by, int64_t t, int64_t count, con
     _mm512_storeu_ps(weights.through_rho, back * -rho * rho / float(s.width()));
 }
 
-// Gradients of up to sixteen tokens' products, as two parts of a left operand.
+// Gradients of the products of up to sixteen tokens, as a left operand in two parts.
 INLINE void turn_products(const float* products, BFloat16* tiles) {
     Rows left, right;
     load_rows(products, BLOCK, left);
@@ -259,8 +259,8 @@ INLINE void turn_products(const float* products, BFloat16* tiles) {
     }
 }
 
-// Sixteen tokens' gradients of products times fn, to rows of `room`: of each 32 columns the even before the
-// odd. Both come in two parts; the second ones are too small to be multiplied with each other.
+// The product gradients of sixteen tokens times fn, to rows of `room`: in each 32 columns the even ones come
+// first. Both factors have two parts; the product of the two small parts is negligible.
 INLINE void through_products(const BFloat16* products, const BFloat16* right, int64_t width, float* room) {
     if (!has_tiles()) {
         for (int64_t i = 0; i < width; i += 32, right += 2 * SPREAD * TILE)
@@ -294,8 +294,8 @@ INLINE void through_products(const BFloat16* products, const BFloat16* right, in
     }
 }
 
-// The gradient of up to sixteen tokens' streams: what `write` sent back, and what goes through the
-// sub-layer's input, through rho and through the coefficients. `room` is for 16 rows of streams.
+// The gradient of the streams of up to sixteen tokens: from `write`, through the sub-layer's input, through rho
+// and through the coefficients. `room` holds 16 rows of streams.
 INLINE void spread(const Given& by, int64_t t, int64_t count, const BFloat16* products, const BFloat16* right,
                    const Weights& weights, const Shape& s, float* room, BFloat16* grad_streams) {
     const int64_t c = s.channels, width = s.width();
@@ -319,7 +319,7 @@ INLINE void spread(const Given& by, int64_t t, int64_t count, const BFloat16* pr
 
 constexpr int64_t STEPS = BLOCK / 32;  // tiles of a block's tokens
 
-// A block's gradients of products with fn as left operand, whose depth are the tokens.
+// The product gradients of a block as left operand, with tokens as depth.
 INLINE void turn_block(const float* products, BFloat16* left) {
     for (int64_t row = 0; row < PADDED; row++)
         for (int64_t step = 0; step < STEPS; step++) {
@@ -329,8 +329,8 @@ INLINE void turn_block(const float* products, BFloat16* left) {
         }
 }
 
-// out[PADDED, CHUNK] += a block's left operand times up to BLOCK tokens' streams, of each 32 columns
-// the even before the odd.
+// out[PADDED, CHUNK] += left operand of a block times the streams of up to BLOCK tokens; in each 32 columns the
+// even ones come first.
 INLINE void add_outer(const BFloat16* left, const BFloat16* v, int64_t count, int64_t width, float* out) {
     alignas(64) BFloat16 right[CHUNK / 16 * STEPS * TILE];
     Squares squares;
@@ -350,7 +350,7 @@ INLINE void add_outer(const BFloat16* left, const BFloat16* v, int64_t count, in
     }
 }
 
-// One range of tokens; `sums` takes its gradients of fn, base and scale.
+// Process one range of tokens; `sums` receives its gradients of fn, base and scale.
 void connect_backward(int64_t low, int64_t high, const Given& by, const BFloat16* right, BFloat16* grad_streams,
                       float* sums, const Shape& s) {
     thread_local static Arena arena;
@@ -377,7 +377,7 @@ void connect_backward(int64_t low, int64_t high, const Given& by, const BFloat16
             add_outer(turned, by.streams + t * width + i, count, width, total.fn + i);
     }
     release_tiles();
-    // Even and odd columns back to their places.
+    // Interleave even and odd columns again.
     const __m512i lower = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     const __m512i upper = _mm512_add_epi32(lower, _mm512_set1_epi32(8));
     for (int n = 0; n < N; n++, sums += width)
@@ -399,7 +399,7 @@ TILES_END
 
 extern "C" {
 
-// Whether the kernels below and those of write_tiles.cpp run here: four streams, whose channels fill tiles.
+// True if the kernels below and in write_tiles.cpp can run: four streams whose channels fill whole tiles.
 int train_connect_serves([[maybe_unused]] int streams, [[maybe_unused]] int channels) {
 #ifdef WITH_TILES
     return has_pairs() && streams == M && channels % 32 == 0;
@@ -420,7 +420,7 @@ void train_connect(const Shape* shape, int threads, const BFloat16* streams, con
     });
 }
 
-// `sums` takes, of each RANGE of tokens, their share of the gradients of fn, base and scale, in this order.
+// `sums` receives, for each RANGE of tokens, partial gradients of fn, base and scale, in this order.
 void train_connect_backward(const Shape* shape, int threads, const BFloat16* streams, const float* fn,
                             const float* base, const float* scale, const float* raw, const float* rho,
                             const BFloat16* grad_x, const float* grad_post, const float* grad_mix,

@@ -1,5 +1,5 @@
-// What hyper-connections for training by products of tiles are made of: streams of bfloat16, and the coefficients
-// of sixteen tokens side by side. Four streams, whose channels fill tiles.
+// Building blocks of hyper-connections for training on tiles: bfloat16 streams, and the coefficients of sixteen
+// tokens, one per lane. There are four streams, whose channels fill whole tiles.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@ namespace {
 constexpr int M = 4, GATES = 2 * M, N = GATES + M * M;  // streams; coefficients: pre and post, mix
 
 // ---------------------------------------------------------------------------------------------
-// Numbers of bfloat16, 32 at a time: cheapest apart, those at even and those at odd places
+// 32 bfloat16 numbers at a time, split into even and odd positions, which is cheapest
 
 struct Apart {
     Floats even, odd;
@@ -43,18 +43,18 @@ INLINE void add(Apart& total, const Apart& x, float by) {
     total.odd += x.odd * by;
 }
 
-// Into the second-level cache, 64 bytes. Memory is slow to answer and the next tokens are known: they
-// are on their way while these are worked on. Beyond the last token this does nothing.
+// Prefetch 64 bytes of the next tokens into the second-level cache while the current ones are processed. No
+// effect beyond the last token.
 INLINE void prefetch(const void* from) { _mm_prefetch(from, _MM_HINT_T1); }
 
-// Two rows number by number: of the even columns, and of the odd.
+// Interleave two rows: of the even columns, and of the odd ones.
 INLINE void pair(__m512i one, __m512i two, BFloat16* even, BFloat16* odd) {
     constexpr __mmask32 second = 0xaaaaaaaa;
     _mm512_storeu_si512(even, _mm512_mask_blend_epi16(second, one, _mm512_slli_epi32(two, 16)));
     _mm512_storeu_si512(odd, _mm512_mask_blend_epi16(second, _mm512_srli_epi32(one, 16), two));
 }
 
-// total += <a, b> of each two numbers side by side: their products are exact.
+// total += <a, b> of each pair of neighbouring numbers; the products are exact.
 INLINE void add_dots(Floats& total, __m512i a, __m512i b) {
     total = _mm512_dpbf16_ps(total, __m512bh(a), __m512bh(b));
 }
@@ -69,14 +69,14 @@ INLINE __m128 sums(const Floats (&x)[4]) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Sixteen tokens at once, one per lane
+// Sixteen tokens at a time, one per lane
 
-using Lanes = Floats[16];  // a number, or a matrix of the streams, of each token
+using Lanes = Floats[16];  // one number, or one matrix element, of each token
 
-// Of up to sixteen.
+// A mask of up to sixteen lanes.
 INLINE __mmask16 first(int64_t count) { return __mmask16((1u << count) - 1); }
 
-// One number of each token, from rows of `stride`; 0 where there is no token.
+// Load one number of each token from rows `stride` apart; 0 for missing tokens.
 INLINE Floats gather(const float* from, int stride, __mmask16 some) {
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     return _mm512_mask_i32gather_ps(Floats{}, some, _mm512_mullo_epi32(lane, _mm512_set1_epi32(stride)), from, 4);
@@ -89,13 +89,13 @@ INLINE void transpose(Lanes& x) {
     for (int i = 0; i < 16; i++) x[i] = rows[i];
 }
 
-INLINE Floats reciprocal(const Floats& x) {  // to a unit in the last place
+INLINE Floats reciprocal(const Floats& x) {  // within one unit in the last place
     const Floats near = _mm512_rcp14_ps(x);
     return near * (2.0f - x * near);
 }
 
-// What the gradient of Sinkhorn needs: the softmax, and what each step divided its rows or columns by.
-// From these the matrices are taken back, which ../sinkhorn.h keeps: all fits the first-level cache.
+// What the gradient of Sinkhorn needs: the softmax, and the divisors of rows or columns in each step. The
+// intermediate matrices, which ../sinkhorn.h stores, are recomputed from these: all fits the first-level cache.
 struct Trace {
     Lanes soft;
     Floats total[2 * MAX_ITERATIONS][M];
@@ -123,15 +123,15 @@ INLINE void sinkhorn(Lanes& a, const Shape& s, Trace& trace) {
             x[j] = trace.soft[i * M + j] + s.hc_eps;
         }
     }
-    normalise<false>(a, trace.total[0], s.hc_eps);  // columns first, and columns last
+    normalise<false>(a, trace.total[0], s.hc_eps);  // the first and the last step normalise columns
     for (int step = 1; step < 2 * s.iterations - 1; step += 2) {
         normalise<true>(a, trace.total[step], s.hc_eps);
         normalise<false>(a, trace.total[step + 1], s.hc_eps);
     }
 }
 
-// Through b = a / total, total = sum(a) + eps: with h = b * gradient of b, a * gradient of a is
-// h - b * sum(h). a is taken back from b on the way.
+// Backward through b = a / total, total = sum(a) + eps: with h = b * grad(b), a * grad(a) is h - b * sum(h). a is
+// recomputed from b.
 template <bool ROWS>
 INLINE void normalise_backward(Lanes& h, Lanes& b, const Floats (&total)[M]) {
     constexpr int line = ROWS ? M : 1, step = ROWS ? 1 : M;
@@ -145,7 +145,7 @@ INLINE void normalise_backward(Lanes& h, Lanes& b, const Floats (&total)[M]) {
     }
 }
 
-// From the gradient of the matrix, and the matrix, to the gradient of its logits.
+// The gradient of the logits, from the matrix and its gradient.
 INLINE void sinkhorn_backward(Lanes& g, Lanes& a, const Shape& s, const Trace& trace) {
     for (int i = 0; i < M * M; i++) g[i] *= a[i];
     for (int step = 2 * s.iterations - 2; step > 0; step -= 2) {

@@ -1,4 +1,4 @@
-// Cross-entropy of rows of logits, for training: loss and gradient in one go, in place. Formulas are
+// Cross-entropy of rows of logits, for training: loss and gradient in one pass, in place. The formulas are
 // those of ops/loss.py.
 
 #define KERNELS "training/loss.cpp"
@@ -17,9 +17,9 @@ extern "C" void train_cross_entropy(int bfloat16, int threads, int64_t rows, int
 
 #else
 
-constexpr int64_t IGNORED = -100;  // target of a row that does not count
+constexpr int64_t IGNORED = -100;  // target of a row without loss
 
-// logits become softmax - one_hot(target), or 0 in rows that do not count; loss is -log softmax.
+// Replace logits by softmax - one_hot(target), or 0 in ignored rows; the loss is -log softmax.
 template <typename T>
 void cross_entropy(int64_t low, int64_t high, T* logits, const int64_t* target,
                                 float* loss, int vocab) {

@@ -1,10 +1,10 @@
-// Muon's update of one weight in tiles: momentum, Newton-Schulz and step of a matrix while it lies in
-// the second-level cache, where PyTorch takes every pass over all matrices. See ops/muon.py.
+// Muon's update of one weight on tiles: momentum, Newton-Schulz and step of one matrix while it is in the
+// second-level cache; PyTorch makes each pass over all matrices. See ops/muon.py.
 //
-// A matrix X of n rows and m >= n columns (a tall one is read transposed) is kept in bfloat16, as
-// tiles of sixteen rows and 32 columns, in three forms: as left operand; as right operand of X X^T,
-// which is each tile transposed, pairs of numbers together; and as right operand of A X. X X^T and its
-// polynomial are symmetric, so half of their tiles are products and half are mirror images.
+// A matrix X of n rows and m >= n columns (a tall one is read transposed) is kept in bfloat16 in tiles of
+// sixteen rows and 32 columns, in three forms: as left operand; as right operand of X X^T, with each tile
+// transposed in pairs of numbers; and as right operand of A X. X X^T and its polynomial are symmetric: half
+// of their tiles are computed, and the others are mirror images.
 
 #include <algorithm>
 #include <cfloat>
@@ -22,7 +22,7 @@ struct Round {
     float a, b, c;  // X <- a X + (b A + c A A) X, with A = X X^T
 };
 
-// Tiles in rows; those of one row follow each other.
+// A matrix of tiles in row-major order.
 struct Tiles {
     BFloat16* data;
     int64_t in_row;
@@ -54,7 +54,7 @@ struct Room {
     }
 };
 
-// The other two forms of a tile of X: rows 2i and 2i + 1 go to row i of what multiplies from the right.
+// The other two forms of a tile of X: rows 2i and 2i + 1 become row i of a right operand.
 TILES INLINE void spread(const Room& room, int64_t row, int64_t column, const Tiles& right) {
     PairRows pairs;
     load_pairs(room.x.tile(row, column), 32, pairs);
@@ -68,7 +68,7 @@ TILES INLINE void spread(const Room& room, int64_t row, int64_t column, const Ti
     }
 }
 
-// Two rows of tiles times two: 32 by 32 numbers.
+// Product of two rows of tiles with two others: 32 by 32 numbers.
 TILES INLINE void product(const Tiles& left, int64_t row, const Tiles& right, int64_t column, float* numbers) {
     Squares squares;
     squares.clear();
@@ -77,8 +77,8 @@ TILES INLINE void product(const Tiles& left, int64_t row, const Tiles& right, in
     squares.store(numbers, SPAN);
 }
 
-// A symmetric matrix from the squares of its upper half: finish(row, column, left, right) is given
-// each tile's two squares, and the tile's place.
+// Build a symmetric matrix from the squares of its upper half: finish(row, column, left, right) gets the
+// position of each tile and its two squares.
 template <typename Finish>
 TILES INLINE void symmetric(const Tiles& left, const Tiles& right, int64_t n, const Finish& finish) {
     alignas(64) float squares[SPAN * SPAN];
@@ -138,8 +138,8 @@ TILES void iterate(Room& room, const Round& round) {
     std::swap(room.right, room.next);
 }
 
-// visit(row, column, place, stride) for every square of X, where `place` is that of its first number in
-// a matrix stored as the weight is; squares of a tall weight lie there transposed.
+// Call visit(row, column, place, stride) for every square of X. `place` is the index of its first number in a
+// matrix that is stored like the weight; the squares of a tall weight are transposed there.
 template <typename Visit>
 TILES INLINE void each_tile(const Room& room, bool tall, const Visit& visit) {
     for (int64_t row = 0; row < room.n / 16; row++)
@@ -152,7 +152,7 @@ TILES INLINE void each_tile(const Room& room, bool tall, const Visit& visit) {
         }
 }
 
-// Momentum with Nesterov's look ahead, and the sum of its squares.
+// Nesterov momentum, and the sum of its squares.
 TILES float look_ahead(int64_t size, const float* gradient, float* momentum, float* ahead, float mu) {
     const __m512 kept = _mm512_set1_ps(mu);
     double squares = 0;
@@ -230,7 +230,7 @@ TILES void update_all(int64_t low, int64_t high, int64_t rows, int64_t columns, 
 
 extern "C" {
 
-// Where train_tiles_serve says so.
+// Requires train_tiles_serve.
 void train_muon([[maybe_unused]] int threads, [[maybe_unused]] int64_t count, [[maybe_unused]] int64_t rows,
                 [[maybe_unused]] int64_t columns, [[maybe_unused]] float* weight,
                 [[maybe_unused]] const float* gradient, [[maybe_unused]] float* momentum,

@@ -1,4 +1,4 @@
-// RMS normalisation and rotation for training, values and gradients. Formulas are those of
+// RMS normalisation and rotary embedding for training, forward and backward. The formulas are those of
 // ops/norm.py and ops/rope.py.
 
 #define KERNELS "training/norm.cpp"
@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-constexpr int64_t GRAIN = 64;  // rows per range: also the rows whose weight gradients are added up
+constexpr int64_t GRAIN = 64;  // rows per range, which also share a partial gradient of the weight
 
 #include "../each_target.h"
 
@@ -54,7 +54,7 @@ void rms_norm(int64_t low, int64_t high, const T* x, const float* weight, T* y,
     }
 }
 
-// partial has a row for each range: the gradient of the weight from its rows.
+// `partial` has a row for each range: the contribution of its rows to the gradient of the weight.
 template <typename T>
 void rms_norm_backward(int64_t low, int64_t high, const T* x, const float* weight,
                                     const float* rho, const T* grad, T* grad_x, float* partial,
@@ -89,14 +89,14 @@ void rms_norm_backward(int64_t low, int64_t high, const T* x, const float* weigh
     }
 }
 
-// Channels of pairs, turned by the cosine and sine of each pair, which both of its channels hold.
+// Rotate pairs of channels; both channels of a pair hold its cosine and sine.
 INLINE Floats turned(const Floats& x, const Floats& cos, const Floats& sin) {
     const Integers lane = lane_numbers();
     const Floats sign = (lane & 1) == 0 ? all(-1.0f) : all(1.0f);
     return x * cos + __builtin_shuffle(x, lane ^ 1) * (sin * sign);
 }
 
-// Turn the last 2 * pairs channels of each head of each token, backwards with sign -1.
+// Rotate the last 2 * pairs channels of each head of each token; sign -1 is the inverse.
 template <typename T>
 void rotate(int64_t low, int64_t high, const T* x, const float* cos, const float* sin,
                          T* y, int heads, int width, int pairs, float sign) {

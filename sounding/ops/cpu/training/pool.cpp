@@ -1,5 +1,5 @@
-// Pooling of groups of tokens into compressed entries for training. Formulas are those of ops/pool.py; rows are
-// values and gates side by side, as they were projected, and are read where they lie.
+// Pooling of groups of tokens into compressed entries, for training. The formulas are those of ops/pool.py. Rows
+// hold values and gates side by side, as projected, and are read in place.
 
 #define KERNELS "training/pool.cpp"
 #ifndef TARGET
@@ -7,7 +7,7 @@
 #include <cstdint>
 
 constexpr int64_t GRAIN = 16;     // groups per range
-constexpr int64_t CHANNELS = 64;  // per range, of sums over tokens
+constexpr int64_t CHANNELS = 64;  // per range, in sums over tokens
 
 // struct _Pooling of pool.py.
 struct Pooling {
@@ -16,10 +16,10 @@ struct Pooling {
 
     int64_t stride() const { return (overlapping ? 4 : 2) * width; }
     int64_t slots() const { return overlapping ? 2 * ratio : ratio; }
-    int64_t gate() const { return stride() / 2; }  // from a value to its gate
+    int64_t gate() const { return stride() / 2; }  // offset from a value to its gate
     int64_t before() const { return overlapping && !leads ? 1 : 0; }
     int64_t first_slot(int64_t group) const { return overlapping && leads && group == 0 ? ratio : 0; }
-    // Where a slot's values begin: with overlap those of the group before come first.
+    // Start of the values of a slot: with overlap the previous group comes first.
     int64_t slot(int64_t group, int64_t index) const {
         const int64_t row = (group + before()) * ratio + index;
         if (!overlapping) return row * stride();
@@ -41,7 +41,7 @@ void train_pool_backward(int threads, const Pooling* groups, const float* rows, 
                  [&](int64_t low, int64_t high) { CALL(pool_backward, low, high, *groups, rows, grad, grad_rows); });
 }
 
-// gates[t] += bias[place[t]], of rows `stride` apart.
+// gates[t] += bias[place[t]], for rows `stride` numbers apart.
 void train_add_places(int threads, int64_t tokens, int64_t width, int64_t stride, const int64_t* place,
                       const float* bias, float* gates) {
     parallel_for(tokens, GRAIN, threads, [&](int64_t low, int64_t high) {
@@ -49,7 +49,7 @@ void train_add_places(int threads, int64_t tokens, int64_t width, int64_t stride
     });
 }
 
-// grad_bias[place] = the sum of gradients of the gates at that place.
+// grad_bias[place] = sum of the gradients of the gates with that place.
 void train_sum_places(int threads, int64_t tokens, int64_t width, int64_t stride, const int64_t* place,
                       const float* grad, int64_t places, float* grad_bias) {
     std::fill(grad_bias, grad_bias + places * width, 0.0f);
@@ -75,15 +75,14 @@ void add_places(int64_t low, int64_t high, int64_t width, int64_t stride, const 
     for (int64_t t = low; t < high; t++) add_row(width, bias + place[t] * width, gates + t * stride);
 }
 
-// Of some channels of all tokens.
+// For some channels of all tokens.
 void sum_places(int64_t low, int64_t high, int64_t tokens, int64_t width, int64_t stride, const int64_t* place,
                 const float* grad, float* grad_bias) {
     for (int64_t t = 0; t < tokens; t++)
         add_row(high - low, grad + t * stride + low, grad_bias + place[t] * width + low);
 }
 
-// Some channels of an entry, and what their gates are measured by: the largest, and the sum of exp of what they lie
-// below it.
+// Some channels of an entry, with the maximum of their gates and the sum of exp(gate - maximum).
 struct Blend {
     Floats top, total, entry;
 
@@ -118,7 +117,8 @@ void pool(int64_t low, int64_t high, const Pooling& groups, const float* rows, f
         };
 }
 
-// Halves of rows that no group reads: the later ones of the group before the first, the earlier ones of the last.
+// Zero the gradients of one half of a group's rows, where no entry reads it: the later half before the first
+// entry, the earlier half of the last group.
 INLINE void clear_half(const Pooling& groups, int64_t row, int64_t half, float* grad_rows) {
     for (int64_t t = row; t < row + groups.ratio; t++)
         for (int64_t part = 0; part < 2; part++) {

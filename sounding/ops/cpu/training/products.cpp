@@ -1,7 +1,7 @@
-// The three products of a linear map for training, of matrices in tiles: y = x W^T, dx = g W and dW = g^T x,
-// for one weight or a stack of them, each with rows of its own. Numbers are bfloat16, sums float32.
+// The three products of a linear layer in training, on tiles: y = x W^T, dx = g W and dW = g^T x, for one weight
+// or for a stack of them, each with its own rows. Numbers are bfloat16, sums float32.
 //
-// Weights are packed once for both of their products. A thread takes some rows through all columns: 32 rows,
+// Weights are packed once for both of their products. A thread multiplies its rows with all columns: 32 rows,
 // which stay in the first-level cache, times columns of the weight that stay in the second.
 
 #include <algorithm>
@@ -22,15 +22,15 @@ struct Groups {
 
 namespace {
 
-constexpr int64_t ROWS = 256;         // of a thread's turn
-constexpr int64_t DEPTH = 1024;       // of a product at a time: more of both sides would not fit the first-level cache
+constexpr int64_t ROWS = 256;         // per range of a thread
+constexpr int64_t DEPTH = 1024;       // of a product at a time, so that both operands fit the first-level cache
 constexpr int64_t NUMBERS = 1 << 18;  // of a weight, which stay in the second-level cache
-// Rows of a turn where they are the depth. Those of both sides fit the first-level cache; turns are longer if there
-// are more sums, which are read and written at every turn, than the second one holds.
+// Rows at a time where they are the depth: those of both operands fit the first-level cache. It is more if the sums,
+// which are read and written each time, do not fit the second-level cache.
 constexpr int64_t OUTER_ROWS = 256, LONG_ROWS = 512, SUMS = 1 << 18;
 
-// Both right operands of a weight [outputs, inputs]: of its transpose, by inputs, and of itself; or its part of
-// those of several weights one below the other, with `total` outputs, of which its own begin at `begin`.
+// Both right operands of a weight [outputs, inputs]: of its transpose, and of itself; or its part in those of
+// several stacked weights with `total` outputs, where its own begin at `begin`.
 template <typename T>
 TILES void pack(const T* weight, int64_t outputs, int64_t inputs, int64_t begin, int64_t total, BFloat16* turned,
                 BFloat16* straight) {
@@ -38,13 +38,13 @@ TILES void pack(const T* weight, int64_t outputs, int64_t inputs, int64_t begin,
         pack_both(weight + o * inputs, begin + o, total, inputs, turned, straight);
 }
 
-// Where gradients of weights go: each group has some for each weight, one below the other.
+// Destinations of weight gradients: each group has one per stacked weight.
 struct Gradients {
     int64_t count, inputs;
     const int64_t* outputs;
     float* const* to;
 
-    // Of a group, from an output on; it and the next 31 belong to one weight.
+    // The destination of a group from an output on; it and the next 31 belong to one weight.
     float* at(int64_t group, int64_t output) const {
         int64_t i = 0;
         while (output >= outputs[i]) output -= outputs[i++];
@@ -63,20 +63,20 @@ TILES INLINE void put_row(const float* numbers, float* to) {
     for (int64_t half = 0; half < SPAN; half += 16) _mm512_storeu_ps(to + half, _mm512_load_ps(numbers + half));
 }
 
-// Squares of sums on their way to a matrix: each is written a few rows at a time while the next is made, so that
-// products do not wait for it.
+// Delayed stores of squares of sums: each is written a few rows at a time while the next is computed, so that
+// products do not wait for stores.
 template <typename Y> class Written {
 public:
     explicit Written(int64_t stride) : stride(stride) {}
 
-    // Memory that will be written, while its sums are made: stores that wait for it hold up those after.
+    // Prefetch memory for writing while its sums are computed: a store that misses delays those after it.
     INLINE void ask(int64_t rows, const Y* to) const {
         constexpr int64_t LINE = 64 / sizeof(Y);
         for (int64_t i = 0; i < std::min(rows, SPAN); i++)
             for (int64_t column = 0; column < SPAN; column += LINE) __builtin_prefetch(to + i * stride + column, 1);
     }
 
-    // A finished square, whose first `rows` rows go to a matrix.
+    // Queue a finished square, whose first `rows` rows go to a matrix.
     TILES INLINE void take(const Squares& sums, int64_t rows, Y* to) {
         some(SPAN);
         sums.store(squares, SPAN);
@@ -100,10 +100,10 @@ private:
     alignas(64) float squares[SPAN * SPAN];
 };
 
-// Rows of a matrix that are read next, asked for a few lines at a time while others are multiplied.
+// Prefetch of the next rows of a matrix, a few lines at a time while others are multiplied.
 class Next {
 public:
-    // As many times `some` is called until they are read.
+    // The number of calls of `some` before the rows are read.
     Next(const BFloat16* from, int64_t stride, int64_t rows, int64_t columns, int64_t times)
         : from(from), stride(stride), rows(rows), columns(columns), each((rows * columns / 32 + times - 1) / times) {}
 
@@ -123,7 +123,7 @@ private:
     int64_t row = 0, column = 0;
 };
 
-// y[rows, columns] = x[rows, depth] times a packed right operand; rows lie `x_stride`, `y_stride` apart.
+// y[rows, columns] = x[rows, depth] times a packed right operand; rows are `x_stride` and `y_stride` apart.
 template <typename Y>
 TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16* x, int64_t x_stride,
                     const BFloat16* right, Y* y, int64_t y_stride, Arena& arena) {
@@ -173,8 +173,8 @@ TILES void multiply(int64_t rows, int64_t depth, int64_t columns, const BFloat16
     written.some(SPAN);
 }
 
-// out[columns of g, columns of x] = g^T x, or += that, over some rows, of 32 columns of g. `room` is for these.
-// Streamed sums go past the caches: nobody reads a gradient before all others are made too.
+// out[columns of g, columns of x] = g^T x, or +=, over some rows, for 32 columns of g, which `room` holds. Stores
+// bypass the caches: gradients are read only after all others are computed.
 TILES void outer_strip(const BFloat16* g, int64_t g_stride, int64_t rows, const BFloat16* right, int64_t columns,
                        bool add, bool streamed, float* out, BFloat16* room, Next& next_g, Next& next_x) {
     Squares squares;
@@ -203,7 +203,7 @@ TILES void outer_strip(const BFloat16* g, int64_t g_stride, int64_t rows, const 
     }
 }
 
-// Columns [low, high) of g.
+// The same for columns [low, high) of g.
 TILES void outer(int64_t low, int64_t high, const Groups& groups, bool add, const BFloat16* g, int64_t g_stride,
                  const BFloat16* x, int64_t x_stride, const Gradients& out) {
     thread_local static Arena arena;
@@ -261,7 +261,7 @@ TILES void multiply_groups(int64_t low, int64_t high, const Groups& groups, int6
 
 extern "C" {
 
-// Whether products of bfloat16 are ours to make, and all sides are multiples of a tile's.
+// True if this processor multiplies bfloat16, and all sizes are multiples of those of a tile.
 int train_tiles_serve([[maybe_unused]] int64_t inputs, [[maybe_unused]] int64_t outputs) {
 #ifdef WITH_TILES
     return has_pairs() && inputs % SPAN == 0 && outputs % SPAN == 0;
@@ -272,8 +272,8 @@ int train_tiles_serve([[maybe_unused]] int64_t inputs, [[maybe_unused]] int64_t 
 
 #ifdef WITH_TILES
 
-// Weights of `count` maps to their two right operands, or to their part of those: of maps with `total` outputs the
-// ones from `begin` on.
+// Pack the weights of `count` layers into their two right operands, or into their part of those: the outputs from
+// `begin` on of `total`.
 void train_pack(int bfloat16, int threads, int64_t count, int64_t outputs, int64_t inputs, const void* weight,
                 int64_t begin, int64_t total, BFloat16* turned, BFloat16* straight) {
     const int64_t size = outputs * inputs, whole = total * inputs;
@@ -289,7 +289,7 @@ void train_pack(int bfloat16, int threads, int64_t count, int64_t outputs, int64
     });
 }
 
-// y = x times right operands [depth, columns], each with its own rows; y holds bfloat16 or float32.
+// y = x times right operands [depth, columns], each for its own rows; y is bfloat16 or float32.
 void train_multiply(int bfloat16, int threads, int64_t count, const int64_t* bounds, int64_t depth, int64_t columns,
                     const BFloat16* x, int64_t x_stride, const BFloat16* right, void* y, int64_t y_stride) {
     const Groups groups{count, bounds};
@@ -303,8 +303,8 @@ void train_multiply(int bfloat16, int threads, int64_t count, const int64_t* bou
     });
 }
 
-// g^T x, or += that, for each group's rows, as float32: of `weights` maps one below the other, with as many
-// `outputs` each, to each one's own [count, outputs, inputs].
+// g^T x, or +=, for the rows of each group, in float32: of `weights` stacked layers with `outputs` each, to a
+// matrix [count, outputs, inputs] per layer.
 void train_outer(int threads, int64_t count, const int64_t* bounds, int64_t inputs, int add, const BFloat16* g,
                  int64_t g_stride, const BFloat16* x, int64_t x_stride, int64_t weights, const int64_t* outputs,
                  float* const* to) {

@@ -1,5 +1,5 @@
-// `write` of ops/hyper_connection.py and its gradient for four streams of bfloat16. There is no tile in
-// it, but the arithmetic on bfloat16 that comes with them. See hyper_tiles.cpp.
+// `write` of ops/hyper_connection.py and its gradient for four bfloat16 streams. It uses no tiles, only the
+// bfloat16 arithmetic of the same processors. See hyper_tiles.cpp.
 
 #include "../parallel.h"
 #include "hyper_tiles.h"
@@ -10,7 +10,7 @@ TILES_BEGIN
 
 namespace {
 
-constexpr int64_t RANGE = 64;  // tokens of a thread's turn
+constexpr int64_t RANGE = 64;  // tokens per range of a thread
 
 void write(int64_t low, int64_t high, const BFloat16* streams, const BFloat16* output, const float* post,
            const float* mix, BFloat16* result, const Shape& s) {

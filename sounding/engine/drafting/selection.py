@@ -1,0 +1,100 @@
+"""The drafters of an engine: which there are, and whose drafts each sequence verifies."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from weakref import WeakKeyDictionary
+
+from sounding.engine.drafting.cost_model import AcceptanceRate, CostModel
+from sounding.engine.drafting.drafter import Drafter
+from sounding.engine.drafting.grammar import GrammarDrafter
+from sounding.engine.drafting.mtp import MTPDrafter
+from sounding.engine.drafting.prompt_lookup import PromptLookup
+from sounding.engine.network import Network, Streams
+from sounding.engine.sequence import ActiveSequence
+
+
+def drafters_for(model: Network, num_tokens: int) -> list[Drafter]:
+    """The drafters that a network allows, in the order in which they are asked."""
+    drafters: list[Drafter] = [GrammarDrafter(), PromptLookup()]
+    if model.num_mtp_blocks:
+        drafters.append(MTPDrafter(model, num_tokens))
+    return drafters
+
+
+class DraftSelection:
+    """Sets the drafts of sequences: those of the first drafter with any worth verifying."""
+
+    def __init__(self, drafters: Sequence[Drafter], most: int) -> None:
+        """At most `most` drafts per sequence and step; 0 turns drafting off."""
+        self._drafters = list(drafters) if most else []
+        self._most = most
+        self.costs = CostModel({each.name: each.assumed_cost for each in self._drafters})
+        self._rates: dict[str, WeakKeyDictionary[ActiveSequence, AcceptanceRate]]
+        self._rates = {each.name: WeakKeyDictionary() for each in self._drafters}
+        self._proposed: WeakKeyDictionary[ActiveSequence, Drafter] = WeakKeyDictionary()
+        """Whose drafts are being verified."""
+
+    def propose(self, sequences: Sequence[ActiveSequence]) -> None:
+        """Set the drafts of sequences that have not ended."""
+        allowed = [each for each in sequences if each.request.speculate]
+        without = allowed
+        for drafter in self._drafters:
+            if without and (drafter.certain or not self.costs.baseline_due):
+                self._ask(drafter, without, running=len(allowed))
+                without = [each for each in without if not each.drafts]
+        for sequence in allowed:
+            if sequence.drafts:
+                sequence.cut_drafts()
+
+    def verified(self, sequence: ActiveSequence, drafted: int, accepted: int) -> None:
+        """Record how many of the drafts of a sequence were accepted."""
+        drafter = self._proposed.pop(sequence)
+        self._rate(drafter.name, sequence).observe(drafted, accepted)
+
+    def extend(self, sequence: ActiveSequence, streams: Streams) -> None:
+        """Show the drafters the streams of tokens that were fed and accepted."""
+        if sequence.request.speculate:
+            for drafter in self._drafters:
+                drafter.extend(sequence, streams)
+
+    def catch_up(self, sequence: ActiveSequence) -> bool:
+        """Bring the drafters' part of a state up to date; return False if it is incomplete."""
+        for drafter in self._drafters:
+            drafter.catch_up([sequence])
+        return bool(self._drafters) and all(each.is_caught_up(sequence) for each in self._drafters)
+
+    def resume(self, sequence: ActiveSequence, streams: Streams) -> None:
+        """Continue from a cached state that was complete."""
+        if sequence.request.speculate:
+            for drafter in self._drafters:
+                drafter.resume(sequence, streams)
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _ask(self, drafter: Drafter, sequences: Sequence[ActiveSequence], running: int) -> None:
+        before = time.perf_counter()
+        worth = partial(self._worth, drafter.name, running)
+        proposals = drafter.propose(sequences, self._most, worth)
+        for sequence, drafts in zip(sequences, proposals, strict=True):
+            sequence.drafts = drafts
+            if drafts:
+                self._proposed[sequence] = drafter
+        count = sum(map(len, proposals))
+        if count:
+            self.costs.record_drafting(drafter.name, time.perf_counter() - before, count)
+
+    def _worth(self, name: str, running: int, sequence: ActiveSequence, available: int) -> int:
+        return self._rate(name, sequence).best_count(
+            available,
+            running=running,
+            draft_cost=self.costs.draft_costs[name],
+            row_cost=self.costs.row_cost,
+        )
+
+    def _rate(self, name: str, sequence: ActiveSequence) -> AcceptanceRate:
+        rates = self._rates[name]
+        rate = rates.get(sequence)
+        if rate is None:
+            rate = rates[sequence] = AcceptanceRate()
+        return rate
