@@ -27,10 +27,9 @@ from sounding.model.transformer import Transformer
 from sounding.ops.loss import cross_entropy
 from sounding.train.interrupt import Interrupt
 from sounding.train.losses import count_targets, middle_rows, next_token_loss
-from sounding.train.metrics import MetricsFile, MetricsRow
+from sounding.train.metrics import METRICS_NAME, MetricsFile, MetricsRow
 from sounding.train.numerics import for_throughput, repeatable
 from sounding.train.run_config import RunConfig
-from sounding.train.run_folder import METRICS_NAME
 from sounding.train.side_by_side import side_by_side
 from sounding.train.source import HeldOut, open_held_out, open_source
 from sounding.weights.adapters import Adapter, write_adapter

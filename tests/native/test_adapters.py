@@ -67,7 +67,8 @@ def test_an_unmerged_delta_does_what_a_merged_one_does(target: str) -> None:
     whole = adapted(base, adapter)
     for module in adapter.deltas:
         linear = whole.get_submodule(module)
-        linear.weight = torch.nn.Parameter(linear.weight.bfloat16(), requires_grad=False)
+        weight = whole.get_parameter(f"{module}.weight").bfloat16()
+        linear.register_parameter("weight", torch.nn.Parameter(weight, requires_grad=False))
     merged = run([None], of=kernel_network(whole))[0]
     plain, unmerged = run([None])[0], run([adapter])[0]
     # A choice of experts that is nearly even may fall otherwise: a few rows differ by more.
@@ -80,8 +81,10 @@ def test_company_does_not_change_a_bit() -> None:
     one, other = random_adapter(CONFIG, seed=1), random_adapter(CONFIG, seed=2, rank=33)
     together = run([None, one, other, one, None])
     assert np.array_equal(together[0], run([None])[0])
-    for number, adapter in enumerate([None, one, other, one, None]):
-        alone = run([None] * number + [adapter])[number]
+    everyone: list[Adapter | None] = [None, one, other, one, None]
+    for number, adapter in enumerate(everyone):
+        before: list[Adapter | None] = [None] * number
+        alone = run([*before, adapter])[number]
         assert np.array_equal(together[number], alone), number
 
 
@@ -104,7 +107,7 @@ def test_long_chunks_keep_their_adapters() -> None:
         lengths = [600] * len(states)
         made = network().predict(tokens[: sum(lengths)], [599], lengths, states)
         logits.append(made.logits)
-    assert np.array_equal(*logits)
+    assert np.array_equal(logits[0], logits[1])
 
 
 def test_a_fork_keeps_its_adapter() -> None:
@@ -113,7 +116,7 @@ def test_a_fork_keeps_its_adapter() -> None:
     network().predict(TOKENS[:20], (), [20], [state])
     twin = state.fork()
     ahead = [network().predict([7], [0], [1], [each]).logits for each in (state, twin)]
-    assert np.array_equal(*ahead)
+    assert np.array_equal(ahead[0], ahead[1])
 
 
 def test_an_adapter_of_another_shape_is_refused_by_name() -> None:

@@ -17,7 +17,7 @@ from sounding.server.service import Service
 from sounding.weights.adapters import Adapter
 from tests.server.scripted import ScriptedEngine
 
-ASKED = {
+ASKED: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
     "/v1/completions": {"prompt": "x = "},
     "/v1/responses": {"input": "hi"},
@@ -65,7 +65,9 @@ def test_every_protocol_passes_the_adapter_on(path: str) -> None:
     served = Served()
     assert served.ask(path, "nano:mine") == 200
     assert served.ask(path, "nano") == 200
-    assert [request.adapter for request in served.engine.requests] == ["mine", None]
+    names = [request.adapter for request in served.engine.requests]
+    half = len(names) // 2  # /infill asks for several candidates
+    assert names == ["mine"] * half + [None] * half
     assert served.ask(path, "nano:other") == 404
 
 

@@ -70,7 +70,7 @@ class _CrossEntropy(torch.autograd.Function):
                 call("cross_entropy", logits, *sizes, logits, targets[part], losses[part])
                 if learns or head_learns:
                     products.back(logits, grad_hidden[part])
-            if head_learns:
+            if grad_head is not None:
                 products.add_outer(buffer[: high - low], hidden[low:high], grad_head)
         ctx.save_for_backward(grad_hidden, grad_head)
         ctx.head_dtype = head.dtype
