@@ -114,7 +114,7 @@ class Filling:
         self._shown = max(self._shown, len(certain))
         return self._newlines.write(more)
 
-    async def settle(self, event: Finished, service: Service, adapter: str | None) -> None:
+    async def settle(self, event: Finished, service: Service, adapter: str | None = None) -> None:
         """Choose among candidates, where they compete, before the last event is fed.
 
         `adapter` is that of the request, which writes the candidates too.
