@@ -116,16 +116,17 @@ class Filling:
         self._shown = max(self._shown, len(certain))
         return self._newlines.write(more)
 
-    async def settle(self, event: Finished, service: Service) -> None:
+    async def settle(self, event: Finished, service: Service, adapter: str | None = None) -> None:
         """Choose among candidates, where they compete, before the last event is fed.
 
+        `adapter` is that of the request, which writes the candidates too.
         The engine works on them before all others' requests; where it cannot, or the time was up,
         what was generated stands.
         """
         if not self.competes or self.plan.blank or self.stop or event.reason != "stop":
             return
         streams: list[Stream] = []
-        batch = Batch(service.engine, Priority.KEYSTROKE, begun=streams.append)
+        batch = Batch(service.engine, Priority.KEYSTROKE, begun=streams.append, adapter=adapter)
         work = partial(
             self._completer.using(batch).settle,
             *(self.plan, self._sampling.params, self._answer),
