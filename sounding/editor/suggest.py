@@ -20,7 +20,7 @@ from sounding.completion.gap import Gap
 from sounding.completion.prompt import CompletionSettings
 from sounding.engine.batch import Batch, Generate, Request
 from sounding.engine.engine import Engine
-from sounding.engine.requests import Priority
+from sounding.engine.requests import Priority, Stream
 from sounding.engine.sampling import SamplingParams
 from sounding.text.fim_format import FimFormat
 from sounding.text.tokenizer import Tokenizer
@@ -82,14 +82,22 @@ class Suggest(Protocol):
         """Return the text to insert, "" for none. Raises Stopped within a step of `stop.set()`."""
 
 
-def through(engine: Engine) -> Callable[[Stop], Generate]:
+def through(
+    engine: Engine, adapter: Callable[[], str | None] = lambda: None
+) -> Callable[[Stop], Generate]:
     """Return a generator that uses the engine with its highest priority.
 
-    A `Stop` cancels the engine's request at once, also during prefill.
+    A `Stop` cancels the engine's request at once, also during prefill. `adapter` is called for
+    every completion and names the adapter to use.
     """
-    return lambda stop: Batch(
-        engine, Priority.KEYSTROKE, begun=lambda stream: stop.then(stream.cancel)
-    )
+
+    def generate(stop: Stop) -> Generate:
+        def begun(stream: Stream) -> None:
+            stop.then(stream.cancel)
+
+        return Batch(engine, Priority.KEYSTROKE, begun=begun, adapter=adapter())
+
+    return generate
 
 
 class FromModel:
