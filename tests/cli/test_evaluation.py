@@ -152,7 +152,7 @@ def test_interrupted_lines_are_not_lost(
 ) -> None:
     path, out = tmp_path / "a.py", tmp_path / "out.jsonl"
     path.write_text(TEXT)
-    options = ("--out", out, "--no-syntax", "--candidates", 0)
+    options = ("--out", out, "--no-syntax", "--candidates", 0, "--no-copying")
     arguments = ("eval", "lines", path, "--model", model, *options)
     write, calls = Scholar.__call__, 0
 
