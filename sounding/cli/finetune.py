@@ -1,4 +1,4 @@
-"""`finetune`: from a folder of code to a model that has read it."""
+"""`finetune`: fine-tune a model on a folder of code."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +16,18 @@ _DATA, _MODEL = "data", "model"  # in the folder of the result
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--model", help="Model to train further.  [default: the shipped one]")
-@click.option("--minutes", default=10.0, show_default=True, help="Time to train, about.")
-@click.option("--steps", type=click.IntRange(min=1), help="Steps to take, instead of --minutes.")
-@click.option("--suffix", "suffixes", multiple=True, default=(".py",), show_default=True)
-@click.option("--out", type=_FOLDER, help="Folder of the result.  [default: runs/NAME of FOLDER]")
+@click.option("--model", help="Model to fine-tune.  [default: the shipped model]")
+@click.option("--minutes", default=10.0, show_default=True, help="Approximate training time.")
+@click.option("--steps", type=click.IntRange(min=1), help="Number of steps, instead of --minutes.")
+@click.option(
+    "--suffix",
+    "suffixes",
+    multiple=True,
+    default=(".py",),
+    show_default=True,
+    help="Suffix of the files to read; can be given repeatedly.",
+)
+@click.option("--out", type=_FOLDER, help="Folder of the run.  [default: runs/NAME of FOLDER]")
 def finetune(
     folder: Path,
     model: str | None,
@@ -29,13 +36,13 @@ def finetune(
     suffixes: tuple[str, ...],
     out: Path | None,
 ) -> None:
-    """Train a model further on your code, and say how to try it.
+    """Fine-tune a model on your code.
 
-    The code in FOLDER (of a git working tree, the files that git knows) is filtered, tokenized and
-    trained on; every tenth document is held out, and shows what was gained. Nothing leaves this
-    machine. A small model learns names, idioms and style of a project, not how it works.
+    The code in FOLDER (in a git working tree, the files not ignored) is filtered and tokenized.
+    Every tenth document is held out, to measure the gain. Nothing leaves this machine. A small
+    model learns the names, idioms and style of a project, not how it works.
 
-    The result is OUT/model. Ctrl-C saves and stops; the same command goes on.
+    The result is OUT/model. Ctrl-C saves and stops; the same command resumes.
 
     \b
     Example:
@@ -51,7 +58,7 @@ def finetune(
 
 
 def _resumed(place: Path) -> "RunConfig | None":
-    """The run that was begun in a folder, if any."""
+    """The run that a folder holds, or None."""
     from sounding.train.resolve import RUN_NAME, read_run
 
     if not (place / RUN_NAME).is_file():
@@ -59,10 +66,10 @@ def _resumed(place: Path) -> "RunConfig | None":
     run = read_run(place)
     if run.data.path is None or Path(run.data.path).parent != (place / _DATA).resolve():
         raise ValueError(
-            f"{place} holds a run of {run.name!r} that `finetune` did not make; choose another "
+            f"{place} holds a run of {run.name!r} that `finetune` did not start; choose another "
             "folder (--out)"
         )
-    click.echo(f"resuming the run in {place}; remove that folder to begin anew", err=True)
+    click.echo(f"resuming the run in {place}; delete that folder to start again", err=True)
     return run
 
 
@@ -95,14 +102,14 @@ def _new_run(
     click.echo(f"{folder}: {data.documents:,} files, {data.tokens:,} tokens to train on", err=True)
     name = folder.resolve().name
     if steps is None:
-        click.echo("measuring how long a step takes here", err=True)
+        click.echo("measuring the time of a step", err=True)
         trial = finetune_run(name, model, data, steps=2)
         steps = affordable_steps(trial, data, 60 * minutes)
     return finetune_run(name, model, data, steps=steps)
 
 
 def _finish(place: Path) -> None:
-    """Write the model as it is deployed, and say what was gained and how to try it."""
+    """Write the model in the deployment format; print the gain and how to try the model."""
     from sounding.train.metrics import METRICS_NAME, read_metrics
     from sounding.weights.checkpoint import Checkpoint
     from sounding.weights.quantize import convert
@@ -113,5 +120,5 @@ def _finish(place: Path) -> None:
         before, after = (row["bits_per_byte"] for row in (rows[0], rows[-1]))
         click.echo(f"held-out files: {before:.3f} bits per byte before, {after:.3f} now", err=True)
     else:
-        click.echo("too few files to hold any out, so nothing says what was gained", err=True)
+        click.echo("too few files to hold any out, so the gain is not measured", err=True)
     click.echo(f"try it:  sounding complete FILE:LINE --model {place / _MODEL}", err=True)

@@ -129,7 +129,7 @@ def test_saved_conversations_encode_to_their_prompt(tmp_path: Path) -> None:
     (tmp_path / "rows").write_text(json.dumps(row))
     encoded = CliRunner().invoke(cli, ["encode", str(tmp_path / "rows")])
     assert json.loads(encoded.stdout)["prompt"] == script.prompts[1]
-    with pytest.raises(ValueError, match="there already"):
+    with pytest.raises(ValueError, match="exists already"):
         conversation.save(tmp_path / "saved.json")
 
 
@@ -192,7 +192,7 @@ def _take_terminal() -> None:
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
     running = Terminal("-m", "tests.cli.scripted_chat", str(tmp_path / "settings" / "history"))
-    running.wait_for("/help tells what can be done")
+    running.wait_for("/help lists the commands")
     yield running
     running.close()
 
@@ -208,7 +208,7 @@ def test_talking_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     shown = terminal.wait_for("You said 'deep'.")
     assert re.search(r"\x1b\[2mHm, deep\.\x1b\[0m\r\n\r\n", shown)
     terminal.type("/thnik\r")
-    terminal.wait_for("/thnik is no command; /think?")
+    terminal.wait_for("unknown command /thnik; did you mean /think?")
     terminal.type("/usr/bin is where?\r")
     terminal.wait_for("You said '/usr/bin is where?'.")
     terminal.type("\x1b[A\x1b[A\x1b[A\r")  # three lines up
@@ -243,7 +243,7 @@ def test_commands(terminal: Terminal, tmp_path: Path) -> None:
     for name in ("/think", "/read", "/system", "/clear", "/save", "/exit", "Alt-Enter"):
         terminal.wait_for(name)
     terminal.type(f"/read {tmp_path}/a.py\r")
-    terminal.wait_for("1 lines go with the next message")
+    terminal.wait_for("1 lines, sent with the next message")
     terminal.type("and?\r")
     terminal.wait_for("x = 1")
     terminal.type("/read /nowhere\r")
@@ -295,5 +295,5 @@ def test_questions_and_models_that_are_none(model: Path, tmp_path: Path) -> None
     assert "base model" not in run("Hi", model, "--max-tokens", 1).stderr
     card.unlink()
     told.write_text('{"step": 1, "converses": false}')
-    assert "has not learned to converse" in run("Hi", model, "--max-tokens", 1).stderr
+    assert "is not trained to chat" in run("Hi", model, "--max-tokens", 1).stderr
     told.unlink()

@@ -83,7 +83,7 @@ def test_defective_tokens(tmp_path: Path, tensors: dict[str, torch.Tensor], mess
         ("0,1", "must be sizes of at least 1"),
         ("a", "must be sizes of at least 1"),
         ("random:x", "must be sizes of at least 1"),
-        ("161", "asks for 161 tokens; there are 160"),
+        ("161", "adds up to 161 tokens; the sequences have 160"),
     ],
 )
 def test_defective_splits(tokens: Path, tmp_path: Path, split: str, message: str) -> None:
@@ -174,7 +174,7 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
     [
         ([], "give either --prompt or --tokens"),
         (["--prompt", "a", "--tokens", "1"], "give either --prompt or --tokens"),
-        (["--tokens", "1", "--stop", "x"], "--stop is a text; it requires --prompt"),
+        (["--tokens", "1", "--stop", "x"], "--stop requires --prompt"),
         (["--tokens", "1,x"], "must be token ids such as 5,17,3"),
         (["--prompt", "a"], "has no tokenizer.json; give token ids with --tokens"),
         (["--tokens", "1", "--top-p", "2"], "top_p = 2.0 must be above 0"),

@@ -108,7 +108,7 @@ def test_convert(tmp_path: Path) -> None:
     again = run("convert", str(TINY), str(tmp_path / "out"), "--to", "bf16")
     assert "is not empty; choose a new folder" in str(again.exception)
     forced = run("convert", str(TINY), str(tmp_path / "out"), "--to", "bf16", "--force")
-    assert "exact: every value is unchanged" in forced.stdout
+    assert "exact: all values are unchanged" in forced.stdout
     assert "fp4 to bf16" in forced.stdout
     assert Checkpoint(tmp_path / "out").config.expert_format is None
 

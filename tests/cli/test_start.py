@@ -1,4 +1,4 @@
-"""Starting: the overview names every command as its own help does, and costs no torch."""
+"""Starting: the overview names every command as its own help does, and does not import torch."""
 
 import subprocess
 import sys

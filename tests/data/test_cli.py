@@ -114,5 +114,5 @@ def test_mistakes(tmp_path: Path, project: Path) -> None:
     run("build", out, "--source", project, "--heldout", "x", fails="no source has this name")
     run("build", out, "--source", tmp_path / "missing", fails="is not a folder")
     run("build", out, "--source", project)
-    run("show", out, "--package", "project", fails="--package needs --split")
+    run("show", out, "--package", "project", fails="--package requires --split")
     run("show", tmp_path, fails="holds no finished corpus")

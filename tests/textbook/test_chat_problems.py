@@ -168,7 +168,7 @@ def test_the_commands_write_rows_that_are_read_back(
     ("arguments", "message"),
     [
         (("--kind", "sing"), "--kind sing must be one of"),
-        (("--most-tokens", "3"), "no conversation of at most 3 tokens"),
+        (("--most-tokens", "3"), "no conversation has at most 3 tokens"),
     ],
 )
 def test_commands_say_what_is_wrong(
