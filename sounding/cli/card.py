@@ -41,7 +41,7 @@ def card(
     RUN is the folder of the run. RESULTS are files with the output of `eval ... --json`, one object
     after another; results of another model are refused.
     """
-    from sounding.evaluation.card import card_text, collect_facts
+    from sounding.evaluation.model_card import card_text, collect_facts
     from sounding.files import write_file
 
     path = find_model(model)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sounding.cli.chat_session import EFFORTS, Effort, Transcript, Write
 from sounding.cli.completion import open_model
-from sounding.cli.transcript import EFFORTS, Effort, Transcript, Write
 from sounding.engine.faults import EngineFault
 from sounding.loading import LoadedModel, can_converse
 

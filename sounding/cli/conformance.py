@@ -63,8 +63,8 @@ def conformance(
       results             [{protocol, name, rule, required, verdict, message, sent, got, seconds}]
     """
     from sounding.bench.conformance.check import Protocol, Result, run_checks
-    from sounding.bench.conformance.exchange import Server
     from sounding.bench.conformance.kit import checks_of, conforms, summary, table_of
+    from sounding.bench.conformance.remote_server import Server
 
     chosen = [Protocol(name) for name in protocols or _PROTOCOLS]
     server = Server(url, model, read_api_key(api_key_file), requests=requests, seconds=seconds)

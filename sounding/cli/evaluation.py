@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from sounding.cli.chat_tasks import compare, tasks
 from sounding.cli.completion import open_model
 from sounding.cli.evaluation_options import (
     common_options,
@@ -22,9 +21,10 @@ from sounding.cli.evaluation_options import (
     warn,
 )
 from sounding.cli.evaluation_run import run
+from sounding.cli.evaluation_tasks import compare, tasks
 from sounding.evaluation import measuring
+from sounding.evaluation.eval_options import EvalOptions
 from sounding.evaluation.measuring import limited, read_texts, sandbox
-from sounding.evaluation.options import EvalOptions
 
 if TYPE_CHECKING:
     from sounding.tasks.code import Problem

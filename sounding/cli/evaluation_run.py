@@ -62,8 +62,8 @@ def run(
     the baselines of `eval lines`. Models with results are skipped, so the same command adds the new
     ones while training continues. With Matplotlib, the table is also drawn as growth.png.
     """
+    from sounding.evaluation.eval_options import EvalOptions
     from sounding.evaluation.measuring import read_texts
-    from sounding.evaluation.options import EvalOptions
     from sounding.evaluation.training_curve import TrainingCurve
     from sounding.tasks.code import read_problems
     from sounding.train.saved_models import saved_models

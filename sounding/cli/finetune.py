@@ -84,7 +84,7 @@ def _new_run(
     from rich.progress import MofNCompleteColumn
 
     from sounding.progress import progress_bar
-    from sounding.train.finetune import affordable_steps, finetune_run, prepare_data
+    from sounding.train.finetune_run import affordable_steps, finetune_run, prepare_data
 
     if minutes <= 0:
         raise ValueError(f"--minutes = {minutes} must be above 0")

@@ -72,7 +72,7 @@ def sft(
       sounding posttrain sft --data chats.jsonl --held-out more.jsonl --epochs 2
     """
     from sounding.posttrain.open_runs import open_sft, tokenizer_of
-    from sounding.posttrain.settings import SftRun, sft_recipe
+    from sounding.posttrain.run_configs import SftRun, sft_recipe
     from sounding.posttrain.sft import read_samples, steps_of
 
     place = out or Path("runs") / "sft"
@@ -111,7 +111,7 @@ def grpo(
       sounding posttrain grpo --tasks traces.jsonl --from runs/sft --set rollouts.group=16
     """
     from sounding.posttrain.open_runs import open_grpo
-    from sounding.posttrain.settings import GrpoRun, grpo_recipe
+    from sounding.posttrain.run_configs import GrpoRun, grpo_recipe
 
     place = out or Path("runs") / "grpo"
     given = _paths({"rollouts.tasks": tasks})
@@ -149,7 +149,7 @@ def distill(
         --teacher runs/trace trace.jsonl
     """
     from sounding.posttrain.open_runs import open_distill
-    from sounding.posttrain.settings import DistillRun, distill_recipe
+    from sounding.posttrain.run_configs import DistillRun, distill_recipe
 
     place = out or Path("runs") / "distill"
     rows = [
@@ -168,7 +168,7 @@ def distill(
 @click.option("--out", type=_FOLDER, help="Folder of the plots.  [default: FOLDER/plots]")
 def plot(folder: Path, out: Path | None) -> None:
     """Plot rewards, pass rates, lengths, entropy and differences of a run as PNG files."""
-    from sounding.posttrain.plots import draw
+    from sounding.posttrain.reward_plots import draw
 
     for path in draw(folder, out or folder / "plots"):
         click.echo(path)

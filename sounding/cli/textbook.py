@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.progress import MofNCompleteColumn, Progress
 
-from sounding.cli.conversations import conversations, tasks
 from sounding.cli.evaluation_options import sandbox_options
+from sounding.cli.textbook_conversations import conversations, tasks
 from sounding.evaluation.measuring import sandbox
 from sounding.progress import progress_bar
 
@@ -127,7 +127,7 @@ def render(
     typed or not, alone or among others, with or without tests. Held-out topics are a split of their
     own.
     """
-    from sounding.textbook.corpus import write_corpus
+    from sounding.textbook.write_corpus import write_corpus
 
     splits = [split] if split else ["train", "heldout"]
     stats = write_corpus(

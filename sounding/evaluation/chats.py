@@ -11,12 +11,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from sounding.agent.loop import Chat, converse
+from sounding.evaluation.eval_options import EvalOptions
 from sounding.evaluation.execution import attempt_id
 from sounding.evaluation.measuring import Measured, collect, digest_of
-from sounding.evaluation.options import EvalOptions
 from sounding.evaluation.results import Results
 from sounding.evaluation.statistics import Estimate, bootstrap, pass_at_k, wilson
-from sounding.tasks.chat import ChatTask
+from sounding.tasks.chat_task import ChatTask
 from sounding.tasks.task import Grade
 
 Row = dict[str, Any]

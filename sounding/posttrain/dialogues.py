@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from sounding.agent.loop import Tools, results_of, with_ids
 from sounding.posttrain.conversations import Conversation
-from sounding.posttrain.prompts import GradedChats
 from sounding.posttrain.rollout_log import LoggedAnswer
+from sounding.posttrain.task_prompts import GradedChats
 from sounding.tasks.task import Grade
 from sounding.text import Malformed, encode, parse
 from sounding.text.encoding import Message

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sounding.data.batch import TokenBatch
+from sounding.data.token_batch import TokenBatch
 from sounding.engine.sampling import SamplingParams
 from sounding.model.transformer import Transformer
 from sounding.posttrain.conversations import prompt_of, read_conversations
@@ -17,13 +17,13 @@ from sounding.posttrain.dialogues import Dialogues
 from sounding.posttrain.distill import Distill, TaughtBatches, Teachers
 from sounding.posttrain.frozen import load_frozen, reference_logprobs
 from sounding.posttrain.grpo import REFERENCE, Grpo, batches_of_rounds, grpo_batches
-from sounding.posttrain.prompts import GradedChats, drawn, read_tasks, task_prompts
 from sounding.posttrain.rollout_batch import RolloutBatch
 from sounding.posttrain.rollouts import RolloutSettings
 from sounding.posttrain.rounds import Answer, Enrich, Prompts, Round, Rounds
+from sounding.posttrain.run_configs import DistillRun, GrpoRun, RolloutsConfig, SftRun
 from sounding.posttrain.sampler import Sampler
-from sounding.posttrain.settings import DistillRun, GrpoRun, RolloutsConfig, SftRun
 from sounding.posttrain.sft import held_out_of, read_samples, sample_source
+from sounding.posttrain.task_prompts import GradedChats, drawn, read_tasks, task_prompts
 from sounding.text.tokenizer import Tokenizer
 from sounding.train.build_network import build_network
 from sounding.train.metrics import MetricsRow

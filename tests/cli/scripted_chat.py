@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sounding.cli.chat import talk
-from sounding.cli.transcript import Transcript
+from sounding.cli.chat_session import Transcript
 from sounding.text.markup import ASSISTANT, END_THINK, EOS, USER
 
 

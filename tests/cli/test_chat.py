@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sounding.cli import cli
-from sounding.cli.transcript import Transcript
+from sounding.cli.chat_session import Transcript
 from sounding.text import ContentDelta, End, Event, ReasoningDelta, coalesce
 from sounding.text.markup import END_THINK, EOS
 from tests.cli.test_completion import model  # noqa: F401  (a random network in a folder)

@@ -11,7 +11,7 @@ from sounding.data.dataset import read_info
 from sounding.model.from_checkpoint import save_model
 from sounding.model.transformer import Transformer
 from sounding.text.tokenizer import train
-from sounding.train.finetune import affordable_steps, finetune_run, prepare_data
+from sounding.train.finetune_run import affordable_steps, finetune_run, prepare_data
 from sounding.train.initialise import initialise
 from sounding.train.metrics import read_metrics
 from sounding.train.resolve import read_run

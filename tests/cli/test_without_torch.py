@@ -87,7 +87,7 @@ def test_a_run_is_measured_without_the_picture(files: dict[str, Path], tmp_path:
 
 
 def test_the_model_card_needs_no_pytorch() -> None:
-    done = run("-c", "import sounding.evaluation.card")
+    done = run("-c", "import sounding.evaluation.model_card")
     assert done.returncode == 0, done.stderr
 
 

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sounding.data.batch import TokenBatch
+from sounding.data.data_rows import DataRows, LoaderSettings, stream_name
 from sounding.data.dataset import Dataset, read_info, tokenize, verify
 from sounding.data.fim import FimSettings
 from sounding.data.loader import Loader
-from sounding.data.rows import DataRows, LoaderSettings, stream_name
+from sounding.data.token_batch import TokenBatch
 from sounding.ops.loss import IGNORED
 from sounding.text.markup import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
 from sounding.text.tokenizer import Tokenizer

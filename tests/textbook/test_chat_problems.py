@@ -9,14 +9,14 @@ import pytest
 from click.testing import CliRunner
 
 from sounding.cli import cli
-from sounding.tasks.chat import KINDS, ChatTask, read_chat_problems
+from sounding.tasks.chat_task import KINDS, ChatTask, read_chat_problems
 from sounding.text import encode, encode_completion
 from sounding.textbook.chat_problems import ChatProblems
-from sounding.textbook.conversations import Row, Wanted, conversations
 from sounding.textbook.drawing import Draw
 from sounding.textbook.exercises import Exercise
-from sounding.textbook.faults import faults
+from sounding.textbook.failed_mutants import faults
 from sounding.textbook.gap_choice import gap
+from sounding.textbook.make_conversations import Row, Wanted, conversations
 from sounding.textbook.small_talk import small_talk
 from sounding.textbook.tool_repairs import Solved
 from tests.cli.test_completion import model

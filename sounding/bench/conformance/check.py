@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from sounding.bench.conformance.exchange import BadAnswer, OutOfBudget, Server
+from sounding.bench.conformance.remote_server import BadAnswer, OutOfBudget, Server
 
 
 class Protocol(StrEnum):

@@ -5,16 +5,23 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from sounding.bench.conformance import chat, completions, infill, messages, ollama, responses
+from sounding.bench.conformance import (
+    chat_checks,
+    completions_checks,
+    infill_checks,
+    messages_checks,
+    ollama_checks,
+    responses_checks,
+)
 from sounding.bench.conformance.check import TITLES, Check, Protocol, Result, Verdict
 
 CHECKS: list[Check] = [
-    *chat.CHECKS,
-    *completions.CHECKS,
-    *responses.CHECKS,
-    *messages.CHECKS,
-    *infill.CHECKS,
-    *ollama.CHECKS,
+    *chat_checks.CHECKS,
+    *completions_checks.CHECKS,
+    *responses_checks.CHECKS,
+    *messages_checks.CHECKS,
+    *infill_checks.CHECKS,
+    *ollama_checks.CHECKS,
 ]
 
 

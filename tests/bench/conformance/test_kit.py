@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import sounding.loading
-from sounding.bench.conformance import chat, kit, messages, ollama
+from sounding.bench.conformance import chat_checks, kit, messages_checks, ollama_checks
 from sounding.bench.conformance.check import Check, Protocol, Result, Verdict, run_checks
-from sounding.bench.conformance.exchange import Answer, Server
+from sounding.bench.conformance.remote_server import Answer, Server
 from tests.server.live import live
 
 Handler = Callable[[str, dict[str, Any]], tuple[int, Any]]
@@ -81,20 +81,20 @@ def completion(content: str = "hello", **more: Any) -> dict[str, Any]:
 
 
 BROKEN: list[tuple[Check, Any]] = [
-    (chat.the_object_of_an_answer, completion(object="completion")),
+    (chat_checks.the_object_of_an_answer, completion(object="completion")),
     (
-        chat.usage_adds_up,
+        chat_checks.usage_adds_up,
         completion(usage={"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 6}),
     ),
-    (chat.several_choices, completion()),
-    (chat.no_choice_is_refused, completion()),
-    (chat.a_required_call, completion()),
-    (chat.an_answer_of_a_schema, completion("hello")),
-    (chat.a_stream_ends_with_done, b"data: {}\n\n"),
-    (chat.usage_of_a_stream, b'data: {"choices": [{}]}\n\ndata: [DONE]\n\n'),
-    (chat.a_stream_says_the_same, completion()),
-    (messages.the_object_of_an_answer, {"type": "message", "role": "user"}),
-    (ollama.an_empty_prompt_loads, {"response": "hi", "done": True, "done_reason": "stop"}),
+    (chat_checks.several_choices, completion()),
+    (chat_checks.no_choice_is_refused, completion()),
+    (chat_checks.a_required_call, completion()),
+    (chat_checks.an_answer_of_a_schema, completion("hello")),
+    (chat_checks.a_stream_ends_with_done, b"data: {}\n\n"),
+    (chat_checks.usage_of_a_stream, b'data: {"choices": [{}]}\n\ndata: [DONE]\n\n'),
+    (chat_checks.a_stream_says_the_same, completion()),
+    (messages_checks.the_object_of_an_answer, {"type": "message", "role": "user"}),
+    (ollama_checks.an_empty_prompt_loads, {"response": "hi", "done": True, "done_reason": "stop"}),
 ]
 
 
@@ -106,7 +106,7 @@ def test_what_deviates_is_found(check: Check, answer: Any) -> None:
 
 
 def test_a_protocol_that_is_not_spoken_is_skipped() -> None:
-    results = examine(lambda path, body: (404, {"error": "no"}), *messages.CHECKS[:3])
+    results = examine(lambda path, body: (404, {"error": "no"}), *messages_checks.CHECKS[:3])
     assert {result.verdict for result in results} == {Verdict.SKIPPED}
     assert kit.summary(results) == "not spoken"
     assert not kit.conforms(results)
@@ -116,7 +116,7 @@ def test_a_missing_feature_of_a_spoken_protocol_deviates() -> None:
     def handler(path: str, body: dict[str, Any]) -> tuple[int, Any]:
         return (404, {}) if "n" in body else (200, completion())
 
-    results = examine(handler, chat.the_object_of_an_answer, chat.several_choices)
+    results = examine(handler, chat_checks.the_object_of_an_answer, chat_checks.several_choices)
     assert [result.verdict for result in results] == [Verdict.PASSED, Verdict.DEVIATES]
 
 
@@ -127,7 +127,7 @@ def test_requests_are_bounded() -> None:
         asked.append(path)
         return 200, completion()
 
-    checks = [chat.the_object_of_an_answer] * 5
+    checks = [chat_checks.the_object_of_an_answer] * 5
     results = examine(handler, *checks, requests=3)
     assert len(asked) == 3
     assert [result.verdict for result in results[3:]] == [Verdict.SKIPPED] * 2
@@ -137,7 +137,7 @@ def test_no_server_is_an_error() -> None:
     with serving(lambda path, body: (200, {})) as url:
         gone = url
     with pytest.raises(OSError, match="refused"):
-        list(run_checks(Server(gone, "m"), chat.CHECKS[:1]))
+        list(run_checks(Server(gone, "m"), chat_checks.CHECKS[:1]))
 
 
 def test_characters_may_not_be_cut_between_events() -> None:
@@ -154,6 +154,6 @@ def test_every_check_has_a_name_of_its_own_and_a_rule() -> None:
 
 
 def test_every_check_that_is_written_is_run() -> None:
-    for module in (chat, messages, ollama):
+    for module in (chat_checks, messages_checks, ollama_checks):
         written = {value.name for value in vars(module).values() if isinstance(value, Check)}
         assert written == {check.name for check in module.CHECKS}

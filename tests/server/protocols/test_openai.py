@@ -9,7 +9,7 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel
 
-from sounding.server.stopping import ContentRule
+from sounding.server.content_stops import ContentRule
 from tests.server.live import Live, live
 from tests.server.scripted import ScriptedEngine
 

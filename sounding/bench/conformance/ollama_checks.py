@@ -4,9 +4,9 @@ import json
 from functools import partial
 from typing import Any
 
-from sounding.bench.conformance.chat import ANSWER, LOOK
+from sounding.bench.conformance.chat_checks import ANSWER, LOOK
 from sounding.bench.conformance.check import Protocol, expect, rule
-from sounding.bench.conformance.exchange import Server
+from sounding.bench.conformance.remote_server import Server
 
 GENERATE, CHAT = "/api/generate", "/api/chat"
 says = partial(rule, Protocol.OLLAMA)

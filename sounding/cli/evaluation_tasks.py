@@ -13,8 +13,8 @@ from sounding.cli.evaluation_options import (
     samples_option,
     sandbox_options,
 )
+from sounding.evaluation.eval_options import EvalOptions
 from sounding.evaluation.measuring import Measured, fingerprint, limited, sandbox
-from sounding.evaluation.options import EvalOptions
 
 if TYPE_CHECKING:
     from sounding.agent.loop import Chat
@@ -65,7 +65,7 @@ def tasks(
     of a model.
     """
     from sounding.evaluation import chats
-    from sounding.tasks.chat import ChatTask, read_chat_problems
+    from sounding.tasks.chat_task import ChatTask, read_chat_problems
     from sounding.textbook.running import sandboxed
 
     options = EvalOptions(**settings)

@@ -13,7 +13,7 @@ from sounding.files import read_json_lines
 from sounding.posttrain.conversations import Conversation, conversation_of, prompt_of
 from sounding.sandbox.run import Limits, require_isolation
 from sounding.sandbox.trial import judge
-from sounding.tasks.chat import ChatTask, read_chat_problems
+from sounding.tasks.chat_task import ChatTask, read_chat_problems
 from sounding.tasks.task import Grade
 from sounding.text.encoding import Message
 from sounding.text.tokenizer import Tokenizer

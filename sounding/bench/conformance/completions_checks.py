@@ -3,9 +3,9 @@
 from functools import partial
 from typing import Any
 
-from sounding.bench.conformance.chat import chunks
+from sounding.bench.conformance.chat_checks import chunks
 from sounding.bench.conformance.check import Protocol, expect, rule
-from sounding.bench.conformance.exchange import Server
+from sounding.bench.conformance.remote_server import Server
 
 PATH = "/v1/completions"
 says = partial(rule, Protocol.COMPLETIONS)

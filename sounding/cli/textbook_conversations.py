@@ -19,8 +19,8 @@ from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
     from sounding.text.tokenizer import Tokenizer
-    from sounding.textbook.conversations import Made
     from sounding.textbook.exercises import Exercise
+    from sounding.textbook.make_conversations import Made
 
 Row = dict[str, Any]
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -93,7 +93,7 @@ def conversations(
     scores 1 with the grader of `eval tasks`, and tool results come from running the tools. PATH is
     a folder of AREA/TOPIC.toml, or one such file.
     """
-    from sounding.textbook.conversations import ALL_KINDS
+    from sounding.textbook.make_conversations import ALL_KINDS
 
     made, tokenizer = _made(ALL_KINDS, **how)
     if tasks_out is not None:
@@ -110,7 +110,7 @@ def tasks(out: Path, most_tokens: int, as_json: bool, **how: Any) -> None:
     Kinds are write, fill, trace, repair, tools and test. Each row is a conversation to answer; its
     `check` defines how answers are graded. PATH is a folder of AREA/TOPIC.toml, or one such file.
     """
-    from sounding.tasks.chat import KINDS
+    from sounding.tasks.chat_task import KINDS
 
     made, tokenizer = _made(KINDS, **how)
     _report(_keep(out, _tasks(made), tokenizer, most_tokens), out, as_json=as_json)
@@ -141,7 +141,7 @@ def _made(
 ) -> "tuple[list[Made], Tokenizer]":
     """The conversations of the exercises, and the tokenizer that counts their tokens."""
     from sounding.loading import find_model, load_tokenizer
-    from sounding.textbook.conversations import Wanted, conversations
+    from sounding.textbook.make_conversations import Wanted, conversations
     from sounding.textbook.running import sandboxed
 
     unknown = [kind for kind in kinds if kind not in known]

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from sounding.bench.conformance.check import Protocol, expect, rule
-from sounding.bench.conformance.exchange import Answer, Server
+from sounding.bench.conformance.remote_server import Answer, Server
 
 PATH = "/v1/chat/completions"
 FINISHED = ("stop", "length", "tool_calls", "content_filter")

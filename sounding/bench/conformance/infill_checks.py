@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from sounding.bench.conformance.check import Protocol, expect, rule
-from sounding.bench.conformance.exchange import Server
+from sounding.bench.conformance.remote_server import Server
 
 PATH = "/infill"
 says = partial(rule, Protocol.INFILL)

@@ -4,9 +4,9 @@ import json
 from functools import partial
 from typing import Any
 
-from sounding.bench.conformance.chat import ANSWER, LOOK
+from sounding.bench.conformance.chat_checks import ANSWER, LOOK
 from sounding.bench.conformance.check import Protocol, expect, rule
-from sounding.bench.conformance.exchange import Answer, Server
+from sounding.bench.conformance.remote_server import Answer, Server
 
 PATH = "/v1/responses"
 says = partial(rule, Protocol.RESPONSES)
