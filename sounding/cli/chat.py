@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sounding.cli.chat_session import EFFORTS, Effort, Transcript, Write
+from sounding.cli.chat_session import EFFORTS, ChatSession, Effort, Write
 from sounding.cli.completion import open_model
 from sounding.engine.faults import EngineFault
 from sounding.loading import LoadedModel, can_converse
@@ -89,7 +89,7 @@ def chat(
             "`sounding complete FILE:LINE`",
             err=True,
         )
-    conversation = Transcript(writer(opened, params, max_tokens), system=system, effort=think)
+    conversation = ChatSession(writer(opened, params, max_tokens), system=system, effort=think)
     if question is not None:
         answer(conversation, question)
     else:
@@ -138,7 +138,7 @@ def writer(opened: LoadedModel, params: "SamplingParams", max_tokens: int) -> Wr
 # Answers
 
 
-def answer(conversation: Transcript, question: str) -> None:
+def answer(conversation: ChatSession, question: str) -> None:
     """Stream one answer: the reasoning dimmed, or on stderr if stdout is piped."""
     from sounding.text import CallBegun, ContentDelta, ReasoningDelta
 
@@ -177,7 +177,7 @@ def _note(text: str) -> None:
 # The conversation
 
 
-def talk(conversation: Transcript, history: Path) -> None:
+def talk(conversation: ChatSession, history: Path) -> None:
     """Read lines and answer them, until the input ends."""
     lines = _session(conversation, _history(history))
     _note("/help lists the commands; Ctrl-D exits")
@@ -194,7 +194,7 @@ def talk(conversation: Transcript, history: Path) -> None:
             click.secho(f"{error}", err=True, fg="red")
 
 
-def _turn(conversation: Transcript, text: str) -> bool:
+def _turn(conversation: ChatSession, text: str) -> bool:
     """Answer a message or run a command. Returns whether the conversation continues."""
     command = _COMMAND.match(text)
     if command is not None and command[1] in ("exit", "quit"):
@@ -206,7 +206,7 @@ def _turn(conversation: Transcript, text: str) -> bool:
     return True
 
 
-def _help(conversation: Transcript, text: str) -> None:
+def _help(conversation: ChatSession, text: str) -> None:
     """list the commands"""
     for name, command in _COMMANDS.items():
         click.echo(f"  /{name:<8} {command.__doc__}", err=True)
@@ -218,7 +218,7 @@ def _help(conversation: Transcript, text: str) -> None:
     )
 
 
-def _think(conversation: Transcript, text: str) -> None:
+def _think(conversation: ChatSession, text: str) -> None:
     """[off|high|max]  set the reasoning effort"""
     if text:
         if text not in EFFORTS:
@@ -227,7 +227,7 @@ def _think(conversation: Transcript, text: str) -> None:
     _note(f"thinking is {conversation.effort}")
 
 
-def _read(conversation: Transcript, text: str) -> None:
+def _read(conversation: ChatSession, text: str) -> None:
     """FILE  add a file to the next message"""
     if not text:
         raise ValueError("/read requires the name of a file")
@@ -236,20 +236,20 @@ def _read(conversation: Transcript, text: str) -> None:
     _note(f"{path}: {len(read.splitlines())} lines, sent with the next message")
 
 
-def _system(conversation: Transcript, text: str) -> None:
+def _system(conversation: ChatSession, text: str) -> None:
     """[TEXT]  set the system message; "none" removes it"""
     if text:
         conversation.system = "" if text == "none" else text
     _note(f"system: {conversation.system or 'none'}")
 
 
-def _clear(conversation: Transcript, text: str) -> None:
+def _clear(conversation: ChatSession, text: str) -> None:
     """start a new conversation"""
     conversation.clear()
     _note("cleared")
 
 
-def _save(conversation: Transcript, text: str) -> None:
+def _save(conversation: ChatSession, text: str) -> None:
     """FILE  write the conversation as a row for `sounding encode`"""
     if not text:
         raise ValueError("/save requires the name of a file")
@@ -258,7 +258,7 @@ def _save(conversation: Transcript, text: str) -> None:
     _note(f"saved to {path}")
 
 
-_COMMANDS: dict[str, Callable[[Transcript, str], None]] = {
+_COMMANDS: dict[str, Callable[[ChatSession, str], None]] = {
     "help": _help,
     "think": _think,
     "read": _read,
@@ -268,7 +268,7 @@ _COMMANDS: dict[str, Callable[[Transcript, str], None]] = {
 }
 
 
-def _run_command(conversation: Transcript, name: str, text: str) -> None:
+def _run_command(conversation: ChatSession, name: str, text: str) -> None:
     if name not in _COMMANDS:
         near = difflib.get_close_matches(name, [*_COMMANDS, "exit"], 1)
         raise ValueError(
@@ -282,7 +282,7 @@ def _run_command(conversation: Transcript, name: str, text: str) -> None:
 # Line editing
 
 
-def _session(conversation: Transcript, history: "History") -> "PromptSession[str]":
+def _session(conversation: ChatSession, history: "History") -> "PromptSession[str]":
     from prompt_toolkit import PromptSession
     from prompt_toolkit.output import create_output
 

@@ -21,7 +21,7 @@ Effort = Literal["off", "high", "max"]
 EFFORTS: tuple[Effort, ...] = ("off", "high", "max")
 
 
-class Transcript:
+class ChatSession:
     """Messages, and the reasoning effort of the next answer."""
 
     def __init__(self, write: Write, *, system: str = "", effort: Effort = "off") -> None:

@@ -64,10 +64,12 @@ def conformance(
     """
     from sounding.bench.conformance.check import Protocol, Result, run_checks
     from sounding.bench.conformance.kit import checks_of, conforms, summary, table_of
-    from sounding.bench.conformance.remote_server import Server
+    from sounding.bench.conformance.remote_server import RemoteServer
 
     chosen = [Protocol(name) for name in protocols or _PROTOCOLS]
-    server = Server(url, model, read_api_key(api_key_file), requests=requests, seconds=seconds)
+    server = RemoteServer(
+        url, model, read_api_key(api_key_file), requests=requests, seconds=seconds
+    )
     checks = checks_of(chosen)
     results: list[Result] = []
     with progress_bar(MofNCompleteColumn()) as bar:

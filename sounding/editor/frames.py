@@ -30,7 +30,7 @@ class BadFrame(Exception):
         super().__init__(f"the editor sent what cannot be read: {why}; the language server ends")
 
 
-class Frames:
+class FrameReader:
     """A stream of messages, checked, for a reader of lines and bytes."""
 
     def __init__(self, stream: ByteSource) -> None:

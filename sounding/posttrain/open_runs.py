@@ -19,7 +19,7 @@ from sounding.posttrain.frozen import load_frozen, reference_logprobs
 from sounding.posttrain.grpo import REFERENCE, Grpo, batches_of_rounds, grpo_batches
 from sounding.posttrain.rollout_batch import RolloutBatch
 from sounding.posttrain.rollouts import RolloutSettings
-from sounding.posttrain.rounds import Answer, Enrich, Prompts, Round, Rounds
+from sounding.posttrain.rounds import Answer, Enrich, Round, RoundPrompts, Rounds
 from sounding.posttrain.run_configs import DistillRun, GrpoRun, RolloutsConfig, SftRun
 from sounding.posttrain.sampler import Sampler
 from sounding.posttrain.sft import held_out_of, read_samples, sample_source
@@ -142,7 +142,7 @@ def _rounds(
     folder: Path,
     model: Transformer,
     tokenizer: Tokenizer,
-    ask: Callable[[int], Prompts],
+    ask: Callable[[int], RoundPrompts],
     enrich: Enrich | None,
 ) -> Rounds:
     """The rounds of a run in a folder, sampled from `model`."""
@@ -214,13 +214,15 @@ def open_grpo(
     )
 
 
-def _ask_tasks(run: GrpoRun, task: GradedChats, tokenizer: Tokenizer) -> Callable[[int], Prompts]:
+def _ask_tasks(
+    run: GrpoRun, task: GradedChats, tokenizer: Tokenizer
+) -> Callable[[int], RoundPrompts]:
     """A function from the number of a round to its prompts, with a dialogue for each answer."""
     config = run.rollouts
     conversations, prompts = task_prompts(task, tokenizer, effort_scheme=config.effort_scheme)
     require_room(prompts, [one.where for one in conversations], run, config.max_tokens)
 
-    def ask(number: int) -> Prompts:
+    def ask(number: int) -> RoundPrompts:
         chosen = drawn(len(prompts), number, config.prompts, run.train.seed)
         examples = [index for index in chosen for _ in range(config.group)]
         dialogues = Dialogues(
@@ -234,7 +236,9 @@ def _ask_tasks(run: GrpoRun, task: GradedChats, tokenizer: Tokenizer) -> Callabl
             most_tokens=min(run.data.batch_tokens, run.model.max_position_embeddings),
             most_sampled=config.max_tokens,
         )
-        return Prompts([prompts[index] for index in examples], dialogues.grade, dialogues.reply)
+        return RoundPrompts(
+            [prompts[index] for index in examples], dialogues.grade, dialogues.reply
+        )
 
     return ask
 
@@ -320,7 +324,7 @@ def open_distill(
 
 def _ask_teachers(
     run: DistillRun, tokenizer: Tokenizer
-) -> tuple[Callable[[int], Prompts], list[int]]:
+) -> tuple[Callable[[int], RoundPrompts], list[int]]:
     """A function from the number of a round to its prompts, and a list that it fills with the
     teacher of each prompt of the latest round.
 
@@ -339,11 +343,11 @@ def _ask_teachers(
     require_room(prompts, names, run, config.max_tokens)
     latest: list[int] = []
 
-    def ask(number: int) -> Prompts:
+    def ask(number: int) -> RoundPrompts:
         found = drawn(len(prompts), number, config.prompts, run.train.seed)
         ordered = sorted(found, key=lambda index: owners[index])
         chosen = [index for index in ordered for _ in range(config.group)]
         latest[:] = [owners[index] for index in chosen]
-        return Prompts([prompts[index] for index in chosen])
+        return RoundPrompts([prompts[index] for index in chosen])
 
     return ask, latest

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sounding.cli import cli
-from sounding.cli.chat_session import Transcript
+from sounding.cli.chat_session import ChatSession
 from sounding.text import ContentDelta, End, Event, ReasoningDelta, coalesce
 from sounding.text.markup import END_THINK, EOS
 from tests.cli.test_completion import model  # noqa: F401  (a random network in a folder)
@@ -39,7 +39,7 @@ class Script:
             self.closed += 1
 
 
-def ask(conversation: Transcript, text: str) -> list[Event]:
+def ask(conversation: ChatSession, text: str) -> list[Event]:
     return coalesce(conversation.ask(text))
 
 
@@ -48,7 +48,7 @@ BOS, USER, ASSISTANT = "<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Ass
 
 def test_a_conversation_grows() -> None:
     script = Script(["Hel", "lo." + EOS], ["Yes." + EOS])
-    conversation = Transcript(script, system="Be brief.")
+    conversation = ChatSession(script, system="Be brief.")
     assert ask(conversation, "Hi") == [ContentDelta("Hello."), End("stop", None)]
     ask(conversation, "Sure?")
     first = f"{BOS}Be brief.{USER}Hi{ASSISTANT}</think>"
@@ -57,7 +57,7 @@ def test_a_conversation_grows() -> None:
 
 def test_thinking_is_told_apart_and_kept() -> None:
     script = Script(["One", f" moment.{END_THINK}4", EOS])
-    conversation = Transcript(script, effort="max")
+    conversation = ChatSession(script, effort="max")
     assert ask(conversation, "2+2?")[:2] == [ReasoningDelta("One moment."), ContentDelta("4")]
     assert script.prompts[0].endswith(f"2+2?{ASSISTANT}<think>")
     assert "Reasoning Effort" in script.prompts[0]
@@ -70,7 +70,7 @@ def test_thinking_is_told_apart_and_kept() -> None:
 
 def test_an_answer_that_is_cut_off_is_kept() -> None:
     script = Script(["One, two", ", three" + EOS], ["Four." + EOS])
-    conversation = Transcript(script)
+    conversation = ChatSession(script)
     events = conversation.ask("Count.")
     assert next(events) == ContentDelta("One, two")
     events.close()
@@ -85,7 +85,7 @@ def test_a_question_without_an_answer_is_taken_back(tmp_path: Path) -> None:
         raise ValueError("too long")
         yield
 
-    conversation = Transcript(fail)
+    conversation = ChatSession(fail)
     (tmp_path / "a.py").write_text("x = 1\n")
     conversation.read(tmp_path / "a.py")
     with pytest.raises(ValueError, match="too long"):
@@ -108,7 +108,7 @@ def test_files_are_fenced_by_more_than_they_contain(tmp_path: Path) -> None:
     path = tmp_path / "notes.md"
     path.write_text("````\ncode\n````\n")
     script = Script(["Ok." + EOS])
-    conversation = Transcript(script)
+    conversation = ChatSession(script)
     conversation.read(path)
     ask(conversation, "What is it?")
     shown = f"{path}:\n`````\n````\ncode\n````\n`````\n\nWhat is it?"
@@ -120,7 +120,7 @@ def test_files_are_fenced_by_more_than_they_contain(tmp_path: Path) -> None:
 
 def test_saved_conversations_encode_to_their_prompt(tmp_path: Path) -> None:
     script = Script([f"Hm.{END_THINK}4{EOS}"], [f"{END_THINK}5{EOS}"])
-    conversation = Transcript(script, system="Be brief.", effort="max")
+    conversation = ChatSession(script, system="Be brief.", effort="max")
     ask(conversation, "2+2?")
     conversation.save(tmp_path / "saved.json")
     row = json.loads((tmp_path / "saved.json").read_text())

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from sounding.bench.conformance.remote_server import BadAnswer, OutOfBudget, Server
+from sounding.bench.conformance.remote_server import BadAnswer, OutOfBudget, RemoteServer
 
 
 class Protocol(StrEnum):
@@ -47,10 +47,10 @@ class Check:
     """What the documentation says."""
     required: bool
     """False where a client is served as well without."""
-    run: Callable[[Server], None]
+    run: Callable[[RemoteServer], None]
 
 
-class Verdict(StrEnum):
+class CheckVerdict(StrEnum):
     """How a check ended."""
 
     PASSED = "passed"
@@ -63,7 +63,7 @@ class Result:
     """The end of one check."""
 
     check: Check
-    verdict: Verdict
+    verdict: CheckVerdict
     message: str = ""
     """What the server did otherwise, or why it was not asked."""
     sent: str = ""
@@ -82,10 +82,10 @@ class Result:
 
 def rule(
     protocol: Protocol, says: str, *, required: bool = True
-) -> Callable[[Callable[[Server], None]], Check]:
+) -> Callable[[Callable[[RemoteServer], None]], Check]:
     """Turn a function into a check named like it. It raises Deviation, or returns."""
 
-    def wrap(run: Callable[[Server], None]) -> Check:
+    def wrap(run: Callable[[RemoteServer], None]) -> Check:
         return Check(protocol, run.__name__.replace("_", " "), says, required, run)
 
     return wrap
@@ -97,7 +97,7 @@ def expect(holds: bool, otherwise: str) -> None:
         raise Deviation(otherwise)
 
 
-def run_checks(server: Server, checks: Iterable[Check]) -> Iterator[Result]:
+def run_checks(server: RemoteServer, checks: Iterable[Check]) -> Iterator[Result]:
     """Run checks one after the other; none is asked once the budget is spent.
 
     Raises ConnectionRefusedError where there is no server, or no longer one.
@@ -106,33 +106,33 @@ def run_checks(server: Server, checks: Iterable[Check]) -> Iterator[Result]:
     asked: set[Protocol] = set()
     for check in checks:
         if check.protocol in absent:
-            yield Result(check, Verdict.SKIPPED, absent[check.protocol])
+            yield Result(check, CheckVerdict.SKIPPED, absent[check.protocol])
             continue
         server.forget()
         start = time.monotonic()
-        verdict, message = Verdict.PASSED, ""
+        verdict, message = CheckVerdict.PASSED, ""
         try:
             check.run(server)
         except Deviation as deviation:
-            verdict, message = Verdict.DEVIATES, str(deviation)
+            verdict, message = CheckVerdict.DEVIATES, str(deviation)
         except BadAnswer as bad:
             if bad.status in ABSENT and check.protocol not in asked:
                 absent[check.protocol] = f"the server has no such route ({bad.status})"
-                yield Result(check, Verdict.SKIPPED, absent[check.protocol])
+                yield Result(check, CheckVerdict.SKIPPED, absent[check.protocol])
                 continue
-            verdict, message = Verdict.DEVIATES, str(bad)
+            verdict, message = CheckVerdict.DEVIATES, str(bad)
         except OutOfBudget as spent:
-            verdict, message = Verdict.SKIPPED, str(spent)
+            verdict, message = CheckVerdict.SKIPPED, str(spent)
         except TimeoutError:
-            verdict, message = Verdict.DEVIATES, "no answer came in time"
+            verdict, message = CheckVerdict.DEVIATES, "no answer came in time"
         except ConnectionRefusedError:
             raise
         except OSError as error:
-            verdict, message = Verdict.DEVIATES, f"the connection broke: {error}"
+            verdict, message = CheckVerdict.DEVIATES, f"the connection broke: {error}"
         except StopIteration:
-            verdict, message = Verdict.DEVIATES, "the answer lacks what the rule names"
+            verdict, message = CheckVerdict.DEVIATES, "the answer lacks what the rule names"
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            verdict, message = Verdict.DEVIATES, f"the answer has another shape: {error!r}"
+            verdict, message = CheckVerdict.DEVIATES, f"the answer has another shape: {error!r}"
         asked.add(check.protocol)
         seconds = time.monotonic() - start
         yield Result(check, verdict, message, *server.last, seconds)

@@ -6,7 +6,7 @@ from typing import Any
 
 from sounding.bench.conformance.chat_checks import LOOK
 from sounding.bench.conformance.check import Protocol, expect, rule
-from sounding.bench.conformance.remote_server import Answer, Server
+from sounding.bench.conformance.remote_server import RemoteServer, ServerAnswer
 
 PATH = "/v1/messages"
 COUNT = "/v1/messages/count_tokens"
@@ -20,19 +20,19 @@ TOOL = {
 }
 
 
-def ask(server: Server, **more: Any) -> dict[str, Any]:
+def ask(server: RemoteServer, **more: Any) -> dict[str, Any]:
     """A small request."""
     user = {"role": "user", "content": "Say hello."}
     return {"model": server.model, "messages": [user], "max_tokens": 8} | more
 
 
-def events(answer: Answer) -> list[dict[str, Any]]:
+def events(answer: ServerAnswer) -> list[dict[str, Any]]:
     """The events of a stream, pings left out."""
     return [event.json for event in answer.events if event.json["type"] != "ping"]
 
 
 @says("an answer is a message of the assistant with content, stop_reason and usage")
-def the_object_of_an_answer(server: Server) -> None:
+def the_object_of_an_answer(server: RemoteServer) -> None:
     found = server.post(PATH, ask(server)).json
     expect(found["type"] == "message", f"type is {found['type']!r}")
     expect(found["role"] == "assistant", f"role is {found['role']!r}")
@@ -44,7 +44,7 @@ def the_object_of_an_answer(server: Server) -> None:
 
 
 @says("an answer cut at max_tokens has stop_reason max_tokens and so many output_tokens")
-def max_tokens_ends_with_its_name(server: Server) -> None:
+def max_tokens_ends_with_its_name(server: RemoteServer) -> None:
     found = server.post(PATH, ask(server, max_tokens=2)).json
     used = found["usage"]["output_tokens"]
     expect(used <= 2, f"it has {used} tokens of 2")
@@ -53,14 +53,14 @@ def max_tokens_ends_with_its_name(server: Server) -> None:
 
 
 @says("max_tokens is required")
-def a_missing_length_is_refused(server: Server) -> None:
+def a_missing_length_is_refused(server: RemoteServer) -> None:
     body = ask(server)
     del body["max_tokens"]
     server.refuses(PATH, body)
 
 
 @says("an error is {type: error, error: {type, message}}, invalid_request_error for a bad field")
-def the_object_of_an_error(server: Server) -> None:
+def the_object_of_an_error(server: RemoteServer) -> None:
     found = server.refuses(PATH, ask(server, max_tokens=-1)).json
     expect(found["type"] == "error", f"type is {found['type']!r}")
     kind = found["error"]["type"]
@@ -69,22 +69,22 @@ def the_object_of_an_error(server: Server) -> None:
 
 
 @says("temperature is from 0 to 1")
-def a_temperature_out_of_range_is_refused(server: Server) -> None:
+def a_temperature_out_of_range_is_refused(server: RemoteServer) -> None:
     server.refuses(PATH, ask(server, temperature=1.5))
 
 
 @says("messages holds at least one message")
-def no_messages_are_refused(server: Server) -> None:
+def no_messages_are_refused(server: RemoteServer) -> None:
     server.refuses(PATH, ask(server, messages=[]))
 
 
 @says("the role of a message is user or assistant")
-def an_unknown_role_is_refused(server: Server) -> None:
+def an_unknown_role_is_refused(server: RemoteServer) -> None:
     server.refuses(PATH, ask(server, messages=[{"role": "wizard", "content": "hello"}]))
 
 
 @says("system is a text or a list of blocks of text")
-def a_system_prompt_is_taken(server: Server) -> None:
+def a_system_prompt_is_taken(server: RemoteServer) -> None:
     plain = server.post(PATH, ask(server)).json["usage"]["input_tokens"]
     for system in ("Be brief, please.", [{"type": "text", "text": "Be brief, please."}]):
         usage = server.post(PATH, ask(server, system=system)).json["usage"]
@@ -94,13 +94,13 @@ def a_system_prompt_is_taken(server: Server) -> None:
 
 
 @says("a last message of the assistant is continued")
-def a_begun_answer_is_taken(server: Server) -> None:
+def a_begun_answer_is_taken(server: RemoteServer) -> None:
     talk = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "1, 2,"}]
     server.post(PATH, ask(server, messages=talk))
 
 
 @says("a stop sequence ends with stop_reason stop_sequence, which is named and left out")
-def stop_sequences_are_named(server: Server) -> None:
+def stop_sequences_are_named(server: RemoteServer) -> None:
     letters = list("aeiost")
     found = server.post(PATH, ask(server, stop_sequences=letters, max_tokens=40)).json
     if found["stop_reason"] != "stop_sequence":
@@ -111,7 +111,7 @@ def stop_sequences_are_named(server: Server) -> None:
 
 
 @says("a stream is message_start, blocks that start, grow and stop, message_delta, message_stop")
-def the_order_of_a_stream(server: Server) -> None:
+def the_order_of_a_stream(server: RemoteServer) -> None:
     answer = server.post(PATH, ask(server, stream=True))
     expect(answer.content_type.startswith("text/event-stream"), f"{answer.content_type!r}")
     found = [event["type"] for event in events(answer)]
@@ -122,13 +122,13 @@ def the_order_of_a_stream(server: Server) -> None:
 
 
 @says("every event has a name, which is its type")
-def events_are_named(server: Server) -> None:
+def events_are_named(server: RemoteServer) -> None:
     for event in server.post(PATH, ask(server, stream=True)).events:
         expect(event.name == event.json["type"], f"{event.name!r} names {event.json['type']!r}")
 
 
 @says("message_start has the empty message, message_delta stop_reason and output_tokens")
-def the_frame_of_a_stream(server: Server) -> None:
+def the_frame_of_a_stream(server: RemoteServer) -> None:
     found = events(server.post(PATH, ask(server, stream=True)))
     message = found[0]["message"]
     expect(message["content"] == [] and message["stop_reason"] is None, f"it begins {message}")
@@ -138,7 +138,7 @@ def the_frame_of_a_stream(server: Server) -> None:
 
 
 @says("with tool_choice any the answer holds a tool_use block, whose input is an object")
-def a_required_call(server: Server) -> None:
+def a_required_call(server: RemoteServer) -> None:
     choice = {"type": "any"}
     body = ask(server, tools=[TOOL], tool_choice=choice, max_tokens=120)
     found = server.post(PATH, body).json
@@ -149,7 +149,7 @@ def a_required_call(server: Server) -> None:
 
 
 @says("a streamed call grows by input_json_delta, whose parts make one JSON text")
-def a_streamed_call(server: Server) -> None:
+def a_streamed_call(server: RemoteServer) -> None:
     choice = {"type": "tool", "name": "look"}
     body = ask(server, tools=[TOOL], tool_choice=choice, max_tokens=120, stream=True)
     found = events(server.post(PATH, body))
@@ -162,7 +162,7 @@ def a_streamed_call(server: Server) -> None:
 
 
 @says("a tool_use block and its tool_result are taken back")
-def a_round_of_tools(server: Server) -> None:
+def a_round_of_tools(server: RemoteServer) -> None:
     use = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"path": "a.py"}}
     result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "x = 1"}
     talk = [
@@ -174,13 +174,13 @@ def a_round_of_tools(server: Server) -> None:
 
 
 @says("a tool_result that answers no tool_use is refused")
-def a_result_of_no_call_is_refused(server: Server) -> None:
+def a_result_of_no_call_is_refused(server: RemoteServer) -> None:
     result = {"type": "tool_result", "tool_use_id": "toolu_9", "content": "x"}
     server.refuses(PATH, ask(server, messages=[{"role": "user", "content": [result]}]))
 
 
 @says("the tokens of a request are counted without answering it")
-def tokens_are_counted(server: Server) -> None:
+def tokens_are_counted(server: RemoteServer) -> None:
     body = ask(server)
     del body["max_tokens"]
     counted = server.post(COUNT, body).json["input_tokens"]

@@ -41,7 +41,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ServerAnswer:
     """A whole answer."""
 
     status: int
@@ -81,7 +81,7 @@ class Answer:
         return [json.loads(line) for line in self.body.splitlines() if line.strip()]
 
 
-class Server:
+class RemoteServer:
     """A server, and what may still be asked of it."""
 
     def __init__(
@@ -110,7 +110,7 @@ class Server:
         """Forget the last request and its answer."""
         self.last = ("", "")
 
-    def get(self, path: str, *, wanted: int | None = 200) -> Answer:
+    def get(self, path: str, *, wanted: int | None = 200) -> ServerAnswer:
         """Ask for a page."""
         return self._send("GET", path, None, wanted)
 
@@ -121,7 +121,7 @@ class Server:
         *,
         wanted: int | None = 200,
         headers: dict[str, str] | None = None,
-    ) -> Answer:
+    ) -> ServerAnswer:
         """Ask with an object, or with bytes as they are.
 
         Raises BadAnswer where `wanted` is given and the status is another, OutOfBudget, and
@@ -130,7 +130,7 @@ class Server:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self._send("POST", path, content, wanted, headers)
 
-    def refuses(self, path: str, body: dict[str, Any] | bytes) -> Answer:
+    def refuses(self, path: str, body: dict[str, Any] | bytes) -> ServerAnswer:
         """Ask for what must be refused as the client's fault (status 400 to 499)."""
         answer = self.post(path, body, wanted=None)
         if not 400 <= answer.status < 500:
@@ -157,7 +157,7 @@ class Server:
         content: bytes | None,
         wanted: int | None,
         headers: dict[str, str] | None = None,
-    ) -> Answer:
+    ) -> ServerAnswer:
         self.last = (f"{method} {path} {(content or b'').decode('utf-8', 'replace')[:_SHOWN]}", "")
         connection = self._connect()
         try:
@@ -170,7 +170,7 @@ class Server:
         finally:
             connection.close()
         kind = response.getheader("Content-Type", "")
-        answer = Answer(response.status, kind, body)
+        answer = ServerAnswer(response.status, kind, body)
         self.last = (self.last[0], f"{answer.status} {answer.text[:_SHOWN]}")
         if wanted is not None and answer.status != wanted:
             raise BadAnswer(answer.status, str(wanted), answer.text)

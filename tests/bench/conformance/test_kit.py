@@ -15,8 +15,8 @@ import pytest
 
 import sounding.loading
 from sounding.bench.conformance import chat_checks, kit, messages_checks, ollama_checks
-from sounding.bench.conformance.check import Check, Protocol, Result, Verdict, run_checks
-from sounding.bench.conformance.remote_server import Answer, Server
+from sounding.bench.conformance.check import Check, CheckVerdict, Protocol, Result, run_checks
+from sounding.bench.conformance.remote_server import RemoteServer, ServerAnswer
 from tests.server.live import live
 
 Handler = Callable[[str, dict[str, Any]], tuple[int, Any]]
@@ -60,14 +60,14 @@ def serving(handler: Handler) -> Iterator[str]:
 
 def examine(handler: Handler, *checks: Check, **limits: Any) -> list[Result]:
     with serving(handler) as url:
-        return list(run_checks(Server(url, "m", **limits), checks))
+        return list(run_checks(RemoteServer(url, "m", **limits), checks))
 
 
 def test_our_server_conforms() -> None:
     model = sounding.loading.open_model("nano")
     with closing(model), live(model.engine(), tokenizer=model.tokenizer) as found:
-        results = list(run_checks(Server(found.url, "nano"), kit.CHECKS))
-    wrong = [result for result in results if result.verdict is not Verdict.PASSED]
+        results = list(run_checks(RemoteServer(found.url, "nano"), kit.CHECKS))
+    wrong = [result for result in results if result.verdict is not CheckVerdict.PASSED]
     assert [(str(r.check.protocol), r.check.name, r.message) for r in wrong] == []
     assert kit.conforms(results)
 
@@ -101,13 +101,13 @@ BROKEN: list[tuple[Check, Any]] = [
 @pytest.mark.parametrize(("check", "answer"), BROKEN, ids=[check.name for check, _ in BROKEN])
 def test_what_deviates_is_found(check: Check, answer: Any) -> None:
     [result] = examine(lambda path, body: (200, answer), check)
-    assert result.verdict is Verdict.DEVIATES
+    assert result.verdict is CheckVerdict.DEVIATES
     assert result.message and result.sent and result.got
 
 
 def test_a_protocol_that_is_not_spoken_is_skipped() -> None:
     results = examine(lambda path, body: (404, {"error": "no"}), *messages_checks.CHECKS[:3])
-    assert {result.verdict for result in results} == {Verdict.SKIPPED}
+    assert {result.verdict for result in results} == {CheckVerdict.SKIPPED}
     assert kit.summary(results) == "not spoken"
     assert not kit.conforms(results)
 
@@ -117,7 +117,7 @@ def test_a_missing_feature_of_a_spoken_protocol_deviates() -> None:
         return (404, {}) if "n" in body else (200, completion())
 
     results = examine(handler, chat_checks.the_object_of_an_answer, chat_checks.several_choices)
-    assert [result.verdict for result in results] == [Verdict.PASSED, Verdict.DEVIATES]
+    assert [result.verdict for result in results] == [CheckVerdict.PASSED, CheckVerdict.DEVIATES]
 
 
 def test_requests_are_bounded() -> None:
@@ -130,20 +130,20 @@ def test_requests_are_bounded() -> None:
     checks = [chat_checks.the_object_of_an_answer] * 5
     results = examine(handler, *checks, requests=3)
     assert len(asked) == 3
-    assert [result.verdict for result in results[3:]] == [Verdict.SKIPPED] * 2
+    assert [result.verdict for result in results[3:]] == [CheckVerdict.SKIPPED] * 2
 
 
 def test_no_server_is_an_error() -> None:
     with serving(lambda path, body: (200, {})) as url:
         gone = url
     with pytest.raises(OSError, match="refused"):
-        list(run_checks(Server(gone, "m"), chat_checks.CHECKS[:1]))
+        list(run_checks(RemoteServer(gone, "m"), chat_checks.CHECKS[:1]))
 
 
 def test_characters_may_not_be_cut_between_events() -> None:
     cut = b'data: {"a": "\xc3\n\ndata: \xa9"}\n\n'
     with pytest.raises(ValueError, match="utf-8"):
-        _ = Answer(200, "text/event-stream", cut).events
+        _ = ServerAnswer(200, "text/event-stream", cut).events
 
 
 def test_every_check_has_a_name_of_its_own_and_a_rule() -> None:
