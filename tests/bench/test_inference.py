@@ -75,7 +75,7 @@ def test_runs_before_and_after_a_peer_are_averaged() -> None:
     assert (mean.tokens_per_second, mean.fraction) == (75.0, 0.375)
 
 
-def test_the_report() -> None:
+def test_bench_reports_every_row_with_its_limits_in_json() -> None:
     how = ["--prefill", "40,9", "--decode", "3", "--context", "30", "--runs", "1", "--threads", "1"]
     result = CliRunner().invoke(cli, ["bench", str(VECTORS), *how, "--json"])
     assert result.exit_code == 0, result.output

@@ -237,7 +237,7 @@ def test_a_model_gives_no_orders_to_the_terminal(terminal: Terminal) -> None:
     terminal.wait_for("You said 'red'�[31m!")
 
 
-def test_commands(terminal: Terminal, tmp_path: Path) -> None:
+def test_chat_commands_change_the_conversation(terminal: Terminal, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\n")
     terminal.type("/help\r")
     for name in ("/think", "/read", "/system", "/clear", "/save", "/exit", "Alt-Enter"):

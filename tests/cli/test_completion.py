@@ -133,7 +133,7 @@ def test_a_byte_order_mark_is_no_text(model: Path, source: Path, author: Author)
     assert "\ufeff" not in small_tokenizer().decode(author.requests[0].prompt)
 
 
-def test_writing(model: Path, author: Author) -> None:
+def test_write_stops_where_until_says(model: Path, author: Author) -> None:
     author.prefix, author.scripts = "def f(x):", ("\n    return x\n\n\ny = 1",)
     assert run("write", author.prefix, "--model", model).stdout == "\n    return x\n"
     everything = run("write", author.prefix, "--until", "end", "--model", model)
