@@ -17,6 +17,7 @@ import sounding.loading
 from sounding.bench.conformance import chat_checks, kit, messages_checks, ollama_checks
 from sounding.bench.conformance.check import Check, CheckVerdict, Protocol, Result, run_checks
 from sounding.bench.conformance.remote_server import RemoteServer, ServerAnswer
+from sounding.server.options import ServerOptions
 from tests.server.live import live
 
 Handler = Callable[[str, dict[str, Any]], tuple[int, Any]]
@@ -65,7 +66,14 @@ def examine(handler: Handler, *checks: Check, **limits: Any) -> list[Result]:
 
 def test_our_server_conforms() -> None:
     model = sounding.loading.open_model("nano")
-    with closing(model), live(model.engine(), tokenizer=model.tokenizer) as found:
+    with (
+        closing(model),
+        live(
+            model.engine(),
+            ServerOptions(model_names=("nano",), thinking=False),
+            tokenizer=model.tokenizer,
+        ) as found,
+    ):
         results = list(run_checks(RemoteServer(found.url, "nano"), kit.CHECKS))
     wrong = [result for result in results if result.verdict is not CheckVerdict.PASSED]
     assert [(str(r.check.protocol), r.check.name, r.message) for r in wrong] == []
