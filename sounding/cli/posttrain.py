@@ -195,7 +195,7 @@ def _resolved(
     if (place / RUN_NAME).is_file():
         click.echo(f"resuming the run in {place}; delete that folder to start again", err=True)
         return change(read_run_as(kind, place), settings)
-    begins = find_model(model).resolve()
+    begins = find_model(model).absolute()
     new = recipe(_config_of(begins))
     return _changed(new, [*settings, f"train.initial_weights={begins}"], settings)
 

@@ -88,6 +88,7 @@ class CodeServer(LanguageServer):
         self.asked_to_stop = False
         self._open_suggest, self._pause_seconds = open_suggest, pause_seconds
         self._opening: asyncio.Task[Suggest | None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._workers = ThreadPoolExecutor(_WORKERS, "suggest")
         self._jobs: dict[str, _Job] = {}
         self._told: set[str] = set()
@@ -128,6 +129,11 @@ class CodeServer(LanguageServer):
             shown = types.ShowMessageParams(types.MessageType.Error, message)
             self.window_show_message(shown)
 
+    def tell_from_worker(self, error: Exception) -> None:
+        """The same from a thread in which completions are made."""
+        assert self._loop is not None, "set before the first worker began"
+        self._loop.call_soon_threadsafe(self.tell, error)
+
     def open(self) -> "asyncio.Task[Suggest | None]":
         """What makes completions, being opened in a worker; None where it cannot be."""
         if self._opening is None:
@@ -137,6 +143,7 @@ class CodeServer(LanguageServer):
     async def _open(self) -> Suggest | None:
         try:
             loop = asyncio.get_running_loop()
+            self._loop = loop
             return await loop.run_in_executor(self._workers, self._open_suggest)
         except Exception as error:
             self.tell(error)
@@ -191,12 +198,17 @@ class CodeServer(LanguageServer):
             files.append((self._name(other.uri), _plain(other.text)))
         return files
 
+    @property
+    def roots(self) -> list[str]:
+        """The workspace's folders, as paths."""
+        folders = [to_fs_path(folder.uri) for folder in self.workspace.folders.values()]
+        return [root for root in (*folders, self.workspace.root_path) if root]
+
     def _name(self, uri: str) -> str:
         """A document's path in the workspace, or else its file name."""
         path = to_fs_path(uri) or uri
-        roots = [to_fs_path(folder.uri) for folder in self.workspace.folders.values()]
-        for root in (*roots, self.workspace.root_path):
-            if root and path.startswith(os.path.join(root, "")):
+        for root in self.roots:
+            if path.startswith(os.path.join(root, "")):
                 return os.path.relpath(path, root)
         return os.path.basename(path)
 

@@ -20,7 +20,7 @@ from sounding.completion.gap import Gap
 from sounding.completion.prompt import CompletionSettings
 from sounding.engine.batch import Batch, Generate, Request
 from sounding.engine.engine import Engine
-from sounding.engine.requests import Priority
+from sounding.engine.requests import Priority, Stream
 from sounding.engine.sampling import SamplingParams
 from sounding.text.fim_format import FimFormat
 from sounding.text.tokenizer import Tokenizer
@@ -82,14 +82,22 @@ class Suggest(Protocol):
         """The text to insert, "" for none. Raises Stopped within a step after `stop` is set."""
 
 
-def through(engine: Engine) -> Callable[[Stop], Generate]:
+def through(
+    engine: Engine, adapter: Callable[[], str | None] = lambda: None
+) -> Callable[[Stop], Generate]:
     """What generates through an engine, before everything else it has to do.
 
-    Stopping reaches the engine at once, also while it reads the prompt.
+    Stopping reaches the engine at once, also while it reads the prompt. `adapter` names the one to
+    use, at every completion.
     """
-    return lambda stop: Batch(
-        engine, Priority.KEYSTROKE, begun=lambda stream: stop.then(stream.cancel)
-    )
+
+    def generate(stop: Stop) -> Generate:
+        def begun(stream: Stream) -> None:
+            stop.then(stream.cancel)
+
+        return Batch(engine, Priority.KEYSTROKE, begun=begun, adapter=adapter())
+
+    return generate
 
 
 class FromModel:

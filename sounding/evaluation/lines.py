@@ -8,7 +8,7 @@ inserts the most similar line of the file, the upper bound of copying.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from sounding.completion.similar import Around
@@ -32,14 +32,23 @@ class Item(NamedTuple):
 
 
 def choose_lines(
-    documents: Sequence[Document], *, per_file: int, cursor: Cursor, seed: int
+    documents: Sequence[Document],
+    *,
+    per_file: int,
+    cursor: Cursor,
+    seed: int,
+    among: Mapping[str, Collection[int]] | None = None,
 ) -> list[Item]:
-    """Up to `per_file` lines of each document; the same ones for the same seed and name."""
+    """Up to `per_file` lines of each document; the same ones for the same seed and name.
+
+    `among` are the numbers of lines, from 0, to draw from by document; None: all.
+    """
     items = []
     for name, text in documents:
         rng = random.Random(f"{seed} {name}")
         lines = text.split("\n")
-        worth = [number for number, line in enumerate(lines) if _worth(line)]
+        allowed = range(len(lines)) if among is None else among.get(name, ())
+        worth = [n for n, line in enumerate(lines) if _worth(line) and n in allowed]
         # Sorting by random() and not rng.sample, whose sequence may change with the version.
         drawn = sorted(worth, key=lambda number: rng.random())[:per_file]
         for number in sorted(drawn):

@@ -109,8 +109,13 @@ def digest_of(texts: Sequence[str]) -> str:
 # Set up
 
 
-def filler(model: LoadedModel, kind: "Kind | None", options: EvalOptions) -> "FillGaps":
-    """A function that fills gaps with the model. Raises ValueError for invalid options."""
+def filler(
+    model: LoadedModel, kind: "Kind | None", options: EvalOptions, adapter: Path | None = None
+) -> "FillGaps":
+    """A function that fills gaps with the model, and the adapter in a folder.
+
+    Raises ValueError for invalid options.
+    """
     from sounding.completion.completer import Completer, FilledGap
     from sounding.completion.gap import Gap
     from sounding.completion.prompt import CompletionSettings
@@ -124,7 +129,8 @@ def filler(model: LoadedModel, kind: "Kind | None", options: EvalOptions) -> "Fi
         candidates=options.candidates,
     )
     params = SamplingParams(temperature=options.temperature, top_p=options.top_p)
-    completer = Completer(model.tokenizer, model.fim_format, model.batch(options.width))
+    batch = model.batch(options.width, adapter)
+    completer = Completer(model.tokenizer, model.fim_format, batch)
     python = bool(options.syntax)
 
     def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[Filled]:

@@ -8,7 +8,7 @@ Source: docs/architecture.md 8.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import safetensors
@@ -98,6 +98,9 @@ class SequenceState(Generic[_R]):
 
     layers: list[LayerState[_R]]
     drafts: list[LayerState[_R]]
+    adapter: Any = None
+    """What the network's `load_adapter` made, applied to every token of this sequence; None: the
+    base alone. MTP blocks are always the base's."""
 
     @property
     def length(self) -> int:
@@ -129,7 +132,9 @@ class SequenceState(Generic[_R]):
     def fork(self) -> "SequenceState[_R]":
         """An independent continuation; growing storage shares its tensors, packed copies."""
         return SequenceState(
-            [layer.fork() for layer in self.layers], [draft.fork() for draft in self.drafts]
+            [layer.fork() for layer in self.layers],
+            [draft.fork() for draft in self.drafts],
+            self.adapter,
         )
 
     def fork_drafts(self) -> "SequenceState[_R]":

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from sounding import loading
 from sounding.cli import cli
+from sounding.completion import completer
 from sounding.engine.batch import Request
 from sounding.sandbox.run import NoIsolation, require_isolation
 from sounding.text.markup import FIM_BEGIN, FIM_HOLE
@@ -153,13 +154,18 @@ def test_interrupted_lines_are_not_lost(
 ) -> None:
     path, out = tmp_path / "a.py", tmp_path / "out.jsonl"
     path.write_text(TEXT)
-    arguments = ("eval", "lines", path, "--model", model, "--out", out, "--no-syntax")
-    write = Scholar.__call__
+    options = ("--out", out, "--no-syntax", "--candidates", 0, "--no-copying")
+    arguments = ("eval", "lines", path, "--model", model, *options)
+    write, calls = Scholar.__call__, 0
 
     def interrupted(self: Scholar, requests: Sequence[Request]) -> Iterator[tuple[int, bool]]:
-        yield from write(self, requests[:1])
-        raise KeyboardInterrupt
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise KeyboardInterrupt
+        yield from write(self, requests)
 
+    monkeypatch.setattr(completer, "_GROUP", 1)
     monkeypatch.setattr(Scholar, "__call__", interrupted)
     stopped = run(*arguments)
     assert stopped.exit_code == 1  # 130 from `main`

@@ -196,7 +196,9 @@ def test_a_log_of_other_weights_is_begun_anew(
     answer = LoggedAnswer([5, 7, 8], [True, False, False], [-1.5, 0.0, 0.0], 0.5, "half")
     assert again.answers == {0: answer}
     again.close()
-    assert RolloutLog(path, {"weights": "b"}).answers == {}
+    other = RolloutLog(path, {"weights": "b"})
+    other.close()
+    assert other.answers == {}
     assert "other weights" in caplog.text
 
 
@@ -223,6 +225,7 @@ def test_turns_go_on_behind_what_a_tool_has_said(
         given = [t for t, own in zip(answer.tokens, answer.sampled, strict=True) if not own]
         assert given in ([90 + slot, 91] * 2, [90 + slot, 91], [])
         assert answer.num_sampled <= 40
+    log.close()
     sampler.close()
 
 

@@ -174,11 +174,11 @@ class Book:
         self.cache.keep(tokens, state, streams)
 
     def check(self) -> None:
-        blocks, ends = [self.cache._root], list[Any]()
+        blocks, ends = [*self.cache._roots.values()], list[Any]()
         for block in blocks:
             blocks += block.children.values()
             ends += block.ends.values()
-            assert block is self.cache._root or block.children or block.ends
+            assert block.parent is None or block.children or block.ends
         assert set(ends) == self.cache._ends and len(ends) == len(self.cache)
         total = sum(block.nbytes for block in blocks) + sum(end.tail.nbytes for end in ends)
         assert self.cache.nbytes == total <= self.cache.limit_bytes

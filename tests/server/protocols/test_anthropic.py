@@ -189,7 +189,7 @@ def test_errors_are_the_library_s_own(client: Anthropic, server: Live) -> None:
     with pytest.raises(anthropic.BadRequestError, match="web_search"):
         ask(client, tools=[{"type": "web_search_20250305", "name": "web_search"}])
     image: Any = {"type": "image", "source": {"type": "url", "url": "u"}}
-    with pytest.raises(anthropic.BadRequestError, match="text alone"):
+    with pytest.raises(anthropic.BadRequestError, match="text only"):
         ask(client, messages=[{"role": "user", "content": [image]}])
     failing = engine(server)
     failing.end, failing.fail = "error", "no memory left"
