@@ -17,7 +17,7 @@ from sounding.engine.network import Network
 from sounding.native.describe import describe_weight
 from sounding.native.kernels import multiply, num_threads
 from sounding.ops.cpu import library
-from sounding.state.layout import entries_read
+from sounding.state.row_layout import entries_read
 from sounding.weights.machine import sum_in_threads
 from sounding.weights.raw import RawTensor
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from sounding.config import ModelConfig
-from sounding.data.batch import StreamState, TokenBatch
+from sounding.data.token_batch import StreamState, TokenBatch
 from sounding.ops.loss import IGNORED
 from sounding.train.allocator import keep_freed_memory
 from sounding.train.numerics import repeatable

@@ -1,4 +1,4 @@
-"""`language-server`: completions in an editor."""
+"""`language-server`: code completion in an editor."""
 
 import os
 import signal
@@ -71,7 +71,9 @@ def language_server(
     from sounding.editor.workspace_adapter import WorkspaceAdapter
 
     if model is not None and server is not None:
-        raise click.UsageError("give either MODEL or --server, which has a model of its own")
+        raise click.UsageError(
+            "give either MODEL or --server, not both: a server has its own model"
+        )
     if api_key_file is not None and server is None:
         raise click.UsageError("--api-key-file requires --server")
     seconds = budget_ms / 1000
@@ -110,10 +112,10 @@ def language_server(
 
     if sys.stdin.isatty():
         click.echo("an editor starts this command; see docs/editors.md", err=True)
-    # pygls would take an interrupt for a reason to wait until stdin is closed.
+    # On an interrupt pygls would wait until stdin is closed.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     code_server = CodeServer(open_suggest, pause_seconds=pause_ms / 1000)
     code = code_server.run()
-    # The worker may be loading a model; nobody waits for it any more.
+    # Do not wait for the worker, which may be loading a model.
     sys.stderr.flush()
     os._exit(code)

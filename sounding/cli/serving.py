@@ -37,13 +37,13 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 @click.option(
     "--api-keys",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="File with one key a line. Clients send one as 'Authorization: Bearer KEY' or 'x-api-key: "
-    "KEY'.",
+    help="File with one key per line. Clients send one as 'Authorization: Bearer KEY' or "
+    "'x-api-key: KEY'.",
 )
 @click.option(
     "--without-keys",
     is_flag=True,
-    help="Listen without keys on an address that other machines can reach: anybody there may use "
+    help="Listen without keys on an address that other machines can reach: anyone there can use "
     "the server.",
 )
 @click.option(
@@ -254,14 +254,14 @@ def _named_adapter(option: str) -> tuple[str, Path]:
 
 
 def _keys(host: str, path: Path | None, *, without_keys: bool) -> "Keys | None":
-    """The API keys. Raises ValueError where others can reach the server and may not be meant to."""
+    """The API keys. Raises ValueError if other machines can reach a server without keys."""
     from sounding.server.http.keys import Keys
     from sounding.server.http.serve import is_loopback
 
     if path is None and not without_keys and not is_loopback(host):
         raise ValueError(
             f"other machines can reach {host}: give --api-keys FILE, or --without-keys to let "
-            "anybody use the server"
+            "anyone use the server"
         )
     return None if path is None else Keys.from_file(path)
 
@@ -282,13 +282,13 @@ def _announce(
     for name in adapters:
         click.echo(f"with an adapter as {settings.model_names[0]}:{name}", err=True)
     if not card.converses:
-        click.echo("it completes code and has not learned to converse", err=True)
+        click.echo("this is a base model: it completes code and is not trained to chat", err=True)
     if settings.keys is None and settings.hosts is None:
-        click.echo("no API keys: anybody who can reach this address may use the server", err=True)
+        click.echo("no API keys: anyone who can reach this address can use the server", err=True)
 
 
 def _card(opened: LoadedModel) -> "ModelCard":
-    """Facts about the model that clients ask for."""
+    """The description of the model for clients."""
     from sounding.server.service import ModelCard
     from sounding.weights.layout import count_parameters
 

@@ -58,9 +58,9 @@ def _lines(
     of: str,
     among: dict[str, set[int]] | None,
 ) -> dict[str, Any]:
+    from sounding.evaluation.eval_options import EvalOptions
     from sounding.evaluation.lines import choose_lines, evaluate_lines
     from sounding.evaluation.measuring import filler
-    from sounding.evaluation.options import EvalOptions
 
     per_file = -(-_MOST_LINES // len(texts))
     items = choose_lines(texts, per_file=per_file, cursor="inside", seed=0, among=among)

@@ -49,7 +49,7 @@ class FilledGap(NamedTuple):
     """Features behind the estimate; see `ranking.features`."""
 
 
-class Plan(NamedTuple):
+class CompletionPlan(NamedTuple):
     """A gap, prepared for completion."""
 
     gap: Gap
@@ -90,7 +90,7 @@ class Plan(NamedTuple):
 class _Attempt(NamedTuple):
     """A candidate under generation."""
 
-    plan: Plan
+    plan: CompletionPlan
     start: str
     """Text placed before the generated text."""
     middle: Middle
@@ -123,7 +123,7 @@ class Completer:
         *,
         files: Sequence[File] = (),
         python: bool = True,
-    ) -> Plan:
+    ) -> CompletionPlan:
         """Prepare a gap; `python` permits treating the text as Python if its syntax agrees."""
         num_bytes = len(gap.prefix.encode())
         if gap.suffix.strip():
@@ -135,14 +135,18 @@ class Completer:
         rest = healing.rest if healing is not None else b""
         whole = len(context.encode()) + num_bytes - len(rest)
         truncated = self._prompts.count_text_bytes(ids) < whole
-        return Plan(gap, kind, settings, ids, healing, context, source, truncated)
+        return CompletionPlan(gap, kind, settings, ids, healing, context, source, truncated)
 
-    def decoder(self, plan: Plan, *, stop: Sequence[str] = ()) -> Middle:
+    def decoder(self, plan: CompletionPlan, *, stop: Sequence[str] = ()) -> Middle:
         """A new decoder for the plan's likeliest answer, which ends before any string in `stop`."""
         return self._decoder(plan, plan.gap, plan.healing, self._must_open(plan), stop)
 
     def run(
-        self, plans: Sequence[Plan], params: Sequence[SamplingParams], *, alternatives: int = 1
+        self,
+        plans: Sequence[CompletionPlan],
+        params: Sequence[SamplingParams],
+        *,
+        alternatives: int = 1,
     ) -> Iterator[tuple[int, list[FilledGap]]]:
         """Complete plans; yields (number, up to `alternatives` different texts, best first).
 
@@ -171,12 +175,14 @@ class Completer:
             )
 
     def complete(
-        self, plan: Plan, params: SamplingParams, *, alternatives: int = 1
+        self, plan: CompletionPlan, params: SamplingParams, *, alternatives: int = 1
     ) -> list[FilledGap]:
         """The texts of one plan; see `run`."""
         return next(self.run([plan], [params], alternatives=alternatives))[1]
 
-    def settle(self, plan: Plan, params: SamplingParams, first: Middle, *, cut: bool) -> FilledGap:
+    def settle(
+        self, plan: CompletionPlan, params: SamplingParams, first: Middle, *, cut: bool
+    ) -> FilledGap:
         """Choose the text of a plan whose first answer was generated already; `cut` is True if a
         limit cut it off."""
         others = self._attempts(plan, params, 1)[1:]
@@ -211,7 +217,9 @@ class Completer:
     # ----------------------------------------------------------------------------------------------
     # Candidates
 
-    def _attempts(self, plan: Plan, params: SamplingParams, alternatives: int) -> list[_Attempt]:
+    def _attempts(
+        self, plan: CompletionPlan, params: SamplingParams, alternatives: int
+    ) -> list[_Attempt]:
         """Attempts for the network, the likeliest text first."""
         starts = [Start("", self._must_open(plan), params)]
         if plan.competes and not params.temperature:
@@ -222,7 +230,9 @@ class Completer:
             self._attempt(plan, start, likeliest=number == 0) for number, start in enumerate(starts)
         ]
 
-    def _again(self, plan: Plan, source: PythonSource, params: SamplingParams) -> list[Start]:
+    def _again(
+        self, plan: CompletionPlan, source: PythonSource, params: SamplingParams
+    ) -> list[Start]:
         """Further attempts, for when no text so far can be right."""
         if plan.competes and not params.temperature:
             kept = plan.settings.candidates
@@ -230,7 +240,7 @@ class Completer:
         opens = self._must_open(plan)
         return [Start("", opens, one) for one in sampled(params, _BLOCK_RETRIES)]
 
-    def _attempt(self, plan: Plan, start: Start, *, likeliest: bool = False) -> _Attempt:
+    def _attempt(self, plan: CompletionPlan, start: Start, *, likeliest: bool = False) -> _Attempt:
         gap, ids, healing = plan.gap, plan.prompt, plan.healing
         if start.text:
             gap = _with(gap, start.text)
@@ -254,7 +264,7 @@ class Completer:
         return found
 
     def _candidate(
-        self, plan: Plan, start: str, middle: Middle, *, cut: bool, likeliest: bool
+        self, plan: CompletionPlan, start: str, middle: Middle, *, cut: bool, likeliest: bool
     ) -> Candidate:
         gap = _with(plan.gap, start) if start else plan.gap
         text = start + trim(middle.finish(), gap, cut_short=cut)
@@ -269,7 +279,7 @@ class Completer:
 
     def _choose(
         self,
-        groups: Sequence[tuple[Plan, SamplingParams, list[Candidate]]],
+        groups: Sequence[tuple[CompletionPlan, SamplingParams, list[Candidate]]],
         alternatives: int,
     ) -> list[list[FilledGap]]:
         """Judge and score candidates; returns the texts of each plan, best first."""
@@ -289,7 +299,7 @@ class Completer:
             for group, pool in zip(groups, pools, strict=True)
         ]
 
-    def _score(self, groups: Iterable[tuple[Plan, list[Candidate]]]) -> None:
+    def _score(self, groups: Iterable[tuple[CompletionPlan, list[Candidate]]]) -> None:
         """Score competing lines, each with the text that follows it: all of them, or none if the
         generator stops early."""
         requests: list[Request] = []
@@ -324,7 +334,7 @@ class Completer:
 
     def _decoder(
         self,
-        plan: Plan,
+        plan: CompletionPlan,
         gap: Gap,
         healing: Healing | None,
         opens: bool,
@@ -337,7 +347,7 @@ class Completer:
         limit = plan.settings.max_tokens
         return Middle(self._tokenizer, again, ending, limit, opening=opening, stop=stop)
 
-    def _must_open(self, plan: Plan) -> bool:
+    def _must_open(self, plan: CompletionPlan) -> bool:
         return plan.source is not None and opens_block(plan.gap)
 
 
@@ -388,7 +398,7 @@ def _whole_line(gap: Gap) -> Gap:
     return Gap(gap.prefix, "\n" + gap.suffix) if gap.takes_newline else gap
 
 
-def _pool(plan: Plan, params: SamplingParams, found: list[Candidate]) -> list[Candidate]:
+def _pool(plan: CompletionPlan, params: SamplingParams, found: list[Candidate]) -> list[Candidate]:
     """Distinct candidates, judged, together with the copies that compete with them."""
     pool: list[Candidate] = []
     _join(plan, pool, found)
@@ -402,7 +412,7 @@ def _pool(plan: Plan, params: SamplingParams, found: list[Candidate]) -> list[Ca
     return pool
 
 
-def _join(plan: Plan, pool: list[Candidate], more: Iterable[Candidate]) -> None:
+def _join(plan: CompletionPlan, pool: list[Candidate], more: Iterable[Candidate]) -> None:
     """Add candidates to the pool; equal texts are merged."""
     known = {one.text: one for one in pool}
     for one in more:
@@ -418,7 +428,7 @@ def _join(plan: Plan, pool: list[Candidate], more: Iterable[Candidate]) -> None:
         pool.append(one)
 
 
-def _filled(plan: Plan, pool: list[Candidate]) -> list[FilledGap]:
+def _filled(plan: CompletionPlan, pool: list[Candidate]) -> list[FilledGap]:
     """The candidates as texts, best first."""
     ordered = ranked(pool)
     seen: dict[str, FilledGap] = {}

@@ -30,7 +30,7 @@ class BadFrame(Exception):
         super().__init__(f"the editor sent an invalid message: {why}; the language server stops")
 
 
-class Frames:
+class FrameReader:
     """A checked stream of messages, read by lines and bytes."""
 
     def __init__(self, stream: ByteSource) -> None:

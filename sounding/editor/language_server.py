@@ -30,7 +30,7 @@ from pygls.uris import to_fs_path
 
 from sounding.completion.context import File
 from sounding.completion.gap import Gap
-from sounding.editor.frames import BadFrame, Frames
+from sounding.editor.frames import BadFrame, FrameReader
 from sounding.editor.suggest import Ask, Stop, Suggest
 from sounding.editor.text_documents import OpenDocument, OpenDocuments
 
@@ -102,7 +102,7 @@ class CodeServer(LanguageServer):
     def run(self) -> int:
         """Serve stdin and stdout until the editor disconnects; returns the protocol's exit code."""
         output = sys.stdout.buffer
-        frames = Frames(sys.stdin.buffer)
+        frames = FrameReader(sys.stdin.buffer)
         with contextlib.redirect_stdout(sys.stderr):  # a stray print must not break the protocol
             try:
                 self.start_io(cast(BinaryIO, frames), output)

@@ -4,18 +4,64 @@ Conversations run concurrently, each in its own thread; the engine or server beh
 them.
 """
 
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from sounding.agent.loop import Chat, converse
+from sounding.evaluation.eval_options import EvalOptions
 from sounding.evaluation.execution import attempt_id
+from sounding.evaluation.measuring import Measured, collect, digest_of
+from sounding.evaluation.results import Results
 from sounding.evaluation.statistics import Estimate, bootstrap, pass_at_k, wilson
-from sounding.tasks.chat import ChatTask
+from sounding.tasks.chat_task import ChatTask
 from sounding.tasks.task import Grade
 
 Row = dict[str, Any]
+
+
+def measure_chats(
+    task: ChatTask,
+    chat: Chat,
+    options: EvalOptions,
+    source: Mapping[str, Any],
+    *,
+    most_turns: int,
+) -> Measured:
+    """pass@k of the conversations of a task. `source` identifies what answers as `chat`.
+
+    Results that `options.out` already holds are not measured again.
+    """
+    settings = {
+        **source,
+        "tasks": digest_of([json.dumps(task[index].row()) for index in range(len(task))]),
+        "seed": options.seed,
+        "samples": options.samples,
+        "turns": most_turns,
+        "timeout": options.timeout,
+        "isolated": not options.unsafe,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "max_tokens": options.max_tokens,
+    }
+    results = Results(options.out, settings)
+    attempts = [(index, sample) for index in range(len(task)) for sample in range(options.samples)]
+    names = [attempt_id(task[index].task_id, sample) for index, sample in attempts]
+    left = [attempt for attempt, name in zip(attempts, names, strict=True) if name not in results]
+    rows = evaluate_chats(
+        task, left, chat, seed=options.seed, most_turns=most_turns, width=options.width
+    )
+    interrupt = collect(results, "tasks", len(attempts), rows)
+    done = results.select(names)
+    samples, ks = options.samples, options.ks
+    metrics = summarise_chats(done, samples=samples, ks=ks, seed=options.seed)
+    more = {
+        "by difficulty": by_difficulty(done, samples=samples, ks=ks),
+        "outcomes": reasons(done),
+    }
+    return Measured("tasks", settings, metrics, len(done), len(attempts), more, interrupt)
 
 
 def evaluate_chats(

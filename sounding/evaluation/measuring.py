@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rich.progress import MofNCompleteColumn
 
+from sounding.evaluation.eval_options import EvalOptions
 from sounding.evaluation.model import Filled
-from sounding.evaluation.options import EvalOptions
 from sounding.loading import LoadedModel
 from sounding.progress import progress_bar
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from sounding.config import CSA, RATIO_NAMES, ModelConfig
+from sounding.evaluation.eval_options import EvalOptions
 from sounding.evaluation.measuring import Measured, collect, digest_of, fingerprint
-from sounding.evaluation.options import EvalOptions
 from sounding.evaluation.results import Results
 from sounding.evaluation.statistics import Estimate, bootstrap
 from sounding.loading import LoadedModel

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sounding.evaluation.eval_options import EvalOptions
 from sounding.evaluation.lines import Item, choose_lines
 from sounding.evaluation.measuring import (
     Measured,
@@ -15,7 +16,6 @@ from sounding.evaluation.measuring import (
     natural_end,
     sandbox,
 )
-from sounding.evaluation.options import EvalOptions
 from sounding.evaluation.statistics import Estimate
 from sounding.loading import LoadedModel
 from sounding.tasks.code import CodeTask, Problem

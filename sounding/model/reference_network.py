@@ -15,7 +15,7 @@ from torch import Tensor
 from sounding.model.adapters import adapted
 from sounding.model.state import TensorState, growing_state, packed_state
 from sounding.model.transformer import MTPBlock, Transformer
-from sounding.state.layout import all_lists
+from sounding.state.row_layout import all_lists
 from sounding.state.token_ids import require_tokens
 from sounding.weights.adapters import Adapter
 from sounding.weights.digest import weights_digest

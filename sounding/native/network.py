@@ -27,7 +27,7 @@ from sounding.native.state import (
 )
 from sounding.native.structs import NativeEnds
 from sounding.simulation import EXACT, Simulation
-from sounding.state.layout import all_lists
+from sounding.state.row_layout import all_lists
 from sounding.state.token_ids import require_tokens
 from sounding.weights.adapters import Adapter
 from sounding.weights.digest import weights_digest

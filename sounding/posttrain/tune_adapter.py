@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from sounding.data.batch import StreamState, TokenBatch
+from sounding.data.token_batch import StreamState, TokenBatch
 from sounding.files import write_file
 from sounding.model.adapters import adapter_of, attach
 from sounding.model.from_checkpoint import load_model

@@ -118,7 +118,7 @@ def application(service: Service) -> ASGIApp:
         infill.ROUTE: infill.Infill(service),
         llama_completion.ROUTE: llama_completion.LlamaCompletion(service),
         ollama.ROUTE: ollama.OllamaGenerate(service),
-        ollama_chat.ROUTE: ollama_chat.Chat(service),
+        ollama_chat.ROUTE: ollama_chat.OllamaChat(service),
         ollama_model.SHOW_ROUTE: ollama_model.Show(service),
     }
     operations = OPERATIONS

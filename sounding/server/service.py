@@ -30,9 +30,9 @@ from sounding.server.http.wire import (
 )
 from sounding.server.options import ServerOptions
 from sounding.server.prometheus import Metrics
-from sounding.server.threads import Threads
 from sounding.server.trace import Trace
 from sounding.server.turn_memory import TurnMemory
+from sounding.server.work_threads import Threads
 from sounding.text.fim_format import FimFormat
 from sounding.text.tokenizer import Tokenizer, TooManyTokens
 from sounding.weights.adapters import Adapter
@@ -40,7 +40,7 @@ from sounding.weights.adapters import Adapter
 log = logging.getLogger(__name__)
 
 _SMALL_BYTES = 1 << 14  # a body up to this size is parsed at once, without a thread
-_LARGE_BYTES = 1 << 18  # a body above this size counts as large work (threads.py)
+_LARGE_BYTES = 1 << 18  # a body above this size counts as large work (work_threads.py)
 _TIDY_SECONDS = 1.0  # after a large request
 _RATE_SECONDS = 10  # window over which tokens per second are measured
 

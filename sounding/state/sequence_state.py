@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from sounding.config import ModelConfig
-from sounding.state.layout import (
+from sounding.state.row_layout import (
     CompressorLayout,
     LayerLayout,
     ListLayout,

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sounding.tasks.chat import ChatProblem
+from sounding.tasks.chat_task import ChatProblem
 from sounding.tasks.checks import Check, CodeCheck, distinct_values
 from sounding.tasks.fences import fenced
 from sounding.textbook.drawing import Draw

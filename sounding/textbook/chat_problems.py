@@ -7,7 +7,7 @@ must score 0. Tasks that cannot be proven are left out.
 import functools
 from collections.abc import Iterator, Sequence
 
-from sounding.tasks.chat import ChatProblem
+from sounding.tasks.chat_task import ChatProblem
 from sounding.tasks.checks import (
     CodeCheck,
     MutationCheck,
@@ -22,7 +22,7 @@ from sounding.textbook.asking import asked
 from sounding.textbook.drawing import Draw
 from sounding.textbook.examples import assertions, double_quoted
 from sounding.textbook.exercises import Exercise
-from sounding.textbook.faults import Fault, faults
+from sounding.textbook.failed_mutants import Fault, faults
 from sounding.textbook.gap_choice import gap
 from sounding.textbook.running import Run
 from sounding.textbook.tool_repairs import Solved, repaired_by_tools

@@ -11,7 +11,7 @@ _MOST_LINES = 4
 
 
 @dataclass(frozen=True)
-class Gap:
+class ChosenGap:
     """A statement and the text around it."""
 
     prefix: str
@@ -26,7 +26,7 @@ class Gap:
         return textwrap.dedent(self.code)
 
 
-def gap(program: str, draw: Draw) -> Gap | None:
+def gap(program: str, draw: Draw) -> ChosenGap | None:
     """Choose a statement of one to four lines inside a function; None if there is none.
 
     It has a name or a call in it, and is not all of a body of several lines.
@@ -49,7 +49,7 @@ def gap(program: str, draw: Draw) -> Gap | None:
     first, last = draw.one(found)
     line = lines[first - 1]
     indent = line[: len(line) - len(line.lstrip())]
-    return Gap(
+    return ChosenGap(
         prefix="\n".join(lines[: first - 1]) + "\n",
         code="\n".join(lines[first - 1 : last]),
         suffix="\n" + "\n".join(lines[last:]),

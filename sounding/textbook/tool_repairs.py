@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sounding.tasks.chat import ChatProblem
+from sounding.tasks.chat_task import ChatProblem
 from sounding.tasks.checks import FilesCheck, grade_files
 from sounding.tasks.code import Judge
 from sounding.tasks.workspace import TOOLS, Workspace
@@ -13,7 +13,7 @@ from sounding.textbook import asking
 from sounding.textbook.asked_exercise import AskedExercise, Message
 from sounding.textbook.asking import asked
 from sounding.textbook.drawing import Draw
-from sounding.textbook.faults import Fault
+from sounding.textbook.failed_mutants import Fault
 from sounding.textbook.mutations import Mutant
 from sounding.textbook.running import Run
 

@@ -56,7 +56,9 @@ def test_a_trace_types_whole_lines() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["infill", "suffix", "lsp"])
-def test_typing(scripted: Live, file: Path, protocol: str) -> None:
+def test_typing_reports_latency_and_right_suggestions(
+    scripted: Live, file: Path, protocol: str
+) -> None:
     """The scripted suggestion is right before `+`; a language server then shows what is left of it
     while it is typed, and asks nobody."""
     options = ("--protocol", protocol, "--file", file, "--line", 3, "--keys", 5, "--json")
@@ -82,7 +84,7 @@ def test_a_crowd_gets_what_each_would_get_alone(server: Live, file: Path) -> Non
     assert report["after"]["process_open_fds"] <= report["before"]["process_open_fds"] + 4
 
 
-def test_leaving(server: Live, file: Path) -> None:
+def test_leaving_reports_when_requests_stop_after_a_disconnect(server: Live, file: Path) -> None:
     options = (
         "--times",
         2,

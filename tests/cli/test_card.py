@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 import sounding
 from sounding.cli import cli
-from sounding.evaluation.card import _time
+from sounding.evaluation.model_card import _time
 from sounding.weights.checkpoint import Checkpoint
 from tests.data.conftest import code
 

@@ -115,7 +115,9 @@ def test_bits_per_byte(model: Path, tmp_path: Path) -> None:
     assert "1 of 1 done" in shown.stdout
 
 
-def test_lines(model: Path, tmp_path: Path, scholar: Scholar) -> None:
+def test_eval_lines_reports_exact_lines_and_the_baselines(
+    model: Path, tmp_path: Path, scholar: Scholar
+) -> None:
     path = tmp_path / "a.py"
     path.write_text(TEXT)
     lines = TEXT.splitlines()
@@ -127,7 +129,7 @@ def test_lines(model: Path, tmp_path: Path, scholar: Scholar) -> None:
     assert "cursor=inside" in table.stdout
 
 
-def test_mechanisms(model: Path, tmp_path: Path) -> None:
+def test_eval_mechanisms_measures_long_documents_only(model: Path, tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "long.py").write_text(TEXT * 8)
     (tmp_path / "t" / "short.py").write_text(TEXT)
@@ -189,7 +191,9 @@ def rows_in(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 @pytest.mark.usefixtures("isolation")
-def test_functions(model: Path, tmp_path: Path, scholar: Scholar) -> None:
+def test_eval_functions_counts_passed_programs(
+    model: Path, tmp_path: Path, scholar: Scholar
+) -> None:
     other = {**FUNCTION, "task_id": "T/1", "prompt": "def area(radius):\n"}
     path = rows_in(tmp_path / "f", FUNCTION, other)
     scholar.book = {FUNCTION["prompt"]: "    return 3.14 * radius**2\n\n\nassert False\n"}

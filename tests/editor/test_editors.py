@@ -59,7 +59,9 @@ def lines(text: str) -> list[Any]:
     ]
 
 
-def test_llama_vim(client: httpx.Client, server: Live) -> None:
+def test_a_request_of_llama_vim_gets_the_rest_of_the_line(
+    client: httpx.Client, server: Live
+) -> None:
     answer = client.post("/infill", json=VIM)
     assert answer.status_code == 200, answer.text
     done = answer.json()
@@ -119,7 +121,9 @@ def test_infill_refuses_by_name(client: httpx.Client) -> None:
     assert client.post("/infill", json=VIM | {"mirostat": 0}).status_code == 200
 
 
-def test_suffix(client: httpx.Client, server: Live) -> None:
+def test_a_completion_with_a_suffix_ends_only_at_a_stop_string(
+    client: httpx.Client, server: Live
+) -> None:
     asked = {"model": "sounding", "prompt": PREFIX, "suffix": SUFFIX, "max_tokens": 20}
     done = client.post("/v1/completions", json=asked).json()
     assert done["choices"][0]["text"] == "a + b\nnever"  # the protocol knows no ending of its own
@@ -151,7 +155,9 @@ def test_ollama_fills_in(client: httpx.Client, server: Live) -> None:
     assert whole["response"] == "a + b\nnever" and whole["done"] is True
 
 
-def test_ollama_asks(client: httpx.Client, server: Live) -> None:
+def test_a_prompt_to_ollama_generate_is_answered_as_a_chat(
+    client: httpx.Client, server: Live
+) -> None:
     engine(server).script = lambda prompt: "Hm.</think>Yes."
     try:
         asked = {"model": "sounding", "prompt": "Hi", "system": "S", "think": True}

@@ -4,11 +4,11 @@ import io
 
 import pytest
 
-from sounding.editor.frames import BadFrame, Frames
+from sounding.editor.frames import BadFrame, FrameReader
 
 
 def read(data: bytes) -> list[bytes]:
-    frames, bodies = Frames(io.BytesIO(data)), []
+    frames, bodies = FrameReader(io.BytesIO(data)), []
     while line := frames.readline():
         length = int(line.removeprefix(b"Content-Length: "))
         assert frames.readline() == b"\r\n"

@@ -210,7 +210,7 @@ def test_shutdown_during_a_completion() -> None:
 COMMAND = ["-m", "sounding", "language-server"]
 
 
-def test_the_command(model: Path) -> None:  # noqa: F811
+def test_the_command_suggests_code_and_exits_cleanly(model: Path) -> None:  # noqa: F811
     arguments = [str(model), "--budget-ms", "0", "--max-tokens", "8", "--context-tokens", "64"]
     with Editor([*COMMAND, *arguments]) as editor:
         editor.open("file:///w/a.py", "def add(a, b):\n    return a\n\n\nx = add(1, 2)\n")

@@ -16,7 +16,7 @@ from sounding.evaluation.chats import (
     summarise_chats,
 )
 from sounding.sandbox.trial import Trial, Verdict
-from sounding.tasks.chat import ChatProblem, ChatTask, read_chat_problems
+from sounding.tasks.chat_task import ChatProblem, ChatTask, read_chat_problems
 from sounding.tasks.checks import Check, CodeCheck, FilesCheck, MutationCheck, TextCheck
 from sounding.tasks.workspace import TOOLS
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from sounding.bench.conformance.exchange import BadAnswer, OutOfBudget, Server
+from sounding.bench.conformance.remote_server import BadAnswer, OutOfBudget, RemoteServer
 
 
 class Protocol(StrEnum):
@@ -47,10 +47,10 @@ class Check:
     """The rule that the documentation states."""
     required: bool
     """False if clients work as well without it."""
-    run: Callable[[Server], None]
+    run: Callable[[RemoteServer], None]
 
 
-class Verdict(StrEnum):
+class CheckVerdict(StrEnum):
     """Outcome of a check."""
 
     PASSED = "passed"
@@ -63,7 +63,7 @@ class Result:
     """Result of one check."""
 
     check: Check
-    verdict: Verdict
+    verdict: CheckVerdict
     message: str = ""
     """How the server deviated, or why it was not asked."""
     sent: str = ""
@@ -82,10 +82,10 @@ class Result:
 
 def rule(
     protocol: Protocol, says: str, *, required: bool = True
-) -> Callable[[Callable[[Server], None]], Check]:
+) -> Callable[[Callable[[RemoteServer], None]], Check]:
     """Turn a function that raises Deviation, or returns, into a check with the function's name."""
 
-    def wrap(run: Callable[[Server], None]) -> Check:
+    def wrap(run: Callable[[RemoteServer], None]) -> Check:
         return Check(protocol, run.__name__.replace("_", " "), says, required, run)
 
     return wrap
@@ -97,7 +97,7 @@ def expect(holds: bool, otherwise: str) -> None:
         raise Deviation(otherwise)
 
 
-def run_checks(server: Server, checks: Iterable[Check]) -> Iterator[Result]:
+def run_checks(server: RemoteServer, checks: Iterable[Check]) -> Iterator[Result]:
     """Run checks one after the other; skip the rest once the budget is spent.
 
     Raises ConnectionRefusedError if no server is running, or it stopped.
@@ -106,36 +106,36 @@ def run_checks(server: Server, checks: Iterable[Check]) -> Iterator[Result]:
     asked: set[Protocol] = set()
     for check in checks:
         if check.protocol in absent:
-            yield Result(check, Verdict.SKIPPED, absent[check.protocol])
+            yield Result(check, CheckVerdict.SKIPPED, absent[check.protocol])
             continue
         server.forget()
         start = time.monotonic()
-        verdict, message = Verdict.PASSED, ""
+        verdict, message = CheckVerdict.PASSED, ""
         try:
             check.run(server)
         except Deviation as deviation:
-            verdict, message = Verdict.DEVIATES, str(deviation)
+            verdict, message = CheckVerdict.DEVIATES, str(deviation)
         except BadAnswer as bad:
             if bad.status in ABSENT and check.protocol not in asked:
                 absent[check.protocol] = f"the server has no such route ({bad.status})"
-                yield Result(check, Verdict.SKIPPED, absent[check.protocol])
+                yield Result(check, CheckVerdict.SKIPPED, absent[check.protocol])
                 continue
-            verdict, message = Verdict.DEVIATES, str(bad)
+            verdict, message = CheckVerdict.DEVIATES, str(bad)
         except OutOfBudget as spent:
-            verdict, message = Verdict.SKIPPED, str(spent)
+            verdict, message = CheckVerdict.SKIPPED, str(spent)
         except TimeoutError:
-            verdict, message = Verdict.DEVIATES, "the server did not answer in time"
+            verdict, message = CheckVerdict.DEVIATES, "the server did not answer in time"
         except ConnectionRefusedError:
             raise
         except OSError as error:
-            verdict, message = Verdict.DEVIATES, f"the connection failed: {error}"
+            verdict, message = CheckVerdict.DEVIATES, f"the connection failed: {error}"
         except StopIteration:
             verdict, message = (
-                Verdict.DEVIATES,
+                CheckVerdict.DEVIATES,
                 "the answer lacks an element that the rule requires",
             )
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            verdict, message = Verdict.DEVIATES, f"the answer has another shape: {error!r}"
+            verdict, message = CheckVerdict.DEVIATES, f"the answer has another shape: {error!r}"
         asked.add(check.protocol)
         seconds = time.monotonic() - start
         yield Result(check, verdict, message, *server.last, seconds)

@@ -5,16 +5,23 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from sounding.bench.conformance import chat, completions, infill, messages, ollama, responses
-from sounding.bench.conformance.check import TITLES, Check, Protocol, Result, Verdict
+from sounding.bench.conformance import (
+    chat_checks,
+    completions_checks,
+    infill_checks,
+    messages_checks,
+    ollama_checks,
+    responses_checks,
+)
+from sounding.bench.conformance.check import TITLES, Check, CheckVerdict, Protocol, Result
 
 CHECKS: list[Check] = [
-    *chat.CHECKS,
-    *completions.CHECKS,
-    *responses.CHECKS,
-    *messages.CHECKS,
-    *infill.CHECKS,
-    *ollama.CHECKS,
+    *chat_checks.CHECKS,
+    *completions_checks.CHECKS,
+    *responses_checks.CHECKS,
+    *messages_checks.CHECKS,
+    *infill_checks.CHECKS,
+    *ollama_checks.CHECKS,
 ]
 
 
@@ -33,7 +40,7 @@ def table_of(protocol: Protocol, results: Sequence[Result]) -> Table:
     table.add_column("")
     for result in mine:
         name, verdict = result.check.name, str(result.verdict)
-        if result.verdict is Verdict.DEVIATES:
+        if result.verdict is CheckVerdict.DEVIATES:
             verdict = "deviates" if result.check.required else "deviates (recommended)"
             name += f"\n  rule: {result.check.rule}\n  found: {result.message}"
         table.add_row(name, verdict)
@@ -42,11 +49,11 @@ def table_of(protocol: Protocol, results: Sequence[Result]) -> Table:
 
 def summary(results: Sequence[Result]) -> str:
     """Counts of passed checks, and of deviations from required and recommended rules."""
-    passed = sum(result.verdict is Verdict.PASSED for result in results)
-    asked = [result for result in results if result.verdict is not Verdict.SKIPPED]
+    passed = sum(result.verdict is CheckVerdict.PASSED for result in results)
+    asked = [result for result in results if result.verdict is not CheckVerdict.SKIPPED]
     if not asked:
         return "not supported" if results else "not asked"
-    wrong = [result for result in asked if result.verdict is Verdict.DEVIATES]
+    wrong = [result for result in asked if result.verdict is CheckVerdict.DEVIATES]
     required = sum(result.check.required for result in wrong)
     text = f"{passed} of {len(asked)} passed"
     if wrong:
@@ -58,5 +65,5 @@ def summary(results: Sequence[Result]) -> str:
 
 def conforms(results: Sequence[Result]) -> bool:
     """True if a check passed and no required check deviates."""
-    wrong = [r for r in results if r.verdict is Verdict.DEVIATES and r.check.required]
-    return not wrong and any(result.verdict is Verdict.PASSED for result in results)
+    wrong = [r for r in results if r.verdict is CheckVerdict.DEVIATES and r.check.required]
+    return not wrong and any(result.verdict is CheckVerdict.PASSED for result in results)

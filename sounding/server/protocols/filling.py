@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
-from sounding.completion.completer import Completer, Plan
+from sounding.completion.completer import Completer, CompletionPlan
 from sounding.completion.context import File
 from sounding.completion.gap import Gap, Kind
 from sounding.completion.prompt import TYPING_CANDIDATES, CompletionSettings
@@ -68,7 +68,7 @@ class Filling:
     def __init__(
         self,
         completer: Completer,
-        plan: Plan,
+        plan: CompletionPlan,
         newlines: Newlines,
         stops: Mapping[str, str],
         sampling: Sampling,

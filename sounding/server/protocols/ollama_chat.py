@@ -163,7 +163,7 @@ def _call(call: Call, place: str) -> Message:
 # The answer
 
 
-class Chat:
+class OllamaChat:
     """The endpoint."""
 
     def __init__(self, service: Service) -> None:

@@ -41,7 +41,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ServerAnswer:
     """A complete response."""
 
     status: int
@@ -80,7 +80,7 @@ class Answer:
         return [json.loads(line) for line in self.body.splitlines() if line.strip()]
 
 
-class Server:
+class RemoteServer:
     """A server under test, with the remaining budget of requests and seconds."""
 
     def __init__(
@@ -111,7 +111,7 @@ class Server:
         """Clear the recorded last request and response."""
         self.last = ("", "")
 
-    def get(self, path: str, *, wanted: int | None = 200) -> Answer:
+    def get(self, path: str, *, wanted: int | None = 200) -> ServerAnswer:
         """Send a GET request."""
         return self._send("GET", path, None, wanted)
 
@@ -122,7 +122,7 @@ class Server:
         *,
         wanted: int | None = 200,
         headers: dict[str, str] | None = None,
-    ) -> Answer:
+    ) -> ServerAnswer:
         """Send a POST request with a JSON object, or with raw bytes.
 
         Raises BadAnswer if the status is not `wanted` (None accepts any), OutOfBudget, and OSError
@@ -131,7 +131,7 @@ class Server:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self._send("POST", path, content, wanted, headers)
 
-    def refuses(self, path: str, body: dict[str, Any] | bytes) -> Answer:
+    def refuses(self, path: str, body: dict[str, Any] | bytes) -> ServerAnswer:
         """Send a request that the server must refuse as a client error (status 400 to 499)."""
         answer = self.post(path, body, wanted=None)
         if not 400 <= answer.status < 500:
@@ -158,7 +158,7 @@ class Server:
         content: bytes | None,
         wanted: int | None,
         headers: dict[str, str] | None = None,
-    ) -> Answer:
+    ) -> ServerAnswer:
         self.last = (f"{method} {path} {(content or b'').decode('utf-8', 'replace')[:_SHOWN]}", "")
         connection = self._connect()
         try:
@@ -171,7 +171,7 @@ class Server:
         finally:
             connection.close()
         kind = response.getheader("Content-Type", "")
-        answer = Answer(response.status, kind, body)
+        answer = ServerAnswer(response.status, kind, body)
         self.last = (self.last[0], f"{answer.status} {answer.text[:_SHOWN]}")
         if wanted is not None and answer.status != wanted:
             raise BadAnswer(answer.status, str(wanted), answer.text)

@@ -4,9 +4,9 @@ import json
 from functools import partial
 from typing import Any
 
-from sounding.bench.conformance.chat import LOOK
+from sounding.bench.conformance.chat_checks import LOOK
 from sounding.bench.conformance.check import Protocol, expect, rule
-from sounding.bench.conformance.exchange import Answer, Server
+from sounding.bench.conformance.remote_server import RemoteServer, ServerAnswer
 
 PATH = "/v1/messages"
 COUNT = "/v1/messages/count_tokens"
@@ -20,7 +20,7 @@ TOOL = {
 }
 
 
-def ask(server: Server, **more: Any) -> dict[str, Any]:
+def ask(server: RemoteServer, **more: Any) -> dict[str, Any]:
     """The body of a small request."""
     user = {"role": "user", "content": "Say hello."}
     return {"model": server.model, "messages": [user], "max_tokens": 8} | more
@@ -32,13 +32,13 @@ def read_tokens(usage: dict[str, Any]) -> int:
     return int(usage["input_tokens"]) + sum(cached)
 
 
-def events(answer: Answer) -> list[dict[str, Any]]:
+def events(answer: ServerAnswer) -> list[dict[str, Any]]:
     """The events of a stream, without pings."""
     return [event.json for event in answer.events if event.json["type"] != "ping"]
 
 
 @says("an answer is an assistant message with content, stop_reason and usage")
-def the_object_of_an_answer(server: Server) -> None:
+def the_object_of_an_answer(server: RemoteServer) -> None:
     found = server.post(PATH, ask(server)).json
     expect(found["type"] == "message", f"type is {found['type']!r}")
     expect(found["role"] == "assistant", f"role is {found['role']!r}")
@@ -50,7 +50,7 @@ def the_object_of_an_answer(server: Server) -> None:
 
 
 @says("an answer cut off at max_tokens has stop_reason max_tokens and that many output_tokens")
-def max_tokens_ends_with_its_name(server: Server) -> None:
+def max_tokens_ends_with_its_name(server: RemoteServer) -> None:
     found = server.post(PATH, ask(server, max_tokens=2)).json
     used = found["usage"]["output_tokens"]
     expect(used <= 2, f"the answer has {used} tokens, 2 are allowed")
@@ -59,14 +59,14 @@ def max_tokens_ends_with_its_name(server: Server) -> None:
 
 
 @says("max_tokens is required")
-def a_missing_length_is_refused(server: Server) -> None:
+def a_missing_length_is_refused(server: RemoteServer) -> None:
     body = ask(server)
     del body["max_tokens"]
     server.refuses(PATH, body)
 
 
 @says("an error is {type: error, error: {type, message}}, invalid_request_error for a bad field")
-def the_object_of_an_error(server: Server) -> None:
+def the_object_of_an_error(server: RemoteServer) -> None:
     found = server.refuses(PATH, ask(server, max_tokens=-1)).json
     expect(found["type"] == "error", f"type is {found['type']!r}")
     kind = found["error"]["type"]
@@ -75,22 +75,22 @@ def the_object_of_an_error(server: Server) -> None:
 
 
 @says("temperature must be from 0 to 1")
-def a_temperature_out_of_range_is_refused(server: Server) -> None:
+def a_temperature_out_of_range_is_refused(server: RemoteServer) -> None:
     server.refuses(PATH, ask(server, temperature=1.5))
 
 
 @says("messages must contain at least one message")
-def no_messages_are_refused(server: Server) -> None:
+def no_messages_are_refused(server: RemoteServer) -> None:
     server.refuses(PATH, ask(server, messages=[]))
 
 
 @says("the role of a message must be user or assistant")
-def an_unknown_role_is_refused(server: Server) -> None:
+def an_unknown_role_is_refused(server: RemoteServer) -> None:
     server.refuses(PATH, ask(server, messages=[{"role": "wizard", "content": "hello"}]))
 
 
 @says("system may be a string or a list of text blocks")
-def a_system_prompt_is_taken(server: Server) -> None:
+def a_system_prompt_is_taken(server: RemoteServer) -> None:
     plain = read_tokens(server.post(PATH, ask(server)).json["usage"])
     for system in ("Be brief, please.", [{"type": "text", "text": "Be brief, please."}]):
         usage = server.post(PATH, ask(server, system=system)).json["usage"]
@@ -98,13 +98,13 @@ def a_system_prompt_is_taken(server: Server) -> None:
 
 
 @says("an assistant message at the end is continued")
-def a_begun_answer_is_taken(server: Server) -> None:
+def a_begun_answer_is_taken(server: RemoteServer) -> None:
     talk = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "1, 2,"}]
     server.post(PATH, ask(server, messages=talk))
 
 
 @says("a stop sequence is named in stop_sequence, and is not part of the answer")
-def stop_sequences_are_named(server: Server) -> None:
+def stop_sequences_are_named(server: RemoteServer) -> None:
     letters = list("aeiost")
     found = server.post(PATH, ask(server, stop_sequences=letters, max_tokens=40)).json
     if found["stop_reason"] != "stop_sequence":
@@ -115,7 +115,7 @@ def stop_sequences_are_named(server: Server) -> None:
 
 
 @says("a stream is message_start, start, delta and stop of blocks, message_delta, message_stop")
-def the_order_of_a_stream(server: Server) -> None:
+def the_order_of_a_stream(server: RemoteServer) -> None:
     answer = server.post(PATH, ask(server, stream=True))
     expect(answer.content_type.startswith("text/event-stream"), f"{answer.content_type!r}")
     found = [event["type"] for event in events(answer)]
@@ -126,7 +126,7 @@ def the_order_of_a_stream(server: Server) -> None:
 
 
 @says("the name of every event is its type")
-def events_are_named(server: Server) -> None:
+def events_are_named(server: RemoteServer) -> None:
     for event in server.post(PATH, ask(server, stream=True)).events:
         expect(
             event.name == event.json["type"],
@@ -135,7 +135,7 @@ def events_are_named(server: Server) -> None:
 
 
 @says("message_start has an empty message, message_delta has stop_reason and output_tokens")
-def the_frame_of_a_stream(server: Server) -> None:
+def the_frame_of_a_stream(server: RemoteServer) -> None:
     found = events(server.post(PATH, ask(server, stream=True)))
     message = found[0]["message"]
     expect(
@@ -148,7 +148,7 @@ def the_frame_of_a_stream(server: Server) -> None:
 
 
 @says("with tool_choice any the answer contains a tool_use block, whose input is an object")
-def a_required_call(server: Server) -> None:
+def a_required_call(server: RemoteServer) -> None:
     choice = {"type": "any", "disable_parallel_tool_use": True}
     body = ask(server, tools=[TOOL], tool_choice=choice, max_tokens=120)
     found = server.post(PATH, body).json
@@ -159,7 +159,7 @@ def a_required_call(server: Server) -> None:
 
 
 @says("a streamed call consists of input_json_delta events, which join to one JSON text")
-def a_streamed_call(server: Server) -> None:
+def a_streamed_call(server: RemoteServer) -> None:
     choice = {"type": "tool", "name": "look", "disable_parallel_tool_use": True}
     body = ask(server, tools=[TOOL], tool_choice=choice, max_tokens=120, stream=True)
     found = events(server.post(PATH, body))
@@ -172,7 +172,7 @@ def a_streamed_call(server: Server) -> None:
 
 
 @says("a tool_use block and its tool_result are accepted as messages")
-def a_round_of_tools(server: Server) -> None:
+def a_round_of_tools(server: RemoteServer) -> None:
     use = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"path": "a.py"}}
     result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "x = 1"}
     talk = [
@@ -184,13 +184,13 @@ def a_round_of_tools(server: Server) -> None:
 
 
 @says("a tool_result without its tool_use is refused")
-def a_result_of_no_call_is_refused(server: Server) -> None:
+def a_result_of_no_call_is_refused(server: RemoteServer) -> None:
     result = {"type": "tool_result", "tool_use_id": "toolu_9", "content": "x"}
     server.refuses(PATH, ask(server, messages=[{"role": "user", "content": [result]}]))
 
 
 @says("count_tokens counts a request's tokens without generating")
-def tokens_are_counted(server: Server) -> None:
+def tokens_are_counted(server: RemoteServer) -> None:
     body = ask(server)
     del body["max_tokens"]
     counted = server.post(COUNT, body).json["input_tokens"]

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from sounding.tasks.chat import KINDS, ChatProblem
+from sounding.tasks.chat_task import KINDS, ChatProblem
 from sounding.tasks.code import Judge
 from sounding.tasks.fences import fenced
 from sounding.textbook import asking
