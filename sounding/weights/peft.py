@@ -4,7 +4,7 @@ A linear's factors are `base_model.model.<module>.lora_A.weight` [r, i] and `.lo
 The fused experts of a layer are parameters, not modules: `lora_A` is [e * r, in] with the expert
 outermost, `lora_B` [out, r * e] with the expert innermost. Both parameters of a layer's experts are
 wrapped one in the other: `down_proj` lies outside, `gate_up_proj` below one more `base_layer`.
-Source: seen with PEFT 0.21.2 on transformers 5.23; older ones had inputs and outputs of experts
+Seen with PEFT 0.21.2 on transformers 5.23; older ones had inputs and outputs of experts
 interchanged, which shapes tell apart where they differ. A delta of the grouped `wo_a` can be merged
 by PEFT and not run.
 """
