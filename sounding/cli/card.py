@@ -191,6 +191,7 @@ def _shape(facts: Facts) -> list[str]:
         f" one; {config.num_hash_layers} layers routed by hash",
         "indexer": f"picks {config.index_topk} entries",
         "MTP block": f"{counts.mtp:,} parameters" if counts.mtp else "none",
+        **({"DSpark drafter": f"{counts.dspark:,} parameters"} if counts.dspark else {}),
         "vocabulary": f"{config.vocab_size:,}",
         "stored as": stored,
     }

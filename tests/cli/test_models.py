@@ -31,6 +31,7 @@ def test_inspect_flash_without_weights() -> None:
     assert found["parameters"] == {
         "main": 284_332_240_471,
         "mtp": 6_610_048_891,
+        "dspark": 0,
         "active": 13_270_101_591,
     }
     assert found["state"]["bytes_per_token"] == 3514.25
