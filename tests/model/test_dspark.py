@@ -1,36 +1,22 @@
 """The DSpark drafter beside scalar loops, and what its state must be."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from sounding.config import DSparkConfig, ModelConfig
+from sounding.config import ModelConfig
 from sounding.model.dspark import DSpark
 from sounding.model.state import TensorState, growing_state, packed_state
 from sounding.model.transformer import Transformer
-from sounding.train.runs import copying
 from tests.conftest import NetworkMaker
+from tests.networks import DSPARK
 from tests.oracles import Array
 from tests.oracles import dspark as oracle
 from tests.oracles.compare import array, assert_matches
 
-BLOCK = 4
-_PLAIN = copying().model  # a window of 16
-CONFIG = dataclasses.replace(
-    _PLAIN,
-    compress_ratios=(*_PLAIN.ratios, 0, 0, 0),
-    dspark=DSparkConfig(
-        block_size=BLOCK,
-        noise_token_id=7,
-        target_layer_ids=(2, 0),  # in another order than the layers'
-        markov_rank=6,
-        n_routed_experts=3,
-        n_activated_experts=2,
-    ),
-)
+CONFIG, BLOCK = DSPARK, 4
 LENGTHS = (37, 5, 16)
 
 
