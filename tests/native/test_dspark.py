@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sounding.engine.drafting.cost_model import BlockGain
 from sounding.engine.engine import Engine
 from sounding.engine.settings import EngineSettings
-from sounding.model.reference_network import ReferenceNetwork
+from sounding.model.reference_network import DraftBlock, ReferenceNetwork
 from sounding.native.network import KernelNetwork
 from sounding.ops import cpu
 from sounding.simulation import DEPLOYED, EXACT, Simulation
@@ -46,6 +46,20 @@ def distance(mine: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
     return float(np.linalg.norm(mine - theirs) / np.linalg.norm(theirs))
 
 
+def distances(mine: NDArray[np.float32], theirs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of every row."""
+    made: NDArray[np.float32] = np.linalg.norm(mine - theirs, axis=-1)
+    return made / np.linalg.norm(theirs, axis=-1)
+
+
+def of_reference(network: ReferenceNetwork, streams: NDArray[np.uint16]) -> DraftBlock:
+    drafter = network.block_drafter
+    assert drafter is not None
+    states = [network.new_state() for _ in LENGTHS]
+    drafter.read(streams, LENGTHS, states)
+    return drafter.draft(ANCHORS, states)
+
+
 def chunk() -> list[int]:
     return np.random.default_rng(2).integers(64, size=sum(LENGTHS)).tolist()
 
@@ -70,20 +84,23 @@ def test_taps_are_means_of_the_streams(network_maker: NetworkMaker) -> None:
 
 
 def test_blocks_are_those_of_the_reference(pair: tuple[KernelNetwork, ReferenceNetwork]) -> None:
-    """Both read the same taps, so that nothing but the drafter differs."""
+    """Both read the same taps, so that nothing but the drafter differs; and by no more than the
+    reference itself where taps change by a unit in the last place, which turns some choices."""
     kernel, reference = pair
     mine, theirs = kernel.block_drafter, reference.block_drafter
     assert mine is not None and theirs is not None
-    states = [kernel.new_state() for _ in LENGTHS]
-    peers = [reference.new_state() for _ in LENGTHS]
     streams = kernel.predict(chunk(), [], LENGTHS, [kernel.new_state() for _ in LENGTHS]).streams
+    moved = streams ^ np.random.default_rng(0).integers(2, size=streams.shape, dtype=np.uint16)
+    states = [kernel.new_state() for _ in LENGTHS]
     mine.read(streams, LENGTHS, states)
-    theirs.read(streams, LENGTHS, peers)
-    made, expected = mine.draft(ANCHORS, states), theirs.draft(ANCHORS, peers)
+    made = mine.draft(ANCHORS, states)
+    expected, changed = (of_reference(reference, taps) for taps in (streams, moved))
     assert made.logits.shape == (5, 4, 64)
-    assert distance(numbers(made.hidden), numbers(expected.hidden)) < 0.03
-    for i in range(len(LENGTHS)):
-        assert distance(made.logits[i], expected.logits[i]) < 0.05
+    for found, right, near in (
+        (numbers(made.hidden), numbers(expected.hidden), numbers(changed.hidden)),
+        (made.logits, expected.logits, changed.logits),
+    ):
+        assert np.median(distances(found, right)) < 1.5 * np.median(distances(near, right))
     correction = mine.correct(expected.hidden[:, 2], ANCHORS)
     theirs_too = theirs.correct(expected.hidden[:, 2], ANCHORS)
     assert np.allclose(correction.bias, theirs_too.bias, rtol=1e-5, atol=1e-5)
