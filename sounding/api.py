@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sounding.completion.completer import Completer
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.completion.prompt import CompletionSettings
 from sounding.engine.batch import Batch
 from sounding.engine.requests import EngineFault, Event, Finished, GenerationRequest
@@ -103,13 +103,10 @@ class Model:
         `python`, an answer that leaves the source valid is preferred. The text may be empty.
         """
         gap = Gap(prefix, suffix)
-        found = self._completer().complete(
-            gap,
-            kind or gap.natural_kind(),
-            CompletionSettings(max_tokens=max_tokens),
-            SamplingParams(temperature=0.0),
-            python=python,
-        )
+        completer = self._completer()
+        settings = CompletionSettings(max_tokens=max_tokens)
+        plan = completer.plan(gap, kind or gap.natural_kind(), settings, python=python)
+        found = completer.complete(plan, SamplingParams(temperature=0.0))
         return Completion(found[0].text, found[0].valid) if found else Completion("", False)
 
     def _completer(self) -> Completer:

@@ -27,8 +27,23 @@ _TRANSFORMERS_RATIOS = {
 _TRANSFORMERS_RUNTIME_KEYS = frozenset(
     "transformers_version dtype output_hidden_states output_attentions return_dict pad_token_id "
     "chunk_size_feed_forward is_encoder_decoder id2label label2id problem_type _name_or_path "
-    "output_router_logits router_aux_loss_coef router_jitter_noise _attn_implementation".split()
+    "output_router_logits router_aux_loss_coef router_jitter_noise _attn_implementation "
+    "_attn_implementation_autoset auto_map unsloth_fixed unsloth_version pretraining_tp ep_size "
+    "ignore_keys_at_rope_validation".split()
 )
+# Keys that other programs write, with the values that ask for nothing; null is one of each.
+_QUANTIZATION_EXTRAS: dict[str, tuple[Any, ...]] = {
+    "dequantize": (False,),
+    "modules_to_convert": ([],),
+    "modules_to_not_convert": ([],),
+    "ignored_layers": ([],),
+}
+_ROPE_EXTRAS: dict[str, tuple[Any, ...]] = {
+    "attention_factor": (1, 1.0),  # V4 leaves cos and sin unscaled
+    "mscale": (0,),
+    "mscale_all_dim": (0,),
+    "truncate": (True,),
+}
 
 _DSPARK = "dspark_"  # opens the keys of a DSpark drafter
 
@@ -402,14 +417,55 @@ def parse_config(raw: Any) -> ModelConfig:
         raise ValueError("the model config has an unknown key 'dspark'; use its keys dspark_*")
     if dspark:
         values["dspark"] = _parse(DSparkConfig, dspark, "the model config", prefix=_DSPARK)
-    if "rope_scaling" in values and values["rope_scaling"] is not None:
-        values["rope_scaling"] = _parse(RopeScaling, values["rope_scaling"], "rope_scaling")
+    if values.get("rope_scaling") is not None:
+        values["rope_scaling"] = _read_rope_scaling(values["rope_scaling"])
     if values.get("quantization_config") is not None:
-        values["quantization_config"] = _parse(
-            QuantizationConfig, values["quantization_config"], "quantization_config"
-        )
+        values["quantization_config"] = _read_quantization(values["quantization_config"])
+    if isinstance(values.get("eos_token_id"), list) and len(values["eos_token_id"]) == 1:
+        (values["eos_token_id"],) = values["eos_token_id"]
     config: ModelConfig = _parse(ModelConfig, values, "the model config")
     return config
+
+
+def _read_rope_scaling(raw: Any) -> RopeScaling | None:
+    """`type`, `rope_type`, or both of them alike; "default" is no scaling."""
+    values = _without_extras(raw, _ROPE_EXTRAS, "rope_scaling")
+    if "rope_type" in values:
+        kind = values.pop("rope_type")
+        if values.setdefault("type", kind) != kind:
+            raise ValueError(
+                f"rope_scaling has the type {values['type']!r} and the rope_type {kind!r}; they "
+                "must be the same: remove one"
+            )
+    if values == {"type": "default"}:
+        return None
+    scaling: RopeScaling = _parse(RopeScaling, values, "rope_scaling")
+    return scaling
+
+
+def _read_quantization(raw: Any) -> QuantizationConfig:
+    """The published form, and that of transformers, which calls float32 scales "float"."""
+    values = _without_extras(raw, _QUANTIZATION_EXTRAS, "quantization_config")
+    if values.get("scale_fmt") == "float":
+        values["scale_fmt"] = None
+    read: QuantizationConfig = _parse(QuantizationConfig, values, "quantization_config")
+    return read
+
+
+def _without_extras(raw: Any, extras: Mapping[str, tuple[Any, ...]], where: str) -> dict[str, Any]:
+    """A copy without the keys of other programs that ask for nothing."""
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"{where} must be a JSON object, not {raw!r}")
+    values = dict(raw)
+    for key in extras.keys() & values.keys():
+        value = values.pop(key)
+        same = any(type(value) is type(known) and value == known for known in extras[key])
+        if value is not None and not same:
+            allowed = " or ".join(map(repr, (None, *extras[key])))
+            raise ValueError(
+                f"{where}.{key} = {value!r:.80} is not supported; it must be {allowed}, or absent"
+            )
+    return values
 
 
 def _parse(kind: type[Any], raw: Any, where: str, prefix: str = "") -> Any:
@@ -511,7 +567,7 @@ def refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> Non
     known = list(known)
     for key in keys:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.75)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
             raise ValueError(f"{where} has an unknown key {key!r}{hint}")
 

@@ -5,15 +5,18 @@ Everything that needs a running model starts here: the commands, evaluation, ben
 """
 
 import atexit
+import contextlib
 import difflib
 import importlib.util
+import json
 import logging
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sounding.files import file_facts
-from sounding.ops.cpu import library
+from sounding.ops.cpu import library, report_missing
 from sounding.presets import PRESETS
 from sounding.runtime import keep_what_is_loaded, prepare_process
 from sounding.simulation import DEPLOYED, EXACT, Simulation
@@ -96,7 +99,7 @@ def unknown_model(name: str) -> str:
     folders = []
     if path.parent.is_dir():
         folders = [str(other) for other in path.parent.iterdir() if other.is_dir()]
-    near = difflib.get_close_matches(name, [*PRESETS, *folders], n=1)
+    near = difflib.get_close_matches(name, [*PRESETS, *folders], n=1, cutoff=0.75)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a folder{hint}"
 
@@ -122,8 +125,13 @@ def load_network(
     `simulate` rounds activations to FP8 and FP4 as the deployed network. Raises ValueError, saying
     what to install, where PyTorch is needed and missing.
     """
+    return _network_of(open_checkpoint(name), simulate=simulate, exact=exact)
+
+
+def _network_of(
+    checkpoint: "Checkpoint", *, simulate: bool = False, exact: bool = False
+) -> "Network":
     prepare_process()
-    checkpoint = open_checkpoint(name)
     simulation = DEPLOYED if simulate else EXACT
     network: Network | None = None if exact else _load_kernels(checkpoint, simulation)
     if network is None:
@@ -135,6 +143,7 @@ def load_network(
 def _load_kernels(checkpoint: "Checkpoint", simulation: Simulation) -> "Network | None":
     """The network on the C++ kernels; None where they were not built or do not serve it."""
     if library() is None:
+        report_missing()
         return None
     import psutil
 
@@ -191,18 +200,43 @@ def how_to_install(module: str | None) -> str | None:
     return name and f"{name}, which is not installed: pip install 'sounding[train]'"
 
 
+def can_converse(folder: Path) -> bool:
+    """Whether a model has learned to answer, rather than only to continue text.
+
+    The `training.json` of an export says so (`converses`); without it, a folder or the title of a
+    model card with the word "base" in its name says that it has not.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        told = json.loads((folder / "training.json").read_text(encoding="utf-8")).get("converses")
+        if isinstance(told, bool):
+            return told
+    names = [folder.resolve().name]
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        names += [line for line in card.splitlines() if line.startswith("# ")][:1]
+    return not any(re.search(r"\bbase\b", name, re.IGNORECASE) for name in names)
+
+
 def load_tokenizer(folder: Path) -> "Tokenizer":
     """The tokenizer beside a model's weights.
 
     Raises ValueError where there is none, and for one of another model.
     """
+    _require_tokenizer(folder)
+    return _tokenizer_of(open_checkpoint(folder))
+
+
+def _require_tokenizer(folder: Path) -> None:
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} has no tokenizer.json, without which no text can be read")
+
+
+def _tokenizer_of(checkpoint: "Checkpoint") -> "Tokenizer":
     from sounding.text.markup import EOS
     from sounding.text.tokenizer import Tokenizer
 
-    if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder} has no tokenizer.json, without which no text can be read")
     prepare_process()
-    config = open_checkpoint(folder).config
+    folder, config = checkpoint.folder, checkpoint.config
     tokenizer = Tokenizer.from_file(folder, config.vocab_size)
     ends = tokenizer.named.get(EOS, config.eos_token_id)
     if config.eos_token_id not in (None, ends):
@@ -257,10 +291,12 @@ def open_model(name: str | Path | None = None) -> LoadedModel:
     from sounding.text.fim_format import FimFormat
 
     folder = find_model(name)
-    tokenizer = load_tokenizer(folder)  # first: it is quick, and its errors need no weights
+    _require_tokenizer(folder)
+    checkpoint = open_checkpoint(folder)  # once for both: its headers are checked in full
+    tokenizer = _tokenizer_of(checkpoint)  # first: it is quick, and its errors need no weights
     fim_format = FimFormat.from_folder(folder)
     files = file_facts(folder.glob("*.safetensors"))
-    return LoadedModel(folder, load_network(folder), tokenizer, fim_format, files)
+    return LoadedModel(folder, _network_of(checkpoint), tokenizer, fim_format, files)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -283,13 +319,14 @@ def start_engine(
     """
     from sounding.engine.engine import Engine
     from sounding.engine.exact import splits_are_exact
-    from sounding.engine.prefix.store import PrefixStore, state_identity
-    from sounding.engine.prefix.weights_digest import weights_digest
     from sounding.engine.settings import EngineSettings
 
     options = EngineSettings(exact_splits=splits_are_exact(network), **settings)
     store = None
     if prefix_store is not None:
+        from sounding.engine.prefix.store import PrefixStore, state_identity
+        from sounding.engine.prefix.weights_digest import weights_digest
+
         limit = {} if store_bytes is None else {"limit_bytes": store_bytes}
         weights = weights_digest(network, files, prefix_store)
         store = PrefixStore(prefix_store, state_identity(network, options, weights), **limit)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sounding.config import ModelConfig, RopeScaling, parse_config
+from sounding.config import ModelConfig, QuantizationConfig, RopeScaling, parse_config
 from sounding.presets import PRESETS, flash, pro, tiny
 
 VECTORS = Path(__file__).parent / "vectors" / "tiny"
@@ -105,6 +105,46 @@ def test_transformers_old_rope_key() -> None:
     assert parse_config(raw).rope_scaling == RopeScaling()
 
 
+def quantization(**changes: Any) -> dict[str, Any]:
+    return {"quantization_config": {**published()["quantization_config"], **changes}}
+
+
+def test_the_quantization_that_transformers_writes() -> None:
+    """`FineGrainedFP8Config` of transformers 5.23, as `save_pretrained` wrote it."""
+    written = {
+        "activation_scheme": "dynamic",
+        "dequantize": False,
+        "expert_dtype": None,
+        "modules_to_convert": None,
+        "modules_to_not_convert": None,
+        "quant_method": "fp8",
+        "scale_fmt": "float",
+        "weight_block_size": [128, 128],
+    }
+    config = parse_config(published(expert_dtype="fp8", quantization_config=written))
+    assert config.quantization_config == QuantizationConfig(scale_fmt=None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        quantization(modules_to_not_convert=[], dequantize=None),
+        {"rope_scaling": {"rope_type": "yarn"}},
+        {"rope_scaling": {"type": "yarn", "rope_type": "yarn", "attention_factor": 1.0}},
+        {"rope_scaling": {"rope_type": "yarn", "attention_factor": None, "mscale": None}},
+        {"eos_token_id": [1]},
+        {"_attn_implementation_autoset": True, "unsloth_fixed": True, "pretraining_tp": 1},
+        {"auto_map": {"AutoConfig": "x.Y"}, "ep_size": 1, "ignore_keys_at_rope_validation": []},
+    ],
+)
+def test_what_other_programs_add_changes_nothing(changes: dict[str, Any]) -> None:
+    assert parse_config(published(**changes)) == parse_config(published())
+
+
+def test_a_rope_of_the_default_type_is_no_scaling() -> None:
+    assert parse_config(published(rope_scaling={"rope_type": "default"})).rope_scaling is None
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": (
         {"hiden_size": 4096},
@@ -114,6 +154,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"rope_scaling": {"type": "yarn", "faktor": 16}},
         "rope_scaling has an unknown key 'faktor'; did you mean 'factor'?",
     ),
+    "unlike every known key": ({"rank": 8}, "the model config has an unknown key 'rank'; known"),
+    "two types": (
+        {"rope_scaling": {"type": "yarn", "rope_type": "linear"}},
+        "rope_scaling has the type 'yarn' and the rope_type 'linear'; they must be the same",
+    ),
+    "scaled cosines": (
+        {"rope_scaling": {"type": "yarn", "attention_factor": 1.2}},
+        "rope_scaling.attention_factor = 1.2 is not supported; it must be None or 1 or 1.0",
+    ),
+    "modules left out": (
+        quantization(modules_to_not_convert=["head"]),
+        "quantization_config.modules_to_not_convert = ['head'] is not supported",
+    ),
+    "several ends": ({"eos_token_id": [1, 2]}, "eos_token_id = (1, 2) must be"),
     "missing": ({"hidden_size": ...}, "the model config lacks hidden_size"),
     "no integer": ({"hidden_size": 4096.5}, "hidden_size = 4096.5 must be int"),
     "boolean for integer": ({"o_groups": True}, "o_groups = True must be int"),

@@ -65,7 +65,7 @@ def compare_training(
 
     if against and importlib.util.find_spec("transformers") is None:
         raise ValueError(
-            "there is no transformers library to compare with; install the extra 'dev'"
+            "there is no transformers library to compare with: pip install 'sounding[dev]'"
         )
     config = _config(model)
     if not mtp:

@@ -3,6 +3,7 @@
 A command's module is imported when that command runs, so starting costs no torch.
 """
 
+import difflib
 import importlib
 import sys
 
@@ -24,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenizer": ("prompts", "Train a tokenizer, or look into one."),
     "train": ("train", "Train a model by the recipe RUN, or resume the run in the folder RUN."),
     "finetune": ("finetune", "Train a model further on your code, and say how to try it."),
+    "posttrain": ("posttrain", "Teach a model to answer: conversations, rewards, teachers."),
     "plot": ("train", "Draw loss, expert load and gradient norm of a run as PNG files."),
     "card": ("card", "Write the model card of a trained model from the files of its making."),
     "write": ("completion", "Continue code, streaming."),
@@ -49,7 +51,9 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
-            return None
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "`sounding --help` lists them"
+            ctx.fail(f"there is no command {name!r}; {hint}")
         module = importlib.import_module(f"sounding.cli.{COMMANDS[name][0]}")
         command: click.Command = getattr(module, name.replace("-", "_"))
         return command
@@ -60,7 +64,7 @@ class LazyGroup(click.Group):
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="sounding")
+@click.version_option(None, "-V", "--version", package_name="sounding")
 def cli() -> None:
     """Sounding: a DeepSeek-V4 language model for code, and everything around it.
 
@@ -70,9 +74,12 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake and an engine's fault become one line on
-    stderr and exit code 1."""
+    stderr and exit code 1. `sounding help COMMAND` is `sounding COMMAND --help`."""
     try:
-        cli(prog_name="sounding", standalone_mode=False)
+        arguments = sys.argv[1:]
+        if arguments[:1] == ["help"]:
+            arguments = [*arguments[1:], "--help"]
+        cli(arguments, prog_name="sounding", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -89,5 +96,8 @@ def main() -> None:
         click.echo(f"sounding: this command needs {hint}", err=True)
         sys.exit(1)
     except (ValueError, OSError, EngineFault) as error:
-        click.echo(f"sounding: {error}", err=True)
+        message = f"{error}"
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            message = f"{error.filename}: {error.strerror.lower()}"
+        click.echo(f"sounding: {message}", err=True)
         sys.exit(1)

@@ -15,7 +15,7 @@ import click
 from sounding.cli.completion import open_model
 from sounding.cli.transcript import EFFORTS, Effort, Transcript, Write
 from sounding.engine.faults import EngineFault
-from sounding.loading import LoadedModel
+from sounding.loading import LoadedModel, can_converse
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -73,24 +73,17 @@ def chat(
     if question == "":
         raise ValueError("stdin is empty; pipe a question in, or run in a terminal to talk")
     opened = open_model(model)
-    if _is_base(opened.folder):
+    if not can_converse(opened.folder):
         click.echo(
-            "this is a base model: it continues text and has not learned to answer", err=True
+            "this is a base model: it completes code and has not learned to converse; try "
+            "`sounding complete FILE:LINE`",
+            err=True,
         )
     conversation = Transcript(writer(opened, params, max_tokens), system=system, effort=think)
     if question is not None:
         answer(conversation, question)
     else:
         talk(conversation, history or Path(click.get_app_dir("sounding")) / "chat-history")
-
-
-def _is_base(folder: Path) -> bool:
-    """Whether its name, or the title of its model card, says that it is a base model."""
-    names = [folder.resolve().name]
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        card = (folder / "README.md").read_text(encoding="utf-8")
-        names += [line for line in card.splitlines() if line.startswith("# ")][:1]
-    return any(re.search(r"\bbase\b", name, re.IGNORECASE) for name in names)
 
 
 def writer(opened: LoadedModel, params: "SamplingParams", max_tokens: int) -> Write:

@@ -1,4 +1,4 @@
-"""`write` and `complete`: a model of code at work, on text and at a place in a file."""
+"""`write` and `complete`: continue a text, and fill in code at a cursor."""
 
 import json
 import re
@@ -10,10 +10,11 @@ import click
 
 if TYPE_CHECKING:
     from sounding.completion.completer import FilledGap
-    from sounding.completion.endings import Gap, Kind
+    from sounding.completion.gap import Gap, Kind
     from sounding.loading import LoadedModel
 
 _PYTHON = (".py", ".pyi")
+_ROUNDS = 4  # copies of the same lines that are no longer a program
 
 
 def open_model(name: str | Path | None) -> "LoadedModel":
@@ -34,7 +35,7 @@ _context_option = click.option(
     "--context-tokens",
     default=1024,
     show_default=True,
-    help="What the model sees, its answer included.",
+    help="Maximum number of tokens of prompt and answer.",
 )
 
 
@@ -64,8 +65,7 @@ def write(
 ) -> None:
     """Continue code, streaming.
 
-    TEXT is the beginning, or - to read it from stdin. What follows it goes to stdout as it is
-    written.
+    TEXT is the beginning; - reads it from stdin. The continuation is streamed to stdout.
 
     \b
     Examples:
@@ -86,9 +86,24 @@ def write(
         stop = "line"
     opened = open_model(model)
     completer = Completer(opened.tokenizer, opened.fim_format, opened.batch(1))
+    written = ""
     for piece in completer.write(text, settings, params, until=stop):
         click.echo(piece, nl=False)
+        written += piece
+        if _goes_round(written):
+            click.echo("stopped: the model repeats itself", err=True)
+            break
     click.echo()
+
+
+def _goes_round(text: str) -> bool:
+    """Whether the text ends with the same lines, `_ROUNDS` times."""
+    lines = text.split("\n")[:-1]
+    for size in range(1, len(lines) // _ROUNDS + 1):
+        last = lines[-size:]
+        if any(last) and lines[-size * _ROUNDS :] == last * _ROUNDS:
+            return True
+    return False
 
 
 @click.command()
@@ -99,7 +114,7 @@ def write(
     "others",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Another file to draw on; can be given repeatedly.",
+    help="Another file to use as context; can be given repeatedly.",
 )
 @click.option(
     "--line/--block",
@@ -113,6 +128,13 @@ def write(
 @click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest.")
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same answers.")
+@click.option(
+    "--min-confidence",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Show only what is at least this likely to be exactly right.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def complete(
     where: str,
@@ -125,16 +147,17 @@ def complete(
     temperature: float,
     top_p: float,
     seed: int,
+    min_confidence: float,
     as_json: bool,
 ) -> None:
     """Fill in code at a place in a file.
 
-    LINE and COL count from 1; the cursor is before character COL, and without COL at the end of
-    the line. The text around it decides what is written: stdout gets what is to be inserted there,
-    and the file is left alone.
+    LINE and COL count from 1. The cursor is before character COL, or at the end of the line
+    without COL. The completion goes to stdout; the file is not changed.
 
-    With -n the first answer is the likeliest and the others are sampled; in Python files, answers
-    that keep the file correct come first. There may be fewer, because equal ones are shown once.
+    With -n the first answer is the most likely one and the others are sampled. Equal answers are
+    shown once, and in a Python file those with which it would not parse are left out, so there may
+    be fewer.
 
     \b
     Examples:
@@ -144,7 +167,8 @@ def complete(
     \b
     Keys of the JSON:
       file, line, column, kind    the place; "line" or "block"
-      alternatives                [{text, tokens, valid}]; valid: the file with it is correct Python
+      alternatives                [{text, tokens, valid, confidence}]; valid: the file with it
+                                  parses as Python; confidence: how likely it is exactly right
     """
     from sounding.completion.completer import Completer
     from sounding.completion.prompt import CompletionSettings
@@ -158,26 +182,32 @@ def complete(
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
     files = [(str(path), _read_text(path)) for path in others]
     opened = open_model(model)
-    found = Completer(opened.tokenizer, opened.fim_format, opened.batch(16)).complete(
-        place.gap,
-        kind,
-        settings,
-        params,
-        alternatives=alternatives,
-        files=files,
-        python=place.path.suffix in _PYTHON,
-    )
+    completer = Completer(opened.tokenizer, opened.fim_format, opened.batch(16))
+    python = place.path.suffix in _PYTHON
+    plan = completer.plan(place.gap, kind, settings, files=files, python=python)
+    found = completer.complete(plan, params, alternatives=alternatives)
+    if python:
+        found = _parsing(found, place.gap)
+    found = [done for done in found if done.confidence >= min_confidence and done.text.strip()]
     if as_json:
         answer = {
             "file": str(place.path),
             "line": place.line,
             "column": place.column,
             "kind": kind,
-            "alternatives": [done._asdict() for done in found],
+            "alternatives": [
+                {
+                    "text": done.text,
+                    "tokens": done.tokens,
+                    "valid": done.valid,
+                    "confidence": round(done.confidence, 4),
+                }
+                for done in found
+            ],
         }
         click.echo(json.dumps(answer, indent=2))
     else:
-        _show(found, alternatives)
+        _show(found, alternatives, place)
 
 
 class _Place(NamedTuple):
@@ -188,7 +218,7 @@ class _Place(NamedTuple):
 
 
 def _read_place(where: str) -> _Place:
-    from sounding.completion.endings import Gap
+    from sounding.completion.gap import Gap
 
     match = re.fullmatch(r"(?s)(.+?):(\d+)(?::(\d+))?", where)
     if match is None:
@@ -207,18 +237,41 @@ def _read_place(where: str) -> _Place:
 
 
 def _read_text(path: Path) -> str:
-    """A file's text with plain newlines, which are all the model has seen."""
+    """Read a file with \\n line ends, the only ones in training data."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
 
 
-def _show(found: "list[FilledGap]", wanted: int) -> None:
+def _parsing(found: "list[FilledGap]", gap: "Gap") -> "list[FilledGap]":
+    """Those with which the file parses; all that may stand there if it cannot parse anyway."""
+    from sounding.completion.python_syntax import fits, may_parse, parses
+
+    fillers = ("", "_", " _", "pass", ":", "():\n" + " " * 99 + "pass")
+    could_parse = any(parses(gap.prefix + filler + gap.suffix) for filler in fillers)
+    if could_parse or any(done.valid for done in found):
+        return [done for done in found if done.valid]
+    return [done for done in found if fits(done.text, gap) or not may_parse(gap.prefix)]
+
+
+def _show(found: "list[FilledGap]", wanted: int, place: _Place) -> None:
+    """The text alone on stdout; in a terminal, its line and what comes next on stderr."""
     for number, done in enumerate(found, 1):
         if wanted > 1:
-            note = ", correct" if done.valid else ""
+            note = ", parses" if done.valid else ""
             click.echo(f"# {number} of {len(found)}{note}")
         click.echo(done.text)
-    if not any(done.text.strip() for done in found):
+    if not found:
         click.echo("the model has nothing to insert here", err=True)
+    elif wanted == 1 and sys.stdout.isatty():
+        _show_in_place(found[0].text, place)
+
+
+def _show_in_place(text: str, place: _Place) -> None:
+    before = place.gap.prefix.rpartition("\n")[2]
+    rest = place.gap.suffix.partition("\n")[0]
+    lines = (before + click.style(text, bold=True) + rest).split("\n")
+    for number, line in enumerate(lines, place.line):
+        click.echo(f"{number:5} | {line}", err=True)
+    click.echo("next: an editor (docs/editors.md), `sounding serve`, its page", err=True)

@@ -1,4 +1,4 @@
-"""`convert`: a checkpoint rewritten in another format."""
+"""`convert`: rewrite a checkpoint in another format."""
 
 import json
 from functools import partial
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # torch takes a second to import, and --help does without it
     type=click.Choice(["bfloat16", "float32"]),
     default="bfloat16",
     show_default=True,
-    help="Numbers of a transformers result; float32 loses nothing of any source.",
+    help="Dtype of a transformers result; float32 represents every source exactly.",
 )
 @click.option("--force", is_flag=True, help="Replace what is at DESTINATION.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
@@ -48,7 +48,7 @@ def convert(
     """Rewrite a checkpoint in another format and report the error made.
 
     SOURCE is a folder in the published layout or in that of transformers, in any format.
-    DESTINATION appears when it is complete, never half-written. Formats:
+    DESTINATION appears only once it is complete. Formats:
 
     \b
       fp4           as V4 is published: experts FP4, other linears FP8
@@ -66,10 +66,10 @@ def convert(
 
     \b
     Keys of the JSON:
-      target, exact       the format; whether every number is what it was before
+      target, exact       the format; whether every value is unchanged
       rows                [{component, source, target, num_tensors, num_exact, num_values,
                           saturated, underflowed, max_abs_error, relative_rms}]
-      notes               what else to know, as sentences
+      notes               further remarks, as sentences
     """
     from sounding.weights.gguf import convert_to_gguf
     from sounding.weights.quantize import convert as convert_checkpoint
@@ -116,8 +116,8 @@ def _print_report(destination: Path, report: "Report") -> None:
     copied = sum(row.num_tensors for row in report.rows if row.source == row.target)
     if table.rows:
         Console().print(table)
-    click.echo(f"{copied:,} tensors had their format already and were copied")
-    verdict = "exact: every number is what it was" if report.exact else "not exact"
+    click.echo(f"{copied:,} tensors already had the format and were copied")
+    verdict = "exact: every value is unchanged" if report.exact else "not exact"
     click.echo(f"{destination}: {verdict}")
     for note in report.notes:
         click.echo(f"note: {note}")

@@ -78,6 +78,11 @@ def build(
         left_out=listed.left_out if listed else (),
     )
     with _bar() as show:
+        for folder in folders:
+            if folder.is_dir() and not any(path.suffix in suffixes for path in folder.rglob("*")):
+                raise ValueError(
+                    f"{folder} has no file that ends in {', '.join(suffixes)} (--suffix)"
+                )
         sources = [folder_source(folder, "train") for folder in folders]
         if listed:
             sources = _public_sources(listed, cache, show) + sources

@@ -1,4 +1,4 @@
-"""`language-server`: completions inside of an editor."""
+"""`language-server`: completions in an editor."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ import click
 
 from sounding.cli.clients import api_key_file_option, read_api_key
 from sounding.cli.completion import open_model
+from sounding.completion import SHOWN_FROM
 
 if TYPE_CHECKING:
     from sounding.editor.suggest import Suggest
@@ -17,28 +18,35 @@ if TYPE_CHECKING:
 
 @click.command("language-server")
 @click.argument("model", required=False)
-@click.option("--server", metavar="URL", help="Ask a running server rather than load a model.")
+@click.option("--server", metavar="URL", help="Use a running server instead of loading a model.")
 @api_key_file_option
 @click.option(
     "--pause-ms",
     default=40,
     show_default=True,
     type=click.IntRange(min=0),
-    help="How long the keyboard must rest before a completion is begun.",
+    help="Pause in typing before a completion is requested.",
 )
 @click.option(
     "--budget-ms",
     default=250,
     show_default=True,
     type=click.IntRange(min=0),
-    help="Time for a completion from its first token on; what is there then is shown. 0: no limit.",
+    help="Time limit of a completion after its first token; it then ends as it is. 0: no limit.",
 )
 @click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(min=1))
 @click.option(
     "--context-tokens",
     default=1024,
     show_default=True,
-    help="What the model sees, its answer included.",
+    help="Maximum number of tokens of prompt and answer.",
+)
+@click.option(
+    "--min-confidence",
+    default=SHOWN_FROM,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Suggest a line only if it is at least this likely to be exactly right. 0: always.",
 )
 def language_server(
     model: str | None,
@@ -48,36 +56,52 @@ def language_server(
     budget_ms: int,
     max_tokens: int,
     context_tokens: int,
+    min_confidence: float,
 ) -> None:
     """Complete code in an editor, over LSP on stdin and stdout.
 
-    MODEL is the folder of a checkpoint with a tokenizer.json; without one, the shipped model is
-    taken. An editor starts this command: docs/editors.md has the lines for Neovim, VS Code, Emacs
-    and Zed. The model is loaded when the editor has connected, and what goes wrong is shown there.
+    MODEL is the folder of a checkpoint with a tokenizer.json; by default the shipped model is
+    used. An editor starts this command: docs/editors.md has the settings for Neovim, VS Code, Emacs
+    and Zed. The model is loaded once the editor has connected, and errors are shown there.
     """
-    from sounding.completion.prompt import CompletionSettings
+    from sounding.completion.prompt import TYPING_CANDIDATES, CompletionSettings
     from sounding.editor.language_server import CodeServer
     from sounding.editor.suggest import FromModel, FromServer, through
 
     if model is not None and server is not None:
-        raise click.UsageError("give either MODEL or --server: a server has loaded its own")
+        raise click.UsageError("give either MODEL or --server, which has a model of its own")
     if api_key_file is not None and server is None:
-        raise click.UsageError("--api-key-file goes with --server")
+        raise click.UsageError("--api-key-file requires --server")
     seconds = budget_ms / 1000
 
     def open_suggest() -> "Suggest":
         if server is not None:
             key = read_api_key(api_key_file)
-            return FromServer(server, api_key=key, max_tokens=max_tokens, seconds=seconds)
+            return FromServer(
+                server,
+                api_key=key,
+                max_tokens=max_tokens,
+                seconds=seconds,
+                min_confidence=min_confidence,
+            )
         settings = CompletionSettings(
-            max_tokens=max_tokens, context_tokens=context_tokens, typing=True
+            max_tokens=max_tokens,
+            context_tokens=context_tokens,
+            candidates=TYPING_CANDIDATES,
+            typing=True,
         )
         opened = open_model(model)
-        generate = through(opened.engine())
-        return FromModel(opened.tokenizer, opened.fim_format, generate, settings, seconds=seconds)
+        return FromModel(
+            opened.tokenizer,
+            opened.fim_format,
+            through(opened.engine()),
+            settings,
+            seconds=seconds,
+            min_confidence=min_confidence,
+        )
 
     if sys.stdin.isatty():
-        click.echo("this command is for an editor to start: see docs/editors.md", err=True)
+        click.echo("an editor starts this command; see docs/editors.md", err=True)
     # pygls would take an interrupt for a reason to wait until stdin is closed.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     code = CodeServer(open_suggest, pause_seconds=pause_ms / 1000).run()

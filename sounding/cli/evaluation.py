@@ -1,15 +1,14 @@
-"""`eval`: measure a model, with the settings and the uncertainty beside every number."""
+"""`eval`: measure a model, with settings and confidence intervals."""
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from sounding.cli.chat_tasks import compare, tasks
 from sounding.cli.completion import open_model
 from sounding.cli.evaluation_options import (
     common_options,
@@ -19,9 +18,10 @@ from sounding.cli.evaluation_options import (
     syntax_option,
     warn,
 )
-from sounding.cli.growth import run
-from sounding.evaluation import measures
-from sounding.evaluation.measuring import collect, limited, read_texts, sandbox
+from sounding.cli.evaluation_run import run
+from sounding.evaluation import measuring
+from sounding.evaluation.measuring import limited, read_texts, sandbox
+from sounding.evaluation.options import EvalOptions
 
 if TYPE_CHECKING:
     from sounding.tasks.code import Problem
@@ -41,15 +41,17 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 
 
 @click.group()
-def eval() -> None:  # the builtin is missed by nobody
+def eval() -> None:  # shadows a builtin that is not used here
     """Measure a model: bits per byte, filled lines, passed tests.
 
-    Every command prints its settings, and 95 % intervals. With --out, results are kept in a file
-    as they are made: after Ctrl-C or a crash the same command goes on.
+    Every command prints its settings, and 95 % intervals. With --out, results are written to
+    a file one by one; after Ctrl-C or a crash the same command resumes.
     """
 
 
 eval.add_command(run)
+eval.add_command(tasks)
+eval.add_command(compare)
 
 
 @eval.command()
@@ -58,33 +60,31 @@ eval.add_command(run)
 @_suffix_option
 @click.option("--context-tokens", default=1024, show_default=True, help="Of a window, with BOS.")
 @click.option("--stride", type=int, help="Between windows.  [default: half of the context]")
-@click.option("--batch-tokens", default=4096, show_default=True, help="Read together.")
-@click.option("--compressors/--no-compressors", default=True, help="What xz and brotli reach.")
+@click.option("--batch-tokens", default=4096, show_default=True, help="Tokens in a forward pass.")
+@click.option(
+    "--compressors/--no-compressors", default=True, help="Also compress with xz and brotli."
+)
 def bpb(
     path: Path,
     model: str | None,
-    limit: int | None,
-    seed: int,
-    out: Path | None,
     as_json: bool,
     suffixes: tuple[str, ...],
-    context_tokens: int,
     stride: int | None,
     batch_tokens: int,
     compressors: bool,
+    **settings: Any,
 ) -> None:
     """Bits per byte of a file, a folder's files, or a corpus's held-out split.
 
-    Each document by itself, in overlapping windows; beside it what xz and brotli make of the same
-    bytes, as one stream and document by document.
+    Each document is scored by itself, in overlapping windows. For comparison, xz and brotli
+    compress the same bytes, as one stream and document by document.
     """
-    documents = limited(read_texts(path, suffixes, warn), limit, seed)
-    measured = measures.measure_bits(
+    options = EvalOptions(**settings)
+    documents = limited(read_texts(path, suffixes, warn), options.limit, options.seed)
+    measured = measuring.measure_bits(
         open_model(model),
         documents,
-        seed=seed,
-        out=out,
-        context_tokens=context_tokens,
+        options,
         stride=stride,
         batch_tokens=batch_tokens,
         compressors=compressors,
@@ -104,32 +104,31 @@ def bpb(
     type=click.Choice(["indent", "inside"]),
     default="indent",
     show_default=True,
-    help="Take a line out from behind its indentation, or from somewhere inside of it.",
+    help="Remove a line from its indentation on, or from a place inside it.",
 )
 def lines(
     path: Path,
     model: str | None,
-    limit: int | None,
-    seed: int,
-    out: Path | None,
     as_json: bool,
     suffixes: tuple[str, ...],
     per_file: int,
     cursor: Literal["indent", "inside"],
-    **how: Any,
+    **settings: Any,
 ) -> None:
     """Single-line infilling of a file, a folder's files, or a corpus's held-out split.
 
     Shares of exactly written lines and mean edit similarities, of the model and of two copyists:
-    `copy` puts the line of the file whose neighbours are most like the gap's, `best_copy` knows
-    the answer and puts the most similar line, the most that copying can reach.
+    `copy` takes the line of the file whose neighbours are most similar to the gap's; `best_copy`
+    knows the answer and takes the most similar line, the upper bound of copying.
     """
     from sounding.evaluation.lines import choose_lines
 
+    options = EvalOptions(**settings)
     texts = read_texts(path, suffixes, warn)
-    items = limited(choose_lines(texts, per_file=per_file, cursor=cursor, seed=seed), limit, seed)
-    measured = measures.measure_lines(
-        open_model(model), items, seed=seed, out=out, per_file=per_file, cursor=cursor, **how
+    chosen = choose_lines(texts, per_file=per_file, cursor=cursor, seed=options.seed)
+    items = limited(chosen, options.limit, options.seed)
+    measured = measuring.measure_lines(
+        open_model(model), items, options, per_file=per_file, cursor=cursor
     )
     report(measured, as_json=as_json)
 
@@ -149,14 +148,11 @@ def lines(
 def mechanisms(
     path: Path,
     model: str | None,
-    limit: int | None,
-    seed: int,
-    out: Path | None,
     as_json: bool,
     suffixes: tuple[str, ...],
-    context_tokens: int,
     at_least: int,
     sizes: tuple[int, ...],
+    **settings: Any,
 ) -> None:
     """Accepted drafts, expert load, and what the indexers pick, on long documents.
 
@@ -166,29 +162,27 @@ def mechanisms(
     pay if they read all entries. By layer: `covered` is the share of that attention the picked
     entries get, `coverable` the most that k entries can get, `chance` the recall of random picks.
     """
-    from sounding.evaluation.mechanisms import long_documents
+    from sounding.evaluation.mechanisms import long_documents, measure_mechanisms, recall_sizes
 
-    if not 1 <= at_least <= context_tokens:
-        raise ValueError(
-            f"--at-least {at_least} must be from 1 to --context-tokens {context_tokens}"
-        )
+    options = EvalOptions(**settings)
+    most = options.context_tokens
+    if not 1 <= at_least <= most:
+        raise ValueError(f"--at-least {at_least} must be from 1 to --context-tokens {most}")
     texts = read_texts(path, suffixes, warn)
     opened = open_model(model)
 
     def encode(text: str) -> list[int]:
         return opened.tokenizer.encode(text, named=False)
 
-    long = list(long_documents(texts, encode, at_least=at_least, at_most=context_tokens - 1))
+    long = list(long_documents(texts, encode, at_least=at_least, at_most=most - 1))
     if not long:
         raise ValueError(f"no document of {path} has {at_least} tokens; lower --at-least")
-    measured = measures.measure_mechanisms(
+    measured = measure_mechanisms(
         opened,
-        limited(long, limit, seed),
-        seed=seed,
-        out=out,
-        context_tokens=context_tokens,
+        limited(long, options.limit, options.seed),
+        options,
         at_least=at_least,
-        sizes=measures.recall_sizes(opened.network.config, sizes),
+        sizes=recall_sizes(opened.network.config, sizes),
     )
     report(measured, as_json=as_json)
 
@@ -204,7 +198,9 @@ def mechanisms(
     type=click.Choice(["line", "block", "end"]),
     help="Where answers end.  [default: line if all canonical solutions are, else end]",
 )
-def infilling(file: Path, until: str | None, **how: Any) -> None:
+def infilling(
+    file: Path, model: str | None, as_json: bool, until: str | None, **settings: Any
+) -> None:
     """pass@1 of gaps filled in, by running the tests.
 
     FILE has JSON rows of task_id, prompt, suffix, canonical_solution, test and entry_point.
@@ -212,8 +208,9 @@ def infilling(file: Path, until: str | None, **how: Any) -> None:
     from sounding.tasks.code import read_problems
 
     problems = read_problems(file, infilling=True)
-    until = until or measures.natural_end(problems)
-    _evaluate("infilling", problems, until, samples=1, ks=(1,), notes={}, **how)
+    until = until or measuring.natural_end(problems)
+    measured = _programs("infilling", problems, until, model, EvalOptions(**settings))
+    report(measured, as_json=as_json)
 
 
 _samples_option = click.option("--samples", default=1, show_default=True, help="Per problem.")
@@ -229,7 +226,7 @@ _k_option = click.option(
 @sandbox_options
 @_samples_option
 @_k_option
-def functions(file: Path, samples: int, ks: tuple[int, ...], **how: Any) -> None:
+def functions(file: Path, model: str | None, as_json: bool, **settings: Any) -> None:
     """pass@k of functions written from signature and docstring.
 
     FILE has HumanEval's JSON rows: task_id, prompt, canonical_solution, test and entry_point. An
@@ -238,7 +235,8 @@ def functions(file: Path, samples: int, ks: tuple[int, ...], **how: Any) -> None
     from sounding.tasks.code import read_problems
 
     problems = read_problems(file, infilling=False)
-    _evaluate("functions", problems, "block", samples=samples, ks=ks, notes={}, **how)
+    measured = _programs("functions", problems, "block", model, EvalOptions(**settings))
+    report(measured, as_json=as_json)
 
 
 def _ids(context: click.Context, option: click.Parameter, text: str) -> range:
@@ -263,7 +261,7 @@ _ids_option = click.option(
 @_ids_option
 @click.option("--examples", default=3, show_default=True, help="Tests shown in the docstring.")
 def mbpp(
-    file: Path, samples: int, ks: tuple[int, ...], ids: range, examples: int, **how: Any
+    file: Path, model: str | None, as_json: bool, ids: range, examples: int, **settings: Any
 ) -> None:
     """pass@k of functions written from MBPP's descriptions.
 
@@ -275,50 +273,23 @@ def mbpp(
     rows = read_mbpp(file, ids)
     problems = [problem for row in rows if (problem := function_problem(row, examples))]
     notes = {"examples": examples, "rows_without_a_function": len(rows) - len(problems)}
-    _evaluate("mbpp", problems, "block", samples=samples, ks=ks, notes=notes, **how)
+    measured = _programs("mbpp", problems, "block", model, EvalOptions(**settings), notes)
+    report(measured, as_json=as_json)
 
 
-def _evaluate(
+def _programs(
     title: str,
     problems: "Sequence[Problem]",
     until: str,
-    *,
-    samples: int,
-    ks: Sequence[int],
-    notes: dict[str, Any],
     model: str | None,
-    limit: int | None,
-    seed: int,
-    out: Path | None,
-    as_json: bool,
-    timeout: float,
-    workers: int,
-    unsafe: bool,
-    **how: Any,
-) -> None:
+    options: EvalOptions,
+    notes: dict[str, Any] | None = None,
+) -> measuring.Measured:
     from sounding.tasks.code import CodeTask
 
-    if max(ks) > samples:
-        raise ValueError(f"pass@{max(ks)} needs at least as many --samples; there are {samples}")
-    if samples > 1 and not how["temperature"]:
-        raise ValueError(f"{samples} samples at temperature 0 are all the same; set --temperature")
-    task = CodeTask(limited(problems, limit, seed), sandbox(timeout, unsafe))
-    measured = measures.measure_programs(
-        title,
-        open_model(model),
-        task,
-        until,
-        samples=samples,
-        ks=ks,
-        notes=notes,
-        seed=seed,
-        out=out,
-        timeout=timeout,
-        workers=workers,
-        unsafe=unsafe,
-        **how,
-    )
-    report(measured, as_json=as_json)
+    judge = sandbox(options.timeout, options.unsafe)
+    task = CodeTask(limited(problems, options.limit, options.seed), judge)
+    return measuring.measure_programs(title, open_model(model), task, until, options, notes)
 
 
 @eval.command("make-infilling")
@@ -345,40 +316,18 @@ def make_infilling(
     pass its own tests, and fail them with `pass` in the line's place. Of the lines that are left,
     --per-problem are taken, by a hash of their names; so the same FILE gives the same OUT.
     """
-    from sounding.evaluation.results import Results
+    from sounding.evaluation.make_infilling import infilling_rows
     from sounding.files import write_file
-    from sounding.tasks.mbpp import MBPPRow, fair_problems, read_mbpp
+    from sounding.tasks.mbpp import read_mbpp
 
     rows = read_mbpp(file, ids)
-    judge = sandbox(timeout, unsafe)
-    made: dict[int, list[Problem]] = {}
-    reasons: Counter[str] = Counter()
-
-    def try_row(row: MBPPRow) -> "tuple[MBPPRow, list[Problem], str]":
-        return row, *fair_problems(row, judge, per_problem)
-
-    def attempts() -> Iterator[dict[str, Any]]:
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                for row, problems, reason in pool.map(try_row, rows):
-                    made[row.number] = problems
-                    if reason:
-                        reasons[reason] += 1
-                    yield {"id": str(row.number)}
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-
-    interrupt = collect(Results(None, {}), "solutions", len(rows), attempts())
-    if interrupt is not None:
-        raise interrupt
-    problems = [problem for number in sorted(made) for problem in made[number]]
-    lines = [json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in problems]
+    made, reasons = infilling_rows(rows, sandbox(timeout, unsafe), per_problem, workers)
+    lines = [json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in made]
     write_file(out, "".join(lines).encode())
-    answer = {"rows": len(problems), "problems": len(rows), "left_out": dict(reasons)}
     if as_json:
+        answer = {"rows": len(made), "problems": len(rows), "left_out": dict(reasons)}
         click.echo(json.dumps(answer))
-    else:
-        click.echo(f"wrote {len(problems)} rows from {len(rows)} problems to {out}")
-        for reason, count in reasons.most_common():
-            click.echo(f"left out {count}: {reason}")
+        return
+    click.echo(f"wrote {len(made)} rows from {len(rows)} problems to {out}")
+    for reason, count in reasons.most_common():
+        click.echo(f"left out {count}: {reason}")

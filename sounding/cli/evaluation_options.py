@@ -1,4 +1,4 @@
-"""What the commands of `eval` share: their options, and how results are printed."""
+"""Options and output that the commands of `eval` share."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ PLAIN_BOX = box.SIMPLE
 
 
 def warn(message: str) -> None:
-    """Say something on stderr that is no result."""
+    """Print a message on stderr."""
     click.echo(message, err=True)
 
 
@@ -28,13 +28,13 @@ def common_options(command: _Command) -> _Command:
         [
             model_option,
             click.option(
-                "--limit", type=click.IntRange(min=1), help="Only so many, drawn by seed."
+                "--limit", type=click.IntRange(min=1), help="Number of items, drawn by --seed."
             ),
             click.option("--seed", default=0, show_default=True, type=click.IntRange(0)),
             click.option(
                 "--out",
                 type=click.Path(dir_okay=False, path_type=Path),
-                help="JSONL file of results; given again, the command goes on where it stopped.",
+                help="JSONL file of results, from which the same command resumes.",
             ),
             click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
         ]
@@ -44,36 +44,48 @@ def common_options(command: _Command) -> _Command:
 
 
 def syntax_option(command: _Command) -> _Command:
-    """Whether Python that an answer leaves incorrect is a reason to try again."""
+    """Whether to try again if an answer breaks the syntax."""
     return click.option(
         "--syntax/--no-syntax",
         default=True,
-        help="Where an answer leaves Python incorrect, try a few more, as `complete` does.",
+        help="If an answer breaks Python's syntax, sample a few more, as `complete` does.",
     )(command)
 
 
 def sampling_options(max_tokens: int) -> Callable[[_Command], _Command]:
-    """How answers are made."""
+    """Options of generating answers."""
     options = [
         click.option("--max-tokens", default=max_tokens, show_default=True, help="Per answer."),
         click.option("--context-tokens", default=1024, show_default=True, help="With the answer."),
         click.option("--temperature", default=0.0, show_default=True),
         click.option("--top-p", default=1.0, show_default=True),
         click.option("--width", default=16, show_default=True, help="Sequences at a time."),
-        click.option(
-            "--heal/--no-heal", default=True, help="Choose the tokens of a begun word anew."
-        ),
+        click.option("--heal/--no-heal", default=True, help="Token healing of an unfinished word."),
         click.option(
             "--copying/--no-copying",
             default=True,
             help="Let the other lines of the file compete with the network.",
+        ),
+        click.option(
+            "--candidates",
+            default=8,
+            show_default=True,
+            type=click.IntRange(min=0),
+            help="Lines sampled beside the likeliest, where a line is missing. 0: that one alone.",
+        ),
+        click.option(
+            "--min-confidence",
+            default=0.0,
+            show_default=True,
+            type=click.FloatRange(0, 1),
+            help="Withhold answers that are less sure; they count as not passed.",
         ),
     ]
     return lambda command: _decorated(command, options)
 
 
 def sandbox_options(command: _Command) -> _Command:
-    """How programs are run."""
+    """Options of running programs."""
     options = [
         click.option("--timeout", default=10.0, show_default=True, help="Seconds per program."),
         click.option("--workers", default=2, show_default=True, help="Programs at a time."),
@@ -81,8 +93,8 @@ def sandbox_options(command: _Command) -> _Command:
             "--unsafe-no-isolation",
             "unsafe",
             is_flag=True,
-            help="Run generated code with limits but without walls: it can read, write and send "
-            "whatever you can. Only where the machine is itself disposable.",
+            help="Run generated code with limits but without isolation: it can read, write and "
+            "send whatever you can. Only for disposable machines.",
         ),
     ]
     return _decorated(command, options)
@@ -95,7 +107,7 @@ def _decorated(command: _Command, options: Sequence[Callable[[_Command], _Comman
 
 
 def report(measured: Measured, *, as_json: bool) -> None:
-    """Print settings and metrics; what an interruption left out is said, and exits with 130."""
+    """Print settings and metrics; after an interrupt, of what is done, and exit with 130."""
     if as_json:
         click.echo(json.dumps(measured.to_dict(), indent=2))
     else:

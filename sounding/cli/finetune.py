@@ -103,8 +103,7 @@ def _new_run(
 
 def _finish(place: Path) -> None:
     """Write the model as it is deployed, and say what was gained and how to try it."""
-    from sounding.train.metrics import read_metrics
-    from sounding.train.run_folder import METRICS_NAME
+    from sounding.train.metrics import METRICS_NAME, read_metrics
     from sounding.weights.checkpoint import Checkpoint
     from sounding.weights.quantize import convert
 

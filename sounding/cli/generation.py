@@ -1,4 +1,4 @@
-"""Commands that run a model: logits for given tokens, and text continued."""
+"""`logits` and `generate`: compute logits of tokens, and continue a prompt."""
 
 import random
 import sys
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--split",
-    help="Feed the tokens in pieces: sizes such as 137,1,1, of which the last one repeats, or "
-    "random:SEED for other random pieces in every sequence. The logits are the same.",
+    help="Feed the tokens in chunks: sizes such as 137,1,1 (the last one repeats), or random:SEED "
+    "for random chunks, different in every sequence. The logits are the same.",
 )
 @click.option(
     "--bfloat16",
@@ -55,8 +55,8 @@ def logits(
     """Compute logits for given tokens.
 
     Every position of every sequence in the file, computed in float32 by the PyTorch reference.
-    With --split the tokens arrive as they would in a server, in chunks and one by one; whatever
-    the split, the result is the same up to rounding, which is how to convince yourself of that.
+    With --split the tokens are processed in chunks, as a server does. The logits must be the same
+    up to rounding, which this option lets you verify.
 
     \b
     Example:
@@ -138,7 +138,7 @@ def _random_pieces(length: int, choose: random.Random) -> list[int]:
 @click.option("--prompt", help="Text to continue; '-' reads it from stdin.")
 @click.option(
     "--tokens",
-    help="Token ids to continue, such as 5,17,3; the answer is token ids too. For models without "
+    help="Token ids to continue, such as 5,17,3; the answer is token ids. For models without "
     "a tokenizer.",
 )
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(min=1))
@@ -165,9 +165,9 @@ def generate(
 ) -> None:
     """Continue a prompt, streaming.
 
-    MODEL is the folder of a checkpoint, or left out for the shipped model. The prompt is taken as
-    it is, special tokens included: chat prompts come from `encode`. The answer goes to stdout as it
-    is made; it ends at an end-of-sentence token, a stop string or --max-tokens. Ctrl-C stops it.
+    MODEL is the folder of a checkpoint, or left out for the shipped model. The prompt is used
+    as it is, including special tokens; `encode` makes chat prompts. The answer is streamed to
+    stdout; it ends at EOS, a stop string or --max-tokens. Ctrl-C stops it.
 
     \b
     Examples:
@@ -182,7 +182,7 @@ def generate(
     if (prompt is None) == (tokens is None):
         raise click.UsageError("give either --prompt or --tokens")
     if tokens is not None and stop:
-        raise click.UsageError("--stop is text; it goes with --prompt, not with --tokens")
+        raise click.UsageError("--stop is a text; it requires --prompt")
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
     folder = find_model(model)
     if tokens is not None:

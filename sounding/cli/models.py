@@ -1,4 +1,4 @@
-"""Commands about models: which one is meant, what it is, what running it takes."""
+"""`inspect` and `plan`: describe a model, and the resources that running it takes."""
 
 import dataclasses
 import itertools

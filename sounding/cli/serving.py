@@ -2,14 +2,15 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sounding.cli.completion import open_model
-from sounding.loading import LoadedModel, find_model
+from sounding.loading import LoadedModel, can_converse, find_model
 
 if TYPE_CHECKING:
+    from sounding.server.http.keys import Keys
     from sounding.server.options import ServerOptions
     from sounding.server.service import ModelCard
 
@@ -24,13 +25,13 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
     default=8000,
     show_default=True,
     type=click.IntRange(0, 65535),
-    help="0 takes a free one.",
+    help="0 selects a free port.",
 )
 @click.option(
     "--name",
     "names",
     multiple=True,
-    help="What clients call the model; can be given repeatedly, '*' answers to any name.  "
+    help="Name of the model in requests; can be given repeatedly, '*' accepts any name.  "
     "[default: the folder's name]",
 )
 @click.option(
@@ -42,105 +43,106 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 @click.option(
     "--without-keys",
     is_flag=True,
-    help="Listen on an address that others can reach, without keys: everybody who reaches it may "
-    "use it.",
+    help="Listen without keys on an address that other machines can reach: anybody there may use "
+    "the server.",
 )
 @click.option(
     "--cors-origin",
     "cors_origins",
     multiple=True,
-    help="Web page that may use the server, such as https://example.org; can be given repeatedly.",
+    help="Origin of a web page that may use the server, such as https://example.org; can be "
+    "given repeatedly.",
 )
 @click.option(
     "--allowed-host",
     "allowed_hosts",
     multiple=True,
-    help="Name under which a proxy or a tunnel reaches this machine's own address, as in its Host "
-    "header; can be given repeatedly, '*' is any.",
+    help="Host header to accept on a loopback address, such as that of a proxy or a tunnel; can be "
+    "given repeatedly, '*' accepts any.",
 )
 @click.option(
     "--prefix-cache-gib",
     default=2.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="Most memory for what was read of prompts that may come again.",
+    help="Memory limit of the prefix cache.",
 )
 @click.option(
     "--prefix-store",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keep what was read of long prompts over restarts, in this folder: a new or empty one, or "
-    "that of an earlier run.",
+    help="Keep prefixes of long prompts on disk, in this folder, across restarts. The folder must "
+    "be new, empty, or that of an earlier run.",
 )
 @click.option(
     "--prefix-store-gib",
     default=8,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Most that this folder may take.",
+    help="Size limit of this folder.",
 )
 @click.option(
     "--context-tokens",
     type=click.IntRange(min=16),
-    help="Most tokens of prompt and answer together.  [default: what the model is made for]",
+    help="Maximum number of tokens of prompt and answer.  [default: the model's context]",
 )
 @click.option(
     "--infill-context-tokens",
     default=1024,
     show_default=True,
     type=click.IntRange(min=64),
-    help="What a completion at the cursor sees of the text around it, its answer included.",
+    help="Context of a completion at the cursor, in tokens, including its answer.",
 )
 @click.option(
     "--width",
     default=16,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Sequences that are computed together.",
+    help="Maximum number of sequences in a step.",
 )
 @click.option(
     "--thinking/--no-thinking",
     default=True,
     show_default=True,
-    help="Whether a chat thinks first where its request does not say.",
+    help="Default of chat requests that do not specify it.",
 )
 @click.option(
     "--effort-scheme",
     type=click.Choice(["april", "0731"]),
     default="april",
     show_default=True,
-    help="How the checkpoint is asked for effort; it belongs to the release.",
+    help="Texts that request effort; they depend on the release of the checkpoint.",
 )
 @click.option(
     "--max-requests",
     default=256,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Requests in progress, waiting ones included; more get a 429.",
+    help="Maximum number of requests in progress or waiting; further ones get 429.",
 )
 @click.option(
     "--max-body-mib",
     default=32,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Of a request.",
+    help="Size limit of a request.",
 )
 @click.option(
     "--max-seconds",
     type=click.FloatRange(min=0, min_open=True),
-    help="An answer ends after this, with what there is of it.  [default: no limit]",
+    help="Time limit of an answer, which then ends with the text so far.  [default: no limit]",
 )
 @click.option(
     "--grace-seconds",
     default=30.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="After SIGTERM or Ctrl-C, how long running answers may go on.",
+    help="Time for running answers to finish after SIGTERM or Ctrl-C.",
 )
 @click.option(
     "--trace",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for one JSON file per answer: its tokens, what the cache did, where time went. "
-    "They contain what clients sent.",
+    help="Folder for one JSON file per answer with its tokens, cache hits and times. The files "
+    "contain the prompts.",
 )
 def serve(
     model: str | None,
@@ -149,21 +151,15 @@ def serve(
     names: tuple[str, ...],
     api_keys: Path | None,
     without_keys: bool,
-    cors_origins: tuple[str, ...],
     allowed_hosts: tuple[str, ...],
     prefix_cache_gib: float,
     prefix_store: Path | None,
     prefix_store_gib: int,
     context_tokens: int | None,
-    infill_context_tokens: int,
     width: int,
-    thinking: bool,
-    effort_scheme: str,
-    max_requests: int,
     max_body_mib: int,
-    max_seconds: float | None,
     grace_seconds: float,
-    trace: Path | None,
+    **options: Any,
 ) -> None:
     """Serve a model to editors, agents and SDKs.
 
@@ -175,7 +171,7 @@ def serve(
       Anthropic SDK, Claude Code                  http://127.0.0.1:8000
       llama.vim, llama.vscode                     http://127.0.0.1:8000/infill
       Ollama's clients                            http://127.0.0.1:8000
-      a browser, for trying it and watching it    http://127.0.0.1:8000
+      a browser, to try and to monitor the server  http://127.0.0.1:8000
 
     \b
     Examples:
@@ -183,38 +179,24 @@ def serve(
       sounding serve MODEL --name deepseek-v4 --prefix-store ~/.cache/sounding/prefixes
       sounding serve MODEL --host 0.0.0.0 --api-keys keys.txt
 
-    Ctrl-C or SIGTERM lets running answers end within the grace; a second one does not wait. What
-    each protocol honours and refuses is in docs/server.md, and /openapi.json has it for programs.
+    Ctrl-C or SIGTERM starts the drain: running answers may finish within --grace-seconds; a second
+    signal cancels them. docs/server.md and /openapi.json list the fields that each protocol
+    honours, ignores and refuses.
     """
-    from sounding.server.http.keys import Keys
-    from sounding.server.http.serve import is_loopback, listen
+    from sounding.server.http.serve import listen
     from sounding.server.http.serve import serve as serve_forever
     from sounding.server.options import ServerOptions
     from sounding.server.service import Service
 
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s")
-    if api_keys is None and not without_keys and not is_loopback(host):
-        raise ValueError(
-            f"others can reach {host}: give --api-keys FILE, or --without-keys if everybody may "
-            "use this server"
-        )
+    keys = _keys(host, api_keys, without_keys=without_keys)
     folder = find_model(model)
-    keys = None if api_keys is None else Keys.from_file(api_keys)
-    hosts = None
-    if is_loopback(host) and "*" not in allowed_hosts:
-        hosts = tuple(dict.fromkeys((*_LOOPBACK_NAMES, host, *allowed_hosts)))
     settings = ServerOptions(
         model_names=names or (Path(folder).resolve().name,),
-        thinking=thinking,
-        effort_scheme=effort_scheme,
-        infill_context_tokens=infill_context_tokens,
-        max_requests=max_requests,
         max_body_bytes=max_body_mib * 2**20,
-        max_seconds=max_seconds,
         keys=keys,
-        cors_origins=cors_origins,
-        hosts=None if hosts is None else tuple(name.lower() for name in hosts),
-        trace=trace,
+        hosts=_hosts(host, allowed_hosts),
+        **options,
     )
     listener = listen(host, port)
     opened = open_model(folder)
@@ -232,18 +214,42 @@ def serve(
         service,
         listener,
         grace_seconds=grace_seconds,
-        ready=lambda: _announce(settings, address),
+        ready=lambda: _announce(settings, address, service.card),
     )
 
 
-def _announce(settings: "ServerOptions", address: str) -> None:
+def _keys(host: str, path: Path | None, *, without_keys: bool) -> "Keys | None":
+    """The API keys. Raises ValueError where others can reach the server and may not be meant to."""
+    from sounding.server.http.keys import Keys
+    from sounding.server.http.serve import is_loopback
+
+    if path is None and not without_keys and not is_loopback(host):
+        raise ValueError(
+            f"other machines can reach {host}: give --api-keys FILE, or --without-keys to let "
+            "anybody use the server"
+        )
+    return None if path is None else Keys.from_file(path)
+
+
+def _hosts(host: str, allowed: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Accepted Host headers: on a loopback address its own names and those allowed, else any."""
+    from sounding.server.http.serve import is_loopback
+
+    if not is_loopback(host) or "*" in allowed:
+        return None
+    return tuple(dict.fromkeys(name.lower() for name in (*_LOOPBACK_NAMES, host, *allowed)))
+
+
+def _announce(settings: "ServerOptions", address: str, card: "ModelCard") -> None:
     click.echo(f"serving {settings.model_names[0]} on {address}", err=True)
+    if not card.converses:
+        click.echo("it completes code and has not learned to converse", err=True)
     if settings.keys is None and settings.hosts is None:
-        click.echo("there are no keys: everybody who reaches it may use it", err=True)
+        click.echo("no API keys: anybody who can reach this address may use the server", err=True)
 
 
 def _card(opened: LoadedModel) -> "ModelCard":
-    """What clients are told of the model."""
+    """Facts about the model that clients ask for."""
     from sounding.server.service import ModelCard
     from sounding.weights.layout import count_parameters
 
@@ -254,4 +260,5 @@ def _card(opened: LoadedModel) -> "ModelCard":
         parameters=counts.main,
         size_bytes=size,
         quantization=config.expert_dtype or config.torch_dtype or "",
+        converses=can_converse(opened.folder),
     )

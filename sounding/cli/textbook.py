@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.progress import MofNCompleteColumn, Progress
 
+from sounding.cli.conversations import conversations, tasks
 from sounding.cli.evaluation_options import sandbox_options
 from sounding.evaluation.measuring import sandbox
 from sounding.progress import progress_bar
@@ -31,6 +32,10 @@ def textbook() -> None:
 
     PATH is a folder of AREA/TOPIC.toml, or one such file.
     """
+
+
+textbook.add_command(conversations)
+textbook.add_command(tasks)
 
 
 def _bar() -> AbstractContextManager[Progress]:

@@ -42,7 +42,7 @@ class Transcript:
         Raises ValueError for what is not text, OSError for what cannot be read.
         """
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text: {error}") from None
         longest = max((len(run) for run in re.findall("`{3,}", text)), default=2)

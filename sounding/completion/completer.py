@@ -1,34 +1,37 @@
-"""Code completion: generate text for a gap and trim it to the insertion."""
+"""Code completion: plan a gap's prompt, let a network write candidates, choose what is inserted.
+
+`Completer.plan` prepares a gap, `Completer.run` completes prepared gaps. A server that has run the
+likeliest answer of a plan itself passes it to `Completer.settle`. `Completer.write` streams.
+"""
 
 import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
+from sounding.completion.candidates import Start, line_starts, more_starts, sampled
 from sounding.completion.context import File
-from sounding.completion.copying import Candidate, Copies
-from sounding.completion.endings import (
-    Gap,
-    Kind,
-    ending_for,
-    fits,
-    longest_valid,
-    may_parse,
-    parses,
-    trim,
-)
+from sounding.completion.copying import copies
+from sounding.completion.gap import Gap, Kind, indentation
 from sounding.completion.healing import Healing
 from sounding.completion.middle import Middle
 from sounding.completion.opening import Opening, opens_block
 from sounding.completion.prompt import BYTES_PER_TOKEN, CompletionSettings, Prompts
+from sounding.completion.python_source import PythonSource
+from sounding.completion.python_syntax import longest_valid
+from sounding.completion.ranking import Candidate, confidence, features, ranked
+from sounding.completion.stopping import ending_for
+from sounding.completion.trimming import trim
 from sounding.engine.batch import Generate, Request
 from sounding.engine.sampling import SamplingParams
 from sounding.text.fim_format import FimFormat
 from sounding.text.tokenizer import Tokenizer
 
 _NEAR_CHARACTERS = 1 << 16  # on each side of the cursor
-_RETRIES = 3  # samples drawn when the likeliest answer cannot be correct
-_RETRY = SamplingParams(temperature=0.6, top_p=0.95)
+_RETRIES = 8  # lines sampled when none can be right
+_BLOCK_RETRIES = 3  # of blocks, which are longer
+_GROUP = 16  # gaps that are worked on together
+_COPIES = 6  # other lines of the file that are tried
 
 
 class FilledGap(NamedTuple):
@@ -40,33 +43,59 @@ class FilledGap(NamedTuple):
     valid: bool
     """True if the whole Python source parses with it, or at the end of the source, a beginning
     that can be. False where the source is no Python."""
+    confidence: float = 0.0
+    """Estimated probability that exactly this belongs there; see `ranking.confidence`."""
+    evidence: tuple[float, ...] = ()
+    """What that was estimated from: `ranking.features`."""
+
+
+class Plan(NamedTuple):
+    """A gap that is ready to be completed."""
+
+    gap: Gap
+    """The part of the text around the cursor that is used."""
+    kind: Kind | None
+    """None completes to the end of the text."""
+    settings: CompletionSettings
+    prompt: list[int]
+    healing: Healing | None
+    context: str
+    """Text of other files that the prompt shows."""
+    source: PythonSource | None
+    """None where the text is not taken for Python."""
+    truncated: bool
+    """True if the prompt omits some of the text around the cursor."""
+
+    @property
+    def healed(self) -> str:
+        """The healed end of the prefix, which the answer repeats before new text."""
+        return "" if self.healing is None else self.healing.rest.decode()
+
+    @property
+    def blank(self) -> bool:
+        """True if there is no text, so that there is nothing to complete."""
+        return not (self.context + self.gap.prefix + self.gap.suffix).strip()
+
+    @property
+    def competes(self) -> bool:
+        """True if other lines compete with the likeliest one at temperature 0."""
+        return self.whole_line and bool(self.settings.candidates or self.settings.copying)
+
+    @property
+    def whole_line(self) -> bool:
+        """True if the rest of a line is missing, to its end."""
+        return self.kind == "line" and (self.gap.takes_newline or not self.gap.rest.strip())
 
 
 class _Attempt(NamedTuple):
-    """A `Candidate` of `complete`, cut to what can be correct, with the tokens it took."""
+    """A candidate in the making."""
 
-    text: str
-    weight: float
-    written: bool
-    tokens: int
-
-
-class Fill(NamedTuple):
-    """A completion whose engine the caller drives."""
-
-    prompt: list[int]
-    answer: Middle
-    """The answer that the engine feeds, from any thread."""
-    reader: Middle
-    """The decoder of the generated tokens, fed and read by the caller."""
-    healed: str
-    """The healed end of the prefix, which the answer repeats before new text."""
-    gap: Gap
-    """The part of the text around the cursor that was used."""
-    truncated: bool
-    """True if the prompt omits some of the text around the cursor."""
-    blank: bool
-    """True if the prompt has no text, so that there is nothing to complete."""
+    plan: Plan
+    start: str
+    """Text that was put before what is generated."""
+    middle: Middle
+    request: Request
+    likeliest: bool
 
 
 class Completer:
@@ -86,108 +115,74 @@ class Completer:
         other._generate = generate
         return other
 
-    def fill(
-        self,
-        gaps: Sequence[Gap],
-        kind: Kind | None,
-        settings: CompletionSettings,
-        params: Sequence[SamplingParams],
-        *,
-        python: bool = False,
-    ) -> Iterator[tuple[int, str]]:
-        """Complete many gaps, one answer each; yields (number, text) as each ends.
-
-        `kind` None completes to the end of the text. In `python`, if the network's answer leaves
-        the source incorrect, a few more are tried and the likeliest correct one is taken. Equal to
-        `complete` except for other files and cutting lines off; evaluation measures this.
-        """
-        wrong: dict[int, list[Candidate]] = {}
-        gaps = [_near(gap, settings) for gap in gaps]
-        for index, ranked in self._answers(gaps, kind, settings, params, python=python):
-            likely, rest = _up_to_own(ranked)
-            right = (c.text for c in likely if not python or _valid(c.text, gaps[index]))
-            text = next(right, None)
-            if text is None:
-                wrong[index] = [likely[-1], *rest]
-            else:
-                yield index, text
-        if not wrong:
-            return
-        alone = dataclasses.replace(settings, copying=False)
-        more = [(index, other) for index in wrong for other in _sampled(params[index], _RETRIES)]
-        again = [gaps[index] for index, _ in more]
-        retries = [other for _, other in more]
-        for number, ranked in self._answers(again, kind, alone, retries, python=True):
-            wrong[more[number][0]] += ranked
-        for index, (first, *others) in wrong.items():
-            others.sort(key=lambda candidate: -candidate.weight)
-            right = (c.text for c in others if _valid(c.text, gaps[index]))
-            yield index, next(right, first.text)
-
-    def _answers(
-        self,
-        gaps: Sequence[Gap],
-        kind: Kind | None,
-        settings: CompletionSettings,
-        params: Sequence[SamplingParams],
-        *,
-        python: bool,
-    ) -> Iterator[tuple[int, list[Candidate]]]:
-        middles = []
-        for gap in gaps:
-            ids, healing = self._prompts.make(gap, settings)
-            copies = _copies(gap, kind, settings)
-            middle = self._middle(healing, kind, gap, settings, copies=copies, python=python)
-            middles.append((ids, middle))
-        requests = [
-            Request(prompt=ids, answer=middle, params=sampling, max_tokens=settings.max_tokens)
-            for (ids, middle), sampling in zip(middles, params, strict=True)
-        ]
-        for index, finished in self._generate(requests):
-            if finished:
-                middle = middles[index][1]
-                yield index, _trimmed(middle, gaps[index], cut_short=middle.cut_short)
-
-    def complete(
+    def plan(
         self,
         gap: Gap,
-        kind: Kind,
+        kind: Kind | None,
         settings: CompletionSettings,
-        params: SamplingParams,
         *,
-        alternatives: int = 1,
         files: Sequence[File] = (),
         python: bool = True,
-    ) -> list[FilledGap]:
-        """Return up to `alternatives` different completions of one gap, the best first.
-
-        The first is sampled with `params`; the others are sampled, each with its own seed. Of those
-        in `python`, lines after which the source cannot be correct are cut off, and answers that
-        keep it correct come first. If none of them can be correct, a few more are
-        tried. In a blank file without other files there is nothing to complete.
-        """
-        gap = _near(gap, settings)
+    ) -> Plan:
+        """Prepare a gap; `python`: the text may be Python, which its syntax shows."""
+        num_bytes = len(gap.prefix.encode())
+        if gap.suffix.strip():
+            num_bytes += len(gap.suffix.encode())
+        gap = gap.near(max(_NEAR_CHARACTERS, settings.prompt_tokens * BYTES_PER_TOKEN))
+        source = PythonSource(gap) if python and kind is not None else None
         context = self._prompts.context(gap, files, settings)
-        if _blank(gap, context):
-            return []
         ids, healing = self._prompts.make(gap, settings, context)
-        samplings = [params, *_sampled(params, alternatives - 1)]
-        copies = _copies(gap, kind, settings)
-        first, *others = self._attempts(
-            gap, kind, settings, ids, healing, samplings, copies, python
-        )
-        likely, rest = _up_to_own(first)
-        found = [*likely, *(one for attempt in others for one in attempt)]
-        correct = python and may_parse(gap.prefix)
-        if correct and not any(fits(one.text, gap) for one in found):
-            more = _sampled(params, alternatives - 1 + _RETRIES)[alternatives - 1 :]
-            others = self._attempts(gap, kind, settings, ids, healing, more, None, python)
-            rest += [one for attempt in others for one in attempt]
-            found += sorted(rest, key=lambda one: -one.weight)
-        done = [FilledGap(one.text, one.tokens, python and _valid(one.text, gap)) for one in found]
-        if python:
-            done.sort(key=lambda one: _rank(one, gap))  # stable: otherwise in order of seeds
-        return _distinct(done)[:alternatives]
+        rest = healing.rest if healing is not None else b""
+        whole = len(context.encode()) + num_bytes - len(rest)
+        truncated = self._prompts.count_text_bytes(ids) < whole
+        return Plan(gap, kind, settings, ids, healing, context, source, truncated)
+
+    def decoder(self, plan: Plan, *, stop: Sequence[str] = ()) -> Middle:
+        """A new decoder of the plan's likeliest answer; `stop` are strings before which it ends."""
+        return self._decoder(plan, plan.gap, plan.healing, self._must_open(plan), stop)
+
+    def run(
+        self, plans: Sequence[Plan], params: Sequence[SamplingParams], *, alternatives: int = 1
+    ) -> Iterator[tuple[int, list[FilledGap]]]:
+        """Complete plans; yields (number, up to `alternatives` different texts, the best first).
+
+        The first text of each is sampled with its `params`. Beside the likeliest line others
+        compete: see `candidates`. In Python, what cannot be correct is taken only if nothing else
+        is found, and lines at the end after which the source cannot be correct are cut off. In a
+        blank file without other files there is nothing to complete.
+        """
+        numbers = [number for number, plan in enumerate(plans) if not plan.blank]
+        yield from ((number, []) for number, plan in enumerate(plans) if plan.blank)
+        for low in range(0, len(numbers), _GROUP):
+            group = numbers[low : low + _GROUP]
+            attempts = [
+                attempt
+                for number in group
+                for attempt in self._attempts(plans[number], params[number], alternatives)
+            ]
+            found = self._candidates(attempts)
+            yield from zip(
+                group,
+                self._choose(
+                    [(plans[number], params[number], found[id(plans[number])]) for number in group],
+                    alternatives,
+                ),
+                strict=True,
+            )
+
+    def complete(
+        self, plan: Plan, params: SamplingParams, *, alternatives: int = 1
+    ) -> list[FilledGap]:
+        """The texts of one plan, see `run`."""
+        return next(self.run([plan], [params], alternatives=alternatives))[1]
+
+    def settle(self, plan: Plan, params: SamplingParams, first: Middle, *, cut: bool) -> FilledGap:
+        """Choose the text of a plan whose first answer is there already; `cut` if it was cut off by
+        a limit."""
+        others = self._attempts(plan, params, 1)[1:]
+        found = [self._candidate(plan, "", first, cut=cut or first.cut_short, likeliest=True)]
+        found += self._candidates(others)[id(plan)] if others else []
+        return self._choose([(plan, params, found)], 1)[0][0]
 
     def write(
         self, text: str, settings: CompletionSettings, params: SamplingParams, *, until: Kind | None
@@ -196,51 +191,15 @@ class Completer:
 
         White space is held back until something follows it in the same block.
         """
-        gap = _near(Gap(text), settings)
-        ids, healing = self._prompts.make(gap, settings)
-        middle = self._middle(healing, until, gap, settings)
-        limit = settings.max_tokens
+        plan = self.plan(Gap(text), until, settings, python=False)
+        middle = self.decoder(plan)
         shown = 0
-        for _, finished in self._generate(
-            [Request(prompt=ids, answer=middle, params=params, max_tokens=limit)]
-        ):
-            certain = middle.finish()[0].text if finished else middle.certain
+        for _, finished in self._generate([_request(plan.prompt, middle, params, settings)]):
+            certain = middle.finish() if finished else middle.certain
             if until and finished:
-                certain = trim(certain, gap)
+                certain = trim(certain, plan.gap)
             yield certain[shown:]
             shown = max(shown, len(certain))
-
-    def begin(
-        self,
-        gap: Gap,
-        kind: Kind | None,
-        settings: CompletionSettings,
-        *,
-        files: Sequence[File] = (),
-        stop: Sequence[str] = (),
-    ) -> Fill:
-        """Build a gap's prompt and decoder; `kind` None completes to the end of the text.
-
-        `stop` are strings before which the text ends.
-        """
-        num_bytes = len(gap.prefix.encode())
-        if gap.suffix.strip():
-            num_bytes += len(gap.suffix.encode())
-        gap = _near(gap, settings)
-        context = self._prompts.context(gap, files, settings)
-        ids, healing = self._prompts.make(gap, settings, context)
-        rest = healing.rest if healing is not None else b""
-        copies = _copies(gap, kind, settings)
-        answer, reader = (
-            self._middle(
-                healing and self._again(healing), kind, gap, settings, copies=copies, stop=stop
-            )
-            for _ in range(2)
-        )
-        whole = len(context.encode()) + num_bytes - len(rest)
-        shown = self._prompts.count_text_bytes(ids)
-        blank = _blank(gap, context)
-        return Fill(ids, answer, reader, rest.decode(), gap, shown < whole, blank)
 
     def count(self, gap: Gap, most_tokens: int | None = None) -> int:
         """Tokens of a prompt with all the text around the cursor.
@@ -249,121 +208,223 @@ class Completer:
         """
         return self._prompts.count(gap, most_tokens)
 
-    def _again(self, healing: Healing) -> Healing:
-        """A healing remembers how far it is: each attempt has its own."""
-        return Healing(self._prompts.healer, healing.ids, healing.rest)
+    # ----------------------------------------------------------------------------------------------
+    # Candidates
 
-    def _middle(
-        self,
-        healing: Healing | None,
-        kind: Kind | None,
-        gap: Gap,
-        settings: CompletionSettings,
-        *,
-        copies: Copies | None = None,
-        python: bool = False,
-        stop: Sequence[str] = (),
-    ) -> Middle:
-        ending = ending_for(kind, gap) if kind is not None else None
-        opening = Opening(self._prompts.healer) if python and opens_block(gap) else None
-        return Middle(
-            *(self._tokenizer, healing, ending, settings.max_tokens),
-            copies=copies,
-            opening=opening,
-            stop=stop,
-        )
+    def _attempts(self, plan: Plan, params: SamplingParams, alternatives: int) -> list[_Attempt]:
+        """What the network is asked for: the likeliest text first."""
+        starts = [Start("", self._must_open(plan), params)]
+        if plan.competes and not params.temperature:
+            starts = line_starts(plan.gap, plan.source, params, plan.settings.candidates)
+        more = sampled(params, alternatives - 1)
+        starts += [Start("", self._must_open(plan), one) for one in more]
+        return [
+            self._attempt(plan, start, likeliest=number == 0) for number, start in enumerate(starts)
+        ]
 
-    def _attempts(
-        self,
-        gap: Gap,
-        kind: Kind,
-        settings: CompletionSettings,
-        ids: list[int],
-        healing: Healing | None,
-        samplings: Iterable[SamplingParams],
-        copies: Copies | None,
-        python: bool,
-    ) -> list[list[_Attempt]]:
-        """Return the result of each sampling, the likeliest first. Copies compete with the first
-        only; beside the others they would repeat."""
-        middles: list[Middle] = []
-        requests = []
-        for params in samplings:
-            healed = healing and self._again(healing)
-            competing = None if middles else copies
-            middle = self._middle(healed, kind, gap, settings, copies=competing, python=python)
-            middles.append(middle)
-            requests.append(
-                Request(prompt=ids, answer=middle, params=params, max_tokens=settings.max_tokens)
-            )
+    def _again(self, plan: Plan, source: PythonSource, params: SamplingParams) -> list[Start]:
+        """What the network is asked for when nothing it has written can be right."""
+        if plan.competes and not params.temperature:
+            kept = plan.settings.candidates
+            return more_starts(plan.gap, source, params, kept, _RETRIES)
+        opens = self._must_open(plan)
+        return [Start("", opens, one) for one in sampled(params, _BLOCK_RETRIES)]
+
+    def _attempt(self, plan: Plan, start: Start, *, likeliest: bool = False) -> _Attempt:
+        gap, ids, healing = plan.gap, plan.prompt, plan.healing
+        if start.text:
+            gap = _with(gap, start.text)
+            ids, healing = self._prompts.make(gap, plan.settings, plan.context)
+        middle = self._decoder(plan, gap, healing, start.opens)
+        request = _request(ids, middle, start.params, plan.settings)
+        return _Attempt(plan, start.text, middle, request, likeliest)
+
+    def _candidates(self, attempts: Sequence[_Attempt]) -> dict[int, list[Candidate]]:
+        """Run attempts; candidates by the id of their plan."""
+        requests = [attempt.request for attempt in attempts]
         ended = {index for index, finished in self._generate(requests) if finished}
-        found = []
-        for index, middle in enumerate(middles):
+        found: dict[int, list[Candidate]] = {id(attempt.plan): [] for attempt in attempts}
+        for index, (plan, start, middle, _, likeliest) in enumerate(attempts):
             # The generator may stop early, such as at a deadline while the user is typing.
-            ranked = _trimmed(middle, gap, cut_short=middle.cut_short or index not in ended)
-            found.append(
-                [
-                    # Copies are single lines, of which nothing is cut off.
-                    _Attempt(
-                        longest_valid(one.text, gap) if python and one.written else one.text,
-                        *(one.weight, one.written, middle.count),
-                    )
-                    for one in ranked
-                ]
-            )
+            cut = middle.cut_short or index not in ended
+            if cut and plan.whole_line and not likeliest:
+                continue  # a line without an end is none
+            one = self._candidate(plan, start, middle, cut=cut, likeliest=likeliest)
+            found[id(plan)].append(one)
         return found
 
+    def _candidate(
+        self, plan: Plan, start: str, middle: Middle, *, cut: bool, likeliest: bool
+    ) -> Candidate:
+        gap = _with(plan.gap, start) if start else plan.gap
+        text = start + trim(middle.finish(), gap, cut_short=cut)
+        source = plan.source
+        if source is not None and source.begun and plan.kind == "block":
+            text = longest_valid(text, plan.gap)
+        if plan.whole_line and source is not None:
+            text = _tidied(text, plan.gap, source)
+        if plan.gap.takes_newline and text.strip():
+            text = text.rstrip("\n") + "\n"
+        return Candidate(text, middle.count, written=1, likeliest=likeliest, logprob=middle.logprob)
 
-def _near(gap: Gap, settings: CompletionSettings) -> Gap:
-    """Cut a gap to more text than the prompt can show, bounded for speed."""
-    return gap.near(max(_NEAR_CHARACTERS, settings.prompt_tokens * BYTES_PER_TOKEN))
+    def _choose(
+        self,
+        groups: Sequence[tuple[Plan, SamplingParams, list[Candidate]]],
+        alternatives: int,
+    ) -> list[list[FilledGap]]:
+        """Judge and score candidates; the texts of each plan, the best first."""
+        pools = [_pool(plan, params, found) for plan, params, found in groups]
+        retried = []
+        for (plan, params, _), pool in zip(groups, pools, strict=True):
+            if plan.source is not None and plan.source.begun and not any(map(_may_be_right, pool)):
+                starts = self._again(plan, plan.source, params)
+                retried += [self._attempt(plan, start) for start in starts]
+        if retried:
+            again = self._candidates(retried)
+            for (plan, _, _), pool in zip(groups, pools, strict=True):
+                _join(plan, pool, again.get(id(plan), []))
+        self._score([(group[0], pool) for group, pool in zip(groups, pools, strict=True)])
+        return [
+            _filled(group[0], pool)[:alternatives]
+            for group, pool in zip(groups, pools, strict=True)
+        ]
+
+    def _score(self, groups: Iterable[tuple[Plan, list[Candidate]]]) -> None:
+        """Score the lines that compete for a place, each with what follows it: all, or none where
+        the generator stops early."""
+        requests: list[Request] = []
+        owners: list[list[tuple[Candidate, _Scored, int]]] = []
+        for plan, pool in groups:
+            running = [one for one in pool if one.text.strip() and not one.judged.fault]
+            if not plan.competes or len(running) < 2:
+                continue
+            texts = [one.text.rstrip("\n") for one in running]
+            gap = _whole_line(plan.gap)
+            scored = self._prompts.scored(gap, texts, plan.settings, plan.context)
+            answers = [_Scored() for _ in running]
+            requests += [
+                Request(
+                    prompt=prompt,
+                    answer=answer,
+                    params=SamplingParams(),
+                    max_tokens=0,
+                    scored_from=first,
+                )
+                for (prompt, first), answer in zip(scored, answers, strict=True)
+            ]
+            counts = [len(prompt) - first for prompt, first in scored]
+            owners.append(list(zip(running, answers, counts, strict=True)))
+        if requests:
+            for _ in self._generate(requests):
+                pass
+        for owned in owners:
+            if all(answer.count == count for _, answer, count in owned):
+                for one, answer, count in owned:
+                    one.score, one.num_tokens = answer.logprob, count
+
+    def _decoder(
+        self,
+        plan: Plan,
+        gap: Gap,
+        healing: Healing | None,
+        opens: bool,
+        stop: Sequence[str] = (),
+    ) -> Middle:
+        """A decoder for a gap; each has its own healing, which remembers how far it is."""
+        again = healing and Healing(self._prompts.healer, healing.ids, healing.rest)
+        ending = ending_for(plan.kind, gap) if plan.kind is not None else None
+        opening = Opening(self._prompts.healer) if opens else None
+        limit = plan.settings.max_tokens
+        return Middle(self._tokenizer, again, ending, limit, opening=opening, stop=stop)
+
+    def _must_open(self, plan: Plan) -> bool:
+        return plan.source is not None and opens_block(plan.gap)
 
 
-def _trimmed(middle: Middle, gap: Gap, *, cut_short: bool) -> list[Candidate]:
-    """Rank finished middles as inserted, blank ones last."""
-    found = middle.finish()
-    found = [one._replace(text=trim(one.text, gap, cut_short=cut_short)) for one in found]
-    return sorted(found, key=lambda one: not one.text.strip())
+class _Scored:
+    """Sums up the log probabilities of given tokens."""
+
+    def __init__(self) -> None:
+        self.logprob, self.count = 0.0, 0
+
+    def allowed(self) -> None:
+        return None
+
+    def push(self, token: int, logprob: float) -> bool:
+        self.logprob += logprob
+        self.count += 1
+        return True
 
 
-_One = TypeVar("_One", Candidate, _Attempt)
+def _request(
+    ids: list[int], middle: Middle, params: SamplingParams, settings: CompletionSettings
+) -> Request:
+    return Request(prompt=ids, answer=middle, params=params, max_tokens=settings.max_tokens)
 
 
-def _up_to_own(ranked: Sequence[_One]) -> tuple[list[_One], list[_One]]:
-    """Split candidates into those at least as likely as the network's line (last), and the rest."""
-    network = next(number for number, one in enumerate(ranked) if one.written)
-    return list(ranked[: network + 1]), list(ranked[network + 1 :])
+def _with(gap: Gap, start: str) -> Gap:
+    """The gap behind a text that is put into it."""
+    gap = _whole_line(gap)
+    return dataclasses.replace(gap, prefix=gap.prefix + start)
 
 
-def _blank(gap: Gap, context: str) -> bool:
-    return not (context + gap.prefix + gap.suffix).strip()
+def _tidied(text: str, gap: Gap, source: PythonSource) -> str:
+    """A line without more indentation than is typed, if that is possible; with its colon."""
+    if gap.line and source.level(gap.line) is not None:
+        text = text.lstrip(" \t")
+    code = text.strip()
+    level = source.level(gap.line + text[: indentation(text)])
+    if level is None or not level.opens or not code or code.endswith(":") or "#" in code:
+        return text
+    return text.rstrip() + ":"
 
 
-def _copies(gap: Gap, kind: Kind | None, settings: CompletionSettings) -> Copies | None:
-    """Return the copies that compete with the network, if a whole line is to be completed."""
-    competing = settings.copying and kind == "line" and not gap.rest.strip()
-    return Copies(gap.prefix, gap.suffix) if competing else None
+def _may_be_right(one: Candidate) -> bool:
+    return not one.judged.fault and not one.judged.missing
 
 
-def _sampled(params: SamplingParams, count: int) -> list[SamplingParams]:
-    """`count` ways to sample like `params`, warm enough to differ, each with its own seed."""
-    base = params if params.temperature else _RETRY
-    return [
-        dataclasses.replace(base, seed=(params.seed + 1 + number) % 2**63)
-        for number in range(count)
-    ]
+def _whole_line(gap: Gap) -> Gap:
+    """A gap in a line of its own, where a line is inserted before another one."""
+    return Gap(gap.prefix, "\n" + gap.suffix) if gap.takes_newline else gap
 
 
-def _valid(text: str, gap: Gap) -> bool:
-    return parses(gap.prefix + text + gap.suffix) if gap.suffix.strip() else fits(text, gap)
+def _pool(plan: Plan, params: SamplingParams, found: list[Candidate]) -> list[Candidate]:
+    """Different candidates, judged, with the copies that compete with them."""
+    pool: list[Candidate] = []
+    _join(plan, pool, found)
+    if plan.settings.copying and plan.whole_line and not params.temperature:
+        gap = _whole_line(plan.gap)
+        levels = [] if plan.source is None else plan.source.levels
+        white = levels[0].white[len(gap.line) :] if levels else ""
+        end = "\n" if plan.gap.takes_newline else ""
+        lines = copies(gap.prefix, gap.suffix, _COPIES)
+        _join(plan, pool, [Candidate(white + text + end, copied=True) for text in lines])
+    return pool
 
 
-def _rank(done: FilledGap, gap: Gap) -> tuple[bool, bool, bool]:
-    return not done.text.strip(), not done.valid, not fits(done.text, gap)
+def _join(plan: Plan, pool: list[Candidate], more: Iterable[Candidate]) -> None:
+    """Add candidates to those that are there; equal texts are one."""
+    known = {one.text: one for one in pool}
+    for one in more:
+        if one.text in known:
+            same = known[one.text]
+            same.written += one.written
+            same.copied |= one.copied
+            same.logprob = max(same.logprob, one.logprob)
+            continue
+        if plan.source is not None and plan.source.begun and one.text.strip():
+            one.judged = plan.source.judge(one.text)
+        known[one.text] = one
+        pool.append(one)
 
 
-def _distinct(found: Iterable[FilledGap]) -> list[FilledGap]:
+def _filled(plan: Plan, pool: list[Candidate]) -> list[FilledGap]:
+    """The candidates as texts, the best first."""
+    ordered = ranked(pool)
     seen: dict[str, FilledGap] = {}
-    for done in found:
-        seen.setdefault(done.text.strip(), done)
+    for number, one in enumerate(ordered):
+        valid = plan.source is not None and plan.source.valid(one.text)
+        evidence = features(one, ordered[:number] + ordered[number + 1 :])
+        sure = confidence(one, evidence)
+        seen.setdefault(one.text.strip(), FilledGap(one.text, one.tokens, valid, sure, evidence))
     return list(seen.values())

@@ -1,13 +1,11 @@
 """The text generated for a gap, while it is generated."""
 
 import codecs
-import math
 from collections.abc import Collection, Sequence
 
-from sounding.completion.copying import Candidate, Copies, written
-from sounding.completion.endings import BlockEnding, LineEnding
 from sounding.completion.healing import Healing
 from sounding.completion.opening import Opening
+from sounding.completion.stopping import BlockEnding, LineEnding
 from sounding.engine.stop import StopStrings
 from sounding.text.tokenizer import Tokenizer
 
@@ -22,7 +20,6 @@ class Middle:
         ending: LineEnding | BlockEnding | None,
         max_tokens: int,
         *,
-        copies: Copies | None = None,
         opening: Opening | None = None,
         stop: Sequence[str] = (),
     ) -> None:
@@ -33,7 +30,7 @@ class Middle:
         self.count = 0
         self.logprob = 0.0
         """Log probability of all tokens under the network."""
-        self._max_tokens, self._copies, self._opening = max_tokens, copies, opening
+        self._max_tokens, self._opening = max_tokens, opening
         self._tokenizer, self._healing, self._ending = tokenizer, healing, ending
         self._skip = len(healing.rest) if healing is not None else 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -77,9 +74,6 @@ class Middle:
         self._passed += self._strings.feed(more)
         if self._ending is not None:
             self._end = self._ending.find(self.text)
-        if self._copies is not None:
-            # Nothing is certain: a copy may take its place.
-            return self._end is None and self.found is None
         if self._end is not None:
             self.certain = self.text[: self._end]
         elif isinstance(self._ending, BlockEnding) and self._ending.undecided:
@@ -89,15 +83,10 @@ class Middle:
         self.certain = self.certain[: len(self._passed)]
         return self._end is None and self.found is None
 
-    def finish(self) -> list[Candidate]:
-        """When no more tokens come: the text up to its end, among the copies if there are any, the
-        likeliest first."""
+    def finish(self) -> str:
+        """The text up to its end, when no more tokens come."""
         if self.found is not None:
-            return [written(self._passed[: self._end], self.logprob)]
+            return self._passed[: self._end]
         if self._end is not None:
-            text = self.text[: self._end]
-        else:
-            text = self.text + self._decoder.decode(b"", final=True)
-        # A line without an end is none.
-        generated = written(text, -math.inf if self.cut_short else self.logprob)
-        return [generated] if self._copies is None else self._copies.rank(generated)
+            return self.text[: self._end]
+        return self.text + self._decoder.decode(b"", final=True)

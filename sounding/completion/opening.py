@@ -4,8 +4,9 @@ Their first word is one of a few. A network that has read little often writes an
 there, after which the program cannot be correct.
 """
 
-from sounding.completion.endings import Gap, indentation, scan
+from sounding.completion.gap import Gap, indentation
 from sounding.completion.healing import Healer
+from sounding.completion.python_syntax import scan
 
 _WORDS = "if |elif |else:|for |while |with |def |class |try:|except|finally:|async |match |case "
 _OPENERS = tuple(word.encode() for word in _WORDS.split("|"))

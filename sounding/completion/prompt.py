@@ -15,7 +15,7 @@ from functools import partial
 from itertools import chain
 
 from sounding.completion.context import File, relevant_context, settled
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.completion.healing import Healer, Healing
 from sounding.text.fim_format import FimFormat, FimTokens
 from sounding.text.tokenizer import Tokenizer, TooManyTokens
@@ -23,6 +23,8 @@ from sounding.text.tokenizer import Tokenizer, TooManyTokens
 _SPECIAL_TOKENS = 4  # BOS and the three of FIM
 BYTES_PER_TOKEN = 16  # more than a window can need; spares encoding a long file as a whole
 _HEALED_CHARACTERS = 1024  # of a long line; the rest is encoded apart
+CANDIDATES, TYPING_CANDIDATES = 8, 4  # each takes time, of which a typist gives little
+_SCORED_TOKENS = 24  # behind a candidate
 _STEPS = 8  # step in which the start of a long prefix moves
 
 
@@ -42,6 +44,9 @@ class CompletionSettings:
     """Inside a word, let the model choose its tokens anew."""
     copying: bool = True
     """Let the other lines of the file compete with the network's, where a line is wanted."""
+    candidates: int = CANDIDATES
+    """Lines sampled beside the likeliest one, where a line is wanted at temperature 0; with 0 the
+    network writes its likeliest alone."""
     typing: bool = False
     """The user is typing: choose pieces of other files by the lines above the cursor's own, so
     that prompts share a prefix from one keystroke to the next."""
@@ -54,6 +59,8 @@ class CompletionSettings:
                 f"context_tokens = {self.context_tokens} with max_tokens = {self.max_tokens} "
                 "leaves fewer than 16 tokens of text; give more context or ask for fewer"
             )
+        if self.candidates < 0:
+            raise ValueError(f"candidates = {self.candidates} must be at least 0")
         for name in ("suffix_share", "files_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be from 0 to below 1")
@@ -103,6 +110,24 @@ class Prompts:
             return [self._fim.bos, *text], healing
         parts = self._format.arrange(self._fim, text, suffix)
         return list(chain.from_iterable(parts)), healing
+
+    def scored(
+        self, gap: Gap, texts: Sequence[str], settings: CompletionSettings, context: str = ""
+    ) -> list[tuple[list[int], int]]:
+        """Prompts in which texts stand in the gap, in the order of the file, with the beginning of
+        what follows; each with the place of its first token that differs or follows.
+
+        A network has learned plain text far better than gaps, and here it sees if what follows
+        fits. All begin alike.
+        """
+        ids, healing = self.make(Gap(gap.prefix), settings, context)
+        rest = healing.rest.decode() if healing is not None else ""
+        after = self._encode(gap.suffix[: _SCORED_TOKENS * BYTES_PER_TOKEN])[:_SCORED_TOKENS]
+        prompts = []
+        for text in texts:
+            ending = [] if after else self._encode("\n")
+            prompts.append([*ids, *self._encode(rest + text), *after, *ending])
+        return [(prompt, len(ids)) for prompt in prompts]
 
     def context(self, gap: Gap, files: Sequence[File], settings: CompletionSettings) -> str:
         """Choose text of other files that is relevant to the gap."""

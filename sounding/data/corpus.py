@@ -126,7 +126,7 @@ def _finished(out: Path, identity: str, overwrite: bool) -> dict[str, Any] | Non
         if not overwrite:
             raise ValueError(
                 f"{out} holds a corpus of other sources or settings; choose another folder or "
-                "allow it to be overwritten"
+                "replace it (--overwrite)"
             )
         path.unlink()
     elif out.is_dir() and any(out.iterdir()) and not (out / _STAGE_NAME).is_dir():

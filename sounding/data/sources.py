@@ -175,7 +175,7 @@ def _folder_license(root: Path) -> str:
     project = root / "pyproject.toml"
     if project.is_file():
         try:
-            raw = tomllib.loads(project.read_text(encoding="utf-8"))
+            raw = tomllib.loads(project.read_text(encoding="utf-8-sig"))
             stated = raw.get("project", {}).get("license")
         except (ValueError, AttributeError):
             stated = None

@@ -29,7 +29,7 @@ from pygls.protocol import (
 from pygls.uris import to_fs_path
 
 from sounding.completion.context import File
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.editor.frames import BadFrame, Frames
 from sounding.editor.suggest import Ask, Stop, Suggest
 from sounding.editor.text_documents import OpenDocument, OpenDocuments
@@ -314,9 +314,9 @@ def _gap(document: OpenDocument, start: int, end: int, chosen: str = "") -> Gap:
 
 
 def _plain(text: str) -> str:
-    """Text as the model has seen it: plain newlines, and no half of a surrogate pair.
+    """Text as the model has seen it: plain newlines, no byte-order mark, no half surrogate.
 
     Insertions have plain newlines too; editors turn them into the document's own.
     """
-    text = text.replace("\r\n", "\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from sounding.completion.completer import Completer
 from sounding.completion.context import File
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.completion.prompt import CompletionSettings
 from sounding.engine.batch import Batch, Generate, Request
 from sounding.engine.engine import Engine
@@ -103,26 +103,31 @@ class FromModel:
         settings: CompletionSettings | None = None,
         *,
         seconds: float = 0.25,
+        min_confidence: float = 0.0,
     ) -> None:
         """`seconds` is the time from the first token on; what is there then is used. 0: no limit.
+        Lines that are less sure than `min_confidence` are not suggested.
 
         Raises ValueError for a tokenizer without the FIM tokens.
         """
         self._completer = Completer(tokenizer, fim_format, generate(Stop()))
         self._generate, self._seconds = generate, seconds
+        self._min_confidence = min_confidence
         self._settings = settings or CompletionSettings()
 
     def __call__(self, ask: Ask, stop: Stop) -> str:
         """See `Suggest`."""
-        found = self._completer.using(self._limited(stop)).complete(
+        completer = self._completer.using(self._limited(stop))
+        plan = completer.plan(
             ask.gap,
             ask.gap.natural_kind(),
             self._settings,
-            SamplingParams(),
             files=ask.files,
             python=ask.python,
         )
-        return found[0].text
+        found = completer.complete(plan, SamplingParams())
+        unsure = plan.competes and found and found[0].confidence < self._min_confidence
+        return found[0].text if found and not unsure else ""
 
     def _limited(self, stop: Stop) -> Generate:
         """What generates for all attempts at one completion, until stopped or time is up."""
@@ -153,7 +158,13 @@ class FromServer:
     """Completions of a running `sounding serve`, or of another server with its /infill."""
 
     def __init__(
-        self, url: str, *, api_key: str | None = None, max_tokens: int = 128, seconds: float = 0.25
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        max_tokens: int = 128,
+        seconds: float = 0.25,
+        min_confidence: float = 0.0,
     ) -> None:
         """Raises ValueError for what is not the http(s) address of a server."""
         parts = urllib.parse.urlsplit(url)
@@ -163,7 +174,9 @@ class FromServer:
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._limits: dict[str, int] = {"n_predict": max_tokens}
+        self._limits: dict[str, float] = {"n_predict": max_tokens}
+        if min_confidence:  # other servers' /infill do not know it
+            self._limits["min_confidence"] = min_confidence
         if seconds:
             milliseconds = round(seconds * 1000)
             self._limits |= {"t_max_predict_ms": milliseconds, "t_max_prompt_ms": _PROMPT_MS}

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from sounding.engine.engine import Engine
 from sounding.engine.requests import (
     EngineFault,
+    EngineLike,
     Finished,
     GenerationRequest,
     Overloaded,
@@ -31,6 +31,8 @@ class Request:
     answer: StoppingRule
     params: SamplingParams
     max_tokens: int
+    scored_from: int | None = None
+    """See `GenerationRequest`."""
 
 
 @runtime_checkable
@@ -41,7 +43,8 @@ class Generate(Protocol):
         """Feed each request's answer; yield (its number, True at its end) per event.
 
         A request ends when its answer's `push` returns False, after `max_tokens`, and at a stop
-        token, which is not passed to the answer. Answers may be fed from another thread.
+        token, which is not passed to the answer. With `scored_from` the answer is passed tokens of
+        the prompt first. Answers may be fed from another thread.
         """
 
 
@@ -50,7 +53,7 @@ class Batch:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineLike,
         priority: Priority = Priority.BATCH,
         *,
         begun: Callable[[Stream], object] = lambda stream: None,
@@ -100,6 +103,7 @@ class Batch:
             params=request.params,
             max_tokens=request.max_tokens,
             answer=request.answer,
+            scored_from=request.scored_from,
             priority=self._priority,
             markup=False,
             guard_repetition=False,

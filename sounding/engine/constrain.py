@@ -14,12 +14,9 @@ import numpy as np
 
 from sounding.engine.requests import Grammar
 from sounding.engine.sampling import Logits
-from sounding.text.grammar import constraint_tokenizer, matcher, require_affordable
+from sounding.text.grammar import constraint_tokenizer, matcher, schema_grammar
 from sounding.text.markup import END_THINK, THINK
 from sounding.text.tokenizer import Tokenizer
-
-# Between two parts of a value. Without an end, a model that has nothing to say would fill it.
-_WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,40}"
 
 
 class Constraints:
@@ -41,12 +38,7 @@ class Constraints:
         if grammar.kind == "lark":
             return Constraint(matcher(self._vocabulary, grammar.text), None, ())
         schema = '{"type": "object"}' if grammar.kind == "json_object" else grammar.text
-        made = llguidance.LLMatcher(self._vocabulary, _json_grammar(schema))
-        if made.is_error():
-            raise ValueError(
-                f"the JSON schema asks for what cannot be enforced: {made.get_error()}; leave it "
-                "out, or say it in the prompt"
-            )
+        made = matcher(self._vocabulary, f"start: %json {_schema_of(schema)}\n")
         begins_behind = self._end_of_thought() if self._thinks(prompt) else None
         return Constraint(made, begins_behind, self._stop_tokens)
 
@@ -120,14 +112,9 @@ class Constraint:
             raise RuntimeError(f"the grammar could not be followed: {self._matcher.get_error()}")
 
 
-def _json_grammar(schema: str) -> str:
+def _schema_of(text: str) -> str:
     try:
-        parsed = json.loads(schema)
+        schema = json.loads(text)
     except ValueError as error:
         raise ValueError(f"the JSON schema is not JSON: {error}") from None
-    if not isinstance(parsed, dict | bool):
-        raise ValueError(f"the JSON schema is {schema:.80}; it must be an object")
-    require_affordable(parsed)
-    options = {"whitespace_pattern": _WHITE_SPACE}
-    made: str = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=options)
-    return made
+    return schema_grammar(schema)

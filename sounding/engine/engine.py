@@ -8,12 +8,10 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Collection
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from sounding.engine.constrain import Constraints
 from sounding.engine.memory_budget import StatePool
 from sounding.engine.network import Network
-from sounding.engine.prefix.store import PrefixStore
 from sounding.engine.requests import EngineStats, FinishReason, GenerationRequest, Overloaded
 from sounding.engine.runner import Runner
 from sounding.engine.scheduler import Scheduler
@@ -24,6 +22,10 @@ from sounding.engine.token_checks import check_prompt
 from sounding.runtime import give_back_free_memory
 from sounding.text.markup import EOS
 from sounding.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # imported for the first grammar, and with a prefix store
+    from sounding.engine.constrain import Constraints
+    from sounding.engine.prefix.store import PrefixStore
 
 _TIDY_SECONDS = 2.0  # without anything to do, before memory is tidied up
 _log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ class Engine:
         settings: EngineSettings | None = None,
         *,
         stop_tokens: Collection[int] | None = None,
-        store: PrefixStore | None = None,
+        store: "PrefixStore | None" = None,
     ) -> None:
         """Starts the thread; `close` ends it, and closes the store.
 
@@ -60,9 +62,7 @@ class Engine:
             eos = tokenizer.named.get(EOS)
         default = () if eos is None else (eos,)
         self._stop_tokens = frozenset(default if stop_tokens is None else stop_tokens)
-        self._constraints = None
-        if tokenizer is not None:
-            self._constraints = Constraints(tokenizer, self._stop_tokens)
+        self._constraints: Constraints | None = None
         self._pool = StatePool(settings.state_limit_bytes)
         self._scheduler = Scheduler(settings, self._pool)
         num_tokens = model.config.vocab_size if tokenizer is None else tokenizer.num_tokens
@@ -90,6 +90,11 @@ class Engine:
         config, settings = self._model.config, self._settings
         if request.max_tokens < 0:
             raise ValueError(f"max_tokens = {request.max_tokens} must be at least 0")
+        if not 0 <= request.drawn_tokens <= len(request.prompt):
+            raise ValueError(
+                f"drawn_tokens = {request.drawn_tokens} must be from 0 to the prompt's "
+                f"{len(request.prompt)} tokens"
+            )
         if request.max_seconds is not None and not request.max_seconds > 0:
             raise ValueError(f"max_seconds = {request.max_seconds} must be above 0")
         if request.top_logprobs is not None and not 0 <= request.top_logprobs <= config.vocab_size:
@@ -98,6 +103,11 @@ class Engine:
             )
         if self._tokenizer is None and (request.stop or request.grammar):
             raise ValueError("stop strings and grammars need a tokenizer, and there is none")
+        if request.scored_from is not None and not 0 < request.scored_from < len(request.prompt):
+            raise ValueError(
+                f"scored_from = {request.scored_from} must be from 1 to {len(request.prompt) - 1}: "
+                "a token of the prompt that others come before"
+            )
         check_prompt(request.prompt, request.max_tokens, config, self.context_tokens)
         num_bytes = self._model.state_bytes(
             len(request.prompt) + request.max_tokens,
@@ -111,12 +121,22 @@ class Engine:
             )
         return num_bytes
 
+    def _constraints_over(self, tokenizer: Tokenizer) -> "Constraints":
+        """Made for the first grammar, since importing the grammar library takes a while."""
+        from sounding.engine.constrain import Constraints
+
+        with self._changed:
+            if self._constraints is None:
+                self._constraints = Constraints(tokenizer, self._stop_tokens)
+            return self._constraints
+
     def submit(self, request: GenerationRequest) -> EventStream:
         """See `EngineLike`."""
         num_bytes = self.check(request)
         constraint = None
-        if request.grammar is not None and self._constraints is not None:
-            constraint = self._constraints.start(request.grammar, request.prompt)
+        if request.grammar is not None and self._tokenizer is not None:
+            constraints = self._constraints_over(self._tokenizer)
+            constraint = constraints.start(request.grammar, request.prompt)
         with self._changed:
             if self._closing:
                 raise Overloaded("the engine is closing and takes no more requests")

@@ -83,6 +83,9 @@ class GenerationRequest:
     """Strings that end the text; they are not part of it."""
     top_logprobs: int | None = None
     """None: no logprobs; n: those of the chosen token and of the n likeliest."""
+    scored_from: int | None = None
+    """Score the end of the prompt: `answer` is given its tokens from this one on, each with its
+    log probability, before those that are generated. Such a prompt is not cached beyond it."""
     grammar: Grammar | None = None
     answer: StoppingRule | None = None
     """A rule over tokens, in process, such as where a code completion ends."""
@@ -93,6 +96,10 @@ class GenerationRequest:
     Tokens that structure a prompt are never part of an answer."""
     guard_repetition: bool = True
     """End an answer that repeats itself."""
+    drawn_tokens: int = 0
+    """How many tokens at the end of the prompt were sampled for this answer by an earlier request
+    of the same seed: sampling goes on with the random numbers behind theirs, so that an answer that
+    was interrupted ends as it would have."""
 
 
 @dataclass(frozen=True)
@@ -191,12 +198,15 @@ class EngineLike(Protocol):
     def context_tokens(self) -> int:
         """Most tokens of prompt and answer together."""
 
+    def check(self, request: GenerationRequest) -> object:
+        """Raise ValueError where `submit` does, except for the grammar."""
+
     def submit(self, request: GenerationRequest) -> Stream:
         """Begin a request.
 
         Raises ValueError for a prompt that is empty, has unknown tokens or with `max_tokens` more
-        than `context_tokens`, and for a grammar that cannot be compiled; Overloaded when too many
-        wait.
+        than `context_tokens`, for a `scored_from` outside of it, and for a grammar that cannot be
+        compiled; Overloaded when too many wait.
         """
 
     def stats(self) -> EngineStats:

@@ -7,7 +7,7 @@ Nothing here depends on which sequences share a step, except how the network rou
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,13 @@ from sounding.engine.drafting.selection import DraftSelection, drafters_for
 from sounding.engine.network import Network, Streams
 from sounding.engine.prefix.cache import Found, PrefixCache
 from sounding.engine.prefix.snapshot import put_together
-from sounding.engine.prefix.store import PrefixStore
 from sounding.engine.requests import Priority
 from sounding.engine.scheduler import Move
 from sounding.engine.sequence import ActiveSequence
 from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
+
+if TYPE_CHECKING:
+    from sounding.engine.prefix.store import PrefixStore
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Runner:
         model: Network,
         settings: EngineSettings,
         num_tokens: int,
-        store: PrefixStore | None = None,
+        store: "PrefixStore | None" = None,
     ) -> None:
         """Token ids from `num_tokens` on are never chosen."""
         config = model.config
@@ -63,7 +65,7 @@ class Runner:
         """Set a sequence's state: the longest cached prefix, or an empty state."""
         settings = self._settings
         state = self._model.new_state(rewind_tokens=settings.effective_draft_tokens)
-        found = self._find(generation.request.prompt)
+        found = self._find(generation.unscored)
         if found.tail is not None:
             put_together(state, found.blocks, found.tail)
             generation.streams = found.tail.streams
@@ -83,6 +85,8 @@ class Runner:
         """Cache the current state of a sequence, if later prompts may resume from it."""
         state, settings = generation.state, self._settings
         if state is None or not state.length or not settings.prefix_limit_bytes:
+            return
+        if state.length > len(generation.unscored) and generation.request.scored_from is not None:
             return
         cut = not settings.exact_splits and (
             state.length > generation.prompt_length or state.length % settings.piece_tokens > 0
@@ -105,12 +109,13 @@ class Runner:
         for move, streams, row_logits in self._feed([move for move in moves if move.num_tokens]):
             generation = move.generation
             if not generation.answered:
+                generation.score(row_logits)
                 generation.stream.prefilled = generation.fed
                 generation.streams = streams[-1:]
                 self._drafting.extend(generation, streams)
                 if generation.fed in generation.checkpoints:
                     self.keep(generation)
-            if not generation.prefilling:
+            if not generation.prefilling and generation.finished is None:
                 choosing.append(generation)
                 wanted.append(streams[-len(row_logits) :])
                 logits.append(row_logits)
@@ -150,7 +155,7 @@ class Runner:
 
     def _feed(self, moves: Sequence[Move]) -> Iterator[tuple[Move, Streams, NDArray[np.float32]]]:
         """Append each sequence's next tokens; yield its streams and the requested logits: those of
-        an answer's tokens, and of a prompt's last one."""
+        an answer's tokens, and of a prompt's last one and those before scored ones."""
         if not moves:
             return
         tokens, states, row_counts = [], [], []
@@ -160,8 +165,7 @@ class Runner:
             ahead = [*generation.tokens[generation.fed :], *generation.drafts]
             tokens += ahead[:count]
             states.append(generation.state)
-            whole = generation.fed + count >= generation.prompt_length
-            row_counts.append(count if generation.answered else int(whole))
+            row_counts.append(generation.count_rows(count))
             rows += range(len(tokens) - row_counts[-1], len(tokens))
         lengths = [move.num_tokens for move in moves]
         made = self._model.predict(tokens, rows, lengths, states)

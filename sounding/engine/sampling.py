@@ -37,6 +37,18 @@ class SamplingParams:
             raise ValueError(f"seed = {self.seed} must be an integer from 0 to 2^63 - 1")
 
 
+def distribution(logits: Logits, params: SamplingParams) -> NDArray[np.float64]:
+    """The probabilities that `sample` draws from: 0 for what the limits leave out.
+
+    Raises ValueError for temperature 0, which draws nothing.
+    """
+    if params.temperature == 0:
+        raise ValueError("temperature = 0 takes the likeliest token and has no distribution")
+    probabilities = _softmax(logits.astype(np.float64) / params.temperature)
+    _limit(probabilities, params)
+    return probabilities
+
+
 def sample(logits: Logits, params: SamplingParams, generator: np.random.Generator) -> int:
     """Choose a token; with temperature 0 the likeliest, ties to the lower id.
 
@@ -45,8 +57,7 @@ def sample(logits: Logits, params: SamplingParams, generator: np.random.Generato
     """
     if params.temperature == 0:
         return int(logits.argmax())  # the first of equals
-    probabilities = _softmax(logits.astype(np.float64) / params.temperature)
-    _limit(probabilities, params)
+    probabilities = distribution(logits, params)
     reached = probabilities.cumsum()
     token = int(np.searchsorted(reached, generator.random() * reached[-1], side="right"))
     if token < len(reached):
@@ -76,7 +87,7 @@ def logprob_of(logits: Logits, token: int, top: int) -> tuple[float, list[tuple[
     return float(logprobs[token]), [(int(other), float(logprobs[other])) for other in order]
 
 
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def log_softmax(logits: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float64]:
     """Natural logarithms of the probabilities, along the last dimension, in double precision."""
     wide = logits.astype(np.float64)
     wide -= wide.max(-1, keepdims=True)

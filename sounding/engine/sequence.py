@@ -8,12 +8,13 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sounding.engine.constrain import Constraint
 from sounding.engine.faults import DamagedModel, EngineFault
 from sounding.engine.network import State, Streams
 from sounding.engine.repetition import RepetitionGuard
@@ -24,10 +25,13 @@ from sounding.engine.requests import (
     TokenEvent,
     Usage,
 )
-from sounding.engine.sampling import Logits, logprob_of, logsumexp, sample
+from sounding.engine.sampling import Logits, log_softmax, logprob_of, logsumexp, sample
 from sounding.engine.stop import StopStrings
 from sounding.engine.stream import EventStream
 from sounding.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from sounding.engine.constrain import Constraint
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ class ActiveSequence:
         serial: int,
         state_bytes: int,
         tokenizer: Tokenizer | None,
-        constraint: Constraint | None,
+        constraint: "Constraint | None",
         stop_tokens: Collection[int],
         barred_tokens: Collection[int],
         repetition_tokens: int,
@@ -74,6 +78,7 @@ class ActiveSequence:
         self._stop_tokens = frozenset(stop_tokens)
         self._barred_tokens = frozenset(barred_tokens) - self._stop_tokens
         self._generator = np.random.default_rng(request.params.seed)
+        self._generator.random(request.drawn_tokens)  # one number for each
         self._text = None if tokenizer is None else tokenizer.stream()
         self._stops = StopStrings(request.stop)
         self._repetition = RepetitionGuard(repetition_tokens)
@@ -100,6 +105,24 @@ class ActiveSequence:
     def answered(self) -> int:
         """Number of tokens of the answer so far."""
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def unscored(self) -> Sequence[int]:
+        """The part of the prompt whose state may come from the cache: it ends before the token
+        whose logits score the first scored one."""
+        scored_from = self.request.scored_from
+        prompt = self.request.prompt
+        return prompt if scored_from is None else prompt[: scored_from - 1]
+
+    def count_rows(self, count: int) -> int:
+        """Number of its next `count` tokens whose logits are needed, which are the last ones."""
+        end = self.fed + count
+        if self.answered:
+            return count
+        rows = int(end >= self.prompt_length)
+        if self.request.scored_from is not None:
+            rows = max(rows, min(count, end - self.request.scored_from + 1))
+        return rows
 
     def urgency(self, patience_steps: int) -> int:
         """Its priority, lower is more urgent, less one per `patience_steps` waited steps: in the
@@ -145,6 +168,21 @@ class ActiveSequence:
             _log.exception("request %s failed", self.stream.request_id)
             self.finished, self.error = "error", str(error)
             return None
+
+    def score(self, logits: NDArray[np.float32]) -> None:
+        """Pass tokens of the prompt to its answer; `logits` are those of the last tokens fed."""
+        answer, scored_from = self.request.answer, self.request.scored_from
+        if answer is None or scored_from is None or not len(logits):
+            return
+        first = self.fed - len(logits) + 1
+        tokens = self.request.prompt[first : self.fed + 1]
+        logits = logits[: len(tokens)]
+        if not np.isfinite(logits).all():
+            self.finished, self.error = "error", str(DamagedModel(f"behind token {first}"))
+            return
+        logprobs = log_softmax(logits)[np.arange(len(tokens)), tokens].tolist()
+        for token, logprob in zip(tokens, logprobs, strict=True):
+            answer.push(token, logprob)
 
     def count_drafts(self, drafted: int, accepted: int) -> None:
         """Count draft tokens that were verified, and those of them that were accepted."""
@@ -206,8 +244,7 @@ class ActiveSequence:
             self.finished = "stop"
             return None
         self.tokens.append(token)
-        self._tell(token, logits)
-        self._decide(token, logits)
+        self._decide(token, logits, self._tell(token, logits))
         return token
 
     def _sample(self, logits: Logits) -> int | None:
@@ -238,18 +275,23 @@ class ActiveSequence:
             logits = self._constraint.mask(logits)
         return logits
 
-    def _tell(self, token: int, logits: Logits) -> None:
+    def _tell(self, token: int, logits: Logits) -> float | None:
+        """Put the token's event on the stream; returns its logprob, if one was asked for."""
         top = self.request.top_logprobs
         logprob, best = (None, []) if top is None else logprob_of(logits, token, top)
         text = ""
         if self._text is not None:
             text = self._stops.feed(self._text.push(token))
         self.stream.put(TokenEvent(token, text, logprob, best))
+        return logprob
 
-    def _decide(self, token: int, logits: Logits) -> None:
+    def _decide(self, token: int, logits: Logits, logprob: float | None) -> None:
         """Set `finished` if a stopping criterion holds after this token."""
-        answer = self.request.answer
-        more = answer is None or answer.push(token, float(logits[token]) - logsumexp(logits))
+        answer, more = self.request.answer, True
+        if answer is not None:
+            if logprob is None:  # float32 is enough for a rule, and faster
+                logprob = float(logits[token]) - logsumexp(logits)
+            more = answer.push(token, logprob)
         if self._constraint is not None:
             more = self._constraint.push(token) and more
         if not more or self._stops.found is not None:

@@ -1,6 +1,5 @@
 """The queue of one request's events, from the engine's thread to its reader."""
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -55,6 +54,8 @@ class EventStream:
                 return
 
     async def __aiter__(self) -> AsyncIterator[Event]:
+        import asyncio  # takes a while to import, which readers in a thread need not wait for
+
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
         with self._changed:
             self._wake = lambda: loop.call_soon_threadsafe(ready.set)

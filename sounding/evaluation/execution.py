@@ -3,7 +3,7 @@
 Generation and tests overlap: while answers are generated, earlier ones run.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -11,6 +11,9 @@ from typing import Any
 from sounding.evaluation.model import FillGaps
 from sounding.evaluation.statistics import Estimate, bootstrap, pass_at_k, wilson
 from sounding.tasks.task import Grade, Task
+
+WITHHELD = "withheld"  # the reason where no answer was given
+BREAKS = ("SyntaxError", "IndentationError", "TabError", "NameError", "UnboundLocalError")
 
 
 def evaluate_task(
@@ -39,18 +42,24 @@ def evaluate_task(
             "sample": sample,
             "passed": grade.score == 1,
             "reason": grade.reason,
+            "column": len(task[index].prompt) - task[index].prompt.rfind("\n") - 1,
             "answer": text,
         }
 
     with ThreadPoolExecutor(workers) as pool:
-        for number, text in fill(gaps, seeds):
-            future = pool.submit(task.grade, attempts[number][0], text)
+        for number, text, _ in fill(gaps, seeds):
+            future = pool.submit(_grade, task, attempts[number][0], text)
             waiting.append((number, text, future))
             while waiting and (waiting[0][2].done() or len(waiting) > 4 * workers):
                 first, answer, judged = waiting.popleft()
                 yield row(first, answer, judged.result())
         for number, text, judged in waiting:
             yield row(number, text, judged.result())
+
+
+def _grade(task: Task, index: int, answer: str) -> Grade:
+    """The grade of an answer; one that was withheld is not run."""
+    return task.grade(index, answer) if answer.strip() else Grade(0.0, WITHHELD)
 
 
 def attempt_id(task_id: str, sample: int) -> str:
@@ -63,15 +72,29 @@ def summarise_attempts(
 ) -> dict[str, Estimate]:
     """pass@k over the problems all of whose samples are judged.
 
-    With one sample the interval is Wilson's, otherwise that of resampled problems.
+    With one sample the interval is Wilson's, otherwise that of resampled problems; beside it the
+    shares of answers that break the program (see `BREAKS`), each kind's and of those withheld, and
+    pass@1 of gaps in column 0, where the indentation is a part of the answer.
     """
     passed: dict[str, list[bool]] = {}
     for row in rows:
         passed.setdefault(row["task_id"], []).append(row["passed"])
     counts = [sum(of) for of in passed.values() if len(of) == samples]
     if samples == 1:
-        return {"pass@1": wilson(sum(counts), len(counts))}
+        return {"pass@1": wilson(sum(counts), len(counts)), **_shares(rows)}
     return {
         f"pass@{k}": bootstrap([(pass_at_k(samples, count, k), 1.0) for count in counts], seed=seed)
         for k in ks
     }
+
+
+def _shares(rows: Sequence[dict[str, Any]]) -> dict[str, Estimate]:
+    reasons = Counter(row.get("reason") for row in rows)
+    shares = {"breaks": wilson(sum(reasons[kind] for kind in BREAKS), len(rows))} if rows else {}
+    for kind in (*BREAKS, WITHHELD):
+        if reasons[kind]:
+            shares[kind] = wilson(reasons[kind], len(rows))
+    first = [row["passed"] for row in rows if row.get("column") == 0]
+    if first:
+        shares["pass@1 in column 0"] = wilson(sum(first), len(first))
+    return shares

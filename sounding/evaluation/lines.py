@@ -19,6 +19,7 @@ Document = tuple[str, str]  # name, text
 Cursor = Literal["indent", "inside"]
 
 _LETTERS = 4
+_BOUNDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class Item(NamedTuple):
@@ -64,7 +65,7 @@ def evaluate_lines(
 ) -> Iterator[dict[str, object]]:
     """A row per line, as it is done: the answer, what was written, and the copyists' results."""
     gaps = [(item.prefix, item.suffix) for item in items]
-    for index, text in fill(gaps, [seed] * len(items)):
+    for index, text, confidence in fill(gaps, [seed] * len(items)):
         item = items[index]
         copied, best = copies(item)
         yield {
@@ -72,6 +73,7 @@ def evaluate_lines(
             "file": item.id.rpartition(":")[0],
             "answer": item.answer,
             "written": text,
+            "confidence": round(confidence, 4),
             **_judged("model", text, item.answer),
             **_judged("copy", copied, item.answer),
             **_judged("best_copy", best, item.answer),
@@ -124,3 +126,18 @@ def summarise_lines(rows: Sequence[dict[str, Any]], *, seed: int) -> dict[str, E
     writers = ("model", "copy", "best_copy")
     names = [f"{writer}_{what}" for what in ("exact", "similarity") for writer in writers]
     return {name: mean(name) for name in names}
+
+
+def precision_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
+    """Precision against the share of lines shown: a row per bound on the confidence.
+
+    Of rows that come without a confidence there is none.
+    """
+    sure = sorted((row["confidence"], row["model_exact"]) for row in rows if "confidence" in row)
+    table: list[dict[str, object]] = []
+    for bound in _BOUNDS:
+        shown = [exact for confidence, exact in sure if confidence >= bound]
+        if shown and (not table or len(shown) != table[-1]["lines"]):
+            share, right = len(shown) / len(sure), sum(shown) / len(shown)
+            table.append({"confidence": bound, "lines": len(shown), "shown": share, "exact": right})
+    return table

@@ -1,24 +1,34 @@
-"""The common part of all evaluations: reading texts, opening a model, the progress loop."""
+"""Measurements of an opened model: bits per byte, filled lines, programs that pass their tests.
+
+Those of the network's mechanisms are in mechanisms.py.
+"""
 
 import dataclasses
+import functools
 import hashlib
+import json
+import math
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rich.progress import MofNCompleteColumn
 
+from sounding.evaluation.model import Filled
+from sounding.evaluation.options import EvalOptions
 from sounding.loading import LoadedModel
 from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
-    from sounding.completion.endings import Kind
+    from sounding.completion.gap import Kind
+    from sounding.evaluation.lines import Item
     from sounding.evaluation.model import FillGaps
     from sounding.evaluation.results import Results
     from sounding.evaluation.statistics import Estimate
-    from sounding.tasks.code import Judge
+    from sounding.tasks.code import CodeTask, Judge, Problem
 
 _T = TypeVar("_T")
 
@@ -43,7 +53,7 @@ def read_texts(
     texts, skipped = [], 0
     for file in paths:
         try:
-            text = file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             skipped += 1
             continue
@@ -96,45 +106,40 @@ def digest_of(texts: Sequence[str]) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# Wiring
+# Set up
 
 
-def filler(
-    model: LoadedModel,
-    kind: "Kind | None",
-    *,
-    max_tokens: int,
-    context_tokens: int,
-    temperature: float,
-    top_p: float,
-    width: int,
-    heal: bool,
-    copying: bool,
-    syntax: bool = False,
-) -> "FillGaps":
-    """The model as something that fills gaps; refuses bad settings now and not later."""
-    from sounding.completion.completer import Completer
-    from sounding.completion.endings import Gap
+def filler(model: LoadedModel, kind: "Kind | None", options: EvalOptions) -> "FillGaps":
+    """A function that fills gaps with the model. Raises ValueError for invalid options."""
+    from sounding.completion.completer import Completer, FilledGap
+    from sounding.completion.gap import Gap
     from sounding.completion.prompt import CompletionSettings
     from sounding.engine.sampling import SamplingParams
 
     settings = CompletionSettings(
-        max_tokens=max_tokens, context_tokens=context_tokens, heal=heal, copying=copying
+        max_tokens=options.max_tokens,
+        context_tokens=options.context_tokens,
+        heal=options.heal,
+        copying=options.copying,
+        candidates=options.candidates,
     )
-    params = SamplingParams(temperature=temperature, top_p=top_p)
-    completer = Completer(model.tokenizer, model.fim_format, model.batch(width))
+    params = SamplingParams(temperature=options.temperature, top_p=options.top_p)
+    completer = Completer(model.tokenizer, model.fim_format, model.batch(options.width))
+    python = bool(options.syntax)
 
-    def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
+    def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[Filled]:
         samplings = [dataclasses.replace(params, seed=seed) for seed in seeds]
-        return completer.fill([Gap(*gap) for gap in gaps], kind, settings, samplings, python=syntax)
+        plans = [completer.plan(Gap(*gap), kind, settings, python=python) for gap in gaps]
+        for number, found in completer.run(plans, samplings):
+            best = found[0] if found else FilledGap("", 0, False)
+            sure = best.confidence >= options.min_confidence
+            yield Filled(number, best.text if sure else "", best.confidence)
 
     return fill
 
 
 def sandbox(timeout: float, unsafe: bool) -> "Judge":
     """Return the judge that runs tests against answers. Raises NoIsolation if it cannot isolate."""
-    import math
-
     from sounding.sandbox.run import Limits, require_isolation
     from sounding.sandbox.trial import judge
 
@@ -145,7 +150,7 @@ def sandbox(timeout: float, unsafe: bool) -> "Judge":
 
 
 # --------------------------------------------------------------------------------------------------
-# The loop and the report
+# Run
 
 
 def collect(
@@ -185,3 +190,159 @@ class Measured(NamedTuple):
             "metrics": {name: estimate._asdict() for name, estimate in self.metrics.items()},
             **self.more,
         }
+
+
+# --------------------------------------------------------------------------------------------------
+# Measurements
+
+
+def measure_bits(
+    model: LoadedModel,
+    documents: Sequence[tuple[str, str]],
+    options: EvalOptions,
+    *,
+    stride: int | None = None,
+    batch_tokens: int = 4096,
+    compressors: bool = False,
+) -> Measured:
+    """Bits per byte of documents, optionally compared with compressors."""
+    from sounding.engine.scoring import token_logprobs
+    from sounding.evaluation.bits import compressed_sizes, score_documents, summarise_bits
+    from sounding.evaluation.results import Results
+
+    stride = options.context_tokens // 2 if stride is None else stride
+    settings = {
+        "model": fingerprint(model.folder),
+        "documents": digest_of([text for _, text in documents]),
+        "seed": options.seed,
+        "context_tokens": options.context_tokens,
+        "stride": stride,
+    }
+    results = Results(options.out, settings)
+    rows = score_documents(
+        [document for document in documents if document[0] not in results],
+        functools.partial(model.tokenizer.encode, named=False),
+        model.tokenizer.bos_id,
+        functools.partial(token_logprobs, model.network),
+        context=options.context_tokens,
+        stride=stride,
+        batch_tokens=batch_tokens,
+    )
+    interrupt = collect(results, "bits per byte", len(documents), rows)
+    done = results.select([name for name, _ in documents])
+    names = {row["id"] for row in done}
+    read = [text for name, text in documents if name in names]
+    more = {"compressors": compressed_sizes(read)} if compressors else {}
+    metrics = summarise_bits(done, seed=options.seed)
+    return Measured("bpb", settings, metrics, len(done), len(documents), more, interrupt)
+
+
+def measure_lines(
+    model: LoadedModel,
+    items: "Sequence[Item]",
+    options: EvalOptions,
+    *,
+    per_file: int,
+    cursor: str,
+) -> Measured:
+    """Lines filled in, beside the two copyists."""
+    from sounding.evaluation.lines import evaluate_lines, precision_table, summarise_lines
+    from sounding.evaluation.results import Results
+
+    fill = filler(model, "line", options)
+    settings = {
+        "model": fingerprint(model.folder),
+        "documents": digest_of([item.prefix + item.answer + item.suffix for item in items]),
+        "seed": options.seed,
+        "per_file": per_file,
+        "cursor": cursor,
+        **options.answers(),
+    }
+    results = Results(options.out, settings)
+    left = [item for item in items if item.id not in results]
+    rows = evaluate_lines(left, fill, seed=options.seed)
+    interrupt = collect(results, "lines", len(items), rows)
+    done = results.select([item.id for item in items])
+    metrics = summarise_lines(done, seed=options.seed)
+    more = {"precision": precision_table(done)}
+    return Measured("lines", settings, metrics, len(done), len(items), more, interrupt)
+
+
+def measure_programs(
+    title: str,
+    model: LoadedModel,
+    task: "CodeTask",
+    until: str,
+    options: EvalOptions,
+    notes: Mapping[str, Any] | None = None,
+) -> Measured:
+    """Programs written by the model and run against their tests. `notes` are further settings.
+
+    Problems that are not fair are left out, and named in `left_out`.
+    """
+    from sounding.evaluation.execution import attempt_id, evaluate_task, summarise_attempts
+    from sounding.evaluation.results import Results
+
+    kind: Kind | None = "line" if until == "line" else "block" if until == "block" else None
+    fill = filler(model, kind, options)
+    settings = _program_settings(model, task, until, options, notes)
+    results = Results(options.out, settings)
+    left_out = _left_out(task, options.workers)
+    fair = [index for index in range(len(task)) if task[index].task_id not in left_out]
+    attempts = [(index, sample) for index in fair for sample in range(options.samples)]
+    names = [attempt_id(task[index].task_id, sample) for index, sample in attempts]
+    left = [attempt for attempt, name in zip(attempts, names, strict=True) if name not in results]
+    rows = evaluate_task(task, left, fill, seed=options.seed, workers=options.workers)
+    interrupt = collect(results, title, len(attempts), rows)
+    done = results.select(names)
+    metrics = summarise_attempts(done, samples=options.samples, ks=options.ks, seed=options.seed)
+    more = {
+        "outcomes": dict(Counter(row["reason"] for row in done).most_common()),
+        "left_out": [{"left out": name, "because": why} for name, why in left_out.items()],
+    }
+    return Measured(title, settings, metrics, len(done), len(attempts), more, interrupt)
+
+
+def _program_settings(
+    model: LoadedModel,
+    task: "CodeTask",
+    until: str,
+    options: EvalOptions,
+    notes: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    return {
+        "model": fingerprint(model.folder),
+        "problems": digest_of([json.dumps(dataclasses.asdict(it)) for it in task.problems]),
+        "seed": options.seed,
+        "samples": options.samples,
+        "until": until,
+        "timeout": options.timeout,
+        "isolated": not options.unsafe,
+        **(notes or {}),
+        **options.answers(),
+    }
+
+
+def _left_out(task: "CodeTask", workers: int) -> dict[str, str]:
+    """Map the names of unfair problems to the reason. Raises ValueError if no problem is fair."""
+    from sounding.evaluation.results import Results
+
+    judged = (
+        {"id": task[index].task_id, "because": why}
+        for index, why in enumerate(task.unfairness(workers))
+    )
+    checked = Results(None, {})
+    interrupt = collect(checked, "own solutions", len(task), judged)
+    if interrupt is not None:
+        raise interrupt
+    left_out = {name: row["because"] for name, row in checked.rows.items() if row["because"]}
+    if len(left_out) == len(task):
+        name, why = next(iter(left_out.items()))
+        raise ValueError(f"no problem can be judged; the first is {name}: {why}")
+    return left_out
+
+
+def natural_end(problems: "Sequence[Problem]") -> str:
+    """Default end of answers: "line" if all canonical solutions are single lines, else "end"."""
+    single = all("\n" not in problem.canonical_solution.strip() for problem in problems)
+    return "line" if single else "end"

@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from sounding.config import CSA, RATIO_NAMES, ModelConfig
+from sounding.evaluation.measuring import Measured, collect, digest_of, fingerprint
+from sounding.evaluation.options import EvalOptions
+from sounding.evaluation.results import Results
 from sounding.evaluation.statistics import Estimate, bootstrap
+from sounding.loading import LoadedModel
 
 Row = dict[str, Any]
 Document = tuple[str, str]  # name, text
@@ -111,3 +116,62 @@ def recall_table(rows: Sequence[Row], sizes: Sequence[int], *, seed: int) -> lis
                 }
             )
     return table
+
+
+def measure_mechanisms(
+    model: LoadedModel,
+    documents: Sequence[tuple[str, list[int]]],
+    options: EvalOptions,
+    *,
+    at_least: int,
+    sizes: Sequence[int],
+) -> Measured:
+    """Drafts, expert load and the indexer's choice on documents as tokens."""
+    from sounding.evaluation.observe import observe
+    from sounding.loading import load_reference
+
+    reference = load_reference(model.folder)
+    settings = {
+        "model": fingerprint(model.folder),
+        "documents": digest_of([repr(document) for document in documents]),
+        "seed": options.seed,
+        "context_tokens": options.context_tokens,
+        "at_least": at_least,
+        "sizes": list(sizes),
+    }
+    results = Results(options.out, settings)
+    rows = observe_documents(
+        [document for document in documents if document[0] not in results],
+        model.tokenizer.bos_id,
+        lambda tokens: observe(reference, tokens, sizes),
+    )
+    interrupt = collect(results, "mechanisms", len(documents), rows)
+    done = results.select([name for name, _ in documents])
+    more = {
+        "expert_load": load_table(done, _layers(model.network.config)) if done else [],
+        "indexers": recall_table(done, sizes, seed=options.seed),
+    }
+    metrics = summarise_mechanisms(done, sizes, seed=options.seed)
+    return Measured("mechanisms", settings, metrics, len(done), len(documents), more, interrupt)
+
+
+def recall_sizes(config: ModelConfig, requested: Sequence[int] = ()) -> tuple[int, ...]:
+    """Numbers of selected entries to measure: the requested ones, or the model's own and fewer."""
+    if CSA not in config.ratios:
+        return ()
+    fewer = (size for size in (16, 32, 64) if size < config.index_topk)
+    return tuple(sorted(set(requested or (*fewer, config.index_topk))))
+
+
+def _layers(config: ModelConfig) -> list[dict[str, Any]]:
+    rows = [
+        {
+            "layer": str(layer),
+            "attention": RATIO_NAMES[ratio],
+            "router": "hash" if layer < config.num_hash_layers else "scored",
+        }
+        for layer, ratio in enumerate(config.ratios)
+    ]
+    drafts = ({"layer": f"MTP {k}", "attention": RATIO_NAMES[0], "router": "scored"}
+              for k in range(1, config.num_mtp_layers + 1))  # fmt: skip
+    return [*rows, *drafts]

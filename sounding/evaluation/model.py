@@ -1,17 +1,26 @@
 """The calls that an evaluation needs of a model, provided by the caller."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+
+class Filled(NamedTuple):
+    """What was written in a gap."""
+
+    number: int
+    text: str
+    confidence: float = 0.0
+    """Estimated probability that it is exactly right."""
 
 
 @runtime_checkable
 class FillGaps(Protocol):
     """Completes text."""
 
-    def __call__(
-        self, gaps: Sequence[tuple[str, str]], seeds: Sequence[int]
-    ) -> Iterator[tuple[int, str]]:
-        """FillGaps each (prefix, suffix) with its seed; yield number and text, in any order."""
+    def __call__(self, gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[Filled]:
+        """Fill each (prefix, suffix) with its seed; yield as each ends, in any order.
+
+        A text without letters is none: it was withheld."""
 
 
 @runtime_checkable

@@ -57,6 +57,18 @@ class Results:
         return [self.rows[name] for name in names if name in self.rows]
 
 
+def read_results(path: Path) -> dict[str, Row]:
+    """The rows of a file by id. Raises ValueError for a file of something else."""
+    try:
+        settings, *lines = path.read_text(encoding="utf-8").splitlines()
+        if "settings" not in json.loads(settings):
+            raise ValueError("no settings")
+        rows = [json.loads(line) for line in lines]
+        return {row["id"]: row for row in rows}
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} holds no results of an evaluation ({error})") from None
+
+
 def _first_difference(header: str, settings: Mapping[str, Any]) -> str:
     try:
         found = json.loads(header)["settings"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sounding.config import ModelConfig
@@ -70,12 +70,13 @@ class Block(nn.Module):
         chunk: Chunk,
         states: list[TensorLayerState],
         selection: Selection = SPARSE,
+        replayed: Int[Tensor, "t k"] | None = None,
     ) -> tuple[Float[Tensor, "t m c"], BlockReport]:
         x, post, mix, streams = self._connect("attn", streams)
         output, indexer = self.attn(self.attn_norm(x), chunk, states, selection)
         streams = hyper_connection.write(streams, output, post, mix)
         x, post, mix, streams = self._connect("ffn", streams)
-        output, routing = self.ffn(self.ffn_norm(x), chunk.tokens)
+        output, routing = self.ffn(self.ffn_norm(x), chunk.tokens, replayed)
         streams = hyper_connection.write(streams, output, post, mix)
         return streams, BlockReport(routing, indexer)
 
@@ -98,14 +99,17 @@ def run_blocks(
     states: Sequence[Sequence[TensorLayerState]],
     selection: Selection = SPARSE,
     tapped: Sequence[int] = (),
+    replayed: Sequence[Int[Tensor, "t k"]] | None = None,
 ) -> Output:
     """Take a chunk through blocks, one after the other; states[i] are those of sequence i, one
-    per block. Of the `tapped` blocks the result has the mean of the streams, in their order."""
+    per block, and replayed[i] the experts that block i must take. Of the `tapped` blocks the
+    result has the mean of the streams, in their order."""
     reports = []
     means: dict[int, Tensor] = {}
     for index, block in enumerate(blocks):
         layer_states = [layers[index] for layers in states]
-        streams, report = block(streams, chunk, layer_states, selection)
+        choices = None if replayed is None else replayed[index]
+        streams, report = block(streams, chunk, layer_states, selection, choices)
         reports.append(report)
         if index in tapped:
             means[index] = streams.mean(1)

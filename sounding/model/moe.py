@@ -41,17 +41,27 @@ class ExpertGate(nn.Module):
         self.scale = config.routed_scaling_factor
 
     def forward(
-        self, x: Float[Tensor, "t c"], tokens: Int[Tensor, " t"]
+        self,
+        x: Float[Tensor, "t c"],
+        tokens: Int[Tensor, " t"],
+        replayed: Int[Tensor, "t k"] | None = None,
     ) -> tuple[Routing, Float[Tensor, "t k"]]:
-        """The routing and the weight of each chosen expert."""
+        """The routing and the weight of each chosen expert.
+
+        `replayed` are choices that were made elsewhere: only the choice is theirs, the weights are
+        computed from the scores here, so that the gate keeps its gradient.
+        """
         scores = ops.affinity(x, self.weight)
-        if self.tid2eid is not None:
-            chosen = self.tid2eid[tokens].long()
-        else:
-            # A NaN must reach the output, where it is noticed, not end in a choice of no expert.
-            ranked = (scores.detach() + self.bias.to(scores.dtype)).nan_to_num(nan=-1.0)
-            chosen = top_k(ranked, self.picks)
+        chosen = self.choose(scores, tokens) if replayed is None else replayed
         return Routing(chosen, scores), ops.routing_weights(scores, chosen, self.scale)
+
+    def choose(self, scores: Float[Tensor, "t e"], tokens: Int[Tensor, " t"]) -> Int[Tensor, "t k"]:
+        """The experts of each token, by its id or by its affinities and the bias."""
+        if self.tid2eid is not None:
+            return self.tid2eid[tokens].long()
+        # A NaN must reach the output, where it is noticed, not end in a choice of no expert.
+        ranked = (scores.detach() + self.bias.to(scores.dtype)).nan_to_num(nan=-1.0)
+        return top_k(ranked, self.picks)
 
 
 class Experts(nn.Module):
@@ -84,9 +94,12 @@ class MoE(nn.Module):
         self.limit = config.swiglu_limit
 
     def forward(
-        self, x: Float[Tensor, "t c"], tokens: Int[Tensor, " t"]
+        self,
+        x: Float[Tensor, "t c"],
+        tokens: Int[Tensor, " t"],
+        replayed: Int[Tensor, "t k"] | None = None,
     ) -> tuple[Float[Tensor, "t c"], Routing]:
-        routing, weights = self.gate(x, tokens)
+        routing, weights = self.gate(x, tokens, replayed)
         routed, shared = self.experts, self.shared_experts
         always = ops.swiglu(
             x,

@@ -105,10 +105,12 @@ class Transformer(nn.Module):
         lengths: Sequence[int] | None = None,
         states: Sequence[TensorState] | None = None,
         selection: Selection = SPARSE,
+        replayed: Sequence[Int[Tensor, "t k"]] | None = None,
     ) -> Output:
         """Append a chunk: lengths[i] tokens to the sequence that states[i] remembers.
 
         Without lengths the chunk is one sequence; without states all sequences begin here.
+        `replayed` are the experts that every layer's tokens go to, where they were chosen before.
         """
         lengths, states = self._sequences(tokens, lengths, states)
         chunk = make_chunk(tokens, lengths, [state.length for state in states])
@@ -116,7 +118,7 @@ class Transformer(nn.Module):
         streams = embedded[:, None].expand(-1, self.config.hc_mult, -1)
         layers = [state.layers for state in states]
         tapped = () if self.config.dspark is None else self.config.dspark.target_layer_ids
-        return run_blocks(streams, self.blocks, chunk, layers, selection, tapped)
+        return run_blocks(streams, self.blocks, chunk, layers, selection, tapped, replayed)
 
     def predict(
         self,

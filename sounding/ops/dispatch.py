@@ -7,7 +7,6 @@ variables, which torch.compile can trace.
 
 import functools
 import importlib
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _backend: Backend = "auto"
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,10 @@ class DeviceKernels:
 
 @functools.cache
 def _cpu_kernels_are_built() -> bool:
-    """Cached, so that the choice is logged once."""
+    """Whether the kernels can be called; warns once if they are missing."""
     built = cpu.library() is not None
-    _log.info("CPU ops: %s", "native kernels" if built else "PyTorch reference; none were built")
+    if not built:
+        cpu.report_missing()
     return built
 
 

@@ -14,6 +14,15 @@ from typing import Any
 from sounding.sandbox.typed_json import Channel, MalformedMessage, NotPlain, Packer, Unpacker
 
 MODULE = "__main__"
+_INSIDES = (
+    types.GeneratorType,
+    types.CoroutineType,
+    types.AsyncGeneratorType,
+    types.FrameType,
+    types.CodeType,
+    types.TracebackType,
+    types.ModuleType,
+)
 _OWN_FRAMES = 10  # the program has as many levels of recursion as if it ran alone
 
 
@@ -64,7 +73,7 @@ class Answerer:
             if what == "call":
                 return target(*arguments, **dict(named))
             if what == "get":
-                return getattr(target, *arguments) if arguments else target
+                return _attribute(target, *arguments) if arguments else target
             return iter(target) if what == "iter" else next(target)
 
         reply = self._outcome(act, unpacker.objects if request["in_place"] else [])
@@ -75,6 +84,8 @@ class Answerer:
 
     def _names_value(self, path: str) -> Any:
         first, _, rest = path.partition(".")
+        if any(part.startswith("__") for part in path.split(".")):
+            raise NameError(f"name {path!r} is not for tests")
         try:
             value = self._names[first]
         except KeyError:
@@ -118,6 +129,17 @@ class Answerer:
         if message["raised"]:
             raise _built(value)
         return value
+
+
+def _attribute(target: object, name: str) -> Any:
+    """A public attribute. Raises AttributeError for what lies behind one.
+
+    Tests that a model writes may send any request: they must not get at the code of what they test,
+    by which a right program could be told from a wrong one without calling it.
+    """
+    if name.startswith("_") or isinstance(target, _INSIDES):
+        raise AttributeError(name)
+    return getattr(target, name)
 
 
 class TestsOwn:

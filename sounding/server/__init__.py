@@ -1,1 +1,1 @@
-"""The engine behind HTTP: the protocols that editors, agents and SDKs speak already."""
+"""Serve the engine over HTTP, in the protocols that editors, agents and SDKs already speak."""

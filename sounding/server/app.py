@@ -1,4 +1,4 @@
-"""The application: routes to endpoints, the gate before them, and the life of the server."""
+"""The ASGI application: routes, endpoints, middleware, and start and stop of the server."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -30,16 +30,16 @@ OPERATIONS = [
     Operation(
         chat_completions.ROUTE,
         chat_completions.ChatCompletionRequest,
-        "JSONAnswer a conversation (OpenAI, DeepSeek).",
+        "Answer a conversation (OpenAI, DeepSeek).",
     ),
     Operation(
         completions.ROUTE, completions.CompletionRequest, "Continue text, or fill in at a cursor."
     ),
-    Operation(responses.ROUTE, responses.ResponseRequest, "JSONAnswer input items (OpenAI)."),
+    Operation(responses.ROUTE, responses.ResponseRequest, "Answer input items (OpenAI)."),
     Operation(
         messages.ROUTE,
         messages.MessagesRequest,
-        "JSONAnswer a conversation (Anthropic).",
+        "Answer a conversation (Anthropic).",
         anthropic_error,
     ),
     Operation(
@@ -66,7 +66,7 @@ OPERATIONS = [
     Operation(
         ollama_chat.ROUTE,
         ollama_chat.ChatRequest,
-        "JSONAnswer a conversation (Ollama).",
+        "Answer a conversation (Ollama).",
         ollama_error,
         stream="application/x-ndjson",
     ),
@@ -79,7 +79,7 @@ OPERATIONS = [
     ),
 ]
 
-# Where DeepSeek's own API has what is here under /v1, so that its clients need only the address.
+# DeepSeek's own paths for routes that are under /v1 here: its clients need only a new address.
 ALIASES = {
     "/chat/completions": chat_completions.ROUTE,
     "/completions": completions.ROUTE,
@@ -92,7 +92,7 @@ ALIASES = {
 
 
 def application(service: Service) -> ASGIApp:
-    """The server of one engine, as an ASGI application."""
+    """Serve one engine, as an ASGI application."""
     posts: dict[str, Endpoint] = {
         chat_completions.ROUTE: chat_completions.ChatCompletions(service),
         completions.ROUTE: completions.Completions(service),
@@ -133,7 +133,7 @@ def _route(path: str, endpoint: Endpoint, method: str) -> Route:
 
 
 class _Handler:
-    """An endpoint under its one method."""
+    """Accept one HTTP method on a route; answer any other with 405."""
 
     def __init__(self, path: str, endpoint: Endpoint, method: str) -> None:
         self._path, self._endpoint = path, endpoint
@@ -154,4 +154,4 @@ class _Handler:
 
 async def _nothing_there(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
-        raise Refusal(404, f"there is nothing at {scope['path'][:200]}", code="not_found")
+        raise Refusal(404, f"there is no route {scope['path'][:200]}", code="not_found")

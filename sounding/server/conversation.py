@@ -1,7 +1,7 @@
-"""From a conversation, whatever protocol it came in, to a request for the engine.
+"""Turn a conversation of any protocol into a request for the engine.
 
-The protocols translate their wire into a `Conversation`, whose messages have the shape that
-`sounding.text.encode` reads; what the model writes is read back in reply.py.
+Each protocol translates its request into a `Conversation`, whose messages have the shape that
+`sounding.text.encode` reads. reply.py parses what the model generates.
 """
 
 import secrets
@@ -23,7 +23,7 @@ from sounding.text.tokenizer import Tokenizer, TooManyTokens
 Message = dict[str, Any]
 Choice = Literal["auto", "none", "required"]
 
-# What clients may ask for, and the level it means (as the hosted service maps them).
+# Values of reasoning_effort and the level each selects, mapped as the hosted service does.
 EFFORTS = {
     "minimal": "low",
     "low": "low",
@@ -37,28 +37,28 @@ EFFORTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """What to answer and how, in the terms of the prompt format."""
+    """A conversation to answer and its options, in the terms of the prompt format."""
 
     messages: Sequence[Message]
     tools: Sequence[Message] = ()
     """OpenAI shape, `strict` within the function."""
     later: Collection[str] = ()
-    """The names of tools that a message shows, so that the prompt's beginning stays as it was."""
+    """Tools that a message describes, so that the prompt's prefix does not change."""
     choice: Choice = "auto"
     callable: Collection[str] | None = None
-    """The names that may be called, None: all."""
+    """Names of tools that may be called; None allows all."""
     parallel: bool = True
-    """Whether one turn may hold several calls."""
+    """Whether one turn may contain several calls."""
     schema: Any = None
-    """What the content must follow; None: it is text."""
+    """JSON schema of the content; None for free text."""
     show_schema: bool = True
-    """Whether the model is told; it is held to the schema either way."""
+    """Whether the prompt contains the schema; decoding is constrained to it either way."""
     thinking: bool = True
     effort: str = "high"
     prefix: bool = False
-    """Whether the last message is the answer's beginning, to be continued."""
+    """Whether the last message is the beginning of the answer, to be continued."""
     thinking_budget: int | None = None
-    """After so many tokens of reasoning the answer begins."""
+    """Maximum number of reasoning tokens; then the answer begins."""
 
     @property
     def thinking_mode(self) -> str:
@@ -66,23 +66,23 @@ class Conversation:
 
     @property
     def begins_in(self) -> str:
-        """The mode to parse what comes first: a continued answer has no thoughts before it."""
+        """The mode the parser starts in: a continued answer has no reasoning before it."""
         return "chat" if self.prefix else self.thinking_mode
 
     def parser(self) -> Parser:
-        """What reads an answer to it."""
+        """A parser for an answer to this conversation."""
         return parser(self.begins_in, tolerant=True, tools=list(self.tools))
 
     @property
     def question(self) -> Message | None:
-        """The message that is answered."""
+        """The message to answer."""
         messages = self.messages[:-1] if self.prefix else self.messages
         return messages[-1] if messages else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """What every protocol says about how to generate, in one set of names."""
+    """Generation parameters that all protocols have, under one set of names."""
 
     params: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
@@ -93,7 +93,7 @@ class Sampling:
 def render(
     memory: TurnMemory, owner: str, chat: Conversation, settings: ServerOptions, context_tokens: int
 ) -> RenderedTurns:
-    """The prompt. Raises Refusal for a conversation that the format or the context cannot carry."""
+    """Render the prompt. Raises Refusal where the format or the context does not allow it."""
     messages = _with_instructions(chat)
     if chat.prefix:
         messages[-1] = {**messages[-1], "wo_eos": True}
@@ -122,7 +122,7 @@ def request_for(
     context_tokens: int,
     settings: ServerOptions,
 ) -> GenerationRequest:
-    """What the engine is asked for. Raises Refusal where the context or a grammar forbids it."""
+    """Build the engine's request. Raises Refusal where the context or a grammar forbids it."""
     try:
         grammar = grammar_for(chat)
     except ValueError as error:
@@ -147,10 +147,10 @@ def request_for(
 def answer_tokens(
     prompt_tokens: int, wanted: int | None, context_tokens: int, param: str = "messages"
 ) -> int:
-    """How long the answer may become: never more than wanted, nor than there is room for.
+    """Maximum number of tokens of the answer: the smaller of the limit asked for and the room left.
 
-    Clients send the largest answer of the model they were written for, as a bound; one that the
-    context makes shorter is still within it. Raises Refusal where there is no room at all.
+    Clients often send the limit of the model they were written for, so a limit beyond the context
+    is no error. Raises Refusal if no room is left.
     """
     room = context_tokens - prompt_tokens
     if room < 1:
@@ -159,7 +159,7 @@ def answer_tokens(
 
 
 def grammar_for(chat: Conversation) -> Grammar | None:
-    """The grammar that keeps a promise made in the request, None where none was made.
+    """The grammar that the answer must follow, None if the request asks for none.
 
     Raises ValueError for tools or schemas that a grammar cannot express.
     """
@@ -178,7 +178,7 @@ def grammar_for(chat: Conversation) -> Grammar | None:
 
 
 def _with_instructions(chat: Conversation) -> list[Message]:
-    """The messages, with tools and response format on a system message as the format wants it."""
+    """The messages, with tools and response format in a system message as the format requires."""
     messages = list(chat.messages)
     added: Message = {}
     shown = [_shown(tool) for tool in chat.tools if tool["function"]["name"] not in chat.later]
@@ -194,18 +194,18 @@ def _with_instructions(chat: Conversation) -> list[Message]:
 
 
 def described(tools: Iterable[Message]) -> str:
-    """Tools as a message shows them: a line of JSON each, as at the prompt's beginning."""
+    """Describe tools in a message: one line of JSON each, as at the start of the prompt."""
     return "\n".join(to_json(_shown(tool)["function"]) for tool in tools)
 
 
 def _shown(tool: Message) -> Message:
-    """A tool as the model sees it: `strict` is for the decoder."""
+    """A tool as the prompt describes it: without `strict`, which concerns decoding only."""
     function = {name: value for name, value in tool["function"].items() if name != "strict"}
     return {"type": "function", "function": function}
 
 
 class ThinkingBudget:
-    """An `StoppingRule` that ends the reasoning after a number of tokens."""
+    """A `StoppingRule` that ends the reasoning after a number of tokens."""
 
     def __init__(self, most_tokens: int, end_think: int) -> None:
         self._left: int | None = most_tokens
@@ -231,9 +231,9 @@ def sampling_params(
     min_p: float | None = None,
     default_temperature: float = 1.0,
 ) -> SamplingParams:
-    """Sampling as the engine wants it; the protocols have checked the ranges.
+    """Build the engine's sampling parameters; the protocols have checked the ranges.
 
-    Without a seed every request draws one, so that equal requests give different answers.
+    A request without a seed gets a random one, so that equal requests give different answers.
     """
     return SamplingParams(
         temperature=default_temperature if temperature is None else temperature,

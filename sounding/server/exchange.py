@@ -1,7 +1,7 @@
-"""One HTTP request's runs on the engine: begun, read as one stream of events, accounted for.
+"""Run the generations of one HTTP request: submit them, merge their events, record them.
 
-The engine's events are always read to their end by a task of their own, also when the client has
-gone: that is how a cancelled request is still in the metrics and the trace.
+A separate task always reads the engine's events to the end, even after a disconnect, so that
+metrics and traces include cancelled requests.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from sounding.server.threads import Threads
 
 @dataclass(eq=False)
 class EngineRun:
-    """One continuation and what is known of it so far. Times are of `time.monotonic`."""
+    """One generation and its progress. Times are those of `time.monotonic`."""
 
     route: str
     request: GenerationRequest
@@ -55,9 +55,9 @@ class EngineRun:
 
 
 class Exchange:
-    """The runs of one request, their events merged as they come.
+    """The runs of one request, with their events merged in order of arrival.
 
-    Use as an asynchronous context: whatever is still running at its end is cancelled.
+    Use as an asynchronous context manager: on exit it cancels what is still running.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Exchange:
                 stream.cancel()
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
-        """The number of a run and its event, until all are finished."""
+        """Yield (index of the run, event) until all runs have finished."""
         left = len(self.runs)
         while left:
             index, event = await self._events.get()
@@ -100,14 +100,14 @@ class Exchange:
                     run.finished, run.ended_at = event, now
                 self._events.put_nowait((index, event))
         finally:
-            if run.finished is None:  # the engine broke its word, or the loop is closing
-                run.finished = Finished(reason="error", error="the engine gave no end")
+            if run.finished is None:  # a fault of the engine, or the event loop is closing
+                run.finished = Finished(reason="error", error="the engine sent no final event")
                 run.ended_at = time.monotonic()
                 self._events.put_nowait((index, run.finished))
 
 
 class Ledger:
-    """All runs in progress, the last few that are over, and who wants to know of each."""
+    """All runs in progress, the last few that finished, and the observers of each."""
 
     def __init__(self, keep: int = 20) -> None:
         self.running: dict[str, EngineRun] = {}
@@ -135,13 +135,13 @@ class Ledger:
             tell(run)
 
     async def idle(self) -> None:
-        """Wait until nothing runs."""
+        """Wait until no run is in progress."""
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
 
 def failure(finished: Finished) -> Refusal | None:
-    """Why a run gave no answer, None if it did."""
+    """The Refusal for a run that failed, None for one that has an answer."""
     if finished.reason == "error":
         return Refusal(500, finished.error or "the engine failed", code="engine_error")
     if finished.reason == "cancelled":
@@ -150,7 +150,7 @@ def failure(finished: Finished) -> Refusal | None:
 
 
 def require_ended(finished: Finished) -> None:
-    """Raise Refusal for a run that gave no answer."""
+    """Raise Refusal for a run that failed."""
     fault = failure(finished)
     if fault is not None:
         raise fault
@@ -163,9 +163,9 @@ async def begin(
     route: str,
     requests: Sequence[GenerationRequest],
 ) -> Exchange:
-    """Submit requests. Raises Refusal when the engine will not have them.
+    """Submit requests. Raises Refusal if the engine rejects them.
 
-    In a thread, because compiling a grammar takes a while.
+    Runs in a thread, because compiling a grammar can take seconds.
     """
     submitting = threads.begin(partial(_submit, engine, requests))
 
@@ -183,7 +183,7 @@ async def begin(
 
     try:
         await asyncio.shield(submitting)
-    except asyncio.CancelledError:  # the client left: nobody else would cancel what begins just now
+    except asyncio.CancelledError:  # disconnect: cancel what was just submitted
         submitting.add_done_callback(cancel_begun)
         raise
     except Overloaded as error:

@@ -1,4 +1,4 @@
-"""How a server behaves: plain values, checked once, set by the command line."""
+"""Options of a server: plain values that the command line sets, checked once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,31 +9,31 @@ from sounding.text.markup import EFFORT_TEXTS
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """Raises ValueError for values that mean nothing."""
+    """Raises ValueError for invalid values."""
 
     model_names: tuple[str, ...] = ("sounding",)
-    """What clients may call the model, the name it is listed under first; "*" is any name."""
+    """Model names that requests may use; the first is the one listed. "*" accepts any name."""
     thinking: bool = True
-    """Whether a chat that does not say thinks before it answers."""
+    """Whether to think before answering where a chat request does not specify it."""
     effort_scheme: str = "april"
-    """Which texts ask for effort: they belong to the checkpoint (docs/prompt.md)."""
+    """Which texts request effort; a property of the checkpoint (docs/prompt.md)."""
     infill_context_tokens: int = 1024
-    """Prompt and answer of a completion at the cursor; more is cut to the nearest lines."""
+    """Prompt and answer of a completion at the cursor; longer text is cut to the nearest lines."""
     max_requests: int = 256
-    """Requests in progress, waiting ones included; more are told to come back."""
+    """Maximum number of requests in progress or waiting; further ones get 429."""
     max_body_bytes: int = 32 * 2**20
     body_seconds: float = 30.0
-    """A request must have arrived in full after this."""
+    """Time limit for receiving a request in full."""
     max_seconds: float | None = None
-    """An answer ends after this, with what it has so far."""
+    """Time limit of an answer, which then ends with the text so far."""
     keep_alive_seconds: float = 10.0
-    """A stream never says nothing for longer."""
+    """Interval of keep-alive frames in a silent stream."""
     keys: Keys | None = None
     cors_origins: tuple[str, ...] = ()
-    """Web pages elsewhere that may use the server; "*" is any."""
+    """Origins of other web pages that may use the server; "*" allows any."""
     hosts: tuple[str, ...] | None = None
-    """Names in the Host header that are answered, None: any. Keeps a web page from reaching a
-    server on this machine under a name of its own."""
+    """Accepted names in the Host header; None accepts any. Prevents DNS rebinding, by which a web
+    page reaches a server on this machine under a name of its own."""
     trace: Path | None = None
     """A folder for one JSON file per request."""
 

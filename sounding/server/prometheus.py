@@ -1,7 +1,7 @@
-"""Numbers for Prometheus: the engine's own counters as they stand, and what clients waited for.
+"""Prometheus metrics: the engine's counters, and latencies as clients see them.
 
-Totals are the engine's, read when somebody asks, so that `/metrics`, `/status` and the sum of all
-traces say the same.
+Totals are read from the engine at each scrape, so that `/metrics`, `/status` and the sum of all
+traces agree.
 """
 
 from collections.abc import Callable, Iterable
@@ -35,9 +35,9 @@ _GAUGES = {
     "running": "Sequences in the batch.",
     "waiting": "Requests in the queue.",
     "state_bytes": "Bytes reserved for the states of running sequences.",
-    "state_limit_bytes": "Most bytes of those.",
+    "state_limit_bytes": "Limit of state_bytes.",
     "prefix_bytes": "Bytes of cached prefixes in memory.",
-    "prefix_limit_bytes": "Most bytes of those.",
+    "prefix_limit_bytes": "Limit of prefix_bytes.",
     "cached_prefixes": "Prefixes in memory.",
     "stored_prefixes": "Prefixes on disk.",
     "stored_bytes": "Bytes of prefixes on disk.",
@@ -103,7 +103,7 @@ class _EngineCollector(Collector):
             yield GaugeMetricFamily(f"sounding_{name}", what, value=stats[name])
         load = CounterMetricFamily(
             "sounding_expert_choices",
-            "How often an expert was chosen.",
+            "Tokens routed to each expert.",
             labels=["layer", "expert"],
         )
         for layer, counts in enumerate(stats["expert_load"]):

@@ -1,6 +1,6 @@
-"""From the engine's tokens to what a chat protocol says: reasoning, content, calls, and an end.
+"""Turn the engine's tokens into the parts of a chat answer: reasoning, content, calls, the end.
 
-Streaming is the only path: an answer that is sent whole is the sum of the same pieces.
+Streaming is the only path: an answer sent in one piece is the sum of the streamed parts.
 """
 
 import secrets
@@ -31,7 +31,7 @@ Finish = Literal["stop", "tool_calls", "length"]
 
 @dataclass(frozen=True)
 class AnswerPiece:
-    """Something the parser understood, and the tokens it is made of (of text; for logprobs)."""
+    """An event of the parser and, for text, the tokens it consists of (for logprobs)."""
 
     event: TextEvent
     tokens: tuple[TokenEvent, ...] = ()
@@ -39,20 +39,20 @@ class AnswerPiece:
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """How an answer ended, and what it took."""
+    """How an answer ended, and its usage."""
 
     finish: Finish
     reason: str
-    """The engine's word: "time" and "repetition" are lengths to most protocols."""
+    """The engine's reason; most protocols report "time" and "repetition" as a length."""
     stop: str | None
     usage: Usage
     reasoning_tokens: int
     failure: Refusal | None
-    """Why there is no answer, None if there is one."""
+    """Why there is no answer; None if there is one."""
 
 
 class AnswerReader:
-    """Reads one run's events."""
+    """Parses the events of one run."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class AnswerReader:
         self._parser, self._stops = chat.parser(), ContentStops(stop)
         self.pieces: list[AnswerPiece] = []
         self._ids: list[int] = []
-        self._waiting: list[TokenEvent] = []  # tokens whose text the parser has not passed on
+        self._waiting: list[TokenEvent] = []  # tokens whose text the parser still holds back
         self._named = frozenset(tokenizer.named.values())
         self._end_think = tokenizer.id_of(END_THINK)
         self._reasoning_tokens = 0
@@ -80,11 +80,11 @@ class AnswerReader:
 
     @property
     def completion(self) -> ParsedCompletion:
-        """Everything said so far."""
+        """The message so far."""
         return collect(piece.event for piece in self.pieces)
 
     def feed(self, event: Event) -> list[AnswerPiece | Answered]:
-        """What an event of the engine means; the last list ends with Answered."""
+        """Parse an event of the engine; the last list ends with Answered."""
         if isinstance(event, Finished):
             return self._finish(event)
         self._ids.append(event.token)

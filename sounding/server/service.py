@@ -1,4 +1,4 @@
-"""What all routes share: the engine, its tokenizer, and what the server knows beside them."""
+"""State that all routes share: the engine, its tokenizer, options, metrics, turn memory."""
 
 import asyncio
 import gc
@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 
 from sounding.completion.completer import Completer
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.completion.prompt import CompletionSettings as CompletionSettings
 from sounding.engine.requests import EngineLike, GenerationRequest, Usage
 from sounding.runtime import give_back_free_memory
@@ -36,24 +36,26 @@ from sounding.text.tokenizer import Tokenizer, TooManyTokens
 
 log = logging.getLogger(__name__)
 
-_SMALL_BYTES = 1 << 14  # of a body that is read at once, without a thread
-_LARGE_BYTES = 1 << 18  # of one that takes a while
+_SMALL_BYTES = 1 << 14  # a body up to this size is parsed at once, without a thread
+_LARGE_BYTES = 1 << 18  # a body above this size counts as large work (threads.py)
 _TIDY_SECONDS = 1.0  # after a large request
-_RATE_SECONDS = 10  # over which tokens per second are measured
+_RATE_SECONDS = 10  # window over which tokens per second are measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What clients are told about the model; empty where the server was not told."""
+    """Facts about the model that clients ask for; empty where they were not provided."""
 
     architecture: str = "deepseek4"
     parameters: int = 0
     size_bytes: int = 0
     quantization: str = ""
+    converses: bool = True
+    """Whether it has learned to answer, rather than only to continue text."""
 
 
 class Service:
-    """One server's state."""
+    """The state of one server."""
 
     def __init__(
         self,
@@ -85,22 +87,24 @@ class Service:
 
     @cached_property
     def completer(self) -> Completer | None:
-        """What makes prompts for a cursor; None for a vocabulary without the tokens for it."""
+        """Completions at a cursor; None for a vocabulary without FIM tokens."""
         try:
             return Completer(self.tokenizer, self._fim_format, _no_generation)
         except ValueError:
             return None
 
     def warm(self) -> None:
-        """Make the tables that the first keystroke would have to wait for."""
+        """Build the tables that the first completion would otherwise wait for."""
         if self.completer is not None:
-            self.completer.begin(Gap("x = ", "\n\n"), "line", CompletionSettings())
+            self.completer.plan(Gap("x = ", "\n\n"), "line", CompletionSettings())
 
     def require_completer(self) -> Completer:
-        """What makes prompts for a cursor. Raises Refusal for a model that never saw one."""
+        """Completions at a cursor. Raises Refusal for a model without FIM tokens."""
         if self.completer is None:
             raise Refusal(
-                400, "this model's vocabulary has no tokens to fill in the middle", param="suffix"
+                400,
+                "this model's vocabulary has no FIM tokens; send a prompt without a suffix",
+                param="suffix",
             )
         return self.completer
 
@@ -110,25 +114,24 @@ class Service:
         return next((name for name in names if name != "*"), "sounding")
 
     def require_model(self, name: str | None) -> str:
-        """The name to answer under. Raises Refusal for a model that is not here."""
+        """The model name to report. Raises Refusal for a model that is not served."""
         names = self.settings.model_names
-        if name is None or not name.strip():  # llama.vim sends an empty one where none is set
+        if name is None or not name.strip():  # llama.vim sends "" if none is set
             return self.model_name
-        # Ollama's clients write a tag behind the name.
+        # Ollama's clients append a tag to the name.
         if name in names or name.removesuffix(":latest") in names or "*" in names:
             return name
         raise Refusal(
             404,
-            f"there is no model {name[:80]!r} here; it is called {self.model_name!r} "
-            "(serve --name adds others)",
+            f"model {name[:80]!r} is not served; use {self.model_name!r} (serve --name adds names)",
             param="model",
             code="model_not_found",
         )
 
     def raw_prompt(self, text: str) -> list[int]:
-        """The tokens of a prompt that is taken as it is, after a BOS.
+        """Tokenize a raw prompt, with a BOS before it.
 
-        Raises Refusal for more than the context holds.
+        Raises Refusal for a prompt longer than the context.
         """
         context, bos = self.engine.context_tokens, self.tokenizer.bos_id
         try:
@@ -140,10 +143,10 @@ class Service:
         return ids if ids[:1] == [bos] else [bos, *ids]
 
     def give_back_memory(self) -> None:
-        """Return soon what a large request has left with the allocator; in the loop's thread.
+        """Schedule the release of memory that a large request left with the allocator.
 
-        The engine does so when it has nothing to do, but a request that is refused never reaches
-        it, and one of 32 MB may leave a gigabyte behind.
+        To be called in the event loop's thread. The engine does the same when idle, but a refused
+        request never reaches it, and one of 32 MB may leave a gigabyte behind.
         """
         if self._tidying is None:
             loop = asyncio.get_running_loop()
@@ -154,7 +157,7 @@ class Service:
         loop.run_in_executor(None, _give_back_memory)
 
     async def read(self, request: Request, model: type[Model]) -> Model:
-        """The request's body as a model. Raises Refusal."""
+        """Parse the request's body. Raises Refusal."""
         body = await request.body()
         most = MOST_VALUES + 2 * self.engine.context_tokens  # prompts may be token ids
 
@@ -168,17 +171,18 @@ class Service:
         return await self.threads.run(checked)
 
     async def begin(self, route: str, requests: Sequence[GenerationRequest]) -> Exchange:
-        """Submit requests to the engine. Raises Refusal when it will not have them."""
+        """Submit requests to the engine. Raises Refusal if it rejects them."""
         if any(request.grammar is not None for request in requests):
             self.threads.call_large()
         return await begin(self.engine, self.ledger, self.threads, route, requests)
 
     def status(self) -> Json:
-        """A moment of the server, for the page."""
+        """A snapshot of the server, for `/status` and the page."""
         stats = self.engine.stats()
         runs = list(self.ledger.running.values())
         return {
             "model": self.model_name,
+            "converses": self.card.converses,
             "context_tokens": self.engine.context_tokens,
             "uptime_seconds": time.time() - self.began,
             "draining": self.draining,
@@ -209,16 +213,16 @@ class Service:
 
 
 def _give_back_memory() -> None:
-    gc.collect()  # an error that has crossed threads is in a cycle with the frames that hold a text
+    gc.collect()  # an error that crossed threads forms a cycle with frames that hold a text
     give_back_free_memory()
 
 
 def _no_generation(requests: Sequence[object]) -> Iterator[tuple[int, bool]]:
-    raise NotImplementedError("the server's engine generates; the completer makes prompts alone")
+    raise NotImplementedError("the server's completer only builds prompts; the engine generates")
 
 
 def owner_of(request: Request) -> str:
-    """Whose request it is, "" without keys."""
+    """The owner of a request (the name of its key), "" without keys."""
     return str(request.scope.get("sounding.owner", ""))
 
 

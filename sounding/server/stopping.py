@@ -1,8 +1,8 @@
-"""Stop strings of answers that have more than one part: they end what the client reads as content.
+"""Stop strings of chat answers: they end the content, the part that clients read as text.
 
-Reasoning, control tokens and the markup of calls are not searched: the client never sees them as
-text, and a thought or a promised call would be broken off in the middle. So the engine, which knows
-text alone, is told when to stop by a rule that reads the answer as `Reply` does.
+Reasoning, control tokens and the markup of calls are not searched: clients do not see them as
+text, and a match would cut off a thought or a required call. The engine searches plain text only,
+so a `StoppingRule` parses the answer as `Reply` does and ends it.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -16,17 +16,17 @@ from sounding.text.tokenizer import TextStream
 
 @runtime_checkable
 class StopRule(Protocol):
-    """An `StoppingRule` that may be over by a stop string."""
+    """A `StoppingRule` that a stop string can end."""
 
     stops: Sequence[str]
 
     @property
     def found(self) -> str | None:
-        """The stop string that ended it."""
+        """The stop string that ended the answer."""
 
 
 class ContentStops:
-    """Passes a parser's events on until a stop string is complete in the content."""
+    """Forwards a parser's events until the content contains a stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         """Raises ValueError for an empty stop string."""
@@ -37,12 +37,12 @@ class ContentStops:
         return self._strings.found
 
     def feed(self, events: Iterable[Event]) -> list[Event]:
-        """The events that may be shown now, the stop string and what follows it cut off."""
+        """The events that can be sent now, cut off at the stop string."""
         shown: list[Event] = []
         for event in events:
             if isinstance(event, ContentDelta):
                 text = self._strings.feed(event.text)
-            else:  # a string does not go on behind a call
+            else:  # a match does not continue behind a call
                 text = "" if isinstance(event, Repair) else self._strings.flush()
             if text:
                 shown.append(ContentDelta(text))
@@ -53,7 +53,7 @@ class ContentStops:
 
 
 class ContentRule:
-    """An `StoppingRule` that is over when a stop string is complete in the content."""
+    """A `StoppingRule` that ends the answer when its content contains a stop string."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class ContentRule:
         decoder: TextStream,
         inner: StoppingRule | None = None,
     ) -> None:
-        """`inner` is another rule to keep."""
+        """`inner` is another rule, applied as well."""
         self.stops: Sequence[str] = tuple(stops)
         self._content = ContentStops(stops)
         self._parser, self._decoder, self._inner = parser, decoder, inner

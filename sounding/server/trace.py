@@ -1,4 +1,4 @@
-"""One JSON file per generation: its tokens, what the cache did, and where the time went."""
+"""Traces: one JSON file per generation with its tokens, cache hits and times."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Trace:
-    """Writes to a folder from a thread of its own; a full disk costs the trace, not the answer."""
+    """Writes to a folder from its own thread; a full disk loses the trace, not the answer."""
 
     def __init__(self, folder: Path) -> None:
         """Raises OSError when the folder cannot be made or written to."""
@@ -29,11 +29,11 @@ class Trace:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="trace")
 
     def keep(self, run: EngineRun) -> None:
-        """Write a finished run. Its request contains what the client sent, to the token."""
+        """Write a finished run, including the exact tokens of its prompt."""
         self._writer.submit(self._write, run)
 
     def close(self) -> None:
-        """Return when everything is on disk."""
+        """Wait until everything is on disk."""
         self._writer.shutdown(wait=True)
 
     def _write(self, run: EngineRun) -> None:
@@ -46,7 +46,7 @@ class Trace:
 
 
 def record(run: EngineRun) -> dict[str, Any]:
-    """What a trace says about a run."""
+    """The content of a trace."""
     finished, request = run.finished, run.request
     usage = finished.usage if finished is not None else Usage()
     grammar, rule = request.grammar, request.answer

@@ -1,9 +1,9 @@
-"""What the server remembers of earlier turns, so that the next prompt begins with the last one.
+"""Memory of earlier turns, so that the next prompt has the last one as its prefix.
 
-Clients send a conversation anew with every turn, and lose things on the way: the reasoning, the
-exact text of calls, how the answer was cut into tokens. Each loss costs the prefix cache everything
-behind it, and lost reasoning also the model its train of thought. Three bounded memories give it
-back: reasoning by call id or by the words around it, calls by id, and tokens by text.
+Clients send the whole conversation with every turn, without the reasoning, the exact text of calls,
+and how answers were cut into tokens. Each difference makes the prefix cache miss everything behind
+it, and without its reasoning the model loses its train of thought. Three bounded memories restore
+them: reasoning by call id or by the surrounding text, calls by id, tokens by text.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class RenderedTurns:
 
 
 class TurnMemory:
-    """Of one server; used by its threads."""
+    """The memory of one server; thread-safe."""
 
     def __init__(
         self,
@@ -52,11 +52,11 @@ class TurnMemory:
     def render(
         self, owner: str, messages: Sequence[Message], *, most_tokens: int, **how: Any
     ) -> RenderedTurns:
-        """Encode a conversation, with what its client has lost put back.
+        """Encode a conversation, restoring what its client did not send back.
 
         Raises ValueError as `encode` does, and TooManyTokens.
         """
-        # Answers end in the loop's thread, which must not wait for a long conversation here.
+        # Answers end in the event loop's thread, which must not wait for a long conversation.
         restored = self._restored(owner, messages)
         text = encode(restored, replay=self._replay, always_answer=True, **how)
         with self._lock:
@@ -64,7 +64,7 @@ class TurnMemory:
             ids = list(self._transcripts[begun]) if begun else []
             if begun:
                 self._transcripts.move_to_end(begun)
-        # A transcript ends with a named token, and no token reaches over one.
+        # A transcript ends with a special token, and no token spans one.
         left = max(0, most_tokens - len(ids))
         return RenderedTurns(
             text, ids + self._tokenizer.encode(text[len(begun) :], most_tokens=left)
@@ -77,7 +77,7 @@ class TurnMemory:
         call_ids: Sequence[str],
         completion: ParsedCompletion,
     ) -> None:
-        """Remember an answer to the message `before`, its calls under the ids handed out."""
+        """Remember an answer to the message `before`, with its calls under the ids sent."""
         with self._lock:
             self._replay.keep(call_ids, completion)
             if completion.reasoning_content:
@@ -89,7 +89,7 @@ class TurnMemory:
                 self._reasoning.popitem(last=False)
 
     def keep_tokens(self, prompt: RenderedTurns, ids: Sequence[int]) -> None:
-        """Remember how a turn that the model ended itself was cut into tokens, EOS excluded."""
+        """Remember the tokens, without EOS, of a turn that the model ended itself."""
         text = prompt.text + self._tokenizer.decode(ids) + EOS
         with self._lock:
             if text not in self._transcripts:
@@ -104,7 +104,7 @@ class TurnMemory:
                 self._characters -= len(oldest)
 
     def _restored(self, owner: str, messages: Sequence[Message]) -> list[Message]:
-        """The messages, those without reasoning given theirs where it is known."""
+        """The messages, with reasoning restored where it is missing and known."""
         restored: list[Message] = []
         for message in messages:
             if message["role"] == "assistant" and message.get("reasoning_content") is None:
@@ -118,7 +118,7 @@ class TurnMemory:
     def _lookup(self, owner: str, before: Message | None, message: Message) -> str | None:
         ids = [call.get("id") for call in message.get("tool_calls") or ()]
         keys = [_call_key(call_id) for call_id in ids if isinstance(call_id, str)]
-        # An id is nobody's guess; words alone count only where the question was the same too.
+        # An id cannot be guessed; text matches only if the question before it was the same too.
         for key in keys or [_words_key(owner, before, message)]:
             with self._lock:
                 if key in self._reasoning:

@@ -1,13 +1,14 @@
 """Encode conversations as prompt text: roles, merging, thinking modes, tools, tasks.
 
-`encode` renders what the published encoder renders, character for character; `encode_completion`
-renders one assistant message as the model would generate it. parse.py is the inverse.
+`encode` renders what the published encoder renders, character for character; `encode_parts` returns
+the same text in parts that say which the assistant wrote; `encode_completion` renders one assistant
+message as the model would generate it. parse.py is the inverse.
 Source: docs/prompt.md 2 to 6 and 9.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sounding.text.dsml.calls import call_fields, render_block, render_call
 from sounding.text.markup import (
@@ -33,6 +34,15 @@ _ASKING = ("user", "developer")
 _KEPT_BEFORE_LAST_USER = {"user", "system", "tool", "latest_reminder", "direct_search_results"}
 
 
+class Part(NamedTuple):
+    """A piece of a prompt's text."""
+
+    text: str
+    answer: int | None = None
+    """Index of the assistant message that the text renders, among the messages given to the
+    encoder; None for everything that is no model's writing, its role tokens included."""
+
+
 @dataclass(slots=True)
 class _Turn:
     """One message after merging; `where` names its origin in errors."""
@@ -40,6 +50,7 @@ class _Turn:
     role: str
     where: str
     message: Message
+    index: int  # of the message, or the first of those merged, among the messages given
     blocks: list[Message] | None = None  # of a user turn: its texts and tool results, in order
     forgotten: bool = False  # an assistant turn whose reasoning is not rendered
 
@@ -67,6 +78,37 @@ def encode(
     message. The arguments are not changed. Raises ValueError naming the message for anything the
     format does not define or cannot carry. Source: docs/prompt.md 2.
     """
+    parts = encode_parts(
+        messages,
+        thinking_mode,
+        context,
+        drop_thinking,
+        add_default_bos_token,
+        reasoning_effort,
+        effort_scheme=effort_scheme,
+        replay=replay,
+        always_answer=always_answer,
+    )
+    return "".join(part.text for part in parts)
+
+
+def encode_parts(
+    messages: Sequence[Message],
+    thinking_mode: str,
+    context: Sequence[Message] | None = None,
+    drop_thinking: bool = True,
+    add_default_bos_token: bool = True,
+    reasoning_effort: str | None = None,
+    *,
+    effort_scheme: str = "april",
+    replay: Replay | None = None,
+    always_answer: bool = False,
+) -> list[Part]:
+    """The text of `encode` in parts: those that are answers are what training puts a loss on.
+
+    An answer's part holds its reasoning with the token that ends it, its content, its calls and its
+    EOS; the role token and the token that opens or skips a thought belong to the prompt before it.
+    """
     if thinking_mode not in ("chat", "thinking"):
         raise ValueError(f"thinking_mode is {thinking_mode!r}; it is 'chat' or 'thinking'")
     effort = _effort_text(reasoning_effort, effort_scheme)
@@ -78,23 +120,23 @@ def encode(
     if thinking and dropping:
         turns, start = _forget(turns, start)
     last_user = _last_user(turns)
-    parts = [BOS] if add_default_bos_token and not earlier else []
+    parts = [Part(BOS)] if add_default_bos_token and not earlier else []
     if thinking and not earlier and turns:
-        parts.append(effort)
+        parts.append(Part(effort))
     for index in range(start, len(turns)):
         turn, previous = turns[index], turns[index - 1] if index else None
         keeps = thinking and (not dropping or index > last_user)
         if turn.role == "assistant":
             answers_task = previous is not None and previous.message.get("task") is not None
-            parts.append(_assistant(turn, keeps and not answers_task, replay))
+            parts.append(Part(_assistant(turn, keeps and not answers_task, replay), turn.index))
         else:
-            parts.append(_body(turn))
+            parts.append(Part(_body(turn)))
         opens = thinking and (not dropping or index >= last_user)
         if index + 1 == len(turns) or turns[index + 1].role in ("assistant", "latest_reminder"):
-            parts.append(_transition(turn, thinking, opens))
+            parts.append(Part(_transition(turn, thinking, opens)))
             if always_answer and _leaves_waiting(turns, index):
-                parts.append(ASSISTANT + (THINK if opens else END_THINK))
-    return "".join(parts)
+                parts.append(Part(ASSISTANT + (THINK if opens else END_THINK)))
+    return parts
 
 
 def encode_completion(message: Message, thinking_mode: str) -> str:
@@ -105,7 +147,7 @@ def encode_completion(message: Message, thinking_mode: str) -> str:
     """
     if thinking_mode not in ("chat", "thinking"):
         raise ValueError(f"thinking_mode is {thinking_mode!r}; it is 'chat' or 'thinking'")
-    turn = _Turn("assistant", "the message", message)
+    turn = _Turn("assistant", "the message", message, 0)
     for field in ("content", "reasoning_content"):
         text = _text(turn, field, missing="")
         for token in FORBIDDEN_IN_TEXT:
@@ -139,7 +181,7 @@ def _merge(messages: Sequence[Message], name: str) -> list[_Turn]:
         where = f"{name}[{index}]"
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f"{where} is {message!r:.80}; a message is an object with a role")
-        turn = _Turn(message["role"], f"{where} ({message['role']})", message)
+        turn = _Turn(message["role"], f"{where} ({message['role']})", message, index)
         last = turns[-1] if turns else None
         if turn.role == "tool":
             result = {
@@ -150,7 +192,7 @@ def _merge(messages: Sequence[Message], name: str) -> list[_Turn]:
             if last is not None and last.blocks is not None:
                 last.blocks.append(result)
             else:
-                turns.append(_Turn("user", turn.where, {}, [result]))
+                turns.append(_Turn("user", turn.where, {}, index, [result]))
         elif turn.role == "user":
             _refuse_tools(turn)
             blocks = _user_blocks(turn)

@@ -5,8 +5,10 @@ tokens, decodes a stream without ever returning half a character. The BPE itself
 library's. Source: docs/prompt.md 1.
 """
 
+import bisect
 import codecs
 import difflib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -92,7 +94,7 @@ class Tokenizer:
         if file.is_dir():
             file = file / "tokenizer.json"
         try:
-            return cls.from_json(file.read_text(encoding="utf-8"), vocab_size)
+            return cls.from_json(file.read_text(encoding="utf-8-sig"), vocab_size)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
 
@@ -152,6 +154,17 @@ class Tokenizer:
         """
         ids: list[int] = self._encoding(text, named, most_tokens).ids
         return ids
+
+    def encode_parts(self, parts: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Encode the text that parts make together, and say in which part every token begins.
+
+        Parts encoded one by one could give other tokens where two of them meet.
+        """
+        text = _checked("".join(parts))
+        encoding = self.core.encode(text, add_special_tokens=False)
+        ends = list(itertools.accumulate(map(len, parts)))
+        owners = [bisect.bisect_right(ends, begin) for begin, _ in encoding.offsets]
+        return encoding.ids, owners
 
     def encode_many(self, texts: Sequence[str], *, named: bool = True) -> list[list[int]]:
         """`encode` for many texts, on all cores."""

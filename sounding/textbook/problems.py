@@ -20,7 +20,7 @@ def function_problem(exercise: Exercise) -> Problem | None:
     The docstring has all descriptions. None for other shapes, where no solution ends with the
     function, and where no test can be said as an assertion.
     """
-    test = _test(exercise.cases)
+    test = check_function(exercise.cases)
     if exercise.shape != "function" or not test:
         return None
     name = exercise.entry_point
@@ -43,7 +43,7 @@ def function_problem(exercise: Exercise) -> Problem | None:
 
 def infilling_problems(exercise: Exercise) -> list[Problem]:
     """The first solution with one line taken out, what is asked above it as a comment."""
-    test = _test(exercise.cases)
+    test = check_function(exercise.cases)
     if not exercise.entry_point or not test:
         return []
     heading = textwrap.wrap(exercise.descriptions[0], WIDTH - 2, break_long_words=False)
@@ -69,7 +69,8 @@ def _docstring(exercise: Exercise) -> list[str]:
     return [f"    {line}".rstrip() for line in lines]
 
 
-def _test(cases: Sequence[Case]) -> str:
+def check_function(cases: Sequence[Case]) -> str:
+    """The function `check` with all cases that can be said exactly; "" where there is none."""
     lines: list[str] = []
     for case in cases:
         stated = assertions(case)

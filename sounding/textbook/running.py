@@ -4,6 +4,7 @@ One sandbox a solution, all tests in it. `run` is handed in by the caller: the s
 stands for it where the machine is a sandbox itself.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -23,6 +24,11 @@ _MARK = "\x00results "
 
 def test_program(exercise: Exercise, solution: str) -> str:
     """A program that runs all tests of an exercise on a solution and prints what they say."""
+    orders = json.dumps(_orders(exercise, solution))
+    return f"{_source('harness.py')}\n\nmain(json.loads({orders!r}), {_MARK!r})\n"
+
+
+def _orders(exercise: Exercise, solution: str) -> dict[str, Any]:
     orders: dict[str, Any] = {
         "shape": exercise.shape,
         "solution": solution,
@@ -34,7 +40,7 @@ def test_program(exercise: Exercise, solution: str) -> str:
         orders |= {"tests": [asdict(case) for case in exercise.script_cases]}
     else:
         orders |= {"tests": [asdict(case) for case in exercise.cases]}
-    return f"{_source('harness.py')}\n\nmain(json.loads({json.dumps(orders)!r}), {_MARK!r})\n"
+    return orders
 
 
 def failures(exercise: Exercise, solution: str, run: Run) -> list[str]:
@@ -47,6 +53,25 @@ def failures(exercise: Exercise, solution: str, run: Run) -> list[str]:
     return [
         f"{name}: {reason}" for name, reason in zip(_labels(exercise), said, strict=True) if reason
     ]
+
+
+def reports(exercise: Exercise, programs: Sequence[str], run: Run) -> list[list[str]]:
+    """What each test says of each program, "" where it passes; all in one sandbox.
+
+    [] for a program that the sandbox has ended before.
+    """
+    orders = [_orders(exercise, program) for program in programs]
+    body = f"""
+for orders in json.loads({json.dumps(orders)!r}):
+    sys.stdout.write({_MARK!r} + json.dumps(run(orders)))
+    sys.stdout.flush()
+"""
+    texts = run(_source("harness.py") + body).stdout.split(_MARK)[1:]
+    said = []
+    for text in texts:
+        with contextlib.suppress(ValueError):  # cut short
+            said.append(json.loads(text))
+    return [*said, *[[] for _ in range(len(programs) - len(said))]]
 
 
 def sandboxed(seconds: float, *, isolate: bool) -> Run:

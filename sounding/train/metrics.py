@@ -11,6 +11,8 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+METRICS_NAME = "metrics.jsonl"  # in the folder of a run
+
 MetricsRow = dict[str, Any]
 
 

@@ -8,8 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sounding.train.metrics import MetricsRow, read_metrics
-from sounding.train.run_folder import METRICS_NAME
+from sounding.train.metrics import METRICS_NAME, MetricsRow, read_metrics
 
 
 def draw(run: Path, out: Path) -> list[Path]:

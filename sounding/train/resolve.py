@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sounding.config import ModelConfig, parse_config
+from sounding.files import parse_json
 from sounding.train.run_config import RunConfig
-from sounding.train.runs import RUNS, change, named_run, parse_run
+from sounding.train.runs import RUNS, R, change, named_run, parse_run_as
 
 RUN_NAME = "run.json"
 _RUNS_FOLDER = Path("runs")
@@ -27,12 +29,24 @@ class ResolvedRun:
 
 def read_run(folder: Path) -> RunConfig:
     """The settings of the run in a folder. Raises ValueError where they cannot be read."""
+    return read_run_as(RunConfig, folder)
+
+
+def read_run_as(kind: type[R], folder: Path) -> R:
+    """The settings of a run with the fields of `kind`; raises ValueError as `read_run` does."""
     path = folder / RUN_NAME
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    return parse_run(raw)
+    return parse_run_as(kind, raw)
+
+
+def read_run_model(folder: Path) -> ModelConfig:
+    """The model of a run in a folder, whatever else its settings are."""
+    path = folder / RUN_NAME
+    raw = parse_json(path.read_bytes(), str(path))
+    return parse_config(raw["model"])
 
 
 def resolve_run(name: str, settings: Sequence[str] = (), out: Path | None = None) -> ResolvedRun:

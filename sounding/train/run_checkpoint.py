@@ -20,17 +20,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sounding.config import ModelConfig
-from sounding.files import parse_json, sync
+from sounding.files import sync
+from sounding.train.saved_models import MODEL_NAME, STATE_NAME, read_state_file, steps
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.layout import BF16, parameters
 from sounding.weights.state_dict import read_state, stacks, write_state
 from sounding.weights.tensors import TORCH_DTYPES
 from sounding.weights.writing import recover, replacing
 
-CHECKPOINTS_NAME, MILESTONES_NAME = "checkpoints", "milestones"
-MODEL_NAME = "model"
-_FOLDER = re.compile(r"step-(\d{8})")
-_OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
+_OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -106,20 +104,8 @@ def _write_model(
 
 
 def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    (folder / _STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-    sync(folder / _STATE)
-
-
-def _read_state(folder: Path) -> dict[str, Any]:
-    return parse_json((folder / _STATE).read_bytes(), str(folder / _STATE))
-
-
-def steps(root: Path) -> list[int]:
-    """The steps saved under `root`, ascending."""
-    if not root.is_dir():
-        return []
-    found = (_FOLDER.fullmatch(path.name) for path in root.iterdir())
-    return sorted(int(match[1]) for match in found if match)
+    (folder / STATE_NAME).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    sync(folder / STATE_NAME)
 
 
 def load(root: Path, step: int) -> SavedStep:
@@ -129,9 +115,11 @@ def load(root: Path, step: int) -> SavedStep:
         optimizer = safetensors.torch.load_file(folder / _OPTIMIZER)
     except SafetensorError as error:
         raise ValueError(f"{folder / _OPTIMIZER} is damaged: {error}") from None
-    state = _read_state(folder)
+    state = read_state_file(folder)
     if state.get("step") != step:
-        raise ValueError(f"{folder / _STATE} is of step {state.get('step')!r:.20}, not of {step}")
+        raise ValueError(
+            f"{folder / STATE_NAME} is of step {state.get('step')!r:.20}, not of {step}"
+        )
     return SavedStep(read_state(Checkpoint(folder / MODEL_NAME)), optimizer, state)
 
 
@@ -154,7 +142,7 @@ def require_room(folder: Path, num_bytes: int, advice: str) -> None:
 
 def model_of(folder: Path) -> Path:
     """The model folder of a saved step; any other folder is taken to be one itself."""
-    return folder / MODEL_NAME if (folder / _STATE).is_file() else folder
+    return folder / MODEL_NAME if (folder / STATE_NAME).is_file() else folder
 
 
 def moments_of(folder: Path) -> dict[str, Tensor]:
@@ -162,7 +150,7 @@ def moments_of(folder: Path) -> dict[str, Tensor]:
 
     Raises ValueError for a milestone, which has no moments to go on with.
     """
-    if not (folder / _STATE).is_file():
+    if not (folder / STATE_NAME).is_file():
         return {}
     if not (folder / _OPTIMIZER).is_file():
         raise ValueError(
@@ -170,17 +158,6 @@ def moments_of(folder: Path) -> dict[str, Tensor]:
             f"{folder / MODEL_NAME}, which is weights alone"
         )
     return safetensors.torch.load_file(folder / _OPTIMIZER)
-
-
-def saved_models(run: Path) -> list[tuple[int, int, Path]]:
-    """Step, tokens and model folder of every saved step; a milestone where a step is both."""
-    found: dict[int, tuple[int, int, Path]] = {}
-    for root in (run / CHECKPOINTS_NAME, run / MILESTONES_NAME):
-        for step in steps(root):
-            folder = root / f"step-{step:08d}"
-            state = _read_state(folder)
-            found[step] = step, int(state["tokens"]), folder / MODEL_NAME
-    return [found[step] for step in sorted(found)]
 
 
 def clean(root: Path) -> None:

@@ -16,16 +16,15 @@ from torch import Tensor
 from sounding.config import ModelConfig
 from sounding.files import write_file
 from sounding.train import run_checkpoint
-from sounding.train.metrics import MetricsFile, MetricsRow
+from sounding.train.metrics import METRICS_NAME, MetricsFile, MetricsRow
 from sounding.train.parallel import ALONE, Group
-from sounding.train.resolve import RUN_NAME, read_run
-from sounding.train.run_checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME, SavedStep
+from sounding.train.resolve import RUN_NAME, read_run_as
+from sounding.train.run_checkpoint import SavedStep
 from sounding.train.run_config import RunConfig
 from sounding.train.runs import differences
+from sounding.train.saved_models import CHECKPOINTS_NAME, MILESTONES_NAME, steps
 
 logger = logging.getLogger(__name__)
-
-METRICS_NAME = "metrics.jsonl"
 
 
 class RunFolder:
@@ -54,7 +53,7 @@ class RunFolder:
     def _claim_settings(self, allow_change: bool) -> None:
         path = self.path / RUN_NAME
         if path.exists():
-            changed = differences(read_run(self.path), self._run)
+            changed = differences(read_run_as(type(self._run), self.path), self._run)
             if changed and not allow_change:
                 raise ValueError(
                     f"{self.path} holds a run with other settings ({'; '.join(changed)}): give "
@@ -71,7 +70,7 @@ class RunFolder:
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is a step to go on from."""
-        return bool(run_checkpoint.steps(self.path / CHECKPOINTS_NAME))
+        return bool(steps(self.path / CHECKPOINTS_NAME))
 
     def restore_last(self, take_over: Callable[[SavedStep], None]) -> SavedStep | None:
         """Hand the last checkpoint to `take_over` and return it; None if there is none.
@@ -82,7 +81,7 @@ class RunFolder:
         root = self.path / CHECKPOINTS_NAME
         damaged: list[int] = []
         reason = ""
-        for step in reversed(run_checkpoint.steps(root)):
+        for step in reversed(steps(root)):
             saved, reason = _try_to_restore(root, step, take_over)
             if not self._group.any(saved is None):
                 self._set_aside(damaged, step)
@@ -110,7 +109,7 @@ class RunFolder:
             return
         saves = math.ceil((last - step) / log.checkpoint_every)
         # A new one is written before an old one goes.
-        room = log.keep_checkpoints + 1 - len(run_checkpoint.steps(self.path / CHECKPOINTS_NAME))
+        room = log.keep_checkpoints + 1 - len(steps(self.path / CHECKPOINTS_NAME))
         needed = min(saves, max(1, room)) * (weight_bytes + moment_bytes)
         if log.milestone_every:
             milestones = last // log.milestone_every - step // log.milestone_every

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from sounding import presets as models
 from sounding.config import ModelConfig, QuantizationConfig, parse_config, refuse_unknown
@@ -19,6 +19,8 @@ from sounding.train.run_config import (
     SparsityConfig,
     TrainConfig,
 )
+
+R = TypeVar("R", bound=RunConfig)
 
 # --------------------------------------------------------------------------------------------------
 # Recipes
@@ -119,7 +121,7 @@ def named_run(name: str) -> RunConfig:
 # Changing one field
 
 
-def change(run: RunConfig, settings: Sequence[str]) -> RunConfig:
+def change(run: R, settings: Sequence[str]) -> R:
     """Apply settings such as `train.lr=3e-4`, each parsed by the type of its field, all at once.
 
     Raises ValueError for an unknown field (naming the nearest one) or a value of another type.
@@ -138,7 +140,7 @@ def change(run: RunConfig, settings: Sequence[str]) -> RunConfig:
                     f"setting {setting!r} names a part of a field that is set as a whole"
                 )
         branch[name] = text.strip()
-    changed: RunConfig = _changed(run, tree, "")
+    changed: R = _changed(run, tree, "")
     return changed
 
 
@@ -204,11 +206,16 @@ def _parse_rows(text: str, kind: Any, where: str) -> tuple[Any, ...]:
 
 
 def parse_run(raw: Mapping[str, Any]) -> RunConfig:
-    """Parse the result of `RunConfig.to_dict`.
+    """Parse the result of `RunConfig.to_dict`; raises ValueError as `parse_run_as` does."""
+    return parse_run_as(RunConfig, raw)
+
+
+def parse_run_as(kind: type[R], raw: Mapping[str, Any]) -> R:
+    """Parse the result of `to_dict` of a run with the fields of `kind`.
 
     Raises ValueError for unknown keys and values of another type.
     """
-    fields = {entry.name: entry for entry in dataclasses.fields(RunConfig)}
+    fields = {entry.name: entry for entry in dataclasses.fields(kind)}
     refuse_unknown(raw, fields, "a run")
     values: dict[str, Any] = {}
     for name, value in raw.items():
@@ -218,7 +225,7 @@ def parse_run(raw: Mapping[str, Any]) -> RunConfig:
             values[name] = _parse_group(fields[name].type, value, name)
         else:
             values[name] = value
-    return RunConfig(**values)
+    return kind(**values)
 
 
 def _parse_group(kind: Any, raw: Mapping[str, Any], where: str) -> Any:

@@ -28,8 +28,8 @@ from sounding.weights.layout import (
     stored_as,
 )
 from sounding.weights.names import expert_parts, fused_experts, is_transformers, published_name
-from sounding.weights.raw import RawTensor, to_float32
-from sounding.weights.shards import Shard, read_folder
+from sounding.weights.raw import ARRAY_DTYPES, RawTensor, to_float32
+from sounding.weights.shards import Shard, foreign_weights, read_folder
 
 if TYPE_CHECKING:  # reading a checkpoint needs no PyTorch
     from torch import Tensor
@@ -77,6 +77,8 @@ class TensorSource:
     def read(self) -> RawTensor:
         """The tensor as stored, without a copy."""
         whole = self.shard.read(self.stored_name)
+        if whole.dtype != self.dtype:  # the same bytes by another name
+            whole = RawTensor(whole.array.view(ARRAY_DTYPES[self.dtype]), self.dtype)
         if self.expert is None:
             return whole
         return whole[self.expert, self.first_row : self.first_row + self.shape[0]]
@@ -155,10 +157,14 @@ def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
     if not folder.is_dir():
         raise ValueError(
             f"{folder} is not a folder; a model is a folder with {CONFIG_NAME} and safetensors"
+            + (foreign_weights(folder) if folder.is_file() else "")
         )
     path = folder / CONFIG_NAME
     if not path.is_file():
-        raise ValueError(f"{folder} has no {CONFIG_NAME}; it is not a model, or not all of one")
+        raise ValueError(
+            f"{folder} has no {CONFIG_NAME}, so it is not a model, or not all of one"
+            f"{foreign_weights(folder)}"
+        )
     raw = parse_json(path.read_bytes(), str(path))
     try:
         return raw, parse_config(raw)
@@ -223,12 +229,12 @@ def _published(stored_name: str, shard: Shard) -> Iterable[tuple[str, TensorSour
     entry = shard.entries[stored_name]
     fused = fused_experts(stored_name)
     if fused is None:
-        yield (
-            published_name(stored_name),
-            TensorSource(shard, stored_name, entry.shape, entry.dtype),
-        )
+        name = published_name(stored_name)
+        dtype = _packed_dtype(name, entry.dtype)
+        yield name, TensorSource(shard, stored_name, entry.shape, dtype)
         return
     prefix, linears, suffix = fused
+    dtype = _packed_dtype(f"{prefix}.0.w1.{suffix}", entry.dtype)
     if len(entry.shape) != 3 or entry.shape[1] % len(linears):
         raise ValueError(
             f"{shard.path}: tensor {stored_name!r} has shape {list(entry.shape)}; fused experts "
@@ -241,10 +247,15 @@ def _published(stored_name: str, shard: Shard) -> Iterable[tuple[str, TensorSour
             name = f"{prefix}.{expert}.{linear}.{suffix}"
             yield (
                 name,
-                TensorSource(
-                    shard, stored_name, (rows, columns), entry.dtype, expert, position * rows
-                ),
+                TensorSource(shard, stored_name, (rows, columns), dtype, expert, position * rows),
             )
+
+
+def _packed_dtype(name: str, dtype: str) -> str:
+    """The dtype of a tensor where packed bytes are called U8: FP4 experts, and e8m0 scales."""
+    if dtype == "U8" and name.endswith(".scale"):
+        return "F8_E8M0"
+    return "I8" if dtype == "U8" and expert_parts(name) is not None else dtype
 
 
 def _without_absent_drafts(config: ModelConfig, names: Collection[str]) -> ModelConfig:

@@ -11,7 +11,7 @@ import mmap
 import os
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -45,6 +45,19 @@ _FOREIGN = (
     (b"<", "a web page, probably an error message saved as the download"),
 )
 _REMEDY = "only safetensors files are read; get the model in that format"
+_ADAPTER = "adapter_"
+# Weights that others read, by the endings of their files.
+_OTHER_WEIGHTS: dict[str, tuple[tuple[str, ...], str]] = {
+    "an adapter (LoRA), the change of a model": (
+        (),
+        "merge it into the model that it was trained on, and give the folder of that",
+    ),
+    "a GGUF file, the format of llama.cpp": ((".gguf",), _REMEDY),
+    "a pickle of PyTorch, which can run code": (
+        (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"),
+        _REMEDY,
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +185,15 @@ def _entry(raw: Any, data_begin: int, where: str) -> Entry:
     if not isinstance(raw, dict) or raw.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{where} must have dtype, shape and data_offsets, not {raw!r:.60}")
     dtype, shape, offsets = raw["dtype"], raw["shape"], raw["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise ValueError(
-            f"{where} has the unknown dtype {dtype!r:.40}; known are {', '.join(DTYPE_BYTES)}"
-        )
+    if not isinstance(dtype, str) or dtype not in (*DTYPE_BYTES, "F4"):
+        known = ", ".join([*DTYPE_BYTES, "F4"])
+        raise ValueError(f"{where} has the unknown dtype {dtype!r:.40}; known are {known}")
     if not _is_sizes(shape) or len(shape) > _MAX_DIMENSIONS or prod(shape) >= 2**63:
         raise ValueError(f"{where} has the impossible shape {shape!r:.60}")
+    if dtype == "F4":  # counted in numbers, where published files count bytes of two
+        if not shape or shape[-1] % 2:
+            raise ValueError(f"{where} is F4 {shape!r:.60}; its last dimension must be even")
+        dtype, shape = "I8", [*shape[:-1], shape[-1] // 2]
     if not (_is_sizes(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
         raise ValueError(f"{where} has the impossible data_offsets {offsets!r:.60}")
     needed, given = prod(shape) * DTYPE_BYTES[dtype], offsets[1] - offsets[0]
@@ -277,7 +293,8 @@ def _open(folder: Path, name: str, index: Path) -> Shard:
 
 def _only_file(folder: Path) -> Path:
     """The one weight file of a folder without an index."""
-    files = sorted(folder.glob("*.safetensors"))
+    found = sorted(folder.glob("*.safetensors"))
+    files = [path for path in found if not path.name.startswith(_ADAPTER)]
     for preferred in ("model.safetensors", "model-00001-of-00001.safetensors"):
         if folder / preferred in files:
             return folder / preferred
@@ -288,12 +305,15 @@ def _only_file(folder: Path) -> Path:
             f"{folder} holds {len(files)} safetensors files and no {INDEX_NAME} to say which "
             "belong together; download the index as well"
         )
-    others = sorted(_foreign_weights(folder))
-    seen = f" ({', '.join(others[:3])} cannot be read: pickles can run code)" if others else ""
-    raise ValueError(f"{folder} holds no safetensors file{seen}; {_REMEDY}")
+    raise ValueError(f"{folder} holds no safetensors file of a model{foreign_weights(folder)}")
 
 
-def _foreign_weights(folder: Path) -> Iterator[str]:
-    for path in folder.iterdir():
-        if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".gguf"):
-            yield path.name
+def foreign_weights(folder: Path) -> str:
+    """What lies in a folder, or at a path, in place of weights that are read; "" for nothing."""
+    others = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    for path in others:
+        for what, (endings, remedy) in _OTHER_WEIGHTS.items():
+            adapter = what.startswith("an adapter") and path.name.startswith(_ADAPTER)
+            if adapter or path.suffix in endings:
+                return f": {path.name} is {what}; {remedy}"
+    return f"; {_REMEDY}"

@@ -236,7 +236,7 @@ def _require_replaceable(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"{folder} is a file; a checkpoint is written to a folder")
     files = list(folder.iterdir())
     if files and not overwrite:
-        raise ValueError(f"{folder} is not empty; choose a new folder, or ask to overwrite it")
+        raise ValueError(f"{folder} is not empty; choose a new folder, or replace it (--force)")
     foreign = [path for path in files if not _belongs(path)]
     if foreign:
         raise ValueError(

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 import sounding
 from sounding.cli import cli
-from sounding.cli.card import _time
+from sounding.evaluation.card import _time
 from sounding.weights.checkpoint import Checkpoint
 from tests.data.conftest import code
 
@@ -86,9 +86,13 @@ def test_the_last_checkpoint_is_shipped_as_fp4(made: Path, shipped: Path) -> Non
     assert (shipped / "tokenizer.json").read_bytes() == (made / "tokenizer.json").read_bytes()
     assert json.loads((shipped / "training.json").read_text())["step"] == 4
     assert shipped.stat().st_mode & 0o777 == 0o755
-    earlier = ship(made / "clone", made / "run" / "milestones" / "step-00000002", made / "other")
+    assert json.loads((shipped / "training.json").read_text())["converses"] is False
+    earlier = ship(
+        made / "clone", made / "run" / "milestones" / "step-00000002", made / "other", "--converses"
+    )
     assert earlier.returncode == 0, earlier.stderr
     assert json.loads((made / "other" / "training.json").read_text())["step"] == 2
+    assert json.loads((made / "other" / "training.json").read_text())["converses"] is True
     assert not list(shipped.parent.glob(".ship.*"))
 
 

@@ -290,4 +290,10 @@ def test_questions_and_models_that_are_none(model: Path, tmp_path: Path) -> None
     card = model / "README.md"
     card.write_text("# Random Base\n")
     assert "this is a base model" in run("Hi", model, "--max-tokens", 1).stderr
+    told = model / "training.json"
+    told.write_text('{"step": 1, "converses": true}')
+    assert "base model" not in run("Hi", model, "--max-tokens", 1).stderr
     card.unlink()
+    told.write_text('{"step": 1, "converses": false}')
+    assert "has not learned to converse" in run("Hi", model, "--max-tokens", 1).stderr
+    told.unlink()

@@ -174,7 +174,7 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
     [
         ([], "give either --prompt or --tokens"),
         (["--prompt", "a", "--tokens", "1"], "give either --prompt or --tokens"),
-        (["--tokens", "1", "--stop", "x"], "--stop is text; it goes with --prompt"),
+        (["--tokens", "1", "--stop", "x"], "--stop is a text; it requires --prompt"),
         (["--tokens", "1,x"], "must be token ids such as 5,17,3"),
         (["--prompt", "a"], "has no tokenizer.json; give token ids with --tokens"),
         (["--tokens", "1", "--top-p", "2"], "top_p = 2.0 must be above 0"),

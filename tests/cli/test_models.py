@@ -109,14 +109,14 @@ def test_convert(tmp_path: Path) -> None:
     again = run("convert", str(TINY), str(tmp_path / "out"), "--to", "bf16")
     assert "is not empty; choose a new folder" in str(again.exception)
     forced = run("convert", str(TINY), str(tmp_path / "out"), "--to", "bf16", "--force")
-    assert "exact: every number is what it was" in forced.stdout
+    assert "exact: every value is unchanged" in forced.stdout
     assert "fp4 to bf16" in forced.stdout
     assert Checkpoint(tmp_path / "out").config.expert_format is None
 
 
 def test_convert_to_transformers(tmp_path: Path) -> None:
     result = run("convert", TINY, tmp_path / "hf", "--to", "transformers", "--dtype", "float32")
-    assert "note: transformers has no MTP block" in result.stdout
+    assert "note: transformers has no drafter" in result.stdout
     assert answer("inspect", str(tmp_path / "hf"))["dialect"] == "transformers"
 
 

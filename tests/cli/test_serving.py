@@ -23,7 +23,7 @@ def run(*arguments: object) -> Result:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--host", "0.0.0.0"], "others can reach 0.0.0.0: give --api-keys FILE"),
+        (["--host", "0.0.0.0"], "other machines can reach 0.0.0.0: give --api-keys FILE"),
         (["--trace", "{file}"], "is a file"),
         (["--api-keys", "{file}"], "there is no key"),
         (["--context-tokens", "3"], "3 is not in the range"),

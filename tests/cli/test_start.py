@@ -7,7 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from sounding.cli import COMMANDS, cli
+from sounding.cli import COMMANDS, cli, main
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -44,3 +44,35 @@ def test_unknown_command() -> None:
     result = CliRunner().invoke(cli, ["inspct"])
     assert result.exit_code == 2
     assert "inspct" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compelte", "x.py:1"], "did you mean 'complete'?"),
+        (["zzz"], "`sounding --help` lists them"),
+        (["complete", "nowhere.py:3"], "sounding: nowhere.py: no such file or directory\n"),
+        (["plan", "/nope"], "nor a folder\n"),
+    ],
+)
+def test_mistakes_are_named(
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sounding", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code and said in capsys.readouterr().err
+
+
+def test_help_is_a_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sounding", "help", "complete"])
+    main()
+    assert "FILE:LINE" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["sounding", "-V"])
+    main()
+    assert "version" in capsys.readouterr().out

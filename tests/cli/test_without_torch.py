@@ -73,6 +73,24 @@ def test_a_command_works(arguments: tuple[str, ...], files: dict[str, Path]) -> 
     assert done.stdout.strip() or files["out"].is_file()
 
 
+def test_a_run_is_measured_without_the_picture(files: dict[str, Path], tmp_path: Path) -> None:
+    """The picture needs Matplotlib; the table is printed all the same."""
+    saved = tmp_path / "run" / "milestones" / "step-00000003"
+    saved.mkdir(parents=True)
+    (saved / "state.json").write_text('{"step": 3, "tokens": 300}')
+    (saved / "model").symlink_to(files["nano"])
+    how = ("--documents", "1", "--lines", "1", "--json")
+    done = run("-m", "sounding", "eval", "run", str(tmp_path / "run"), str(files["source"]), *how)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"][0]["step"] == 3
+    assert "growth.png is not drawn: it needs Matplotlib" in done.stderr
+
+
+def test_the_model_card_needs_no_pytorch() -> None:
+    done = run("-c", "import sounding.evaluation.card")
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_command_can_say_what_it_does() -> None:
     every = "; ".join(f"cli([{name!r}, '--help'], standalone_mode=False)" for name in COMMANDS)
     done = run("-c", f"from sounding.cli import cli; {every}")
@@ -150,6 +168,8 @@ def test_what_needs_it_says_so_in_a_line(
         ("complete a.py:1", False),
         ("eval lines .", False),
         ("eval mechanisms .", True),
+        ("eval run runs/nano corpus", False),
+        ("card runs/nano", False),
         ("logits nano --tokens a --out b", True),
         ("logits nano --tokens a --out b --bfloat16", False),
         ("train nano", True),

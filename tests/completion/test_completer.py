@@ -1,10 +1,12 @@
 """From a cursor to a prompt, and from tokens to what is inserted."""
 
+import dataclasses
+
 import pytest
 
 from sounding.completion.completer import Completer, FilledGap
 from sounding.completion.context import relevant_context
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.completion.healing import Healing
 from sounding.completion.prompt import CompletionSettings, Prompts
 from sounding.engine.batch import Request
@@ -14,16 +16,23 @@ from sounding.text.markup import BOS, FIM_BEGIN, FIM_END, FIM_HOLE
 from tests.engine.scripted import Author, prefix_shown, small_tokenizer
 
 GREEDY = SamplingParams()
-SETTINGS = CompletionSettings()
+SETTINGS = CompletionSettings(candidates=0, copying=False)
 TOKENIZER = small_tokenizer()
 FIM = FimFormat()
+
+
+def settings_of(**changes: object) -> CompletionSettings:
+    """The network's likeliest line alone."""
+    return dataclasses.replace(SETTINGS, **changes)  # type: ignore[arg-type]
 
 
 def complete(author: Author, gap: Gap, **how: object) -> list[FilledGap]:
     kind = how.pop("kind", gap.natural_kind())
     settings = how.pop("settings", SETTINGS)
+    alternatives = how.pop("alternatives", 1)
     completer = Completer(TOKENIZER, FIM, author)
-    return completer.complete(gap, kind, settings, GREEDY, **how)  # type: ignore[arg-type]
+    plan = completer.plan(gap, kind, settings, **how)  # type: ignore[arg-type]
+    return completer.complete(plan, GREEDY, alternatives=alternatives)  # type: ignore[arg-type]
 
 
 def text_of(request: Request) -> str:
@@ -46,7 +55,7 @@ def test_for_models_that_learned_it_so_the_suffix_comes_first() -> None:
     above, suffix = "def add(a, b):\n", "\n\nprint(add(1, 2))\n"
     completer = Completer(tokenizer, suffix_first, Author("", ""))
     prompts = [
-        completer.begin(Gap(above + typed, suffix), "line", SETTINGS)
+        completer.plan(Gap(above + typed, suffix), "line", SETTINGS)
         for typed in ("    x", "    return a", "    return a + b + c(")
     ]
     head = [tokenizer.bos_id, begin, hole, *tokenizer.encode(suffix, named=False), end]
@@ -56,8 +65,9 @@ def test_for_models_that_learned_it_so_the_suffix_comes_first() -> None:
         shown = tokenizer.decode(fill.prompt[len(head) :]) + fill.healed
         assert shown.startswith(above + "    ")
     author = Author(above + "    retu", "rn a + b")
-    [done] = Completer(tokenizer, suffix_first, author).complete(
-        Gap(author.prefix, suffix), "line", SETTINGS, GREEDY
+    completer = Completer(tokenizer, suffix_first, author)
+    [done] = completer.complete(
+        completer.plan(Gap(author.prefix, suffix), "line", SETTINGS), GREEDY
     )
     assert done.text == "rn a + b"
 
@@ -82,7 +92,7 @@ def test_inside_a_word_the_tokens_of_the_word_are_chosen_anew() -> None:
     assert done.text == "rn x"
     assert prefix_shown(author.requests[0].prompt) != gap.prefix
     whole = Author(gap.prefix, "rn x")
-    complete(whole, gap, kind="line", settings=CompletionSettings(heal=False))
+    complete(whole, gap, kind="line", settings=settings_of(heal=False))
     assert prefix_shown(whole.requests[0].prompt) == gap.prefix
 
 
@@ -104,7 +114,7 @@ def test_names_of_special_tokens_are_text() -> None:
 def test_long_sides_are_cut_at_lines() -> None:
     prefix = "".join(f"first_{number} = {number}\n" for number in range(2000))
     suffix = "\n" + "".join(f"last_{number} = {number}\n" for number in range(2000))
-    settings = CompletionSettings(context_tokens=300, max_tokens=20)
+    settings = settings_of(context_tokens=300, max_tokens=20)
     author = Author(prefix, "x = 1")
     complete(author, Gap(prefix, suffix), settings=settings, kind="line")
     prompt = author.requests[0].prompt
@@ -129,12 +139,12 @@ def test_while_somebody_types_prompts_begin_alike() -> None:
         (f"file_{n}.py", f"def compute_{n}():\n    pass\n\n\ndef compute_{n - 9}():\n    pass\n")
         for n in range(130, 150)
     ]
-    settings = CompletionSettings(context_tokens=600, max_tokens=40, typing=True)
+    settings = settings_of(context_tokens=600, max_tokens=40, typing=True)
     completer = Completer(TOKENIZER, FIM, Author("", ""))
     hole = TOKENIZER.id_of(FIM_HOLE)
     read_again, last = [], [TOKENIZER.bos_id]
     for end in range(len(typed)):
-        prompt = completer.begin(
+        prompt = completer.plan(
             Gap(above + typed[:end], below), "line", settings, files=files
         ).prompt
         shared = next(
@@ -150,9 +160,7 @@ def test_while_somebody_types_prompts_begin_alike() -> None:
 def test_a_line_longer_than_the_context() -> None:
     prefix = "x = '" + "ab " * 3000
     author = Author(prefix, "'")
-    complete(
-        author, Gap(prefix, "\n" + "c" * 9000), settings=CompletionSettings(context_tokens=200)
-    )
+    complete(author, Gap(prefix, "\n" + "c" * 9000), settings=settings_of(context_tokens=200))
     assert 32 < len(author.requests[0].prompt) <= 200 - 128
 
 
@@ -165,7 +173,7 @@ def test_generation_stops_as_soon_as_the_answer_is_complete() -> None:
 
 def test_an_unfinished_statement_is_left_out_when_the_tokens_run_out() -> None:
     author = Author("def f():\n", "    a = 1\n    b = [" + "'word', " * 100)
-    [done] = complete(author, Gap(author.prefix), settings=CompletionSettings(max_tokens=40))
+    [done] = complete(author, Gap(author.prefix), settings=settings_of(max_tokens=40))
     assert done.text == "    a = 1"
 
 
@@ -174,7 +182,7 @@ def test_alternatives_are_different_and_the_correct_ones_come_first() -> None:
     author = Author(gap.prefix, "= 1", "1", "(", "1", "2")
     found = complete(author, gap, alternatives=5)
     assert [(done.text, done.valid) for done in found] == [
-        ("1", True), ("2", True), ("(", False), ("= 1", False),
+        ("1", True), ("2", True), ("= 1", False), ("(", False),
     ]  # fmt: skip
     params = [request.params for request in author.requests]
     assert [how.seed for how in params] == [0, 1, 2, 3, 4]
@@ -186,7 +194,7 @@ def test_alternatives_are_different_and_the_correct_ones_come_first() -> None:
 def test_an_impossible_answer_is_tried_again() -> None:
     gap = Gap("x = ", "\ny = 2\n")
     author = Author(gap.prefix, "= 1", "= 2", "3", "4")
-    assert complete(author, gap)[0][::2] == ("3", True)
+    assert complete(author, gap)[0].text == "3"
     assert len(author.requests) == 4
     elsewhere = Author("x = = 1\ny = ", "= 1")  # nothing could be correct there
     complete(elsewhere, Gap(elsewhere.prefix, "\n"))
@@ -203,8 +211,10 @@ def test_many_gaps_at_once() -> None:
             for _, over in Author(gaps[index].prefix, f"{index}\n")([requests[index]]):
                 yield index, over
 
-    filled = Completer(TOKENIZER, FIM, model).fill(gaps, "line", SETTINGS, [GREEDY] * 2)  # type: ignore[arg-type]
-    assert list(filled) == [(1, "1"), (0, "0")]
+    completer = Completer(TOKENIZER, FIM, model)  # type: ignore[arg-type]
+    plans = [completer.plan(gap, "line", SETTINGS) for gap in gaps]
+    filled = completer.run(plans, [GREEDY] * 2)
+    assert [(number, found[0].text) for number, found in filled] == [(0, "0"), (1, "1")]
 
 
 def test_gaps_left_incorrect_are_tried_again() -> None:
@@ -212,10 +222,10 @@ def test_gaps_left_incorrect_are_tried_again() -> None:
 
     def filled(*scripts: str, python: bool = True) -> tuple[list[tuple[int, str]], Author]:
         author = Author(gap.prefix, *scripts)
-        found = Completer(TOKENIZER, FIM, author).fill(
-            [gap], "line", SETTINGS, [GREEDY], python=python
-        )
-        return list(found), author
+        completer = Completer(TOKENIZER, FIM, author)
+        plan = completer.plan(gap, "line", SETTINGS, python=python)
+        found = completer.run([plan], [GREEDY])
+        return [(number, one.text) for number, (one, *_) in found], author
 
     found, author = filled("= 1", "= 2", "3", "4")
     assert found == [(0, "3")] and len(author.requests) == 4
@@ -288,7 +298,7 @@ def test_a_line_of_any_length_is_healed_near_its_end(monkeypatch: pytest.MonkeyP
     """All of it was encoded with its offsets, which nothing else could run beside."""
     prompts = Prompts(TOKENIZER, FimFormat())
     long = "x = [" + "alpha, beta, " * 20_000 + "gam"
-    settings = CompletionSettings(context_tokens=300, max_tokens=100)
+    settings = settings_of(context_tokens=300, max_tokens=100)
     healed: list[str] = []
     heal = prompts.healer.heal
 

@@ -1,10 +1,10 @@
-"""Lines of the file beside the network's: which are found, and who wins."""
+"""Other lines of the file that may fill a gap: which are found, and in what order."""
 
 import math
 
 import pytest
 
-from sounding.completion.copying import Copies, written
+from sounding.completion.copying import copies
 from sounding.completion.similar import Around
 
 ABOVE = """def first(path):
@@ -22,7 +22,6 @@ BELOW = """
 
 print(first)
 """
-SURE, AT_A_LOSS = 0.0, -100.0
 
 
 def lines(prefix: str, suffix: str, most: int | None = None) -> list[tuple[str, float]]:
@@ -59,45 +58,22 @@ def test_a_copy_takes_the_words_of_its_new_place(
     assert (around.adapted(0) if first else "") == expected
 
 
-def ranked(copies: Copies, text: str, logprob: float) -> list[str]:
-    """The texts down to the network's own."""
-    candidates = copies.rank(written(text, logprob))
-    assert sum(candidate.written for candidate in candidates) == 1
-    assert [c.weight for c in candidates] == sorted((c.weight for c in candidates), reverse=True)
-    own = next(number for number, candidate in enumerate(candidates) if candidate.written)
-    return [candidate.text for candidate in candidates[: own + 1]]
-
-
-def test_a_network_that_is_sure_has_its_way_and_one_at_a_loss_has_not() -> None:
-    copies = Copies(ABOVE, BELOW)
-    assert ranked(copies, "pass", SURE) == ["pass"]
-    found = ranked(copies, "pass", AT_A_LOSS)
-    assert found[0] == "text = file.read()" and found[-1] == "pass"
-    assert len(found) == len(set(found)) > 3
-    assert ranked(Copies(ABOVE + "te", BELOW), "mp", AT_A_LOSS) == ["xt = file.read()", "mp"]
-
-
-def test_a_line_that_both_would_write_needs_no_copy() -> None:
-    assert ranked(Copies(ABOVE, BELOW), "return text  ", AT_A_LOSS) == ["return text  "]
-
-
-def test_copies_outrank_the_network_where_their_weight_is_greater() -> None:
+def test_copies_come_in_the_order_of_their_weight() -> None:
     """A line that is there twice weighs twice."""
     above, below = "import os\nwhile True:\n", "\nwhile True:\n"
     weights = {"import os": 0.0, "while True:": 0.0}
     for text, likeness in lines(above, below):
         weights[text] += math.exp(3.0 * likeness)
-    first, second = sorted(weights, key=lambda text: -weights[text])
-    for text, others in ((first, []), (second, [first])):
-        edge = math.log(weights[text]) - 10.0
-        assert ranked(Copies(above, below), "c", edge + 1e-6) == [*others, "c"]
-        assert ranked(Copies(above, below), "c", edge - 1e-6) == [*others, text, "c"]
+    found = copies(above, below, 5)
+    assert list(found) == sorted(weights, key=lambda text: -weights[text])
+    assert found == pytest.approx({text: math.log(weight) for text, weight in weights.items()})
+    assert list(copies(above, below, 1)) == list(found)[:1]
 
 
-def test_writing_nothing_is_no_line() -> None:
-    assert ranked(Copies(ABOVE, BELOW), "  ", SURE)[0] == "text = file.read()"
+def test_a_copy_begins_with_what_is_typed() -> None:
+    assert next(iter(copies(ABOVE, BELOW, 5))) == "text = file.read()"
+    assert list(copies(ABOVE + "te", BELOW, 5)) == ["xt = file.read()"]
 
 
-@pytest.mark.parametrize("text", ["", "x = 1"])
-def test_an_empty_file_has_nothing_to_copy(text: str) -> None:
-    assert ranked(Copies("", ""), text, AT_A_LOSS) == [text]
+def test_an_empty_file_has_nothing_to_copy() -> None:
+    assert copies("", "", 5) == {}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.completion.healing import Healer
 from sounding.completion.opening import Opening, opens_block
 from tests.engine.scripted import small_tokenizer

@@ -32,6 +32,12 @@ def test_help_is_the_one_in_the_table() -> None:
     assert data.get_short_help_str(200) == COMMANDS["data"][1]
 
 
+def test_a_folder_without_code_is_no_source(tmp_path: Path, make_folder: FolderMaker) -> None:
+    words = ("build", tmp_path / "corpus", "--source", make_folder("notes", {"a.md": "# A\n"}))
+    run(*words, fails="has no file that ends in .py (--suffix)")
+    assert not (tmp_path / "corpus").exists()
+
+
 def test_from_folders_to_batches(tmp_path: Path, project: Path, make_folder: FolderMaker) -> None:
     other = make_folder(
         "other", {"a.py": code(100), "answer.py": code(101), "n.md": "# Notes\n" * 20}

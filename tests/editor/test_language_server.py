@@ -86,9 +86,9 @@ def test_edits_and_line_ends(editor: Editor) -> None:
         edit((9, 0), (9, 0), "d = "),  # at the end of the document
     )
     assert editor.inline(uri, 3, 4) is not None
-    editor.wait_until_asked("# says 1\n\fwave = 2\rb = wave\nc = ")
+    editor.wait_until_asked("# says 1\n\fwave = 2\nb = wave\nc = ")
     assert editor.inline(uri, 4, 4) is not None
-    editor.wait_until_asked("# says 1\n\fwave = 2\rb = wave\nc = \nd = ")
+    editor.wait_until_asked("# says 1\n\fwave = 2\nb = wave\nc = \nd = ")
     editor.change(uri, {"text": "# says 2\ne = "})
     assert editor.inline(uri, 1, 4)[0]["insertText"] == "2"
 

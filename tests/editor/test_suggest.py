@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.completion.prompt import CompletionSettings
 from sounding.editor import suggest
 from sounding.editor.suggest import Ask, FromModel, FromServer, Stop, Stopped, through

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from sounding.completion.completer import Completer
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.completion.prompt import CompletionSettings
 from sounding.engine.batch import Batch
 from sounding.engine.engine import Engine
 from sounding.engine.requests import GenerationRequest, Grammar
 from sounding.engine.runner import Runner
 from sounding.engine.sampling import Logits, SamplingParams
+from sounding.server.conversation import Sampling
 from sounding.server.protocols.filling import Filling, Newlines
 from sounding.text.fim_format import FimFormat
 from sounding.text.markup import (
@@ -140,7 +141,9 @@ def test_code_is_completed_without_markers(prefer: Prefer) -> None:
     prefer.names = (FIM_BEGIN, THINK)
     settings = CompletionSettings(max_tokens=8, context_tokens=300)
     for how in (SamplingParams(), SamplingParams(temperature=1.0)):
-        found = completer.complete(Gap("x = 1\ny = "), "line", settings, how, alternatives=3)
+        found = completer.complete(
+            completer.plan(Gap("x = 1\ny = "), "line", settings), how, alternatives=3
+        )
         written = "".join(completer.write("x = ", settings, how, until=None))
         for text in [written, *(one.text for one in found)]:
             assert not any(name in text for name in TOKENIZER.named)
@@ -152,10 +155,12 @@ def test_in_an_empty_file_there_is_nothing_to_complete() -> None:
     completer = Completer(TOKENIZER, FimFormat(), Batch(engine))
     settings = CompletionSettings(max_tokens=8, context_tokens=300)
     for gap in (Gap(""), Gap("\n"), Gap("", "\n"), Gap("  \n", "\n\n")):
-        assert completer.complete(gap, "block", settings, SamplingParams()) == []
-        fill = completer.begin(gap, "block", settings)
-        assert fill.blank and Filling(gap, "block", fill, Newlines(""), {}).fill.blank
-    assert not completer.begin(Gap("x"), "block", settings).blank
+        fill = completer.plan(gap, "block", settings)
+        assert completer.complete(fill, SamplingParams()) == []
+        assert fill.blank
+        filling = Filling(completer, fill, Newlines(""), {}, Sampling(max_tokens=8))
+        assert filling.request(None).max_tokens == 0
+    assert not completer.plan(Gap("x"), "block", settings).blank
     engine.close()
 
 

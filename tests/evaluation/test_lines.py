@@ -4,7 +4,15 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from sounding.evaluation.lines import Item, choose_lines, copies, evaluate_lines, summarise_lines
+from sounding.evaluation.lines import (
+    Item,
+    choose_lines,
+    copies,
+    evaluate_lines,
+    precision_table,
+    summarise_lines,
+)
+from sounding.evaluation.model import Filled
 
 TEXT = """import a
 
@@ -67,11 +75,11 @@ def test_copyists() -> None:
 def test_lines_are_judged_without_the_white_space_around_them() -> None:
     items = [item(5), item(9)]
 
-    def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
+    def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[Filled]:
         assert gaps == [(one.prefix, one.suffix) for one in items]
         assert seeds == [7, 7]
-        yield 1, "value = compute(y) "
-        yield 0, "value = compute(z)"
+        yield Filled(1, "value = compute(y) ", 0.75)
+        yield Filled(0, "value = compute(z)", 0.25)
 
     rows = list(evaluate_lines(items, fill, seed=7))
     assert [row["id"] for row in rows] == ["f:9", "f:5"]
@@ -81,3 +89,8 @@ def test_lines_are_judged_without_the_white_space_around_them() -> None:
     assert summary["model_exact"].value == 0.5
     assert summary["copy_exact"].value == 0
     assert summary["best_copy_similarity"].value == pytest.approx(1 - 1 / 18, abs=1e-4)
+    assert precision_table(rows) == [
+        {"confidence": 0.0, "lines": 2, "shown": 1.0, "exact": 0.5},
+        {"confidence": 0.3, "lines": 1, "shown": 0.5, "exact": 1.0},
+    ]
+    assert precision_table([{"model_exact": True}]) == []

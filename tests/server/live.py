@@ -44,6 +44,7 @@ def live(
     tokenizer: Tokenizer | None = None,
     grace_seconds: float = 5.0,
     connections: Connections | None = None,
+    port: int = 0,
 ) -> Iterator[Live]:
     engine = ScriptedEngine() if engine is None else engine
     if tokenizer is None:
@@ -51,7 +52,7 @@ def live(
         tokenizer = engine.tokenizer
     service = Service(engine, tokenizer, settings or ServerOptions())
     server = Server(service, grace_seconds=grace_seconds, connections=connections)
-    listener = listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", port)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started and thread.is_alive():

@@ -90,6 +90,9 @@ class ScriptedEngine:
     def prompts(self) -> list[str]:
         return [self.tokenizer.decode(request.prompt) for request in self.requests]
 
+    def check(self, request: GenerationRequest) -> None:
+        """All that it refuses, it refuses in `submit`."""
+
     def submit(self, request: GenerationRequest) -> ScriptedStream:
         if not request.prompt:
             raise ValueError("the prompt has no tokens")

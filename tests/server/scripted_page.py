@@ -50,6 +50,7 @@ class ScriptedServer:
         self.refuse: tuple[int, str] | None = None
         self.key: str | None = None
         self.endless = False
+        self.converses = True
         self.pause_seconds = 0.0
         self.left = threading.Event()
         """Set when a client leaves an answer, or has all of it."""
@@ -62,7 +63,7 @@ class ScriptedServer:
         return None
 
     async def _status(self, request: Request) -> Response:
-        return self._refusal(request) or JSONResponse(status())
+        return self._refusal(request) or JSONResponse(status() | {"converses": self.converses})
 
     async def _infill(self, request: Request) -> Response:
         self.asked.append(("/infill", await request.json()))

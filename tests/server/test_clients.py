@@ -245,6 +245,121 @@ CLIENTS: dict[str, tuple[str, dict[str, Any]]] = {
             "text": {"verbosity": "medium"},
         },
     ),
+    "llama.vim, ghost text": (
+        "/infill",
+        {
+            "id_slot": 0,
+            "input_prefix": "def f(x):\n",
+            "input_suffix": "\n",
+            "input_extra": [{"text": "y = 2\n", "time": 17.5, "filename": "b.py"}],
+            "prompt": "    return ",
+            "n_predict": 128,
+            "stop": [],
+            "n_indent": 4,
+            "top_k": 40,
+            "top_p": 0.90,
+            "samplers": ["top_k", "top_p", "infill"],
+            "t_max_prompt_ms": 500,
+            "t_max_predict_ms": 1000,
+            "stream": False,
+            "cache_prompt": True,
+            "model": "",
+            "response_fields": ["content", "timings/prompt_n", "timings/predicted_n", "truncated"],
+        },
+    ),
+    "llama-vscode, ghost text": (
+        "/infill",
+        {
+            "id_slot": 0,
+            "input_prefix": "def f(x):\n",
+            "input_suffix": "\n",
+            "input_extra": [],
+            "prompt": "    return ",
+            "n_predict": 128,
+            "n_cmpl": 3,
+            "top_k": 40,
+            "top_p": 0.99,
+            "stream": False,
+            "n_indent": 4,
+            "samplers": ["top_k", "top_p", "infill"],
+            "cache_prompt": True,
+            "t_max_prompt_ms": 500,
+            "t_max_predict_ms": 2500,
+        },
+    ),
+    "zed, a prediction": (
+        "/v1/completions",
+        {
+            "prompt": "<｜fim▁begin｜>def f(x):\n    return <｜fim▁hole｜>\n<｜fim▁end｜>",
+            "max_tokens": 64,
+            "stop": ["<|fim_prefix|>", "<|fim_suffix|>", "<|endoftext|>"],
+        },
+    ),
+    "continue, a gap in its own markers": (
+        "/v1/completions",
+        {
+            "prompt": "<｜fim▁begin｜>def f(x):\n    return <｜fim▁hole｜>\n<｜fim▁end｜>",
+            "max_tokens": 2048,
+            "temperature": 0.01,
+            "stream": True,
+            "stop": ["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", "//", "/src/"],
+        },
+    ),
+    "mini-swe-agent 2.4.6": (
+        "/v1/chat/completions",
+        {
+            "messages": [
+                {"role": "system", "content": "You can run commands."},
+                {"role": "user", "content": "List the files."},
+                {
+                    "role": "assistant",
+                    "content": "I look.",
+                    "tool_calls": [CALL | {"index": 0}],
+                    "function_call": None,
+                    "provider_specific_fields": None,
+                },
+                {"role": "tool", "tool_call_id": "call_1", "content": "<returncode>0</returncode>"},
+            ],
+            "tools": [TOOL],
+        },
+    ),
+    "llm 0.36": (
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "user", "content": "Hi"}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        },
+    ),
+    "openai sdk 6.49.0 (js), runTools' second turn": (
+        "/v1/chat/completions",
+        {
+            "messages": [
+                {"role": "user", "content": "Read it."},
+                {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None},
+                {"role": "tool", "tool_call_id": "call_1", "content": "x = 1"},
+            ],
+            "tools": [TOOL],
+            "tool_choice": "auto",
+        },
+    ),
+    "ollama 0.6.4, a chat": (
+        "/api/chat",
+        {
+            "messages": [
+                {"role": "user", "content": "Read it."},
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"function": {"name": "read_file", "arguments": {"path": "a"}}}],
+                },
+                {"role": "tool", "tool_name": "read_file", "content": "x = 1"},
+            ],
+            "tools": [TOOL],
+            "think": False,
+            "stream": False,
+        },
+    ),
     "continue, completing through ollama": (
         "/api/generate",
         {

@@ -269,10 +269,10 @@ def test_expert_load_as_a_picture(browser: Browser) -> None:
 
 
 def test_a_server_that_is_gone(browser: Browser, server: ScriptedServer) -> None:
-    server.refuse = (503, "the server is about to stop")
+    server.refuse = (503, "the server is stopping")
     browser.press("3", alt=True)
     browser.wait("!document.getElementById('trouble').hidden")
-    assert browser.text("#trouble") == "the server is about to stop"
+    assert browser.text("#trouble") == "the server is stopping"
     assert browser.text("#model-name") == "no answer"
     server.refuse = None
     browser.wait("document.getElementById('trouble').hidden")
@@ -330,6 +330,21 @@ def test_on_a_phone(browser: Browser, view: str) -> None:
         .filter((element) => element.getBoundingClientRect().right > {PHONE[0]})
         .map((element) => element.id)"""
     assert browser.run(outside) == []
+
+
+def test_a_model_that_only_completes_is_met_there(
+    browser: Browser, running: tuple[Browser, Running], server: ScriptedServer
+) -> None:
+    hidden = "document.getElementById({!r}).hidden"
+    assert browser.run(hidden.format("chat")) is False
+    assert browser.run(hidden.format("cannot-converse")) is True
+    server.converses = False
+    browser.open(f"{running[1].url}/?base")
+    browser.wait(f"!{hidden.format('complete')}")
+    assert browser.run(hidden.format("cannot-converse")) is False
+    browser.open(f"{running[1].url}/?base#chat")  # a view that is asked for stays
+    browser.wait(f"!{hidden.format('cannot-converse')}")
+    assert browser.run(hidden.format("chat")) is False
 
 
 @pytest.mark.parametrize("view", ["chat", "complete", "server"])

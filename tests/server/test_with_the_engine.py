@@ -93,14 +93,13 @@ def test_logprobs(client: OpenAI) -> None:
 
 
 def test_a_forced_call_is_a_valid_one(client: OpenAI) -> None:
-    done = chat(client, tools=TOOLS, tool_choice="required", max_tokens=60, temperature=0.0)
+    one = {"parallel_tool_calls": False}  # of several a random network sees no end
+    done = chat(client, tools=TOOLS, tool_choice="required", max_tokens=200, **one)
     (choice,) = done.choices
-    if choice.finish_reason == "tool_calls":
-        for call in choice.message.tool_calls:
-            assert call.function.name == "look"
-            assert json.loads(call.function.arguments)["mode"] in ("near", "far")
-    else:  # a random network may write text for ever before its call
-        assert choice.finish_reason == "length"
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls
+    assert call.function.name == "look"
+    assert json.loads(call.function.arguments)["mode"] in ("near", "far")
 
 
 def test_an_answer_that_follows_a_schema(client: OpenAI) -> None:
@@ -112,10 +111,8 @@ def test_an_answer_that_follows_a_schema(client: OpenAI) -> None:
     }
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     (choice,) = chat(client, response_format=form, max_tokens=60).choices
-    if choice.finish_reason == "stop":
-        assert isinstance(json.loads(choice.message.content)["yes"], bool)
-    else:  # white space for ever
-        assert choice.message.content.lstrip()[:1] in ("", "{")
+    assert choice.finish_reason == "stop"
+    assert isinstance(json.loads(choice.message.content)["yes"], bool)
 
 
 def test_a_schema_that_cannot_be_followed(client: OpenAI) -> None:

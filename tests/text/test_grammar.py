@@ -134,11 +134,18 @@ def test_invalid_text(text: str, mode: str) -> None:
 
 def test_whether_to_call_can_be_settled() -> None:
     call = turn("any", {})
-    assert admits(call, calls="required")
+    assert admits(call)
+    assert admits(call.replace("</think>ok", "</think>"), calls="required")
     assert not admits("r</think>text", calls="required")
     assert not admits(call, calls="none")
     assert admits("r</think>text", calls="none")
     assert admits("text", "chat", tools=[])
+
+
+def test_nothing_is_written_before_a_call_that_is_required() -> None:
+    for content, admitted in (("", True), (" ", False), ("\n", False), ("I call it.", False)):
+        assert admits(calling(1, content), "chat", calls="required") == admitted
+        assert admits(calling(1, content), "chat")
 
 
 def test_mistakes_are_named() -> None:
@@ -147,7 +154,8 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="no tools"):
         turn_grammar([], "chat", calls="required")
     with pytest.raises(ValueError, match="closing tag"):
-        turn_grammar([tool("f", {"x": {"enum": ["</｜DSML｜parameter>"]}})], "chat")
+        tools = [tool("f", {"x": {"enum": ["</｜DSML｜parameter>"]}})]
+        turn_grammar(tools, "chat", calls="required")
     with pytest.raises(ValueError, match="tool name"):
         turn_grammar([tool("</｜DSML｜invoke", {})], "chat")
     with pytest.raises(ValueError, match="llguidance"):

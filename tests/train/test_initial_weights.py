@@ -12,7 +12,7 @@ from sounding.text.tokenizer import Tokenizer, train
 from sounding.train.build_network import build_network
 from sounding.train.initial_weights import load_initial_weights
 from sounding.train.metrics import MetricsRow
-from sounding.train.run_checkpoint import CHECKPOINTS_NAME
+from sounding.train.saved_models import CHECKPOINTS_NAME
 from sounding.train.source import open_source
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.quantize import Target, convert

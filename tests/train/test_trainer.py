@@ -27,13 +27,12 @@ from sounding.ops.loss import IGNORED
 from sounding.train import run_checkpoint
 from sounding.train.build_network import build_network
 from sounding.train.guard import Guard
-from sounding.train.metrics import MetricsRow, read_metrics
+from sounding.train.metrics import METRICS_NAME, MetricsRow, read_metrics
 from sounding.train.objective import BatchSource
 from sounding.train.plots import draw
-from sounding.train.run_checkpoint import CHECKPOINTS_NAME, MILESTONES_NAME, saved_models
 from sounding.train.run_config import GuardConfig, RunConfig
-from sounding.train.run_folder import METRICS_NAME
 from sounding.train.runs import change, copying
+from sounding.train.saved_models import CHECKPOINTS_NAME, MILESTONES_NAME, saved_models, steps
 from sounding.train.source import HeldOut, open_source
 from sounding.train.supervised import Supervised
 from sounding.train.trainer import Trainer
@@ -79,7 +78,7 @@ def measured(folder: Path) -> list[MetricsRow]:
 
 def last_weights(folder: Path) -> dict[str, torch.Tensor]:
     root = folder / CHECKPOINTS_NAME
-    return run_checkpoint.load(root, run_checkpoint.steps(root)[-1]).model
+    return run_checkpoint.load(root, steps(root)[-1]).model
 
 
 def assert_same_bits(one: Path, two: Path) -> None:
@@ -382,7 +381,7 @@ def test_validation_is_bits_per_byte(tmp_path: Path) -> None:
 def test_checkpoints_are_tensors_and_json_and_only_the_last_stay(tmp_path: Path) -> None:
     trainer(small("log.checkpoint_every=1", "train.steps=4"), tmp_path).train()
     root = tmp_path / CHECKPOINTS_NAME
-    assert run_checkpoint.steps(root) == [3, 4]
+    assert steps(root) == [3, 4]
     names = {path.suffix for path in root.rglob("*") if path.is_file()}
     assert names == {".safetensors", ".json"}
     loaded = load_model(Checkpoint(root / "step-00000004" / "model"))
@@ -417,7 +416,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of eight steps, of which the sixth and the last are saved."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     trainer(small(), folder).train()
-    assert run_checkpoint.steps(folder / CHECKPOINTS_NAME) == [6, 8]
+    assert steps(folder / CHECKPOINTS_NAME) == [6, 8]
     return folder
 
 
@@ -437,7 +436,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     again = trainer(small(), folder)
     assert again.step == 6
     assert "the checkpoint of step 8 cannot be used" in caplog.text
-    assert (root / "damaged-1-step-00000008").is_dir() and run_checkpoint.steps(root) == [6]
+    assert (root / "damaged-1-step-00000008").is_dir() and steps(root) == [6]
     assert again.train()
     assert_same_bits(finished, folder)
     assert [step for step, *_ in saved_models(folder)] == [6, 8]
@@ -451,7 +450,7 @@ def test_nothing_is_begun_anew_in_silence(finished: Path, tmp_path: Path) -> Non
     for _ in range(2):
         with pytest.raises(ValueError, match=r"no checkpoint in .* can be used \(.*damaged"):
             trainer(small(), folder)
-    assert run_checkpoint.steps(folder / CHECKPOINTS_NAME) == [6, 8]
+    assert steps(folder / CHECKPOINTS_NAME) == [6, 8]
 
 
 def having(free: float) -> Callable[[Path], Any]:

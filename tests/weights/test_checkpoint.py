@@ -102,6 +102,25 @@ def test_base_format(tmp_path: Path) -> None:
     assert torch.equal(unpacked, exact.float().to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("dtype", [torch.float4_e2m1fn_x2, torch.uint8])
+def test_fp4_experts_by_other_names(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Others call the same bytes F4 or U8, and e8m0 scales U8."""
+    tensors = tiny_tensors()
+    expected = read_state(Checkpoint(TINY))
+    for name, tensor in tensors.items():
+        if ".experts." in name and tensor.dtype == torch.int8:
+            tensors[name] = tensor.view(dtype)
+        elif ".experts." in name and dtype == torch.uint8:
+            tensors[name] = tensor.view(torch.uint8)
+    checkpoint = Checkpoint(write_model(tmp_path, tensors))
+    assert checkpoint.storage == Storage()
+    state = read_state(checkpoint)
+    assert state.keys() == expected.keys()
+    for name, tensor in state.items():
+        assert tensor.dtype == expected[name].dtype
+        assert tensor_bytes(tensor) == tensor_bytes(expected[name])
+
+
 def test_weights_overrule_the_config(tmp_path: Path) -> None:
     path = write_model(tmp_path / "a", base_tensors(), tiny_config(expert_dtype=None))
     assert Checkpoint(path).config.expert_format == "fp8"
@@ -279,6 +298,13 @@ def test_folders_that_are_no_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere is not a folder"):
         Checkpoint(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"has no config\.json"):
+        Checkpoint(tmp_path)
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    for place in (tmp_path, tmp_path / "x.gguf"):
+        with pytest.raises(ValueError, match=r"x\.gguf is a GGUF file, the format of llama"):
+            Checkpoint(place)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"adapter_config\.json is an adapter"):
         Checkpoint(tmp_path)
     write_model(tmp_path, tiny_tensors(), {"vocab": 1})
     with pytest.raises(ValueError, match=r"config\.json: .*unknown key 'vocab'"):

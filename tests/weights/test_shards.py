@@ -57,6 +57,17 @@ def test_every_dtype_round_trips(tmp_path: Path) -> None:
         assert tensor_bytes(shard.read(name)) == tensor_bytes(tensor)
 
 
+def test_f4_is_bytes_of_two_numbers(tmp_path: Path) -> None:
+    """As the library writes torch's own type: F4, its last dimension counted in numbers."""
+    packed = torch.arange(24, dtype=torch.uint8).reshape(2, 12)
+    save_file({"x": packed.view(torch.float4_e2m1fn_x2)}, tmp_path / "a.safetensors")
+    header = (tmp_path / "a.safetensors").read_bytes()[8:100]
+    assert b'"F4"' in header and b"[2,24]" in header
+    found = Shard(tmp_path / "a.safetensors").read("x")
+    assert (found.dtype, found.shape) == ("I8", (2, 12))
+    assert tensor_bytes(found) == bytes(range(24))
+
+
 def test_unaligned_data_is_read(tmp_path: Path) -> None:
     header = {"x": entry(0, 3), "y": {**F32, "data_offsets": [3, 11]}}
     data = b"abc" + tensor_bytes(torch.tensor([1.5, -2.0]))
@@ -157,7 +168,8 @@ def test_foreign_files(tmp_path: Path, make: Any, message: str) -> None:
         ({"__metadata__": {"a": 1}}, b"", "__metadata__ must map names to texts"),
         ({"x": [1]}, b"", "tensor 'x' must have dtype, shape and data_offsets"),
         ({"x": {**F32, "more": 1}}, b"12345678", "must have dtype, shape and data_offsets"),
-        ({"x": {**F32, "dtype": "F4"}}, b"12345678", "unknown dtype 'F4'"),
+        ({"x": {**F32, "dtype": "F5"}}, b"12345678", "unknown dtype 'F5'"),
+        ({"x": {**F32, "dtype": "F4", "shape": [2, 3]}}, b"12345678", "dimension must be even"),
         ({"x": {**F32, "dtype": ["F32"]}}, b"12345678", "unknown dtype"),
         ({"x": {**F32, "shape": [-2]}}, b"12345678", r"impossible shape \[-2\]"),
         ({"x": {**F32, "shape": [True, 2]}}, b"12345678", "impossible shape"),
@@ -303,10 +315,18 @@ def test_a_damaged_index(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_files_without_an_index(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no safetensors file; only"):
+    with pytest.raises(ValueError, match="holds no safetensors file of a model; only"):
         read_folder(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin cannot be read: pickles can run"):
+    with pytest.raises(
+        ValueError, match=r"pytorch_model\.bin is a pickle of PyTorch, which can run"
+    ):
+        read_folder(tmp_path)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"model\.gguf is a GGUF file, the format of llama"):
+        read_folder(tmp_path)
+    save_file({"x": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"is an adapter \(LoRA\).*; merge it into the model"):
         read_folder(tmp_path)
     save_file({"x": torch.ones(1)}, tmp_path / "weights.safetensors")
     assert read_folder(tmp_path)["x"].path.name == "weights.safetensors"

@@ -22,9 +22,26 @@ from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
 from sounding.progress import progress_bar
+from sounding.weights.checkpoint import Checkpoint
+from sounding.weights.layout import FORMATS
 
 PREFILL, DECODE, RUNS = "512,2048", 64, 3
 Speeds = dict[str, float]  # tokens per second, by what is measured
+
+
+def require_convertible(model: Path) -> None:
+    """Raise ValueError for a checkpoint that llama.cpp's own script does not convert."""
+    checkpoint = Checkpoint(model)
+    if checkpoint.dialect != "published":
+        raise ValueError(
+            f"{model} has the layout of transformers, which llama.cpp does not convert; take the "
+            "published one"
+        )
+    if checkpoint.storage.experts != "I8":
+        raise ValueError(
+            f"{model} has {FORMATS[checkpoint.storage.experts]} experts, which llama.cpp does not "
+            "convert; make FP4 of them with `sounding convert`"
+        )
 
 
 def convert(model: Path, source: Path, out: Path) -> None:
@@ -74,8 +91,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/against-llama", description=__doc__)
     parser.add_argument("folder", type=Path, help=argparse.SUPPRESS)  # where llama.cpp was built
     parser.add_argument("model", type=Path, help="a checkpoint's folder")
+    parser.add_argument("--check", action="store_true", help="only see if it can be converted")
     parser.add_argument("turns", type=int, nargs="?", default=3)
     arguments = parser.parse_args()
+    try:
+        require_convertible(arguments.model)
+    except ValueError as error:
+        raise SystemExit(f"scripts/against-llama: {error}") from None
+    if arguments.check:
+        return
     threads = psutil.cpu_count() or 1
     table = Table(box=box.SIMPLE, title=f"{arguments.model.name}, tokens/s on {threads} threads")
     table.add_column("what")

@@ -15,7 +15,7 @@ class Peer:
             from transformers import AutoModelForCausalLM
         except ImportError as error:
             raise ValueError(
-                "there is no transformers library to compare with; install the extra 'dev'"
+                "there is no transformers library to compare with: pip install 'sounding[dev]'"
             ) from error
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
         self._cache: object = None

@@ -7,11 +7,17 @@ library has code for several instruction sets and selects the best.
 import ctypes
 import functools
 import importlib.util
+import logging
 import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the kernels are loaded by programs that run without PyTorch
     from torch import Tensor
+
+
+_log = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -32,6 +38,21 @@ def library() -> ctypes.CDLL | None:
         return ctypes.CDLL(path)
     except OSError:
         return None
+
+
+@functools.cache
+def report_missing() -> None:
+    """Warn, once per process, that the kernels were not built, and say how to build them."""
+    checkout = Path(__file__).parents[3]
+    if (checkout / "pyproject.toml").is_file():
+        install = f"{sys.executable} -m pip install --no-deps --editable {checkout}"
+    else:
+        install = f"{sys.executable} -m pip install --no-deps --force-reinstall sounding"
+    _log.warning(
+        "the C++ kernels are missing, so PyTorch computes in their place: the same results, "
+        "many times slower. Install a C++ compiler and build them: %s",
+        install,
+    )
 
 
 def address(tensor: "Tensor") -> ctypes.c_void_p:

@@ -1,1 +1,1 @@
-"""HTTP itself, below every protocol: routes' checks, streaming, errors, access, the page."""
+"""HTTP below all protocols: validation, streaming, errors, access control, the web page."""

@@ -1,8 +1,8 @@
-"""Connections: how many, and how long one may say nothing.
+"""Limits on connections: their number, and timeouts on idle and stalled ones.
 
-uvicorn waits for ever for a request's first lines and for a client that reads nothing, and asyncio
-accepts until no file handle is left. Here every wait has an end, and where there are too many
-connections the one that has kept us waiting longest goes.
+uvicorn waits for ever for the head of a request and for a client that does not read, and asyncio
+accepts until no file handle is left. Here every wait has a timeout, and above the limit the
+connection that has been idle longest is closed.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from uvicorn.server import ServerState
 log = logging.getLogger(__name__)
 
 ACCEPTED_AT_ONCE = 16
-WAITING = 1024  # connections that the system holds until they are accepted
+WAITING = 1024  # backlog: connections that the system queues until they are accepted
 _MOST_CONNECTIONS = 1024
 _OTHER_FILES = 64  # handles for everything else: weights, prefix store, traces
 _HEAD_SECONDS = 10.0
-_STALLED_SECONDS = 60.0  # a client that reads nothing of its answer
+_STALLED_SECONDS = 60.0  # timeout of a client that does not read its answer
 _SAME_LINE_SECONDS = 60.0
 _NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -31,34 +31,34 @@ _TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-lengt
 
 
 def most_connections() -> int:
-    """How many connections the limit of file handles leaves room for."""
+    """The number of connections that the limit of file handles allows."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return _MOST_CONNECTIONS
-    # asyncio has accepted some more before it tells us of the first.
+    # asyncio accepts a whole backlog before it reports the first connection.
     return max(8, min(_MOST_CONNECTIONS, soft - 4 * ACCEPTED_AT_ONCE - _OTHER_FILES))
 
 
 class Connections(ServerState):
-    """All connections of a server, and those among them that have no request in progress."""
+    """All connections of a server, and the idle ones, without a request in progress."""
 
     def __init__(self, most: int, *, head_seconds: float = _HEAD_SECONDS) -> None:
         super().__init__()
         self.most, self.head_seconds = most, head_seconds
         self.idle: dict[Connection, None] = {}
-        """In the order in which they began to be."""
+        """In the order in which they became idle."""
 
     def make_room(self) -> None:
-        """Drop those that have been idle longest while there are too many.
+        """Close the connections that have been idle longest while there are too many.
 
-        Where none is, all are at work: then the newest, which is not among them yet, has to go.
+        If none is idle, close the newest, which has no request yet.
         """
         while len(self.connections) > self.most and self.idle:
             next(iter(self.idle)).drop()
 
 
 class Connection(H11Protocol):
-    """One connection, with an end to every wait."""
+    """One connection, with a timeout on every wait."""
 
     server_state: Connections
 
@@ -80,7 +80,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def drop(self) -> None:
-        """Close it now, whatever was still to be sent."""
+        """Close it now and discard unsent data."""
         self.server_state.idle.pop(self, None)
         self.connections.discard(self)
         self.transport.abort()
@@ -90,7 +90,7 @@ class Connection(H11Protocol):
             return
         if self in self.server_state.idle:
             self._head_begun = True
-            if self._head_timer is None:  # the first bytes on a connection that was kept
+            if self._head_timer is None:  # first bytes of the next request (keep-alive)
                 self._wait_for_head()
         super().data_received(data)
 
@@ -111,7 +111,7 @@ class Connection(H11Protocol):
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
-        if self.transport.get_write_buffer_size():  # closing would wait until it is read
+        if self.transport.get_write_buffer_size():  # closing would wait until the client reads
             self.drop()
 
     def pause_writing(self) -> None:
@@ -143,9 +143,9 @@ class Connection(H11Protocol):
 
 
 class Repeats(logging.Filter):
-    """Lets the same warning through once a minute; what clients do must not fill a disk.
+    """Passes the same warning once a minute, so that clients cannot fill the disk with logs.
 
-    Errors with a traceback always come through, but for cancelled requests, which are none.
+    Errors with a traceback always pass, except those of cancelled requests.
     """
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ _repeats = Repeats()
 
 
 def quiet(loop: asyncio.AbstractEventLoop) -> None:
-    """Keep what clients can cause again and again from being logged as often."""
+    """Limit how often warnings that clients can cause are logged."""
     for name in ("uvicorn.error", __name__):
         logging.getLogger(name).addFilter(_repeats)  # the same one is not added twice
     loop.set_exception_handler(_on_loop_error)

@@ -1,7 +1,7 @@
-"""Why a request is refused, and how each protocol says so.
+"""Refusals of requests, and the error body of each protocol.
 
-Everything a client can do wrong becomes a `Refusal` somewhere below; it is written out in one
-place, in the shape that the client's own library turns into its own exception.
+Every mistake of a client raises a `Refusal`. The middleware alone writes it out, in the shape that
+the client's library turns into its own exception.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Refusal(Exception):
-    """A request that is not answered: an HTTP status, and a message that says what to change."""
+    """A refused request: an HTTP status, and a message that says what to change."""
 
     def __init__(
         self,
@@ -32,17 +32,17 @@ class Refusal(Exception):
 def context_overflow(
     prompt_tokens: int, context_tokens: int, param: str = "messages", *, exact: bool = True
 ) -> Refusal:
-    """A prompt that leaves no room for an answer; without `exact` it has even more tokens.
+    """The Refusal for a prompt that leaves no room for an answer.
 
-    Agents shorten their history when they read this, and recognise it by its code or by one of
-    the two sentences that the hosted services write.
+    Without `exact`, `prompt_tokens` is a lower bound. Agents shorten their history on this error,
+    and recognise it by its code or by one of the two sentences that the hosted services write.
     """
     about = "" if exact else "at least "
     return Refusal(
         400,
         f"prompt is too long: {about}{prompt_tokens} tokens > {context_tokens - 1} maximum. "
         f"This model's maximum context length is {context_tokens} tokens, the answer included; "
-        f"shorten the {param} or start anew",
+        f"shorten the {param} or start a new conversation",
         param=param,
         code="context_length_exceeded",
     )
@@ -105,7 +105,7 @@ def ollama_error(refusal: Refusal) -> dict[str, Any]:
 
 
 def shape_for(path: str) -> Shape:
-    """The shape of errors at a path, known before the request is."""
+    """The error shape of a path, known before its request is parsed."""
     if path.removeprefix("/anthropic").startswith("/v1/messages"):
         return anthropic_error
     if path.startswith("/api/"):

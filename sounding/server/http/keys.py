@@ -9,28 +9,28 @@ _SHORTEST = 16  # characters; shorter keys can be guessed
 
 
 class Keys:
-    """The keys that open a server. Only their hashes stay in memory."""
+    """The API keys of a server. Only their hashes stay in memory."""
 
     def __init__(self, keys: Iterable[str]) -> None:
-        """Raises ValueError for no key at all, and for one that could be guessed."""
+        """Raises ValueError for an empty list, and for a key too short to be safe."""
         self._digests = [_digest(key) for key in _checked(keys)]
 
     @classmethod
     def from_file(cls, path: Path) -> "Keys":
-        """One key a line; empty lines and those that begin with # are comments.
+        """Read a file of one key a line; empty lines and those that begin with # are ignored.
 
         Raises ValueError naming the file, OSError when it cannot be read.
         """
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         try:
             return cls(line for line in lines if line and not line.startswith("#"))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     def owner(self, key: str) -> str | None:
-        """A name for whoever has this key, None if it opens nothing.
+        """The owner name of a key; None if it is not valid.
 
-        Every key is compared, so that the time tells nothing about which one was near.
+        Every key is compared, so that the time reveals nothing about which one was close.
         """
         digest = _digest(key)
         found = None

@@ -1,7 +1,7 @@
-"""What stands before every route: who may come in, how much at a time, and how errors leave.
+"""The middleware before every route: origin, host, key, size, load, and errors.
 
-A plain ASGI layer, so that it sees each request before anything is read of it and each failure
-after everything else: a client never gets a traceback, always its protocol's own error.
+A plain ASGI layer: it sees each request before any of its body is read, and each failure after
+everything else, so that a client always gets its protocol's error and never a traceback.
 """
 
 import asyncio
@@ -21,15 +21,15 @@ from sounding.server.service import Service
 
 log = logging.getLogger(__name__)
 
-# Loaded by browsers before anybody could type a key, and asked by whatever starts the server.
+# Browsers load these before a user can enter a key, and supervisors poll /health without one.
 _OPEN = ("/", "/health", "/ui", "/openapi.json")
-# Nothing but a name or an address, and a port: no user, nothing behind a bracket.
+# A name or an address and a port, nothing else: no user, nothing behind a bracket.
 _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::\d*)?", re.ASCII)
-_LARGE_BYTES = 1 << 20  # a body after which memory is tidied up
+_LARGE_BYTES = 1 << 20  # free memory is released after a body of this size
 
 
 class AccessMiddleware:
-    """Wraps the routes of a service."""
+    """Middleware around the routes of a service."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
@@ -47,20 +47,22 @@ class AccessMiddleware:
         except Refusal as refusal:
             await visit.refuse(refusal)
         except ClientDisconnect:
-            pass  # nobody is left to be told
-        except HTTPException as error:  # of the static files
+            pass  # nobody reads the answer
+        except HTTPException as error:  # raised for static files
             await visit.refuse(Refusal(error.status_code, error.detail, code="not_found"))
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             await visit.refuse(
-                Refusal(500, "the server failed; its log says why", code="internal_error")
+                Refusal(
+                    500, "internal error; the server's log has the traceback", code="internal_error"
+                )
             )
         finally:
             visit.leave()
 
 
 class _Visit:
-    """One request on its way through the gate."""
+    """One request on its way through the middleware."""
 
     def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
         self._service, self._settings = service, service.settings
@@ -73,10 +75,10 @@ class _Visit:
         self._body_read = False
         self._deadline = time.monotonic() + self._settings.body_seconds
 
-    # -- coming in ---------------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------------
 
     async def preflight(self) -> bool:
-        """JSONAnswer a browser that asks whether a page elsewhere may come in."""
+        """Answer a browser's CORS preflight."""
         asks = self._scope["method"] == "OPTIONS" and "access-control-request-method" in (
             self._headers
         )
@@ -93,19 +95,17 @@ class _Visit:
         return False
 
     def admit(self) -> None:
-        """Raises Refusal for whoever may not come in, or not now."""
+        """Reject requests without access (host, origin, key, size, load). Raises Refusal."""
         self._check_host()
         self._check_origin()
         self._check_key()
         if self._scope["method"] == "POST":
             if self._service.draining:
-                raise Refusal(
-                    503, "the server is about to stop", code="draining", retry_after_seconds=5
-                )
+                raise Refusal(503, "the server is stopping", code="draining", retry_after_seconds=5)
             if self._service.in_flight >= self._settings.max_requests:
                 raise Refusal(
                     429,
-                    f"{self._service.in_flight} requests are in progress, as many as may be; "
+                    f"{self._service.in_flight} requests are in progress, as many as allowed; "
                     "try again in a moment",
                     code="overloaded",
                     retry_after_seconds=1,
@@ -127,13 +127,13 @@ class _Visit:
         if host not in hosts:
             raise Refusal(
                 403,
-                f"this server does not answer to the name {given[:200]!r}; it is one of "
-                f"{list(hosts)} (serve --allowed-host adds others)",
+                f"the Host header {given[:200]!r} is not allowed; use one of "
+                f"{list(hosts)} (serve --allowed-host adds names)",
                 code="wrong_host",
             )
 
     def _check_origin(self) -> None:
-        """Browsers say where a page comes from; those from elsewhere need to be invited."""
+        """Reject requests of web pages from other origins, unless they are allowed."""
         origin = self._headers.get("origin")
         if origin is None or self._allowed_origin() is not None:
             return
@@ -141,8 +141,7 @@ class _Visit:
         if not place or place != self._headers.get("host"):
             raise Refusal(
                 403,
-                f"a page from {origin[:200]!r} may not use this server; "
-                "serve --cors-origin allows it",
+                f"the origin {origin[:200]!r} is not allowed; serve --cors-origin allows it",
                 code="origin_not_allowed",
             )
 
@@ -156,12 +155,12 @@ class _Visit:
         if keys is None or self._path in _OPEN or self._path.startswith("/ui/"):
             return
         scheme, _, bearer = self._headers.get("authorization", "").partition(" ")
-        # Libraries send both where both are set, one of them often empty or a placeholder.
+        # Libraries may send both headers, one of them often empty or a placeholder.
         given = [self._headers.get("x-api-key", ""), bearer if scheme.lower() == "bearer" else ""]
         given = [key.strip() for key in given if key.strip()]
         owner = next((owner for owner in map(keys.owner, given) if owner is not None), None)
         if owner is None:
-            what = "is not one of this server's" if given else "is missing"
+            what = "is not valid" if given else "is missing"
             raise Refusal(
                 401,
                 f"the API key {what}; send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
@@ -174,7 +173,7 @@ class _Visit:
         if given.lower() not in ("", "identity"):
             raise Refusal(
                 415,
-                f"the body comes with Content-Encoding: {given[:60]!r}; send it as it is",
+                f"Content-Encoding {given[:60]!r} is not supported; send the body uncompressed",
                 code="unsupported_encoding",
                 headers={"accept-encoding": "identity"},
             )
@@ -188,7 +187,7 @@ class _Visit:
             )
 
     async def receive(self) -> Message:
-        """The next part of the request, as long as it is neither too large nor too slow."""
+        """Receive the next part of the request. Raises Refusal if it is too large or too slow."""
         if self._body_read:
             return await self._receive()
         try:
@@ -205,7 +204,7 @@ class _Visit:
         self._body_read = not message.get("more_body", False)
         return message
 
-    # -- going out ---------------------------------------------------------------------------------
+    # -- responses ---------------------------------------------------------------------------------
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -219,7 +218,7 @@ class _Visit:
 
     async def refuse(self, refusal: Refusal) -> None:
         if self._status is not None:
-            return  # the answer has begun: closing the connection is all that is left to say
+            return  # the response has begun: only closing the connection can report the failure
         shape = shape_for(self._path)
         answer = JSONAnswer(shape(refusal), status_code=refusal.status, headers=refusal.headers)
         await answer(self._scope, self._receive, self.send)
@@ -234,7 +233,7 @@ class _Visit:
 
 
 def _split(address: str) -> SplitResult:
-    """The parts of an address; none of one that is not an address."""
+    """The parts of an address; all empty if it is not valid."""
     try:
         return urlsplit(address)
     except ValueError:

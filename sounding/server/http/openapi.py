@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the models that read the requests."""
+"""The OpenAPI document, generated from the models that validate requests."""
 
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,14 +22,14 @@ _NULLABLE: Json = {"type": ["string", "null"]}
 
 @dataclass(frozen=True)
 class Operation:
-    """A route that takes a request."""
+    """A route that accepts a request body."""
 
     path: str
     model: type[Wire]
     summary: str
     shape: Shape = openai_error
     stream: str | None = "text/event-stream"
-    """The media type of an answer that streams, None where none does."""
+    """The media type of streamed answers; None if answers are never streamed."""
 
 
 _EVENT: Json = {
@@ -99,8 +99,8 @@ def _write(operation: Operation, reference: Json) -> Json:
         },
         "responses": {
             "200": {"description": "The answer.", "content": content},
-            "4XX": _refused(operation.shape, "The request, or its moment, is wrong."),
-            "503": _refused(operation.shape, "The server is about to stop."),
+            "4XX": _refused(operation.shape, "The request is invalid, or refused at this time."),
+            "503": _refused(operation.shape, "The server is stopping."),
         },
     }
 
@@ -110,7 +110,7 @@ def _read(path: str) -> Json:
     read: Json = {
         "responses": {
             "200": {"description": "The answer.", "content": {kind: {"schema": {}}}},
-            "4XX": _refused(openai_error, "The request is wrong."),
+            "4XX": _refused(openai_error, "The request is invalid."),
         }
     }
     if "{name}" in path:

@@ -1,8 +1,7 @@
-"""The page at `/`: the plain files of server/web, with headers that keep it to itself.
+"""The page at `/`: the static files of server/web, with a strict content security policy.
 
-Scripts, styles and connections come from and go to this server alone; no other site may put the
-page into a frame. Files are small and read once; a browser asks again each time and is told by
-their hash that nothing has changed.
+Scripts, styles and connections are limited to this server, and no other site may frame the page.
+Files are small and read once; browsers revalidate them by their hash (ETag).
 """
 
 import hashlib
@@ -34,14 +33,14 @@ HEADERS = {
 
 
 def endpoints() -> dict[str, Endpoint]:
-    """By path, all GET: the page itself, and each file under /ui/."""
+    """Routes by path, all GET: the page itself, and each file under /ui/."""
     files = {path.name: _File(path) for path in sorted(FOLDER.iterdir()) if path.suffix in TYPES}
     served: dict[str, Endpoint] = {"/": files["index.html"].answer}
     return served | {f"/ui/{name}": file.answer for name, file in files.items()}
 
 
 class _File:
-    """A file in memory."""
+    """A static file in memory."""
 
     def __init__(self, path: Path) -> None:
         self._data = path.read_bytes()

@@ -1,7 +1,7 @@
-"""Listening: sockets, signals, and an end in which nobody's answer is cut off.
+"""Sockets, signals, and graceful shutdown.
 
-The first SIGTERM or SIGINT begins the drain: what runs may end within the grace, new requests are
-told to go elsewhere (503). A second one cancels what runs; within a second the process is over.
+The first SIGTERM or SIGINT begins the drain: running requests may end within the grace period, new
+ones get 503. A second signal cancels running requests; the process then ends within a second.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ from sounding.server.service import Service
 
 log = logging.getLogger(__name__)
 
-_LAST_WORDS_SECONDS = 2  # for answers on their way after the engine has stopped
-_HURRY_SECONDS = 0.4  # for the same after a second signal
-_LAST_RESORT_SECONDS = 0.9  # after which a second signal ends the process, whatever it still does
+_LAST_WORDS_SECONDS = 2  # to send the rest of answers after the engine has stopped
+_HURRY_SECONDS = 0.4  # the same after a second signal
+_LAST_RESORT_SECONDS = 0.9  # after a second signal, until the process is ended by force
 
 
 class Server(uvicorn.Server):
@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
         ready: Callable[[], None] = lambda: None,
         connections: Connections | None = None,
     ) -> None:
-        """`ready` is called once requests are taken."""
+        """`ready` is called once requests are accepted."""
         config = uvicorn.Config(
             application(service),
             http=Connection,
@@ -79,16 +79,16 @@ class Server(uvicorn.Server):
             self.drain()
 
     def drain(self) -> None:
-        """Begin to stop; from any thread."""
+        """Begin the drain; callable from any thread."""
         self._service.draining = True
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._begin_drain)
 
     def hurry(self) -> None:
-        """Wait for nobody any more; from any thread.
+        """Cancel all requests; callable from any thread.
 
-        What the engine runs is cancelled, so that clients are told, and the drain goes on from
-        there. Who has not taken leave soon after is cut off.
+        Cancelled requests send their clients an error, and the drain goes on. Connections that are
+        still open shortly after are closed.
         """
         if self._loop is None:
             self.should_exit = self.force_exit = True
@@ -109,17 +109,17 @@ class Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         log.info("draining for at most %g seconds", self._grace_seconds)
-        # The engine lets what runs end, cancels the rest after the grace, and stops.
+        # The engine finishes running requests, cancels the rest after the grace period, and stops.
         await asyncio.to_thread(self._service.engine.close, self._grace_seconds)
         await self._service.ledger.idle()
         self.should_exit = True
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, on a free port for port 0. Raises OSError naming the address."""
+    """A listening socket; port 0 selects a free port. Raises OSError naming the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, asyncio sends at once what it is given. Without, the second packet of
-    # an answer on a kept connection waits 40 ms for an acknowledgement (Nagle).
+    # With the protocol given, asyncio sets TCP_NODELAY. Without it, the second packet of an answer
+    # on a keep-alive connection waits 40 ms for an acknowledgement (Nagle).
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -131,7 +131,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """Whether the address is reachable from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -141,9 +141,9 @@ def is_loopback(host: str) -> bool:
 
 
 class _OfProcess(Server):
-    """The server that a process is for: it ends the process where something does not end.
+    """The server of a process of its own, which it ends by force where a thread does not end.
 
-    A thread that tokenizes cannot be cancelled, and Python would wait for it.
+    A thread that tokenizes cannot be cancelled, and Python would wait for it at exit.
     """
 
     def hurry(self) -> None:

@@ -1,4 +1,4 @@
-"""How the server is: `/health`, `/status`, `/metrics`, and the list of models."""
+"""Read-only routes: `/health`, `/status`, `/metrics`, and the list of models."""
 
 from datetime import UTC, datetime
 
@@ -12,7 +12,7 @@ from sounding.server.service import Service
 
 
 def endpoints(service: Service) -> dict[str, Endpoint]:
-    """By path, all GET."""
+    """Routes by path, all GET."""
 
     async def health(request: Request) -> Response:
         word = "draining" if service.draining else "ok"
@@ -27,7 +27,7 @@ def endpoints(service: Service) -> dict[str, Endpoint]:
     async def models(request: Request) -> Response:
         names = [name for name in service.settings.model_names if name != "*"]
         data = [_listed(service, name) for name in names or [service.model_name]]
-        # The last three are Anthropic's: there is one page.
+        # The last three are Anthropic's pagination: there is one page.
         ends = {"has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]}
         return JSONAnswer({"object": "list", "data": data, **ends})
 
@@ -35,7 +35,7 @@ def endpoints(service: Service) -> dict[str, Endpoint]:
         return JSONAnswer(_listed(service, service.require_model(request.path_params["name"])))
 
     async def props(request: Request) -> Response:
-        """llama.cpp's: its clients ask for the length of the context."""
+        """llama.cpp's route, from which its clients read the length of the context."""
         context = service.engine.context_tokens
         return JSONAnswer(
             {
@@ -58,7 +58,7 @@ def endpoints(service: Service) -> dict[str, Endpoint]:
 
 
 def _listed(service: Service, name: str) -> Json:
-    """A model as OpenAI and Anthropic list it; clients read the fields they know."""
+    """A model in OpenAI's and Anthropic's lists at once; clients read the fields they know."""
     return {
         "id": name,
         "object": "model",

@@ -1,7 +1,7 @@
-"""Answers that are sent piece by piece, and the watch over a client that may leave.
+"""Streamed answers, and detection of disconnects.
 
-A client that leaves cancels the work in progress at once, also while a long prompt is still being
-read and nothing is being sent.
+A disconnect cancels the work in progress at once, even during the prefill of a long prompt, when
+nothing is being sent.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ KEEP_ALIVE = b": keep-alive\n\n"
 
 
 def to_json(value: Any) -> bytes:
-    """Compact JSON in UTF-8, the form of everything we send.
+    """Compact JSON in UTF-8, the encoding of every response.
 
     Raises ValueError for NaN and infinities, which are not JSON.
     """
@@ -46,9 +46,9 @@ class JSONAnswer(Response):
 
 
 class Frames(Response):
-    """A stream of frames, with `keep_alive` sent where none comes for too long.
+    """A streamed response of frames, with `keep_alive` sent after a silent interval.
 
-    `cancel` is called when it is over, whichever way.
+    `cancel` is called when the response ends, for whatever reason.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Frames(Response):
         try:
             await while_connected(receive, self._send(send))
         except (ClientDisconnect, OSError):
-            pass  # nobody is left to be told
+            pass  # nobody reads the answer
         finally:
             self._cancel()
 
@@ -96,7 +96,7 @@ class Frames(Response):
 
 
 async def _next(frames: AsyncIterator[bytes]) -> bytes:
-    """The next frame, b"" at the end (a task cannot raise StopAsyncIteration)."""
+    """The next frame; b"" at the end, since a task cannot raise StopAsyncIteration."""
     return await anext(frames, b"")
 
 
@@ -105,7 +105,7 @@ def _body(frame: bytes) -> dict[str, Any]:
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work unless the client leaves first; then it is cancelled and ClientDisconnect raised.
+    """Run `work`; on a disconnect cancel it and raise ClientDisconnect.
 
     The request's body must have been read.
     """
@@ -123,7 +123,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def whole(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """`while_connected` for an answer that is sent in one piece."""
+    """`while_connected` around an answer that is sent in one piece."""
     return await while_connected(request.receive, work)
 
 

@@ -1,9 +1,9 @@
-"""Requests as typed models in which no field is lost in silence.
+"""Requests as typed models that ignore no field silently.
 
-A field of a protocol is one of three: declared, and then it is honoured; `accepted`, and then it
-is known to change nothing here and the docs say why; or `refused` by name with the reason, unless
-its value asks for nothing. Any other name is an error that suggests the nearest one, unless it is
-null: clients that write out whole structures mean an absent field by that, of ours too.
+A field of a protocol is declared (and honoured), `accepted` (it has no effect here, and the docs
+say why), or `refused` by name with the reason, unless its value requests nothing. Any other name
+is an error that suggests the nearest field, unless its value is null: clients that serialise whole
+structures write absent fields as null.
 """
 
 import difflib
@@ -33,12 +33,12 @@ MOST_COLLECTIONS = 50_000  # objects and arrays in one request
 _MOST_NAMES = 3 * MOST_COLLECTIONS
 MOST_VALUES = 4 * MOST_COLLECTIONS
 _PAGE_BYTES = 1 << 18
-_LONGEST_NAME = 80  # of a field, in what is said about it
+_LONGEST_NAME = 80  # of a field's name in an error message
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A field we do not support: why, and the values that ask for nothing (null is one)."""
+    """An unsupported field: the reason, and values that request nothing (null always does)."""
 
     why: str
     harmless: tuple[Any, ...] = ()
@@ -61,7 +61,7 @@ def _end_at_first_fault(schema: Any) -> None:
 
 
 class Wire(BaseModel):
-    """A JSON object of a protocol. Types are strict: "5" is no number."""
+    """A JSON object of a protocol. Types are strict: "5" is not a number."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -92,7 +92,7 @@ class Wire(BaseModel):
                     continue
                 raise fault(name, _unknown(name, names))
             if value is None and not names[name]:
-                continue  # absent, as the default has it
+                continue  # the same as an absent field
             kept[name] = value
         return kept
 
@@ -100,19 +100,38 @@ class Wire(BaseModel):
     def __get_pydantic_core_schema__(
         cls, source: type[BaseModel], handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Lists and objects that end at their first fault: of a million none is worth having."""
+        """Stop validating a list or object at its first error; a million errors help nobody."""
         schema = handler(source)
         _end_at_first_fault(schema)
         return schema
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> Json:
-        """The declared fields, and those that are accepted with any value."""
+        """What is read: null as an absent field, the harmless values of refused ones too."""
         schema = handler.resolve_ref_schema(handler(core))
+        required = schema.get("required", ())
         properties = schema.setdefault("properties", {})
+        for name, declared in properties.items():
+            if name not in required:
+                properties[name] = _or_null(declared)
         for name, why in cls.accepted.items():
             properties[name] = {"description": f"Accepted without effect: {why}"}
+        for name, refused in cls.refused.items():
+            description = f"Not supported: {refused.why}"
+            properties[name] = {"enum": [None, *refused.harmless], "description": description}
+        schema["additionalProperties"] = {"type": "null"}
         return schema
+
+
+def _or_null(schema: Json) -> Json:
+    """A field's schema, which admits null as well."""
+    kinds = ("type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const")
+    if not any(name in schema for name in kinds) or {"type": "null"} in schema.get("anyOf", ()):
+        return schema
+    about = ("title", "description", "default")
+    told = {name: value for name, value in schema.items() if name in about}
+    plain = {name: value for name, value in schema.items() if name not in about}
+    return {"anyOf": [plain, {"type": "null"}], **told}
 
 
 Model = TypeVar("Model", bound=Wire)
@@ -121,7 +140,7 @@ Model = TypeVar("Model", bound=Wire)
 def read_json(body: bytes, most_values: int = MOST_VALUES) -> Any:
     """Parse a request's body.
 
-    Raises Refusal for what is no JSON, NaN and half surrogates too, and for too many parts.
+    Raises Refusal for invalid JSON (NaN and lone surrogates included) and for too many values.
     """
     _check_structure(body, most_values)
     try:
@@ -131,9 +150,9 @@ def read_json(body: bytes, most_values: int = MOST_VALUES) -> Any:
 
 
 def _check_structure(body: bytes, most_values: int) -> None:
-    """Raise Refusal for JSON of so many parts that nothing else would run while it is read.
+    """Raise Refusal for JSON with so many values that parsing would block other threads.
 
-    A long text is read at once; what costs is values, names more, and objects and arrays most.
+    Long texts are cheap; values cost time, names more, and objects and arrays most.
     """
     limits = (
         ("[{", MOST_COLLECTIONS, "objects and arrays"),
@@ -148,18 +167,18 @@ def _check_structure(body: bytes, most_values: int) -> None:
         if count > most:
             raise Refusal(
                 400,
-                f"the body has {count} {what}; at most {most} are read: send fewer, longer texts",
+                f"the body has {count} {what}; at most {most} are allowed: send longer texts",
                 code="invalid_value",
             )
 
 
 def _count_marks(body: bytes) -> NDArray[np.int64]:
-    """How often each byte stands outside of strings. By the page, so that other threads may run."""
+    """Count each byte outside of strings, page by page, so that other threads may run."""
     counts = np.zeros(256, np.int64)
     inside, start = False, 0
     while start < len(body):
         page = body[start : start + _PAGE_BYTES]
-        if (len(page) - len(page.rstrip(b"\\"))) % 2:  # an escape needs its second byte
+        if (len(page) - len(page.rstrip(b"\\"))) % 2:  # do not split an escape
             page = body[start : start + len(page) + 1]
         start += len(page)
         page = page.replace(b"\\\\", b"").replace(b'\\"', b"")
@@ -171,7 +190,7 @@ def _count_marks(body: bytes) -> NDArray[np.int64]:
 
 
 def read_model(model: type[Model], given: Any) -> Model:
-    """Validate a request. Raises Refusal naming the field that is wrong."""
+    """Validate a request. Raises Refusal naming the invalid field."""
     try:
         return model.model_validate(given)
     except ValidationError as error:
@@ -179,8 +198,8 @@ def read_model(model: type[Model], given: Any) -> Model:
 
 
 def _refusal(error: ValidationError, given: Any) -> Refusal:
-    # One fault is enough: further ones are often consequences. Where a value may be of several
-    # types each of them has its faults, and what got furthest is what was meant.
+    # Report one error: further ones are often consequences. A value of a union has the errors of
+    # every type; the deepest one belongs to the type that was meant.
     faults = error.errors(include_url=False, include_input=False)
     worst = max(faults, key=lambda f: (f["type"] == "field", len(f["loc"])))
     place = [*worst["loc"]]
@@ -195,10 +214,9 @@ def _refusal(error: ValidationError, given: Any) -> Refusal:
 
 
 def _path(place: list[int | str], given: Any, *, absent: bool) -> str:
-    """`messages[0].content` for a place in a request.
+    """Format a location in a request, such as `messages[0].content`.
 
-    Where a value may be of several types pydantic's place also names the type it tried; such
-    steps are in no object and are left out.
+    For a union, pydantic's location also names the type it tried; such steps are left out.
     """
     path = ""
     for number, step in enumerate(place, 1):
@@ -213,20 +231,20 @@ def _path(place: list[int | str], given: Any, *, absent: bool) -> str:
 
 @cache
 def _names(model: type[Wire]) -> Mapping[str, bool]:
-    """The declared fields, and whether each must be given."""
+    """The declared fields, and whether each is required."""
     fields = model.model_fields.items()
     return {field.alias or name: field.is_required() for name, field in fields}
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
-    short = len(name) < _LONGEST_NAME  # looking for what is near takes long for long names
+    short = len(name) < _LONGEST_NAME  # searching for a near match is slow for long names
     near = difflib.get_close_matches(name, sorted(known), 1) if short else []
     hint = f"; did you mean {near[0]!r}?" if near else f"; the fields are {sorted(known)}"
-    return f"{name[:_LONGEST_NAME]!r} is no field of this request{hint}"
+    return f"{name[:_LONGEST_NAME]!r} is not a field of this request{hint}"
 
 
 def fault(field: str, message: str) -> PydanticCustomError:
-    """What a model raises when it is the value of `field` that is wrong."""
+    """The error for a validator to raise where the value of `field` is invalid."""
     return PydanticCustomError(
         "field", "{message}", {"field": field, "message": message, "code": "unsupported_parameter"}
     )

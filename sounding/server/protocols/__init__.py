@@ -1,1 +1,1 @@
-"""The protocols that clients speak (OpenAI, Anthropic, Ollama, llama.cpp) and what they share."""
+"""The protocols of clients (OpenAI, Anthropic, Ollama, llama.cpp) and their shared parts."""

@@ -1,4 +1,4 @@
-"""Answering a conversation, for every protocol that has one: prompt, runs, replies."""
+"""Answer a conversation, for every protocol that has them: prompt, runs, replies."""
 
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
@@ -12,19 +12,19 @@ from sounding.server.turn_memory import RenderedTurns
 
 
 class Answering:
-    """The answers in the making to one conversation."""
+    """Answers to one conversation, in progress."""
 
     def __init__(self, exchange: Exchange, replies: Sequence[AnswerReader]) -> None:
         self.exchange, self.replies = exchange, replies
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, AnswerPiece | Answered]]:
-        """The number of an answer and what it says next; each ends with Answered."""
+        """Yield (index of the answer, its next part); each answer ends with Answered."""
         async for index, event in self.exchange:
             for said in self.replies[index].feed(event):
                 yield index, said
 
     async def ends(self) -> list[Answered]:
-        """Wait for all. Raises Refusal where one did not come to an end of its own."""
+        """Wait for all answers. Raises Refusal if one failed."""
         ends: dict[int, Answered] = {}
         async with self.exchange:
             async for index, said in self:
@@ -45,9 +45,9 @@ async def answer(
     *,
     call_prefix: str = "call_",
 ) -> Answering:
-    """Begin `count` answers to a conversation. Raises Refusal for one that cannot be answered.
+    """Start `count` answers to a conversation. Raises Refusal if it cannot be answered.
 
-    The ids of calls begin with `call_prefix`, by which some clients tell protocols apart.
+    The ids of calls begin with `call_prefix`, by which some clients recognise the protocol.
     """
     settings, tokenizer = service.settings, service.tokenizer
     context = service.engine.context_tokens
@@ -77,7 +77,7 @@ async def answer(
 
 
 def several(sampling: Sampling, count: int) -> list[Sampling]:
-    """The same sampling with a seed for each of several answers."""
+    """The same sampling parameters with a seed of its own for each answer."""
     params = sampling.params
     return [
         dataclasses.replace(

@@ -1,7 +1,7 @@
 """`/v1/chat/completions`: OpenAI's protocol as DeepSeek documents it.
 
-What DeepSeek adds: `thinking`, `reasoning_content` both ways, `prefix` on a last assistant
-message, the cache's hits in `usage`.
+DeepSeek's additions: `thinking`, `reasoning_content` in requests and answers, `prefix` on a last
+assistant message, cache hits in `usage`.
 """
 
 from functools import partial
@@ -42,13 +42,13 @@ ROUTE = "/v1/chat/completions"
 
 
 # --------------------------------------------------------------------------------------------------
-# The wire
+# Requests
 
 
 class TextPart(Wire):
     """A piece of a message's content."""
 
-    accepted: ClassVar = {"cache_control": "every prefix is cached as it is"}
+    accepted: ClassVar = {"cache_control": "every prefix is cached without markers"}
 
     type: Literal["text"]
     text: str
@@ -58,7 +58,9 @@ class TextPart(Wire):
     def _only_text(cls, given: Any) -> Any:
         kind = given.get("type") if isinstance(given, dict) else None
         if isinstance(kind, str) and kind != "text":
-            raise fault("type", f"a content part of type {kind[:40]!r}: {ONLY_TEXT}")
+            raise fault(
+                "type", f"content parts of type {kind[:40]!r} are not supported: {ONLY_TEXT}"
+            )
         return given
 
 
@@ -69,9 +71,9 @@ class CalledFunction(Wire):
 
 
 class ToolCall(Wire):
-    """A call the assistant made, as it is sent back."""
+    """A call of the assistant in an earlier turn."""
 
-    accepted: ClassVar = {"index": "left over from streaming"}
+    accepted: ClassVar = {"index": "an artefact of streaming"}
 
     id: str
     type: Literal["function"] = "function"
@@ -79,44 +81,45 @@ class ToolCall(Wire):
 
 
 class ChatMessage(Wire):
-    """One message. `developer` is a newer name of `system`."""
+    """One message. `developer` is the newer name of `system`."""
 
     accepted: ClassVar = {
-        "name": "the prompt format has no names for speakers",
-        "annotations": "left over from an answer",
+        "name": "the prompt format has no speaker names",
+        "annotations": "belongs to an earlier answer",
     }
     refused: ClassVar = {
         "refusal": Refused("the prompt format has no refusals"),
         "audio": Refused(ONLY_TEXT),
-        "function_call": Refused("functions are tools by now: send tool_calls"),
+        "function_call": Refused("`function_call` is deprecated; use `tool_calls`"),
     }
 
     role: Literal["system", "developer", "user", "assistant", "tool", "latest_reminder"]
     content: str | list[TextPart] | None = None
     reasoning_content: str | None = None
-    """What an assistant thought. Restored from the server's memory where it is missing."""
+    """The assistant's reasoning. Restored from the server's turn memory if missing."""
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     prefix: bool | None = None
-    """On a last assistant message: go on with it."""
+    """On a last assistant message: continue it."""
 
     @model_validator(mode="after")
     def _belong_together(self) -> "ChatMessage":
         if self.role != "assistant":
             for name in ("reasoning_content", "tool_calls", "prefix"):
                 if getattr(self, name):
-                    raise fault(name, f"{name} belongs to an assistant, not to a {self.role}")
+                    raise fault(
+                        name,
+                        f"{name} is not allowed in {self.role} messages, only in assistant's",
+                    )
             if self.content is None:
                 raise fault("content", f"a {self.role} message needs content")
         if (self.role == "tool") != (self.tool_call_id is not None):
-            rule = (
-                "a tool message needs it" if self.role == "tool" else "only a tool message has it"
-            )
+            rule = "tool messages need it" if self.role == "tool" else "only tool messages have it"
             raise fault("tool_call_id", f"tool_call_id: {rule}")
         return self
 
     def as_message(self) -> Message:
-        """In the shape that the prompt encoder reads."""
+        """Convert to the shape that the prompt encoder reads."""
         role = "system" if self.role == "developer" else self.role
         message: Message = {"role": role}
         if isinstance(self.content, list) and role == "user":
@@ -138,11 +141,11 @@ class FunctionDefinition(Wire):
     parameters: dict[str, Any] | None = None
     """JSON schema of the arguments."""
     strict: bool | None = None
-    """Hold the calls to the schema while they are generated."""
+    """Constrain the decoding of calls to the schema."""
 
 
 class FunctionTool(Wire):
-    accepted: ClassVar = {"cache_control": "every prefix is cached as it is"}
+    accepted: ClassVar = {"cache_control": "every prefix is cached without markers"}
 
     type: Literal["function"]
     function: FunctionDefinition
@@ -176,8 +179,8 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoic
 
 class SchemaFormat(Wire):
     accepted: ClassVar = {
-        "name": "a schema is told by its content",
-        "description": "a schema is told by its content",
+        "name": "ignored: schemas are matched by content",
+        "description": "ignored: schemas are matched by content",
         "strict": "the answer always follows the schema",
     }
 
@@ -185,7 +188,7 @@ class SchemaFormat(Wire):
 
 
 class ResponseFormat(Wire):
-    """`json_object` is any object; `json_schema` follows one, which the model is shown."""
+    """`json_object` allows any object; `json_schema` follows a schema, shown in the prompt."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: SchemaFormat | None = None
@@ -194,7 +197,8 @@ class ResponseFormat(Wire):
     def _schema_where_due(self) -> "ResponseFormat":
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise fault(
-                "json_schema", "json_schema goes with the type 'json_schema', and with it only"
+                "json_schema",
+                "json_schema is required with type 'json_schema', and only allowed there",
             )
         return self
 
@@ -202,7 +206,7 @@ class ResponseFormat(Wire):
 class Thinking(Wire):
     type: Literal["enabled", "disabled"]
     budget_tokens: int | None = Field(default=None, ge=1)
-    """After so many tokens of reasoning the answer begins."""
+    """Maximum number of reasoning tokens; then the answer begins."""
 
 
 class ChatCompletionRequest(Wire):
@@ -210,24 +214,26 @@ class ChatCompletionRequest(Wire):
     refused: ClassVar = UNSUPPORTED_SAMPLING | {
         "audio": Refused(ONLY_TEXT),
         "modalities": Refused(ONLY_TEXT, (["text"],)),
-        "functions": Refused("functions are tools by now: send tools", ([],)),
-        "function_call": Refused("functions are tools by now: send tool_choice", ("none", "auto")),
+        "functions": Refused("`functions` is deprecated; use `tools`", ([],)),
+        "function_call": Refused(
+            "`function_call` is deprecated; use `tool_choice`", ("none", "auto")
+        ),
         "web_search_options": Refused("the server does not search the web"),
-        "moderation": Refused("nothing is moderated"),
-        "store": Refused("nothing is stored", (False,)),
-        "verbosity": Refused("ask for it in words", ("medium",)),
+        "moderation": Refused("moderation is not available"),
+        "store": Refused("the server stores no answers", (False,)),
+        "verbosity": Refused("request it in the prompt", ("medium",)),
     }
 
     model: str | None = None
-    """The one that is served where it is empty or absent."""
+    """Empty or absent: the model that is served."""
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    """The newer name of max_tokens; reasoning counts."""
+    """The newer name of max_tokens; includes reasoning."""
     n_predict: int | None = Field(default=None, ge=-1)
-    """llama.cpp's name of max_tokens; 0 only puts the prompt into the cache."""
+    """llama.cpp's name of max_tokens; 0 only caches the prompt."""
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
     stop: str | list[str] | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -247,20 +253,23 @@ class ChatCompletionRequest(Wire):
     @model_validator(mode="after")
     def _belong_together(self) -> "ChatCompletionRequest":
         if self.top_logprobs is not None and not self.logprobs:
-            raise fault("top_logprobs", "top_logprobs needs logprobs: true")
+            raise fault("top_logprobs", "top_logprobs requires logprobs: true")
         if self.stream_options is not None and not self.stream:
-            raise fault("stream_options", "stream_options needs stream: true")
+            raise fault("stream_options", "stream_options requires stream: true")
         last = len(self.messages) - 1
         for index, message in enumerate(self.messages):
             if message.prefix and index < last:
-                raise fault("messages", f"messages[{index}].prefix: only the last may be a prefix")
+                raise fault(
+                    "messages", f"messages[{index}].prefix: only the last message may be a prefix"
+                )
         if self.messages[last].role == "assistant" and not self.messages[last].prefix:
             raise fault(
-                "messages", "the last message is the assistant's; to go on with it, set its prefix"
+                "messages",
+                "the last message is the assistant's; to continue it, set its prefix to true",
             )
         enabled = self.thinking is not None and self.thinking.type == "enabled"
         if enabled and self.reasoning_effort == "none":
-            raise fault("reasoning_effort", "reasoning_effort 'none' is no thinking at all")
+            raise fault("reasoning_effort", "reasoning_effort 'none' contradicts thinking")
         return self
 
 
@@ -271,11 +280,11 @@ def text_of(content: str | list[TextPart] | None, between: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# Into our terms
+# Conversion
 
 
 def conversation_of(request: ChatCompletionRequest, thinks: bool) -> Conversation:
-    """What is asked; `thinks` says whether to think where the request does not."""
+    """Convert to a `Conversation`; `thinks` is the default for thinking."""
     effort = request.reasoning_effort
     thinking = thinks if effort is None else effort != "none"
     if request.thinking is not None:
@@ -301,7 +310,7 @@ def conversation_of(request: ChatCompletionRequest, thinks: bool) -> Conversatio
 def read_choice(
     choice: ToolChoice | None, tools: list[Message]
 ) -> tuple[Choice, tuple[str, ...] | None]:
-    """Whether to call, and which; Refusal for a tool that is not there."""
+    """Whether to call, and which tools. Raises Refusal for an unknown tool."""
     names: tuple[str, ...] | None = None
     word: Choice = "auto"
     if isinstance(choice, NamedTool):
@@ -315,7 +324,7 @@ def read_choice(
 
 
 def _schema_of(form: ResponseFormat | None) -> tuple[Any, bool]:
-    """The schema of the content, None for text, and whether the model is shown it."""
+    """The schema of the content, None for text, and whether the prompt contains it."""
     if form is None or form.type == "text":
         return None, False
     if form.json_schema is None:

@@ -94,7 +94,7 @@ class ChatWriter:
         )
 
     def _logprobs(self, pieces: list[AnswerPiece]) -> Json | None:
-        """By channel, because reasoning has its own tokens."""
+        """Logprobs by channel, because reasoning has its own tokens."""
         if not self._wants_logprobs:
             return None
         found: Json = {"content": [], "reasoning_content": []}
@@ -105,7 +105,7 @@ class ChatWriter:
 
 
 def _delta(reply: AnswerReader, piece: AnswerPiece) -> Json:
-    """What a piece adds to the message; {} for what clients are not told."""
+    """The delta of a piece; {} for pieces that the protocol does not have."""
     match piece.event:
         case ContentDelta(text):
             return {"content": text}
@@ -121,6 +121,6 @@ def _delta(reply: AnswerReader, piece: AnswerPiece) -> Json:
 
 
 def _finish(end: Answered) -> Json:
-    """The reason to finish; `finish_detail` where it has no word in the protocol."""
+    """The finish reason; `finish_detail` for reasons that the protocol does not have."""
     detail = {"finish_detail": end.reason} if end.reason in ("time", "repetition") else {}
     return {"finish_reason": end.finish, **detail}

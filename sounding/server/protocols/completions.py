@@ -1,8 +1,8 @@
-"""`/v1/completions`: text continued as it is, or with a `suffix` filled in at a cursor.
+"""`/v1/completions`: continue a raw text, or with a `suffix` fill in at a cursor.
 
-A prompt is raw: the names of special tokens in it are those tokens, and a BOS is put before it
-where there is none. Around a cursor (`suffix`) they are ordinary characters; a prompt that they
-make a gap is that gap, in whatever order the model learned it.
+In a raw prompt the names of special tokens are those tokens, and a BOS is added if missing. Around
+a cursor (`suffix`) they are ordinary characters. A prompt that marks a gap with FIM tokens is
+that gap, rendered in the order that the model was trained on.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.engine.requests import Finished, GenerationRequest, TokenEvent
 from sounding.server.conversation import Sampling, answer_tokens, sampling_params
 from sounding.server.exchange import Exchange, require_ended
@@ -39,7 +39,7 @@ from sounding.server.protocols.usage import openai_usage
 from sounding.server.service import Service
 
 ROUTE = "/v1/completions"
-_DEFAULT_TOKENS = 16  # as OpenAI documents
+_DEFAULT_TOKENS = 16  # OpenAI's documented default
 _MOST_PROMPTS = 64
 
 
@@ -48,25 +48,25 @@ class CompletionRequest(Wire):
     refused: ClassVar = UNSUPPORTED_SAMPLING
 
     model: str | None = None
-    """The one that is served where it is empty or absent."""
+    """Empty or absent: the model that is served."""
     prompt: str | list[str] | list[int] | list[list[int]]
     """Text or token ids, one or several."""
     suffix: str | None = None
-    """The text after the cursor: what is between the prompt and it is written."""
+    """The text after the cursor; the answer goes between prompt and suffix."""
     max_tokens: int | None = Field(default=None, ge=0)
-    """16 if not given; 0 only puts the prompt into the cache."""
+    """Default 16; 0 only caches the prompt."""
     n_predict: int | None = Field(default=None, ge=-1)
-    """llama.cpp's name of max_tokens; -1: as many as there is room for."""
+    """llama.cpp's name of max_tokens; -1: as many as the context allows."""
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
     best_of: int | None = Field(default=None, ge=1)
-    """Must be n: all answers are returned."""
+    """Must equal n: all answers are returned."""
     echo: bool | None = None
-    """Give the prompt back before each answer."""
+    """Return the prompt before each answer."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: str | list[str] | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
-    """1 if not given; 0 in a gap that the names of the FIM tokens mark."""
+    """Default 1; 0 for a gap marked by FIM tokens."""
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
     min_p: float | None = Field(default=None, ge=0, le=1)
@@ -76,16 +76,17 @@ class CompletionRequest(Wire):
     @model_validator(mode="after")
     def _belong_together(self) -> "CompletionRequest":
         if self.stream_options is not None and not self.stream:
-            raise fault("stream_options", "stream_options needs stream: true")
+            raise fault("stream_options", "stream_options requires stream: true")
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise fault("best_of", "best_of must equal n: every answer is returned")
         if self.echo and self.logprobs is not None:
             raise fault(
-                "echo", "echo with logprobs is not supported: the prompt's are not computed"
+                "echo",
+                "echo with logprobs is not supported: logprobs of the prompt are not computed",
             )
         if self.suffix is not None and (self.echo or not isinstance(self.prompt, str)):
             name = "echo" if self.echo else "prompt"
-            raise fault(name, "a suffix goes with one prompt of text, and without echo")
+            raise fault(name, "suffix requires a single text prompt without echo")
         if not 1 <= len(_prompts(self.prompt)) <= _MOST_PROMPTS:
             raise fault("prompt", f"prompt: give 1 to {_MOST_PROMPTS}")
         return self
@@ -93,7 +94,7 @@ class CompletionRequest(Wire):
 
 @dataclass
 class _Choice:
-    """One answer so far."""
+    """One answer in progress."""
 
     source: Filling | Plain
     prompt: str
@@ -165,12 +166,11 @@ class Completions:
             service,
             gap,
             None,
-            max_tokens=sampling.max_tokens or 0,
+            sampling=sampling,
             context_tokens=context,
-            stop=sampling.stop,
             whole=True,
         )
-        return filling.request(sampling, service.settings.max_seconds), _Choice(filling, "")
+        return filling.request(service.settings.max_seconds), _Choice(filling, "")
 
     def _continue(
         self, prompt: str | list[int], samplings: Sequence[Sampling]
@@ -203,8 +203,7 @@ class Completions:
         if not prompt or not all(0 <= token < tokenizer.num_tokens for token in prompt):
             raise Refusal(
                 400,
-                f"prompt: token ids go from 0 to {tokenizer.num_tokens - 1}, and there is at "
-                "least one",
+                f"prompt: token ids are 0 to {tokenizer.num_tokens - 1}, at least one of them",
                 param="prompt",
                 code="invalid_value",
             )
@@ -212,21 +211,21 @@ class Completions:
 
 
 def _prompts(prompt: Any) -> list[Any]:
-    """Each of the prompts, text or ids."""
+    """The prompts as a list of texts or token ids."""
     if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
         return [prompt]
     return list(prompt)
 
 
 def _gap(prompt: str | list[int], asked: CompletionRequest) -> Gap | None:
-    """The cursor that is written at, None where text goes on."""
+    """The gap to fill; None for text to continue."""
     if asked.suffix is not None and isinstance(prompt, str):
         return Gap(prompt, asked.suffix)
     return marked_gap(prompt) if isinstance(prompt, str) and not asked.echo else None
 
 
 def take(choice: _Choice, event: TokenEvent | Finished) -> str:
-    """Add an event to an answer; the text it adds. Raises Refusal for one without an end."""
+    """Add an event to an answer and return the text it adds. Raises Refusal for a failed run."""
     if isinstance(event, Finished):
         choice.end = event
         require_ended(event)
@@ -292,7 +291,7 @@ class _Writer:
     def _usage(self, choices: Sequence[_Choice]) -> Json:
         usages = [choice.end.usage for choice in choices if choice.end is not None]
         usage = openai_usage(usages)
-        # Several prompts add up; several answers to one share it.
+        # Prompts add up; several answers to one prompt share it.
         firsts = usages[:: self._asked.n or 1]
         prompt, hit = sum(u.prompt_tokens for u in firsts), sum(u.hit_tokens for u in firsts)
         return usage | {

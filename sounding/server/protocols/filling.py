@@ -1,17 +1,24 @@
-"""Text that is written at a cursor, for the protocols that fill in the middle."""
+"""Completions at a cursor, for the protocols that fill in the middle."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import logging
+from collections.abc import Mapping
 from functools import partial
 
-from sounding.completion.completer import Fill
+from sounding.completion.completer import Completer, Plan
 from sounding.completion.context import File
-from sounding.completion.endings import Gap, Kind, trim
-from sounding.completion.prompt import CompletionSettings
+from sounding.completion.gap import Gap, Kind
+from sounding.completion.prompt import TYPING_CANDIDATES, CompletionSettings
+from sounding.completion.trimming import trim
+from sounding.engine.batch import Batch
 from sounding.engine.requests import (
+    EngineFault,
     Event,
     Finished,
     GenerationRequest,
+    Overloaded,
     Priority,
+    Stream,
     TokenEvent,
 )
 from sounding.server.conversation import Sampling
@@ -20,11 +27,13 @@ from sounding.server.service import Service
 from sounding.text.markup import BOS, FIM_BEGIN, FIM_END, FIM_HOLE
 from sounding.text.tokenizer import TooManyTokens
 
+_log = logging.getLogger(__name__)
+
 
 def marked_gap(prompt: str) -> Gap | None:
-    """The gap of a prompt that is exactly begin, prefix, hole, suffix, end; None for any other.
+    """The gap of a prompt of the form begin, prefix, hole, suffix, end; None for any other.
 
-    Editors write it so for every DeepSeek model, but not every one learned this order.
+    Editors use this order for every DeepSeek model, but not every model was trained on it.
     """
     text = prompt.removeprefix(BOS)
     if not (text.startswith(FIM_BEGIN) and text.endswith(FIM_END)):
@@ -56,49 +65,95 @@ class Filling:
     """One completion at a cursor in the making."""
 
     def __init__(
-        self, gap: Gap, kind: Kind | None, fill: Fill, newlines: Newlines, stops: Mapping[str, str]
+        self,
+        completer: Completer,
+        plan: Plan,
+        newlines: Newlines,
+        stops: Mapping[str, str],
+        sampling: Sampling,
+        *,
+        min_confidence: float = 0.0,
     ) -> None:
-        """`stops` has the client's stop strings by what is looked for."""
-        self._gap, self._kind, self.fill = gap, kind, fill
-        self._newlines, self._stops = newlines, stops
+        """`stops` has the client's stop strings by what is looked for. Of a line that is less sure
+        than `min_confidence` there is no text."""
+        self._completer, self.plan = completer, plan
+        self._newlines, self._stops, self._sampling = newlines, stops, sampling
+        self._answer, self._reader = (completer.decoder(plan, stop=tuple(stops)) for _ in range(2))
+        self._min_confidence = min_confidence
+        self._settled: str | None = None
         self._shown = 0
 
     @property
     def truncated(self) -> bool:
-        return self.fill.truncated
+        return self.plan.truncated
 
     @property
     def stop(self) -> str | None:
-        """The stop string that was found."""
-        found = self.fill.reader.found
+        """The stop string that ended the answer."""
+        found = self._reader.found
         return None if found is None else self._stops.get(found, found)
+
+    @property
+    def competes(self) -> bool:
+        """True if other candidates may take the place of what is generated, so that nothing of it
+        is certain before its end."""
+        return self.plan.competes and not self._sampling.params.temperature
 
     def feed(self, event: Event) -> str:
         """The text that became certain with an event of the engine; the rest with the last."""
-        reader = self.fill.reader
         if isinstance(event, TokenEvent):
-            reader.push(event.token, 0.0)
-            certain = reader.certain
+            self._reader.push(event.token, 0.0)
+            certain = "" if self.competes else self._reader.certain
+        elif self._settled is not None:
+            certain = self._settled
         else:
-            certain = self.fill.answer.finish()[0].text
-            if self._kind is not None:
-                short = reader.cut_short or event.reason in ("length", "time")
-                certain = trim(certain, self._gap, cut_short=short)
+            certain = self._answer.finish()
+            if self.plan.kind is not None:
+                certain = trim(certain, self.plan.gap, cut_short=self._cut(event))
         more = certain[self._shown :]
         self._shown = max(self._shown, len(certain))
         return self._newlines.write(more)
 
-    def request(self, sampling: Sampling, max_seconds: float | None) -> GenerationRequest:
+    async def settle(self, event: Finished, service: Service) -> None:
+        """Choose among candidates, where they compete, before the last event is fed.
+
+        The engine works on them before all others' requests; where it cannot, or the time was up,
+        what was generated stands.
+        """
+        if not self.competes or self.plan.blank or self.stop or event.reason != "stop":
+            return
+        streams: list[Stream] = []
+        batch = Batch(service.engine, Priority.KEYSTROKE, begun=streams.append)
+        work = partial(
+            self._completer.using(batch).settle,
+            *(self.plan, self._sampling.params, self._answer),
+            cut=self._cut(event),
+        )
+        try:
+            found = await service.threads.run(work)
+            self._settled = found.text if found.confidence >= self._min_confidence else ""
+        except asyncio.CancelledError:
+            for stream in streams:
+                stream.cancel()
+            raise
+        except (EngineFault, Overloaded, ValueError) as error:
+            _log.warning("no other candidates for a line: %s", error)
+
+    def request(self, max_seconds: float | None) -> GenerationRequest:
+        sampling = self._sampling
         return GenerationRequest(
-            prompt=self.fill.prompt,
+            prompt=self.plan.prompt,
             params=sampling.params,
-            max_tokens=0 if self.fill.blank else sampling.max_tokens or 0,
+            max_tokens=0 if self.plan.blank else sampling.max_tokens or 0,
             max_seconds=max_seconds,
             top_logprobs=sampling.top_logprobs,
-            answer=self.fill.answer,
+            answer=self._answer,
             priority=Priority.KEYSTROKE,
             markup=False,
         )
+
+    def _cut(self, event: Finished) -> bool:
+        return self._reader.cut_short or event.reason in ("length", "time")
 
 
 class Plain:
@@ -109,7 +164,7 @@ class Plain:
     def __init__(self, eos_id: int) -> None:
         self._eos_id = eos_id
         self.stop: str | None = None
-        """The stop string that was found."""
+        """The stop string that ended the answer."""
 
     def feed(self, event: Event) -> str:
         if isinstance(event, Finished):
@@ -124,11 +179,11 @@ async def fill_in(
     gap: Gap,
     kind: Kind | None,
     *,
-    max_tokens: int,
+    sampling: Sampling,
     context_tokens: int,
-    stop: Sequence[str] = (),
     files: tuple[File, ...] = (),
     whole: bool = False,
+    min_confidence: float = 0.0,
 ) -> Filling:
     """Prepare a completion. Raises Refusal where the context leaves no room for it.
 
@@ -139,33 +194,35 @@ async def fill_in(
     newlines = Newlines(gap.prefix + gap.suffix)
     gap = _with_newlines(gap)
     files = tuple((name, Newlines.read(text)) for name, text in files)
-    stops = {Newlines.read(one): one for one in stop}
+    stops = {Newlines.read(one): one for one in sampling.stop}
     try:
         settings = CompletionSettings(
-            max_tokens=max(1, max_tokens), context_tokens=context_tokens, typing=True
+            max_tokens=max(1, sampling.max_tokens or 0),
+            context_tokens=context_tokens,
+            candidates=TYPING_CANDIDATES,
+            typing=True,
         )
     except ValueError as error:
         raise Refusal(400, f"{error}", param="max_tokens", code="context_length_exceeded") from None
     try:
         if whole:
             await threads.run(partial(completer.count, gap, context_tokens))
-        fill = await threads.run(
-            partial(completer.begin, gap, kind, settings, files=files, stop=tuple(stops))
-        )
+        plan = await threads.run(partial(completer.plan, gap, kind, settings, files=files))
     except TooManyTokens as error:
         raise context_overflow(
             error.num_tokens, context_tokens, param="prompt", exact=error.exact
         ) from None
     except ValueError as error:
         raise Refusal(400, f"{error}", code="invalid_value") from None
-    if whole and fill.truncated:
+    if whole and plan.truncated:
         num_tokens = await threads.run(partial(completer.count, gap))
         raise context_overflow(num_tokens, context_tokens, param="prompt")
-    return Filling(fill.gap, kind, fill, newlines, stops)
+    return Filling(completer, plan, newlines, stops, sampling, min_confidence=min_confidence)
 
 
 def _with_newlines(gap: Gap) -> Gap:
     prefix = gap.prefix
     if prefix.endswith("\r") and gap.suffix.startswith("\n"):
         prefix = prefix[:-1]  # the cursor is within a line end
-    return Gap(Newlines.read(prefix), Newlines.read(gap.suffix))
+    # A byte-order mark is no part of a text; the model never saw one.
+    return Gap(Newlines.read(prefix.removeprefix("\ufeff")), Newlines.read(gap.suffix))

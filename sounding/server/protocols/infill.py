@@ -1,7 +1,7 @@
 """`/infill`: llama.cpp's protocol for completions at a cursor, as its editor plug-ins speak it.
 
-The prompt is the one of our own completions (completion/completer.py), the answer ends with its
-line or block, and the request goes before all others in the engine, because somebody is typing.
+The prompt is that of our own completions (completion/completer.py), the answer ends with its line
+or block, and the request has the highest priority in the engine: a person is typing.
 """
 
 from collections.abc import AsyncIterator
@@ -11,8 +11,8 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sounding.completion.endings import Gap
-from sounding.engine.requests import Finished, Usage
+from sounding.completion.gap import Gap
+from sounding.engine.requests import Event, Finished, Usage
 from sounding.server.conversation import Sampling, sampling_params
 from sounding.server.exchange import Exchange, failure, require_ended
 from sounding.server.http.errors import llama_error
@@ -25,38 +25,38 @@ from sounding.server.service import Service
 ROUTE = "/infill"
 _DEFAULT_TOKENS = 128
 
-_NO_PENALTY = "tokens are not penalised"
-_NO_SAMPLER = "there is no such sampler"
+_NO_PENALTY = "penalties are not supported"
+_NO_SAMPLER = "this sampler is not supported"
 
 
 class ExtraText(Wire):
     """A piece of another file."""
 
-    accepted: ClassVar = {"time": "the client's own order counts"}
+    accepted: ClassVar = {"time": "pieces are read in the order given"}
 
     filename: str = ""
     text: str
 
 
 class LlamaRequest(Wire):
-    """What llama.cpp's routes have in common."""
+    """Fields that llama.cpp's routes share."""
 
     accepted: ClassVar = {
         "cache_prompt": "prefixes are always cached",
-        "id_slot": "every slot finds every prefix",
-        "n_indent": "the cursor's own line says how deep its block is",
-        "n_cmpl": "there is one answer; at temperature 0 the others would be the same",
-        "n_keep": "the prompt is cut at its far ends",
-        "samplers": "the parameters say which run; their order is fixed",
-        "timings_per_token": "timings come with the end",
+        "id_slot": "the prefix cache is shared by all slots",
+        "n_indent": "the cursor's line determines the depth of its block",
+        "n_cmpl": "there is one answer; at temperature 0 others would equal it",
+        "n_keep": "the prompt is cut at the ends far from the cursor",
+        "samplers": "parameters select samplers; their order is fixed",
+        "timings_per_token": "timings are in the last object",
         "user": "metadata",
     }
     refused: ClassVar = {
-        "n_probs": Refused("probabilities are told in /v1/completions", (0,)),
-        "grammar": Refused("the text around the cursor is the grammar", ("",)),
-        "json_schema": Refused("the text around the cursor is the grammar"),
-        "ignore_eos": Refused("the end of the text is its end", (False,)),
-        "logit_bias": Refused("tokens are not biased one by one", ([], {})),
+        "n_probs": Refused("logprobs are only available from /v1/completions", (0,)),
+        "grammar": Refused("answers follow the text around the cursor", ("",)),
+        "json_schema": Refused("answers follow the text around the cursor"),
+        "ignore_eos": Refused("EOS always ends an answer", (False,)),
+        "logit_bias": Refused("token biases are not supported", ([], {})),
         "repeat_penalty": Refused(_NO_PENALTY, (1, 1.0)),
         "presence_penalty": Refused(_NO_PENALTY, (0, 0.0)),
         "frequency_penalty": Refused(_NO_PENALTY, (0, 0.0)),
@@ -65,29 +65,29 @@ class LlamaRequest(Wire):
         "xtc_probability": Refused(_NO_SAMPLER, (0, 0.0)),
         "mirostat": Refused(_NO_SAMPLER, (0,)),
         "dynatemp_range": Refused(_NO_SAMPLER, (0, 0.0)),
-        "return_tokens": Refused("token ids are in the trace", (False,)),
+        "return_tokens": Refused("token ids are in traces", (False,)),
         "lora": Refused("there are no adapters", ([],)),
     }
 
     model: str | None = None
     n_predict: int | None = Field(default=None, ge=-1)
-    """-1: as many as there is room for; 0 only puts the prompt into the cache."""
+    """-1: as many as the context allows; 0 only caches the prompt."""
     max_tokens: int | None = Field(default=None, ge=0)
     """Another name of n_predict."""
     t_max_prompt_ms: float | None = Field(default=None, ge=0)
     t_max_predict_ms: float | None = Field(default=None, ge=0)
-    """After both times together the answer is what there is of it; 0 is no limit."""
+    """Time limits that add up; then the answer ends with the text so far. 0 is no limit."""
     stream: bool | None = None
     stop: str | list[str] | None = None
     temperature: float | None = Field(default=None, ge=0)
-    """0 if not given: the likeliest."""
+    """Default 0: the most likely token."""
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = None
-    """-1 draws one."""
+    """-1: a random seed."""
     response_fields: list[str] | None = Field(default=None, max_length=100)
-    """Which fields to send, such as "content" and "timings/prompt_n"; the others stay away."""
+    """Fields to send, such as "content" and "timings/prompt_n"; all others are left out."""
 
 
 class InfillRequest(LlamaRequest):
@@ -95,9 +95,11 @@ class InfillRequest(LlamaRequest):
     """The text before the cursor's line, or before the cursor."""
     input_suffix: str = ""
     input_extra: list[ExtraText] = Field(default_factory=list)
-    """Pieces of other files; the most relevant ones are shown to the model."""
+    """Pieces of other files; the most relevant ones go into the prompt."""
     prompt: str = ""
-    """The cursor's line up to the cursor: more of the prefix."""
+    """The cursor's line up to the cursor, appended to input_prefix."""
+    min_confidence: float = Field(default=0.0, ge=0, le=1)
+    """Give no text for a missing line that is less likely to be exactly right."""
 
 
 class Infill:
@@ -124,19 +126,19 @@ class Infill:
     async def _begin(self, asked: Any) -> tuple[Exchange, Filling | Plain]:
         service = self._service
         context = min(service.settings.infill_context_tokens, service.engine.context_tokens)
-        # At least half of the context is for the prompt, or there is nothing to complete.
+        # The prompt gets at least half of the context.
         sampling = sampling_of(asked, context // 2)
         gap = Gap(asked.input_prefix + asked.prompt, asked.input_suffix)
         filling = await fill_in(
             service,
             gap,
             gap.natural_kind(),
-            max_tokens=sampling.max_tokens or 0,
+            sampling=sampling,
             context_tokens=context,
-            stop=sampling.stop,
             files=tuple((extra.filename, extra.text) for extra in asked.input_extra),
+            min_confidence=asked.min_confidence,
         )
-        request = filling.request(sampling, seconds_of(asked, service.settings.max_seconds))
+        request = filling.request(seconds_of(asked, service.settings.max_seconds))
         return await service.begin(self.route, [request]), filling
 
     async def _complete(self, asked: LlamaRequest, model: str) -> Json:
@@ -144,7 +146,7 @@ class Infill:
         text = ""
         async with exchange:
             async for _, event in exchange:
-                text += filling.feed(event)
+                text += await self._text(filling, event)
         finished = exchange.runs[0].finished
         assert finished is not None
         require_ended(finished)
@@ -154,7 +156,7 @@ class Infill:
         self, exchange: Exchange, filling: Filling | Plain, asked: LlamaRequest, model: str
     ) -> AsyncIterator[bytes]:
         async for _, event in exchange:
-            text = filling.feed(event)
+            text = await self._text(filling, event)
             if isinstance(event, Finished):
                 if (fault := failure(event)) is not None:
                     yield sse(llama_error(fault))
@@ -162,6 +164,12 @@ class Infill:
                 yield sse(_chosen(self._last(exchange, filling, text, event, model), asked))
             elif text:
                 yield sse({"index": 0, "content": text, "stop": False})
+
+    async def _text(self, filling: Filling | Plain, event: Event) -> str:
+        """The text that became certain with an event."""
+        if isinstance(filling, Filling) and isinstance(event, Finished):
+            await filling.settle(event, self._service)
+        return filling.feed(event)
 
     def _last(
         self,
@@ -171,7 +179,7 @@ class Infill:
         finished: Finished,
         model: str,
     ) -> Json:
-        """The object an answer ends with, or consists of."""
+        """The last object of a stream, or the whole answer."""
         request, usage = exchange.runs[0].request, finished.usage
         return {
             "index": 0,
@@ -219,7 +227,7 @@ def sampling_of(
 
 
 def seconds_of(asked: LlamaRequest, limit: float | None) -> float | None:
-    """The time limit that asks for the least."""
+    """The smallest time limit."""
     limits = [limit] if limit is not None else []
     if asked.t_max_predict_ms:
         limits.append((asked.t_max_predict_ms + (asked.t_max_prompt_ms or 0)) / 1000)
@@ -254,7 +262,7 @@ def _timing(name: str, count: int, seconds: float) -> Json:
 
 
 def _chosen(whole: Json, asked: LlamaRequest) -> Json:
-    """The fields asked for, nested ones under their path."""
+    """The requested fields, nested ones under their path."""
     if not asked.response_fields:
         return whole
     chosen: Json = {}

@@ -1,6 +1,6 @@
-"""`/completion`: llama.cpp's own route for text that goes on as it is, and answers like `/infill`.
+"""`/completion`: llama.cpp's route that continues a raw text, with answers like those of `/infill`.
 
-The names of special tokens in a prompt are those tokens; a gap that they make is filled in.
+In a prompt the names of special tokens are those tokens; a gap marked by FIM tokens is filled in.
 """
 
 from functools import partial
@@ -20,9 +20,9 @@ ROUTE = "/completion"
 class LlamaCompletionRequest(LlamaRequest):
     prompt: str
     n_predict: int | None = Field(default=None, ge=-1)
-    """-1, the default: as many as there is room for; 0 only puts the prompt into the cache."""
+    """Default -1: as many as the context allows; 0 only caches the prompt."""
     temperature: float | None = Field(default=None, ge=0)
-    """1 if not given; 0 in a gap that the names of the FIM tokens mark."""
+    """Default 1; 0 for a gap marked by FIM tokens."""
 
 
 class LlamaCompletion(Infill):
@@ -41,12 +41,11 @@ class LlamaCompletion(Infill):
                 service,
                 gap,
                 None,
-                max_tokens=sampling.max_tokens or 0,
+                sampling=sampling,
                 context_tokens=context,
-                stop=sampling.stop,
                 whole=True,
             )
-            request = filling.request(sampling, seconds_of(asked, limit))
+            request = filling.request(seconds_of(asked, limit))
             return await service.begin(ROUTE, [request]), filling
         sampling = sampling_of(asked, context, 1.0, -1)
         ids = await service.threads.run(partial(service.raw_prompt, asked.prompt))

@@ -1,4 +1,4 @@
-"""Probabilities of tokens, as OpenAI's protocols write them."""
+"""Logprobs in the formats of OpenAI's protocols."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from sounding.engine.requests import TokenEvent
 from sounding.text.tokenizer import Tokenizer
 
-_IMPOSSIBLE = -9999.0  # JSON has no infinity; this is OpenAI's word for it
+_IMPOSSIBLE = -9999.0  # JSON has no infinity; OpenAI sends this
 
 
 def finite(logprob: float | None) -> float:
@@ -14,7 +14,7 @@ def finite(logprob: float | None) -> float:
 
 
 def token_logprob(tokenizer: Tokenizer, event: TokenEvent) -> dict[str, Any]:
-    """A token with its probability and the likeliest ones in its place."""
+    """A token with its logprob, and the most likely tokens in its place."""
     top = [_entry(tokenizer, token, logprob) for token, logprob in event.top_logprobs]
     return _entry(tokenizer, event.token, event.logprob) | {"top_logprobs": top}
 

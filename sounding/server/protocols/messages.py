@@ -1,7 +1,7 @@
 """`/v1/messages` and `/v1/messages/count_tokens`: Anthropic's protocol.
 
-Thinking is off unless asked for, as that protocol has it. With `display: "omitted"` a thinking
-block's signature is the reasoning itself in disguise (opaque.py), so that it comes back.
+Thinking is off by default, as in that protocol. With `display: "omitted"` the signature of a
+thinking block encodes its reasoning (opaque.py), so that clients send it back.
 """
 
 from functools import partial
@@ -41,14 +41,14 @@ ROUTE = "/v1/messages"
 COUNT_ROUTE = "/v1/messages/count_tokens"
 
 # --------------------------------------------------------------------------------------------------
-# The wire
+# Requests
 
 
 class Tool(Wire):
-    accepted: ClassVar = CACHED | {"eager_input_streaming": "arguments always stream"}
+    accepted: ClassVar = CACHED | {"eager_input_streaming": "arguments are always streamed"}
     refused: ClassVar = {
-        "allowed_callers": Refused("tools are called by the model alone", (["direct"],)),
-        "input_examples": Refused("show them in the description", ([],)),
+        "allowed_callers": Refused("only the model calls tools", (["direct"],)),
+        "input_examples": Refused("put examples into the description", ([],)),
     }
 
     type: Literal["custom"] | None = None
@@ -57,14 +57,17 @@ class Tool(Wire):
     input_schema: dict[str, Any]
     strict: bool | None = None
     defer_loading: bool | None = None
-    """Shown where a `tool_reference` first names it, and not before."""
+    """Describe the tool where a `tool_reference` first names it, not at the start."""
 
     @model_validator(mode="before")
     @classmethod
     def _only_custom(cls, given: Any) -> Any:
         kind = given.get("type") if isinstance(given, dict) else None
         if isinstance(kind, str) and kind != "custom":
-            raise fault("type", f"the server itself has no tool {kind[:60]!r}; describe your own")
+            raise fault(
+                "type",
+                f"server tools such as {kind[:60]!r} are not available; define a tool of your own",
+            )
         return given
 
     def as_tool(self) -> Message:
@@ -85,16 +88,16 @@ class ToolChoice(Wire):
     @model_validator(mode="after")
     def _named(self) -> "ToolChoice":
         if (self.type == "tool") != (self.name is not None):
-            raise fault("name", "name goes with the type 'tool', and with it only")
+            raise fault("name", "name is required with type 'tool', and only allowed there")
         return self
 
 
 class Thinking(Wire):
     type: Literal["enabled", "adaptive", "disabled"]
     budget_tokens: int | None = Field(default=None, ge=1)
-    """After so many tokens of reasoning the answer begins."""
+    """Maximum number of reasoning tokens; then the answer begins."""
     display: Literal["summarized", "omitted"] | None = None
-    """`omitted` leaves the text away; the signature still carries it. Nothing is summarized."""
+    """`omitted` leaves out the text; the signature still encodes it. Nothing is summarized."""
 
 
 class OutputFormat(Wire):
@@ -104,7 +107,7 @@ class OutputFormat(Wire):
 
 class OutputConfig(Wire):
     effort: Effort | None = None
-    """That of a message counts from there on; the last one is taken."""
+    """Effort in a message applies from there on; the last one wins."""
     format: OutputFormat | None = None
 
 
@@ -112,21 +115,21 @@ class CountTokensRequest(Wire):
     accepted: ClassVar = {
         **CACHED,
         "metadata": "metadata",
-        "service_tier": "there is one tier",
-        "inference_geo": "there is one place",
+        "service_tier": "there is only one tier",
+        "inference_geo": "there is only one location",
         "user_profile_id": "metadata",
         "workspace_id": "metadata",
-        "diagnostics": "the trace has them",
-        "context_management": "the history is taken as it is sent; nothing is cleared from it",
+        "diagnostics": "they are in traces",
+        "context_management": "the history is used as sent; nothing is cleared from it",
     }
     refused: ClassVar = {
-        "container": Refused("there are no containers"),
+        "container": Refused("containers are not available"),
         "mcp_servers": Refused("the server calls no tools itself", ([],)),
-        "speed": Refused("there is one speed", ("standard",)),
+        "speed": Refused("only the standard speed is available", ("standard",)),
     }
 
     model: str | None = None
-    """The one that is served where it is empty or absent."""
+    """Empty or absent: the model that is served."""
     messages: Annotated[
         list[MessageParam], AfterValidator(asked_in_text), AfterValidator(results_of_calls)
     ] = Field(min_length=1)
@@ -140,7 +143,7 @@ class CountTokensRequest(Wire):
 
 class MessagesRequest(CountTokensRequest):
     max_tokens: int = Field(ge=0)
-    """Thinking counts; 0 only puts the prompt into the cache."""
+    """Includes thinking; 0 only caches the prompt."""
     stream: bool | None = None
     stop_sequences: list[str] | None = None
     temperature: float | None = Field(default=None, ge=0, le=1)
@@ -149,7 +152,7 @@ class MessagesRequest(CountTokensRequest):
 
 
 # --------------------------------------------------------------------------------------------------
-# Into our terms
+# Conversion
 
 
 def conversation_of(asked: CountTokensRequest) -> Conversation:
@@ -190,7 +193,7 @@ def conversation_of(asked: CountTokensRequest) -> Conversation:
 
 
 class CountTokens:
-    """The endpoint that only counts."""
+    """The endpoint that counts tokens."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -1,8 +1,8 @@
-"""The messages of `/v1/messages` and their blocks, and how they read in the prompt format.
+"""The messages of `/v1/messages` and their blocks, and their conversion to the prompt format.
 
-The history is sent each time, so a block of another model or of a hosted service's tools must not
-refuse it: such blocks are left out, and pictures in results and in the past read
-`[Unsupported image]`, as the published encoder writes it. Only what is asked now has to be text.
+Clients send the whole history each time, so a block of another model or of a hosted tool must not
+cause a refusal: such blocks are left out, and pictures in results and earlier turns become
+`[Unsupported image]`, as in the published encoder. Only the newest question must be text.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -17,21 +17,21 @@ from sounding.server.protocols.fields import ONLY_TEXT, Effort
 from sounding.server.protocols.opaque import unwrap
 from sounding.text.markup import to_json
 
-CACHED = {"cache_control": "every prefix is cached as it is"}
+CACHED = {"cache_control": "every prefix is cached without markers"}
 
-# Its digits change with each request, so that no later one would begin like it.
+# Its digits change with each request, so no later prompt would share the prefix.
 _BILLING = "x-anthropic-billing-header:"
 _UNSEEN = ("image", "document", "search_result", "container_upload")
 _HOSTED = ("server_tool_use", "mcp_tool_use", "redacted_thinking", "compaction", "fallback")
 
 
 # --------------------------------------------------------------------------------------------------
-# The wire
+# Requests
 
 
 class TextBlock(Wire):
     accepted: ClassVar = CACHED
-    refused: ClassVar = {"citations": Refused("nothing is cited", ([],))}
+    refused: ClassVar = {"citations": Refused("citations are not available", ([],))}
 
     type: Literal["text"]
     text: str
@@ -54,7 +54,7 @@ class ToolUseBlock(Wire):
     id: str
     name: str
     input: Annotated[dict[str, Any], BeforeValidator(_object)] = Field(default_factory=dict)
-    """Null or blank is that of a call that takes nothing."""
+    """Null or blank means a call without arguments."""
 
 
 class ToolReferenceBlock(Wire):
@@ -65,7 +65,7 @@ class ToolReferenceBlock(Wire):
 
 
 class LeftOutBlock(Wire):
-    """A block of another model, or of a tool that a hosted service ran: of no use here."""
+    """A block of another model or of a hosted tool; it is left out."""
 
     type: str
 
@@ -76,13 +76,13 @@ class LeftOutBlock(Wire):
 
 
 class UnseenBlock(Wire):
-    """Something else than text, or text in another form."""
+    """A block that is not text, or text in another form."""
 
     accepted: ClassVar = CACHED | {
-        "title": "the text itself counts",
-        "context": "the text itself counts",
-        "citations": "nothing is cited",
-        "file_id": "there are no files",
+        "title": "only the text is used",
+        "context": "only the text is used",
+        "citations": "citations are not available",
+        "file_id": "files are not available",
     }
 
     type: str
@@ -91,7 +91,7 @@ class UnseenBlock(Wire):
 
     @property
     def text(self) -> str | None:
-        """Of a document or a search result that consists of it."""
+        """The text of a document or a search result that consists of text."""
         source = self.source if isinstance(self.source, dict) else {}
         if source.get("type") == "text" and isinstance(source.get("data"), str):
             return str(source["data"])
@@ -112,7 +112,7 @@ def _block_type(block: Any) -> Any:
 
 
 class ToolResultBlock(Wire):
-    accepted: ClassVar = CACHED | {"is_error": "the result says what went wrong"}
+    accepted: ClassVar = CACHED | {"is_error": "the content of the result describes the error"}
 
     type: Literal["tool_result"]
     tool_use_id: str
@@ -168,11 +168,13 @@ class MessageParam(Wire):
             if isinstance(block, LeftOutBlock | UnseenBlock) and self.role != "system":
                 continue
             if block.type not in ("text", *own):
-                raise fault("content", f"a {block.type} block is not for a message of {self.role}")
+                raise fault(
+                    "content", f"{block.type} blocks are not allowed in {self.role} messages"
+                )
         return self
 
     def as_messages(self, library: "Library") -> Iterator[Message]:
-        """In the shape that the prompt encoder reads; each tool's result is a message."""
+        """Convert to the shape that the prompt encoder reads; each tool result is a message."""
         blocks = self.content
         if isinstance(blocks, str):
             text = _without_billing(blocks) if self.role == "system" else blocks
@@ -188,18 +190,18 @@ class MessageParam(Wire):
 
 
 class Library:
-    """The tools of a request, some of which are shown only when a result refers to them."""
+    """The tools of a request; some are described only where a result refers to them."""
 
     def __init__(self, tools: Sequence[Message], deferred: Collection[str]) -> None:
         self._tools = {tool["function"]["name"]: tool for tool in tools}
         self.known = [tool for tool in tools if tool["function"]["name"] not in deferred]
-        """Those that can be called."""
+        """The tools that can be called."""
         self.later: list[str] = []
-        """The names of those among them that a message shows."""
+        """The names of tools that a message describes."""
         self._waiting = set(deferred)
 
     def reference(self, name: str) -> str:
-        """What stands in the prompt for a reference: the tool itself where it was not shown."""
+        """The prompt's text for a reference: the tool itself at its first reference."""
         if name not in self._waiting:
             return name
         self._waiting.remove(name)
@@ -209,11 +211,11 @@ class Library:
 
 
 # --------------------------------------------------------------------------------------------------
-# Into our terms
+# Conversion
 
 
 def asked_in_text(messages: list[MessageParam]) -> list[MessageParam]:
-    """Raises for a picture in what is asked now, behind the last message of the assistant."""
+    """Raises for a picture in the newest question, behind the last assistant message."""
     for number in reversed(range(len(messages))):
         message = messages[number]
         if message.role == "assistant":
@@ -221,7 +223,10 @@ def asked_in_text(messages: list[MessageParam]) -> list[MessageParam]:
         for place, block in enumerate(message.content if isinstance(message.content, list) else ()):
             if isinstance(block, UnseenBlock) and block.text is None:
                 where = f"messages[{number}].content[{place}]"
-                raise fault("messages", f"{where}: a block of type {block.type!r}: {ONLY_TEXT}")
+                raise fault(
+                    "messages",
+                    f"{where}: blocks of type {block.type!r} are not supported: {ONLY_TEXT}",
+                )
     return messages
 
 
@@ -249,7 +254,7 @@ def text_of_system(content: str | list[TextBlock]) -> str:
 
 
 def _without_billing(text: str) -> str:
-    """System text without the first line that Claude Code writes for the service it is made for."""
+    """System text without the first line that Claude Code adds for the hosted service."""
     return text.partition("\n")[2].lstrip("\n") if text.startswith(_BILLING) else text
 
 
@@ -262,7 +267,8 @@ def _assistant(blocks: Sequence[Any]) -> Message:
                 message["content"] += block.text
             case ThinkingBlock():
                 text = block.thinking or unwrap(block.signature) or ""
-                message["reasoning_content"] = message.get("reasoning_content", "") + text
+                if text:  # an emptied thought is a lost one, which the server may remember
+                    message["reasoning_content"] = message.get("reasoning_content", "") + text
             case ToolUseBlock():
                 function = {"name": block.name, "arguments": to_json(block.input)}
                 calls.append({"id": block.id, "type": "function", "function": function})

@@ -26,7 +26,7 @@ class MessageWriter:
             "role": "assistant",
             "model": model,
         }
-        self._index = -1  # of the block being written
+        self._index = -1  # index of the block in progress
         self._open: str | None = None  # its type
         self._hidden: list[str] = []
 
@@ -128,7 +128,7 @@ def _event(kind: str, **fields: Any) -> bytes:
 
 
 def _usage(usage: Usage, reasoning_tokens: int) -> Json:
-    """What is read from the cache does not count as input; nothing is charged for writing it."""
+    """Usage in Anthropic's terms: hits are not input tokens, cache writes cost nothing."""
     return {
         "input_tokens": usage.prompt_tokens - usage.hit_tokens,
         "cache_read_input_tokens": usage.hit_tokens,

@@ -1,7 +1,7 @@
-"""`/api/generate` of Ollama's protocol, and what it shares with `/api/chat` (ollama_chat.py).
+"""`/api/generate` of Ollama's protocol, and parts shared with `/api/chat` (ollama_chat.py).
 
-A prompt is a question to be answered, unless it is `raw` or has a `suffix`: then it is text to go
-on with. Answers stream as lines of JSON.
+A prompt is a question to answer, unless it is `raw` or has a `suffix`: then it is text to continue.
+Answers stream as lines of JSON.
 """
 
 import re
@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.engine.requests import Finished, GenerationRequest, Usage
 from sounding.server.conversation import (
     EFFORTS,
@@ -36,13 +36,13 @@ from sounding.server.service import Service, owner_of
 from sounding.text import ContentDelta, ReasoningDelta
 
 ROUTE = "/api/generate"
-# Go's way to write no time at all.
+# Zero durations in Go's format.
 _NO_TIME = re.compile(r"[+-]?0*(\.0*)?(ns|us|µs|ms|s|m|h)?")
 
 
 class Options(Wire):
     accepted: ClassVar = {
-        "num_ctx": "the context is as long as the server's",
+        "num_ctx": "the context length is fixed when the server starts",
         "num_keep": "the prompt is never cut",
         "num_batch": "the server decides",
         "num_gpu": "the server decides",
@@ -53,17 +53,17 @@ class Options(Wire):
         "low_vram": "the server decides",
     }
     refused: ClassVar = {
-        "repeat_penalty": Refused("tokens are not penalised", (1, 1.0)),
-        "repeat_last_n": Refused("tokens are not penalised", (0, 64)),
-        "presence_penalty": Refused("tokens are not penalised", (0, 0.0)),
-        "frequency_penalty": Refused("tokens are not penalised", (0, 0.0)),
-        "mirostat": Refused("there is no such sampler", (0,)),
-        "typical_p": Refused("there is no such sampler", (1, 1.0)),
-        "tfs_z": Refused("there is no such sampler", (1, 1.0)),
+        "repeat_penalty": Refused("penalties are not supported", (1, 1.0)),
+        "repeat_last_n": Refused("penalties are not supported", (0, 64)),
+        "presence_penalty": Refused("penalties are not supported", (0, 0.0)),
+        "frequency_penalty": Refused("penalties are not supported", (0, 0.0)),
+        "mirostat": Refused("this sampler is not supported", (0,)),
+        "typical_p": Refused("this sampler is not supported", (1, 1.0)),
+        "tfs_z": Refused("this sampler is not supported", (1, 1.0)),
     }
 
     num_predict: int | None = Field(default=None, ge=-2)
-    """-1 and -2: as many as there is room for."""
+    """-1 and -2: as many as the context allows."""
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
@@ -84,37 +84,37 @@ class GenerateRequest(Wire):
     refused: ClassVar = {
         "images": Refused(ONLY_TEXT, ([],)),
         "template": Refused(
-            "the prompt format is the model's; send raw: true with your own", ("",)
+            "the prompt format belongs to the model; use raw: true with your own format", ("",)
         ),
-        "context": Refused("send the text itself; its prefix is cached", ([],)),
-        "logprobs": Refused("probabilities are told in /v1/completions", (False,)),
-        "top_logprobs": Refused("probabilities are told in /v1/completions", (0,)),
+        "context": Refused("send the text; its prefix is cached", ([],)),
+        "logprobs": Refused("logprobs are only available from /v1/completions", (False,)),
+        "top_logprobs": Refused("logprobs are only available from /v1/completions", (0,)),
     }
 
     model: str | None = None
-    """The one that is served where it is empty or absent."""
+    """Empty or absent: the model that is served."""
     prompt: str = ""
     suffix: str | None = None
-    """The text after the cursor: what is between the prompt and it is written."""
+    """The text after the cursor; the answer goes between prompt and suffix."""
     system: str | None = None
     stream: bool | None = None
-    """True if not given."""
+    """Default true."""
     raw: bool | None = None
-    """Go on with the prompt as it is; names of special tokens in it are those tokens. A prompt that
-    the FIM tokens make a gap is filled in, in the order that the model learned."""
+    """Continue the prompt as it is; names of special tokens in it are those tokens. A gap marked by
+    FIM tokens is filled in, rendered in the order that the model was trained on."""
     format: Format = None
     """`json` for any object, or the JSON schema of the answer."""
     think: Think = None
     options: Options | None = None
     keep_alive: int | float | str | None = None
-    """Without a prompt the answer says that the model is loaded, or with 0, unloaded; it stays."""
+    """Without a prompt the answer confirms loading, or with 0 unloading; the model stays."""
 
     @model_validator(mode="after")
     def _belong_together(self) -> "GenerateRequest":
         if self.continues:
             for name in ("system", "format", "think"):
                 if getattr(self, name):
-                    raise fault(name, f"{name} is for questions, not with raw or a suffix")
+                    raise fault(name, f"{name} is not allowed with raw or suffix")
         return self
 
     @property
@@ -172,12 +172,11 @@ class OllamaGenerate:
                 service,
                 gap,
                 None,
-                max_tokens=sampling.max_tokens or 0,
+                sampling=sampling,
                 context_tokens=context,
-                stop=sampling.stop,
                 whole=True,
             )
-            request = source.request(sampling, limit)
+            request = source.request(limit)
         else:
             source = Plain(service.tokenizer.eos_id)
             ids = await service.threads.run(partial(service.raw_prompt, prompt))
@@ -209,7 +208,7 @@ def sampling_of(options: Options | None, default_temperature: float = 1.0) -> Sa
 
 
 def how_of(form: Format, think: Think, thinks: bool) -> dict[str, Any]:
-    """Fields of a `Conversation`; `thinks` says whether to think where the request does not."""
+    """Fields of a `Conversation`; `thinks` is the default for thinking."""
     return {
         "schema": {"type": "object"} if form == "json" else form or None,
         "show_schema": isinstance(form, dict),
@@ -219,13 +218,13 @@ def how_of(form: Format, think: Think, thinks: bool) -> dict[str, Any]:
 
 
 class Objects:
-    """Writes the objects of one answer; `said` is what the protocol's route says in each."""
+    """Writes the objects of one answer; `said` are the fields of the route."""
 
     def __init__(self, model: str) -> None:
         self._model, self._began = model, time.monotonic()
 
     def loaded(self, keep_alive: int | float | str | None, said: Json) -> Json:
-        """The answer to a request that asks nothing: clients load and unload models so."""
+        """The answer to an empty request, by which clients load and unload models."""
         unloads = _NO_TIME.fullmatch(str(keep_alive)) is not None and keep_alive != ""
         reason = "unload" if unloads else "load"
         return {**self._head(), **said, "done": True, "done_reason": reason}
@@ -234,7 +233,7 @@ class Objects:
         return {**self._head(), **said, "done": False}
 
     def end(self, reason: str, usage: Usage, said: Json) -> Json:
-        """The last one; times in nanoseconds."""
+        """The last object; times in nanoseconds."""
         return {
             **self._head(),
             **said,
@@ -253,7 +252,7 @@ class Objects:
 
 
 class _Asked:
-    """An answer to a question."""
+    """The answer to a question."""
 
     def __init__(self, answering: Answering) -> None:
         self.exchange, self._answering = answering.exchange, answering
@@ -270,7 +269,7 @@ class _Asked:
 
 
 class _Continued:
-    """Text that goes on."""
+    """A text continued, or a gap filled."""
 
     def __init__(self, exchange: Exchange, source: Filling | Plain) -> None:
         self.exchange, self._source = exchange, source
@@ -285,7 +284,7 @@ class _Continued:
 
 
 def stream(service: Service, exchange: Exchange, parts: AsyncIterator[Json | Refusal]) -> Frames:
-    """An answer of lines."""
+    """A streamed response of JSON lines."""
     return Frames(
         _lines(parts),
         exchange.cancel,
@@ -301,7 +300,7 @@ async def _lines(parts: AsyncIterator[Json | Refusal]) -> AsyncIterator[bytes]:
 
 
 async def _added(exchange: Exchange, parts: AsyncIterator[Json | Refusal]) -> Json:
-    """All parts as one. Raises Refusal where there is no answer."""
+    """Merge all parts into one object. Raises Refusal for a failed run."""
     response, thinking, last = "", "", {}
     async with exchange:
         async for part in parts:

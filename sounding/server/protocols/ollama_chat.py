@@ -1,7 +1,7 @@
 """`/api/chat`: a conversation in Ollama's protocol, with tools and thinking.
 
-Calls come whole, their arguments as an object. Most clients send no ids back: a result then belongs
-to the call of its tool's name, or to the first that has none yet.
+Calls are sent whole, their arguments as an object. Most clients send no ids back: a result then
+belongs to the call with its tool's name, or to the first call without a result.
 """
 
 import json
@@ -39,7 +39,7 @@ ROUTE = "/api/chat"
 
 
 # --------------------------------------------------------------------------------------------------
-# The wire
+# Requests
 
 
 def _object(given: Any) -> Any:
@@ -47,14 +47,14 @@ def _object(given: Any) -> Any:
 
 
 class CalledFunction(Wire):
-    accepted: ClassVar = {"index": "the order counts", "description": "the tool has it"}
+    accepted: ClassVar = {"index": "calls are in order", "description": "the tool has one"}
 
     name: str
     arguments: Annotated[dict[str, Any], BeforeValidator(_object)] = Field(default_factory=dict)
 
 
 class Call(Wire):
-    accepted: ClassVar = {"type": "every tool is a function"}
+    accepted: ClassVar = {"type": "all tools are functions"}
 
     id: str | None = None
     function: CalledFunction
@@ -66,11 +66,11 @@ class ChatMessage(Wire):
     role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
     thinking: str | None = None
-    """What an assistant thought. Restored from the server's memory where it is missing."""
+    """The assistant's reasoning. Restored from the server's turn memory if missing."""
     tool_calls: list[Call] | None = None
     tool_call_id: str | None = None
     tool_name: str | None = None
-    """Whose result it is, where there is no id."""
+    """The tool of this result, if there is no id."""
     name: str | None = None
     """The older name of tool_name."""
 
@@ -85,37 +85,37 @@ class ChatRequest(Wire):
         "shift": "the context is never shifted",
     }
     refused: ClassVar = {
-        "logprobs": Refused("probabilities are told in /v1/chat/completions", (False,)),
-        "top_logprobs": Refused("probabilities are told in /v1/chat/completions", (0,)),
+        "logprobs": Refused("logprobs are only available from /v1/chat/completions", (False,)),
+        "top_logprobs": Refused("logprobs are only available from /v1/chat/completions", (0,)),
     }
 
     model: str | None = None
-    """The one that is served where it is empty or absent."""
+    """Empty or absent: the model that is served."""
     messages: list[ChatMessage] = Field(default_factory=list)
-    """A last message of the assistant is gone on with."""
+    """If the last message is the assistant's, it is continued."""
     tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
     stream: bool | None = None
-    """True if not given."""
+    """Default true."""
     format: Format = None
     """`json` for any object, or the JSON schema of the answer."""
     think: Think = None
     options: Options | None = None
     keep_alive: int | float | str | None = None
-    """Without messages the answer says that the model is loaded, or with 0, unloaded; it stays."""
+    """Without messages the answer confirms loading, or with 0 unloading; the model stays."""
 
     @model_validator(mode="after")
     def _answerable(self) -> "ChatRequest":
         if self.messages and self.messages[-1].tool_calls:
-            raise fault("messages", "the last message has calls; send their results behind it")
+            raise fault("messages", "the last message has calls; append their results")
         return self
 
 
 # --------------------------------------------------------------------------------------------------
-# Into our terms
+# Conversion
 
 
 def conversation_of(asked: ChatRequest, thinks: bool) -> Conversation:
-    """What is asked; `thinks` says whether to think where the request does not."""
+    """Convert to a `Conversation`; `thinks` is the default for thinking."""
     tools = [tool.as_tool() for tool in asked.tools or ()]
     check_choice("auto", None, tools)
     return Conversation(
@@ -127,7 +127,7 @@ def conversation_of(asked: ChatRequest, thinks: bool) -> Conversation:
 
 
 def messages_of(given: Sequence[ChatMessage]) -> list[Message]:
-    """In the shape that the prompt encoder reads."""
+    """Convert to the shape that the prompt encoder reads."""
     messages: list[Message] = []
     unanswered: list[tuple[str, str]] = []  # the ids and names of the last calls
     for number, one in enumerate(given):
@@ -151,8 +151,8 @@ def messages_of(given: Sequence[ChatMessage]) -> list[Message]:
 
 
 def _call(call: Call, place: str) -> Message:
-    """A call; one without an id gets it where the order of results is looked up, and only there:
-    what the server remembers of a turn it finds by the ids that it gave."""
+    """Convert a call. Missing ids are assigned only to match results with calls: the turn memory
+    looks turns up by the ids that the server sent."""
     function = call.function
     shown = {"name": function.name, "arguments": to_json(function.arguments)}
     made = {"type": "function", "function": {**shown, "id": call.id or place}}
@@ -207,7 +207,7 @@ async def _parts(answering: Answering, objects: Objects) -> AsyncIterator[Json |
 
 
 async def _added(exchange: Exchange, parts: AsyncIterator[Json | Refusal]) -> Json:
-    """All parts as one. Raises Refusal where there is no answer."""
+    """Merge all parts into one object. Raises Refusal for a failed run."""
     content, thinking, last = "", "", {}
     calls: list[Json] = []
     async with exchange:

@@ -1,4 +1,4 @@
-"""What Ollama's clients ask about the model: show, tags, ps, version."""
+"""Ollama's read-only routes about the model: show, tags, ps, version."""
 
 from datetime import UTC, datetime
 from typing import ClassVar
@@ -12,12 +12,12 @@ from sounding.server.service import Service
 from sounding.text.markup import ASSISTANT, FIM_BEGIN, FIM_END, FIM_HOLE, USER
 
 SHOW_ROUTE = "/api/show"
-_VERSION = "0.12.0"  # of the protocol: clients ask what the server can do
+_VERSION = "0.12.0"  # of the protocol: clients infer the server's features from it
 _TAG = ":latest"
 _NEVER = "2999-12-31T23:59:59Z"  # when the model is unloaded
 
-# What the server does in place of a template. Clients look in it for what a model can do, and for
-# `.Suffix` before they send one.
+# Equivalent to what the server does instead of a template. Clients search it for a model's
+# features, and for `.Suffix` before they send a suffix.
 _PROMPT = f"{{{{ .System }}}}{USER}{{{{ .Prompt }}}}{ASSISTANT}"
 _FILLING = (
     f"{{{{- if .Suffix }}}}{FIM_BEGIN}{{{{ .Prompt }}}}{FIM_HOLE}{{{{ .Suffix }}}}{FIM_END}"
@@ -26,7 +26,7 @@ _FILLING = (
 
 
 class ShowRequest(Wire):
-    accepted: ClassVar = {"verbose": "everything known is said"}
+    accepted: ClassVar = {"verbose": "answers are always complete"}
 
     model: str | None = None
     name: str | None = None
@@ -63,7 +63,7 @@ class Show:
 
 
 def listings(service: Service) -> dict[str, Endpoint]:
-    """What only tells, by path, all GET."""
+    """Routes by path, all GET."""
 
     async def tags(request: Request) -> Response:
         names = [name for name in service.settings.model_names if name != "*"]

@@ -1,7 +1,7 @@
-"""Reasoning in the fields that clients pass back unread: a signature, "encrypted content".
+"""Reasoning in fields that clients send back unread: a signature, "encrypted content".
 
-Hosted services hide their reasoning there. Ours is open; what we put there is the text itself, so
-that it comes back even where a client throws away everything it does not understand.
+Hosted services encrypt their reasoning there. We encode the plain text, so that it comes back even
+from clients that drop everything else they do not understand.
 """
 
 import base64
@@ -11,12 +11,12 @@ _MARK = "sounding1."
 
 
 def wrap(text: str) -> str:
-    """The text in a form that survives as an opaque token."""
+    """Encode a text as an opaque token."""
     return _MARK + base64.urlsafe_b64encode(text.encode()).decode()
 
 
 def unwrap(token: str) -> str | None:
-    """What was wrapped, None for a token that is not ours."""
+    """Decode an opaque token; None for one that is not ours."""
     if not token.startswith(_MARK):
         return None
     try:

@@ -1,7 +1,7 @@
-"""`/v1/responses`: OpenAI's newer protocol, stateless: every request brings its whole input.
+"""`/v1/responses`: OpenAI's newer protocol, stateless: every request contains its whole input.
 
-Reasoning comes as text in a reasoning item, and in its `encrypted_content` where that is asked
-for, which here is the same text in disguise (opaque.py).
+Reasoning is sent as text in a reasoning item and, if requested, in its `encrypted_content`, which
+here encodes the same text (opaque.py).
 """
 
 from functools import partial
@@ -25,18 +25,18 @@ from sounding.server.service import Service, owner_of
 
 ROUTE = "/v1/responses"
 
-_STATELESS = "nothing is stored: send the earlier items themselves as input"
+_STATELESS = "the server stores no items: send the earlier items as input"
 
 
 # --------------------------------------------------------------------------------------------------
-# The wire
+# Requests
 
 
 class Reasoning(Wire):
     accepted: ClassVar = {
-        "summary": "the reasoning comes whole; there are no summaries",
-        "generate_summary": "the reasoning comes whole; there are no summaries",
-        "context": "the format says which reasoning stays in the prompt",
+        "summary": "reasoning is sent whole, never summarized",
+        "generate_summary": "reasoning is sent whole, never summarized",
+        "context": "the prompt format decides which reasoning stays",
     }
 
     effort: Effort | None = None
@@ -44,8 +44,8 @@ class Reasoning(Wire):
 
 class TextFormat(Wire):
     accepted: ClassVar = {
-        "name": "a schema is told by its content",
-        "description": "a schema is told by its content",
+        "name": "ignored: schemas are matched by content",
+        "description": "ignored: schemas are matched by content",
         "strict": "the answer always follows the schema",
     }
 
@@ -55,7 +55,9 @@ class TextFormat(Wire):
     @model_validator(mode="after")
     def _schema_where_due(self) -> "TextFormat":
         if (self.type == "json_schema") != (self.schema_ is not None):
-            raise fault("schema", "schema goes with the type 'json_schema', and with it only")
+            raise fault(
+                "schema", "schema is required with type 'json_schema', and only allowed there"
+            )
         return self
 
 
@@ -72,13 +74,13 @@ Include = Literal[
 
 
 class TextConfig(Wire):
-    accepted: ClassVar = {"verbosity": "a hint that the prompt format has no place for"}
+    accepted: ClassVar = {"verbosity": "a hint that the prompt format cannot express"}
 
     format: TextFormat | None = None
 
 
 class ResponseStreamOptions(Wire):
-    accepted: ClassVar = {"include_obfuscation": "nothing is obfuscated"}
+    accepted: ClassVar = {"include_obfuscation": "streams are not obfuscated"}
 
 
 class ResponseRequest(Wire):
@@ -86,65 +88,65 @@ class ResponseRequest(Wire):
         **{name: why for name, why in METADATA.items() if name not in ("metadata", "samplers")},
         "client_metadata": "metadata",
         "max_tool_calls": "the server calls no tools itself",
-        "context_management": "the input is taken as it is sent; nothing is cleared from it",
+        "context_management": "the input is used as sent; nothing is cleared from it",
     }
     refused: ClassVar = {
         "previous_response_id": Refused(_STATELESS),
         "conversation": Refused(_STATELESS),
         "store": Refused(_STATELESS, (False,)),
-        "background": Refused("an answer is sent to whoever waits for it", (False,)),
-        "prompt": Refused("there are no stored prompts"),
-        "truncation": Refused("nothing is left out of the input; shorten it", ("disabled",)),
-        "moderation": Refused("nothing is moderated"),
+        "background": Refused("background responses are not supported", (False,)),
+        "prompt": Refused("stored prompts are not available; send the prompt as input"),
+        "truncation": Refused("the input is never truncated; shorten it", ("disabled",)),
+        "moderation": Refused("moderation is not available"),
     }
 
     model: str | None = None
-    """The one that is served where it is empty or absent."""
+    """Empty or absent: the model that is served."""
     input: str | list[Item]
     instructions: str | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)
-    """Reasoning counts."""
+    """Includes reasoning."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    """Of the text, with include: ["message.output_text.logprobs"]."""
+    """For the text, with include: ["message.output_text.logprobs"]."""
     include: list[Include] | None = None
-    """What tools of a hosted service would add is never there."""
+    """Additions of hosted tools have no effect: there are none."""
     reasoning: Reasoning | None = None
     text: TextConfig | None = None
     tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
-    """Functions, those of namespaces and custom tools are shown to the model; what only a hosted
-    service could run is left out."""
+    """The prompt describes functions, also those of namespaces, and custom tools; hosted tools are
+    left out."""
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
-    """Given back."""
+    """Returned with the response."""
 
 
 # --------------------------------------------------------------------------------------------------
-# Into our terms
+# Conversion
 
 
 def conversation_of(asked: ResponseRequest, offer: Offer, thinks: bool) -> Conversation:
-    """What is asked; `thinks` says whether to think where the request does not."""
+    """Convert to a `Conversation`; `thinks` is the default for thinking."""
     messages = messages_of(asked.input)
     if asked.instructions:
         messages.insert(0, {"role": "system", "content": asked.instructions})
-    if not messages or messages[-1]["role"] == "assistant":
-        raise Refusal(
-            400,
-            "input: nothing in it is to be answered; it ends with a message or a call's output",
-            param="input",
-            code="invalid_value",
-        )
+    # A client whose stream broke off sends the items of the answer that it has, to have the rest.
+    goes_on = bool(messages) and messages[-1]["role"] == "assistant"
+    if not messages or (goes_on and messages[-1].get("tool_calls")):
+        raise _unanswerable("the last item must be a message or a call's output")
     word, names = choice_of(asked.tool_choice, offer.functions)
     effort = asked.reasoning.effort if asked.reasoning is not None else None
     form = (asked.text or TextConfig()).format or TextFormat()
     schema = {"type": "object"} if form.type == "json_object" else form.schema_
+    if goes_on and schema is not None and messages[-1]["content"]:
+        raise _unanswerable("an answer with a format cannot be gone on with; leave it out")
     return Conversation(
         messages=messages,
+        prefix=goes_on,
         tools=offer.functions,
         later=offer.later,
         choice=word,
@@ -157,8 +159,13 @@ def conversation_of(asked: ResponseRequest, offer: Offer, thinks: bool) -> Conve
     )
 
 
+def _unanswerable(rule: str) -> Refusal:
+    message = f"input: nothing to answer; {rule}"
+    return Refusal(400, message, param="input", code="invalid_value")
+
+
 def offer_of(asked: ResponseRequest) -> Offer:
-    """The tools that can be called, those included that the conversation brought."""
+    """The tools that can be called, including those that the conversation added."""
     offer = Offer(asked.tools or ())
     for later in later_tools(asked.input):
         offer.extend(later)
@@ -216,7 +223,7 @@ class Responses:
 
 
 def _echoed(asked: ResponseRequest) -> Json:
-    """What a response repeats of its request."""
+    """Fields of the request that a response repeats."""
     repeated = {"text", "tool_choice", "tools"}
     given = asked.model_dump(by_alias=True, exclude_none=True, include=repeated)
     effort = asked.reasoning.effort if asked.reasoning is not None else None

@@ -1,8 +1,8 @@
-"""The input items of `/v1/responses`, and the conversation they make.
+"""The input items of `/v1/responses`, and their conversion to a conversation.
 
-An agent sends its whole history each time, so an item that is refused once is refused for good:
-calls and results of every kind that clients run are read, and what a hosted service did by itself
-is left out. Only what is asked now has to be text.
+An agent sends its whole history each time, so one refused item would end the conversation. Calls
+and results of every tool that clients run are read, items of hosted tools are left out, and only
+the newest question must be text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,11 +19,11 @@ from sounding.server.protocols.opaque import unwrap
 from sounding.server.protocols.responses_tools import INPUT, Offer, Tool, joined, type_of
 from sounding.text.markup import to_json
 
-_LEFT_OVER = {"id": "left over from an answer", "status": "left over from an answer"}
-_STATUS = {"status": "left over from an answer"}
+_LEFT_OVER = {"id": "belongs to an earlier answer", "status": "belongs to an earlier answer"}
+_STATUS = {"status": "belongs to an earlier answer"}
 _TURN = {"internal_chat_message_metadata_passthrough": "metadata"}
 _UNSEEN = ("input_image", "input_file", "input_audio", "computer_screenshot", "encrypted_content")
-# Done by a hosted service, or readable by it alone.
+# Items of hosted tools, or readable by the hosted service only.
 _LEFT_OUT = (
     "web_search_call",
     "file_search_call",
@@ -46,7 +46,7 @@ _LEFT_OUT = (
 
 
 class Anything(Wire):
-    """An object of which only the type is read."""
+    """An object whose type alone is read."""
 
     type: str
 
@@ -58,9 +58,9 @@ class Anything(Wire):
 
 class InputText(Wire):
     accepted: ClassVar = {
-        "annotations": "left over from an answer",
-        "logprobs": "left over from an answer",
-        "prompt_cache_breakpoint": "every prefix is cached as it is",
+        "annotations": "belongs to an earlier answer",
+        "logprobs": "belongs to an earlier answer",
+        "prompt_cache_breakpoint": "every prefix is cached without markers",
     }
 
     type: Literal["input_text", "output_text", "text"]
@@ -68,9 +68,9 @@ class InputText(Wire):
 
 
 class ShellOutput(Wire):
-    """What a command of a shell_call wrote."""
+    """The output of a command of a shell_call."""
 
-    accepted: ClassVar = {"outcome": "the text says it", "created_by": "metadata"}
+    accepted: ClassVar = {"outcome": "the text contains it", "created_by": "metadata"}
 
     stdout: str = ""
     stderr: str = ""
@@ -81,7 +81,7 @@ class ShellOutput(Wire):
 
 
 class RefusalText(Wire):
-    """What another model said in place of an answer."""
+    """The refusal of another model, in place of an answer."""
 
     type: Literal["refusal"]
     refusal: str
@@ -114,7 +114,7 @@ Part = Annotated[
 
 
 class InputMessage(Wire):
-    accepted: ClassVar = _LEFT_OVER | _TURN | {"phase": "left over from an answer"}
+    accepted: ClassVar = _LEFT_OVER | _TURN | {"phase": "belongs to an earlier answer"}
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
@@ -124,15 +124,15 @@ class InputMessage(Wire):
 class FunctionCall(Wire):
     accepted: ClassVar = _LEFT_OVER | _TURN
     refused: ClassVar = {
-        "caller": Refused("every call is the model's own", ({"type": "direct"},)),
-        "async": Refused("calls are answered before the next turn", (False,)),
+        "caller": Refused("only the model calls tools", ({"type": "direct"},)),
+        "async": Refused("asynchronous calls are not supported", (False,)),
     }
 
     type: Literal["function_call"]
     call_id: str
     name: str
     namespace: str | None = None
-    """Of the tool: the model knows both under one name."""
+    """Namespace of the tool; the prompt joins both into one name."""
     arguments: Annotated[str, AfterValidator(arguments_of)] = "{}"
 
     @property
@@ -155,7 +155,7 @@ class CustomCall(Wire):
 
 
 class ActionCall(Wire):
-    """A call of a tool whose arguments are an object of its own."""
+    """A call of a tool whose arguments have an object type of their own."""
 
     accepted: ClassVar = _STATUS | _TURN | {"environment": "the client's own"}
 
@@ -188,8 +188,8 @@ class CallOutput(Wire):
         _STATUS
         | _TURN
         | {
-            "name": "the call has it",
-            "max_output_length": "the output is taken as it is sent",
+            "name": "the call has one",
+            "max_output_length": "the output is used as sent",
         }
     )
 
@@ -207,7 +207,7 @@ class CallOutput(Wire):
     @model_validator(mode="after")
     def _named(self) -> "CallOutput":
         if self.call_id is None and (self.id is None or self.type != "local_shell_call_output"):
-            raise fault("call_id", "an output needs the call_id of its call")
+            raise fault("call_id", "an output requires the call_id of its call")
         return self
 
 
@@ -220,7 +220,7 @@ class ToolSearchOutput(Wire):
 
 
 class AdditionalTools(Wire):
-    accepted: ClassVar = _LEFT_OVER | _TURN | {"role": "tools are shown by the system"}
+    accepted: ClassVar = _LEFT_OVER | _TURN | {"role": "tools are described by the system"}
 
     type: Literal["additional_tools"]
     tools: list[Tool]
@@ -232,7 +232,7 @@ class ReasoningText(Wire):
 
 
 class ReasoningItem(Wire):
-    accepted: ClassVar = _LEFT_OVER | _TURN | {"summary": "the reasoning itself counts"}
+    accepted: ClassVar = _LEFT_OVER | _TURN | {"summary": "the full reasoning is used"}
 
     type: Literal["reasoning"]
     content: list[ReasoningText] | None = None
@@ -269,19 +269,19 @@ Item = Annotated[
         custom_error_type="item",
         custom_error_message="an input item is one of message, function_call, "
         "function_call_output, custom_tool_call, custom_tool_call_output, reasoning, "
-        "or another that an agent's history holds",
+        "or another item of an agent's history",
     ),
 ]
 
 
 # --------------------------------------------------------------------------------------------------
-# Into our terms
+# Conversion
 
 
 def messages_of(items: str | Sequence[Any]) -> list[Message]:
-    """Input items as messages; those that make one assistant turn become one message.
+    """Convert input items to messages; the items of one assistant turn become one message.
 
-    Raises Refusal for what is asked in something else than text.
+    Raises Refusal if the newest question is not text.
     """
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
@@ -316,14 +316,14 @@ def messages_of(items: str | Sequence[Any]) -> list[Message]:
 
 
 def later_tools(items: str | Sequence[Any]) -> Iterator[Offer]:
-    """The tools that become known in the course of the conversation, which shows them there."""
+    """Tools that the conversation adds; the message that adds them describes them."""
     for item in () if isinstance(items, str) else items:
         if isinstance(item, ToolSearchOutput | AdditionalTools):
             yield Offer(item.tools)
 
 
 def _check_text(items: Sequence[Any]) -> None:
-    """Another model's history may hold pictures; a question that does cannot be answered."""
+    """Raises for pictures in the newest question; earlier turns may contain them."""
     for number in reversed(range(len(items))):
         item = items[number]
         if not isinstance(item, InputMessage) or item.role == "assistant":
@@ -332,8 +332,8 @@ def _check_text(items: Sequence[Any]) -> None:
             if isinstance(part, Anything):
                 raise Refusal(
                     400,
-                    f"input[{number}].content[{place}].type: a content part of type "
-                    f"{part.type[:40]!r}: {ONLY_TEXT}",
+                    f"input[{number}].content[{place}].type: content parts of type "
+                    f"{part.type[:40]!r} are not supported: {ONLY_TEXT}",
                     param=f"input[{number}].content[{place}].type",
                     code="unsupported_parameter",
                 )
@@ -351,7 +351,7 @@ def _result(item: CallOutput | ToolSearchOutput) -> Message:
 
 
 def _assistant_turn(messages: list[Message], before: Sequence[str] = ()) -> Message:
-    """The assistant message in the making; a new one where it has what the item comes before."""
+    """The assistant message in progress; a new one if it already has a part behind this item."""
     last = messages[-1] if messages else None
     if last is None or last["role"] != "assistant" or any(last.get(name) for name in before):
         last = {"role": "assistant", "content": ""}

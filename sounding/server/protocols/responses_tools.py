@@ -1,9 +1,8 @@
-"""The tools of `/v1/responses`: what the model is shown of each kind, and how its calls go back.
+"""The tools of `/v1/responses`: how the prompt describes each kind, and how calls are sent back.
 
-The prompt format knows functions with plain names. A function of a namespace is shown under a
-joined name and called back by its parts; a custom tool, whose input is free text, is a function
-with one string; a search for tools that the client runs is a function, too. What only a hosted
-service could run is left out of the prompt.
+The prompt format has functions with plain names. A function of a namespace gets a joined name,
+which its calls split again; a custom tool, whose input is free text, becomes a function with one
+string; a tool search that the client runs becomes a function, too. Hosted tools are left out.
 """
 
 import json
@@ -21,7 +20,7 @@ from sounding.server.protocols.fields import check_choice
 
 CallType = Literal["function_call", "custom_tool_call", "tool_search_call"]
 
-# What a hosted service runs itself. Shells and patches, too: their calls are items of their own.
+# Hosted tools. Also shells and patches, whose calls are items of their own.
 _HOSTED = (
     "web_search",
     "web_search_preview",
@@ -44,8 +43,8 @@ INPUT = "input"  # the one parameter of a custom tool
 
 class FunctionTool(Wire):
     accepted: ClassVar = {
-        "defer_loading": "every tool is shown from the start",
-        "output_schema": "results are read as they come",
+        "defer_loading": "all tools are described at the start",
+        "output_schema": "results are not validated",
     }
 
     type: Literal["function"]
@@ -59,11 +58,11 @@ class CustomFormat(Wire):
     type: Literal["text", "grammar"] = "text"
     syntax: Literal["lark", "regex"] | None = None
     definition: str | None = None
-    """Shown to the model; its input is not held to it."""
+    """Part of the description; decoding is not constrained to it."""
 
 
 class CustomTool(Wire):
-    accepted: ClassVar = {"defer_loading": "every tool is shown from the start"}
+    accepted: ClassVar = {"defer_loading": "all tools are described at the start"}
 
     type: Literal["custom"]
     name: str = Field(min_length=1, max_length=128)
@@ -72,7 +71,7 @@ class CustomTool(Wire):
 
 
 def type_of(given: Any) -> Any:
-    """The type of an object on the wire or of what was read of it, "other" for one not known."""
+    """The type of a JSON object or of its parsed model; "other" for an unknown type."""
     kind = given.get("type") if isinstance(given, dict) else getattr(given, "type", None)
     return kind if isinstance(kind, str) else None
 
@@ -85,7 +84,7 @@ def _tool_type(given: Any) -> Any:
 
 
 class Namespace(Wire):
-    """Functions of one origin, such as an MCP server."""
+    """The functions of one source, such as an MCP server."""
 
     type: Literal["namespace"]
     name: str = Field(min_length=1, max_length=128)
@@ -99,7 +98,7 @@ class Namespace(Wire):
 
 
 class ToolSearch(Wire):
-    """A search for further tools: the client's is a function, a server's has nothing to find."""
+    """A search for further tools; a function if the client runs it, else without effect."""
 
     type: Literal["tool_search"]
     execution: Literal["client", "server"] | None = None
@@ -108,7 +107,7 @@ class ToolSearch(Wire):
 
 
 class HostedTool(Wire):
-    """An offer to a hosted service: left out of the prompt, whatever it says."""
+    """A hosted tool; left out of the prompt with any content."""
 
     type: str
 
@@ -143,7 +142,7 @@ def _named_type(given: Any) -> Any:
     return "named" if kind in ("function", "custom") else kind
 
 
-_UNKNOWN = "what tool_choice asks for is a function, a custom tool or allowed_tools"
+_UNKNOWN = "tool_choice must name a function, a custom tool or allowed_tools"
 
 
 class AllowedTools(Wire):
@@ -172,7 +171,7 @@ ToolChoice = (
 
 
 # --------------------------------------------------------------------------------------------------
-# Into our terms
+# Conversion
 
 
 @dataclass(frozen=True)
@@ -185,20 +184,20 @@ class Called:
 
 
 def joined(name: str, namespace: str | None) -> str:
-    """The name that the model knows a tool by."""
+    """The name of a tool in the prompt."""
     if not namespace:
         return name
     return namespace + ("" if namespace.endswith("__") else "__") + name
 
 
 class Offer:
-    """The tools of a request as functions, in order, and what each call to one goes back as."""
+    """The tools of a request as functions, in order, and the call type of each."""
 
     def __init__(self, tools: Iterable[Any]) -> None:
         self.functions: list[Message] = []
         self.called: dict[str, Called] = {}
         self.later: list[str] = []
-        """Names that became known in the course of the conversation."""
+        """Names of tools that the conversation added."""
         for tool in tools:
             self._add(tool, None)
 
@@ -224,7 +223,7 @@ class Offer:
         self.called[function["name"]] = called
 
     def extend(self, later: "Offer") -> None:
-        """Add what the conversation brought, which shows it there; the first of a name counts."""
+        """Add tools of a message, which describes them; the first of a name wins."""
         for tool in later.functions:
             name = tool["function"]["name"]
             if name not in self.called:
@@ -251,7 +250,7 @@ def _custom(tool: CustomTool, name: str) -> Message:
 def choice_of(
     choice: ToolChoice | None, functions: list[Message]
 ) -> tuple[Choice, tuple[str, ...] | None]:
-    """Whether to call, and which tools; Refusal for one that is not there or not run here."""
+    """Whether to call, and which tools. Raises Refusal for an unknown or hosted tool."""
     match choice:
         case NamedTool():
             return check_choice("required", (joined(choice.name, choice.namespace),), functions)
@@ -274,19 +273,19 @@ def choice_of(
 def _not_run(kind: str) -> Refusal:
     return Refusal(
         400,
-        f"tool_choice: the server itself runs no tool of type {kind[:60]!r}; offer a function",
+        f"tool_choice: hosted tools such as {kind[:60]!r} are not available; use a function",
         param="tool_choice",
         code="unsupported_parameter",
     )
 
 
 def item_of(called: Mapping[str, Called], name: str) -> Called:
-    """How a call to a name goes back: the model may have written one that nobody offered."""
+    """The call type of a name; the model may have invented the name."""
     return called.get(name, Called("function_call", name))
 
 
 def input_of(arguments: str) -> str:
-    """The free text of a call to a custom tool; all its arguments where the model gave others."""
+    """The free text of a call to a custom tool; all arguments if the model wrote others."""
     given = json.loads(arguments)
     text = given.get(INPUT) if isinstance(given, dict) else None
     return text if isinstance(text, str) else arguments

@@ -1,4 +1,4 @@
-"""The items and events of `/v1/responses`: one state that is either streamed or sent whole."""
+"""The items and events of `/v1/responses`: one state, either streamed or sent whole."""
 
 import json
 import secrets
@@ -18,7 +18,7 @@ from sounding.server.reply import Answered, AnswerPiece, AnswerReader
 from sounding.text import ArgumentsDelta, CallBegun, CallDone, ContentDelta, ReasoningDelta
 from sounding.text.tokenizer import Tokenizer
 
-# The type of an item's one content part, which is also the word in the names of its events.
+# The type of an item's one content part, which is also part of the names of its events.
 _PARTS = {"reasoning": "reasoning_text", "message": "output_text"}
 _IDS = {
     "reasoning": "rs",
@@ -40,7 +40,7 @@ class ResponseWriter:
         include: Collection[str],
         called: Mapping[str, Called],
     ) -> None:
-        """`called` says how calls to the tools go back, by the names that the model knows."""
+        """`called` gives the call type of each tool by its name in the prompt."""
         self._tokenizer, self._include, self._called = tokenizer, include, called
         self._output: list[Json] = []
         self._response = echoed | {
@@ -55,11 +55,11 @@ class ResponseWriter:
             "usage": None,
         }
         self._sequence = -1
-        self._text: list[str] = []  # of the item being written
+        self._text: list[str] = []  # of the item in progress
         self._logprobs: list[Json] = []
 
     def response(self) -> Json:
-        """As it stands."""
+        """The response so far."""
         return self._response
 
     async def frames(self, answering: Answering) -> AsyncIterator[bytes]:
@@ -70,7 +70,7 @@ class ResponseWriter:
                 yield self._frame(event)
 
     def take(self, reply: AnswerReader, said: AnswerPiece | Answered) -> list[Json]:
-        """Add to the response; the events that tell of it."""
+        """Add to the response, and return the events."""
         return list(self._end(said) if isinstance(said, Answered) else self._piece(reply, said))
 
     def _frame(self, event: Json) -> bytes:
@@ -107,7 +107,7 @@ class ResponseWriter:
 
     @property
     def _item(self) -> Json | None:
-        """The item being written."""
+        """The item in progress."""
         last = self._output[-1] if self._output else None
         return last if last is not None and last["status"] == "in_progress" else None
 
@@ -136,7 +136,7 @@ class ResponseWriter:
         yield self._added_or_done("response.output_item.added")
 
     def _done(self, status: str) -> Iterator[Json]:
-        """Close the item being written, if there is one."""
+        """Close the item in progress, if any."""
         item = self._item
         if item is None:
             return

@@ -1,4 +1,4 @@
-"""What a request took, in OpenAI's words and DeepSeek's."""
+"""Usage in the terms of OpenAI and DeepSeek."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,10 +7,10 @@ from sounding.engine.requests import Usage
 
 
 def openai_usage(usages: Sequence[Usage], reasoning_tokens: int | None = None) -> dict[str, Any]:
-    """The `usage` of a completion; several choices share their prompt and add up their answers.
+    """The `usage` of a completion; choices share one prompt, their answers add up.
 
-    `prompt_cache_miss_reason` says why the cache did not hold more (ours; others have no word for
-    it), the prediction tokens how drafts fared.
+    `prompt_cache_miss_reason` (ours) is the reason for the miss; the prediction tokens count
+    accepted and rejected drafts.
     """
     first = usages[0]
     completion = sum(usage.completion_tokens for usage in usages)

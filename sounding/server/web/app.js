@@ -9,6 +9,8 @@ const $ = (id) => document.getElementById(id);
 const VIEWS = ["chat", "complete", "server"];
 const TYPING = "textarea, input:not([type=checkbox]), select";
 
+const withKeyboard = matchMedia("(pointer: fine)").matches;
+
 let view = "chat";
 
 function open(name, { focus = false } = {}) {
@@ -112,8 +114,14 @@ onKeyWanted(askForKey);
 startTheme();
 startTabs();
 startShortcuts();
+// A model that only completes is met where it does; an address that names a view is kept.
+const named = location.hash.slice(1);
+status.onFirstStatus(({ converses }) => {
+  $("cannot-converse").hidden = converses !== false;
+  if (converses === false && !named && view === "chat") open("complete", { focus: withKeyboard });
+});
 status.start();
 chat.start(status.modelName);
 complete.start();
 addEventListener("hashchange", () => open(location.hash.slice(1)));
-open(location.hash.slice(1), { focus: matchMedia("(pointer: fine)").matches });
+open(named, { focus: withKeyboard });

@@ -49,11 +49,20 @@ async function poll() {
   timer = setTimeout(poll, looking ? OFTEN_MS : SELDOM_MS);
 }
 
+let whenKnown = null;
+
+// Have `tell` called with the first answer of the server.
+export function onFirstStatus(tell) {
+  whenKnown = tell;
+}
+
 async function ask() {
   const trouble = $("trouble");
   try {
     const status = await (await call("/status")).json();
     name = status.model;
+    whenKnown?.(status);
+    whenKnown = null;
     $("model-name").textContent = status.draining ? `${name}, about to stop` : name;
     $("model").className = status.draining ? "model draining" : "model up";
     trouble.hidden = true;

@@ -29,6 +29,11 @@ VALUE_END = re.compile(
     rf"(?P<close><?/{_DSML}parameter)|\n?(?:<{_DSML}(?:parameter|invoke|{_BLOCK})(?![a-z_])"
     rf"|</{_DSML}(?:invoke|{_BLOCK})|{_EOS})"
 )
+# Without groups and look-ahead, for grammars: a text in which this is found may end a value.
+ENDS_A_VALUE = (
+    rf"<\/?{_DSML}(?:parameter|invoke|{_BLOCK})|\/{_DSML}parameter"
+    r"|<[｜|]end[▁_]of[▁_]sentence[｜|]>"
+)
 
 
 def _beginnings(*sequences: Sequence[str]) -> re.Pattern[str]:

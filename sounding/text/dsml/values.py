@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from sounding.text.markup import to_json
 
@@ -43,37 +44,56 @@ class Schemas:
         if not self.defines(tool, key):
             return None
         properties, root = self._properties[tool]
-        types = _types(properties[key], root, 0)
-        return None if types >= _EVERY_TYPE else types
+        types = _types(properties[key], root, 0, {})
+        if types >= _EVERY_TYPE:
+            return None
+        return types - {"integer"} if "number" in types else types  # which admits integers
 
 
-def _types(schema: Any, root: Any, depth: int) -> frozenset[str]:
-    """The JSON types a schema admits; every type where it is silent or too deep to follow."""
+def _types(schema: Any, root: Any, depth: int, known: dict[str, frozenset[str]]) -> frozenset[str]:
+    """The JSON types a schema admits; every type where it is silent or too deep to follow.
+
+    `known` are those of the references that were followed on the way, each of them once.
+    """
     if not isinstance(schema, Mapping) or depth > 8:
         return _EVERY_TYPE
     types = _EVERY_TYPE
+
+    def read(part: Any) -> frozenset[str]:
+        return _types(part, root, depth + 1, known)
+
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference.startswith("#/"):
-        target = root
-        for name in reference[2:].split("/"):
-            target = target.get(name) if isinstance(target, Mapping) else None
-        types &= _types(target, root, depth + 1)
+        if reference not in known:
+            known[reference] = _EVERY_TYPE  # where it leads back here
+            known[reference] = read(_target(reference, root))
+        types &= known[reference]
     named = schema.get("type")
-    if isinstance(named, str):
-        types &= {named}
-    elif isinstance(named, list):
-        types &= {name for name in named if isinstance(name, str)}
-    if "const" in schema:
-        types &= {_type(schema["const"])}
-    if isinstance(schema.get("enum"), list):
-        types &= {_type(value) for value in schema["enum"]}
+    if isinstance(named, str | list):
+        names = {name for name in _listed(named) if isinstance(name, str)}
+        types &= names | ({"integer"} if "number" in names else set())
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if isinstance(values, list):
+        whole = any(isinstance(value, float) and value.is_integer() for value in values)
+        types &= {_type(value) for value in values} | ({"integer"} if whole else set())
     for union in ("anyOf", "oneOf"):
         if isinstance(schema.get(union), list):
-            types &= frozenset().union(*(_types(s, root, depth + 1) for s in schema[union]))
-    for part in schema.get("allOf") or ():
-        types &= _types(part, root, depth + 1)
-    # "number" admits integers, written so in _fits.
+            types &= frozenset().union(*map(read, schema[union]))
+    if isinstance(schema.get("allOf"), list):
+        types = types.intersection(*map(read, schema["allOf"]))
     return types or _EVERY_TYPE
+
+
+def _target(reference: str, root: Any) -> Any:
+    target = root
+    for step in unquote(reference[2:]).split("/"):
+        name = step.replace("~1", "/").replace("~0", "~")
+        target = target.get(name) if isinstance(target, Mapping) else None
+    return target
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _type(value: Any) -> str:

@@ -4,6 +4,7 @@ from typing import Any
 
 import schemathesis
 from hypothesis import HealthCheck, settings
+from jsonschema import Draft202012Validator
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -11,6 +12,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from starlette.testclient import TestClient
 
 from sounding.server.app import application
 from sounding.server.options import ServerOptions
@@ -34,3 +36,41 @@ CHECKS = [
 @settings(max_examples=8, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_described(case: "schemathesis.Case[Any]") -> None:
     case.call_and_validate(checks=CHECKS)
+
+
+# Found by a drawn request: the document said that `type` is a string.
+NULL_TYPE = {
+    "type": "namespace",
+    "name": "0",
+    "tools": [
+        {
+            "type": "custom",
+            "name": "0",
+            "format": {"type": None, "syntax": None, "definition": None},
+        }
+    ],
+}
+
+
+def test_null_is_described_wherever_it_is_read_as_an_absent_field() -> None:
+    document = TestClient(APP).get("/openapi.json").json()
+    models = document["components"]["schemas"]
+    assert len(models) > 50
+    for name, model in models.items():
+        if "Error" in name or "properties" not in model:
+            continue
+        for field in model["properties"]:
+            place = f"#/components/schemas/{name}/properties/{field}"
+            known = Draft202012Validator({"$ref": place, "components": document["components"]})
+            assert known.is_valid(None) or field in model.get("required", ()), f"{name}.{field}"
+
+
+def test_a_null_that_is_accepted_is_valid() -> None:
+    body = {"model": "m", "input": "hi", "tools": [NULL_TYPE]}
+    with TestClient(APP) as client:
+        document = client.get("/openapi.json").json()
+        assert client.post("/v1/responses", json=body).status_code == 200
+    asked = document["paths"]["/v1/responses"]["post"]["requestBody"]["content"]
+    schema = {**asked["application/json"]["schema"], "components": document["components"]}
+    Draft202012Validator(schema).validate(body)
+    assert not Draft202012Validator(schema).is_valid({**body, "tool": [NULL_TYPE]})

@@ -122,7 +122,7 @@ def test_stop_strings_and_tools_have_bounds() -> None:
     with pytest.raises(Refusal) as refused:
         check_choice("required", ("x" * 5000,), tools)
     assert len(refused.value.message) < 1000
-    with pytest.raises(Refusal, match="two tools named 'tool_7'"):
+    with pytest.raises(Refusal, match="two tools are named 'tool_7'"):
         check_choice("auto", None, [*tools, tools[7]])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sounding.server.options import ServerOptions
+from sounding.server.protocols.opaque import wrap
 from tests.server.live import Live, live, post
 from tests.server.protocols.test_absent import case, prompt
 from tests.server.scripted import ScriptedEngine
@@ -214,6 +215,29 @@ def test_what_another_service_did_by_itself(server: Live, items: list[Any]) -> N
     without = prompt(server)
     ask(server, input=[*items, question])
     assert prompt(server) == without
+
+
+def test_an_answer_that_broke_off_is_gone_on_with(server: Live) -> None:
+    """Codex reconnects with the items that it has of the lost answer."""
+    asked = {"role": "user", "content": "hi"}
+    thought: dict[str, Any] = {"type": "reasoning", "id": "rs_1", "summary": [], "content": None}
+    thought |= {"encrypted_content": wrap("I see.")}
+    said: dict[str, Any] = {"type": "message", "role": "assistant", "status": "completed"}
+    said |= {"content": [{"type": "output_text", "text": "It is", "annotations": []}]}
+    thinks = {"reasoning": {"effort": "high"}}
+    for items, end in (([thought], "<think>I see.</think>"), ([thought, said], "</think>It is")):
+        done = ask(server, input=[asked, *items], tools=[NAMESPACE], **thinks)
+        assert prompt(server).endswith(end)
+        (message,) = done["output"]
+        assert message["content"][0]["text"] == "Yes."
+    ask(server, input=[asked, thought])
+    assert prompt(server).endswith("<｜Assistant｜></think>")
+    call = {"type": "function_call", "call_id": "c", "name": "clock", "arguments": "{}"}
+    assert "output" in refused(server, input=[asked, call], tools=[NAMESPACE])
+    assert "nothing to answer" in refused(server, input=[])
+    form = {"format": {"type": "json_object"}}
+    assert "format" in refused(server, input=[asked, said], text=form)
+    ask(server, input=[asked, thought], text=form, max_output_tokens=4)
 
 
 def test_shells(server: Live) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sounding.completion.endings import Gap
+from sounding.completion.gap import Gap
 from sounding.server.options import ServerOptions
 from sounding.server.protocols.filling import Newlines, marked_gap
 from tests.server.live import Live, get, live, post

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from sounding import loading
-from sounding.train.run_checkpoint import MILESTONES_NAME, save_milestone
+from sounding.train.run_checkpoint import save_milestone
+from sounding.train.saved_models import MILESTONES_NAME
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.state_dict import read_state
 from tests.cli.test_completion import model

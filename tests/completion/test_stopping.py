@@ -9,17 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sounding
-from sounding.completion.endings import (
-    BlockEnding,
-    Gap,
-    LineEnding,
-    ending_for,
-    longest_valid,
-    may_parse,
-    parses,
-    scan,
-    trim,
-)
+from sounding.completion.gap import Gap
+from sounding.completion.python_syntax import longest_valid, may_parse, parses, scan
+from sounding.completion.stopping import BlockEnding, LineEnding, ending_for
+from sounding.completion.trimming import trim
 
 
 def ended(prefix: str, generated: str, suffix: str = "", kind: str = "block") -> str:

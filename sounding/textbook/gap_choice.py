@@ -1,0 +1,57 @@
+"""Whole statements taken out of a program, to be filled in."""
+
+import ast
+import textwrap
+from dataclasses import dataclass
+
+from sounding.textbook.drawing import Draw
+from sounding.textbook.programs import FUNCTIONS
+
+_MOST_LINES = 4
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A statement, and what stands around it."""
+
+    prefix: str
+    code: str
+    """The statement with its indentation."""
+    suffix: str
+    indent: str
+
+    @property
+    def answer(self) -> str:
+        """The statement as it would stand by itself."""
+        return textwrap.dedent(self.code)
+
+
+def gap(program: str, draw: Draw) -> Gap | None:
+    """A statement of a function, of one to four lines; None where there is none.
+
+    It has a name or a call in it, and is not all of a body of several lines.
+    """
+    lines = program.split("\n")
+    found = [
+        (node.lineno, node.end_lineno)
+        for function in ast.walk(ast.parse(program))
+        if isinstance(function, FUNCTIONS)
+        for node in ast.walk(function)
+        if isinstance(node, ast.stmt)
+        and node is not function
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno < _MOST_LINES
+        and not isinstance(node, ast.Pass | ast.Continue | ast.Break | FUNCTIONS | ast.Import)
+        and not lines[node.lineno - 1][: node.col_offset].strip()
+    ]
+    if not found:
+        return None
+    first, last = draw.one(found)
+    line = lines[first - 1]
+    indent = line[: len(line) - len(line.lstrip())]
+    return Gap(
+        prefix="\n".join(lines[: first - 1]) + "\n",
+        code="\n".join(lines[first - 1 : last]),
+        suffix="\n" + "\n".join(lines[last:]),
+        indent=indent,
+    )
