@@ -47,12 +47,6 @@ class Correction(NamedTuple):
 class DSparkAttention(Attention):
     """Attention of a drafted block to the window before it, and to all of itself."""
 
-    def read(self, x: Float[Tensor, "t c"], chunk: Chunk, states: list[TensorLayerState]) -> None:
-        """Append the keys of the network's tokens to the states."""
-        keys = self.keys(x, rotation(chunk.positions, self.frequencies(x.device)))
-        for rows, state in zip(chunk.split(keys), states, strict=True):
-            state.window.append(rows)
-
     def forward(
         self,
         x: Float[Tensor, "t c"],
@@ -155,14 +149,23 @@ class DSpark(nn.ModuleList):
 
         The vector made of a token's taps passes through no block: each makes its keys of it.
         """
+        starts = [layers[0].length for layers in states]
+        for stage, keys in enumerate(self.keys(taps, lengths, starts)):
+            for rows, layers in zip(keys.split(list(lengths)), states, strict=True):
+                layers[stage].window.append(rows)
+
+    def keys(
+        self, taps: Float[Tensor, "t l c"], lengths: Sequence[int], starts: Sequence[int]
+    ) -> list[Float[Tensor, "t d"]]:
+        """The keys that each block makes of tokens from position starts[i] on."""
         first = self.blocks[0]
         assert first.main_proj is not None and first.main_norm is not None
         x = first.main_norm(first.main_proj(taps.flatten(1)))
         no_tokens = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        chunk = make_chunk(no_tokens, lengths, [layers[0].length for layers in states])
-        for stage, block in enumerate(self.blocks):
-            assert isinstance(block.attn, DSparkAttention)
-            block.attn.read(x, chunk, [layers[stage] for layers in states])
+        by = rotation(
+            make_chunk(no_tokens, lengths, starts).positions, first.attn.frequencies(x.device)
+        )
+        return [block.attn.keys(x, by) for block in self.blocks]
 
     def tokens_of_block(self, anchors: Int[Tensor, " n"]) -> Int[Tensor, "n b"]:
         """The tokens that the blocks read: anchors, then noise."""

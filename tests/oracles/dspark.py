@@ -95,13 +95,11 @@ def sublayer_inputs(
     w: Weights, shape: Shape, stage: int, site: str, streams: list[Array]
 ) -> tuple[list[hyper_connection.Coefficients], list[Array]]:
     name = f"mtp.{stage}"
+    fn, base, scale = (w[f"{name}.hc_{site}_{part}"] for part in ("fn", "base", "scale"))
     by = [
-        hyper_connection.coefficients(
-            each, *(w[f"{name}.hc_{site}_{part}"] for part in ("fn", "base", "scale")),
-            iterations=shape.sinkhorn,
-        )
+        hyper_connection.coefficients(each, fn, base, scale, iterations=shape.sinkhorn)
         for each in streams
-    ]  # fmt: skip
+    ]
     norm = w[f"{name}.{site}_norm.weight"]
     read = [hyper_connection.read(x, c.pre) for x, c in zip(streams, by, strict=True)]
     return by, [rms_norm(x, norm) for x in read]
