@@ -2,7 +2,7 @@
 
 The network is frozen and runs once over each batch. Behind some of its tokens, the anchors, the
 drafter makes blocks as in decoding, except that corrections see the true tokens. Losses compare
-every row with the network's own distribution at its place. Source: docs/training.md 8.1.
+every row with the network's own distribution at its place. Source: docs/training.md 8.
 """
 
 from collections.abc import Mapping
