@@ -101,9 +101,9 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 )
 @click.option(
     "--thinking/--no-thinking",
-    default=True,
-    show_default=True,
-    help="Default of chat requests that do not specify it.",
+    default=None,
+    help="Default of chat requests that do not specify it.  [default: thinking, if the model has "
+    "learned to converse]",
 )
 @click.option(
     "--effort-scheme",
@@ -159,6 +159,7 @@ def serve(
     width: int,
     max_body_mib: int,
     grace_seconds: float,
+    thinking: bool | None,
     **options: Any,
 ) -> None:
     """Serve a model to editors, agents and SDKs.
@@ -192,6 +193,7 @@ def serve(
     keys = _keys(host, api_keys, without_keys=without_keys)
     folder = find_model(model)
     settings = ServerOptions(
+        thinking=can_converse(folder) if thinking is None else thinking,
         model_names=names or (Path(folder).resolve().name,),
         max_body_bytes=max_body_mib * 2**20,
         keys=keys,

@@ -30,6 +30,7 @@ from sounding.posttrain.settings import SftRun
 from sounding.simulation import DEPLOYED, QUANTIZATION_AWARE
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.quantize import convert
+from sounding.weights.state_dict import read_state
 from tests.posttrain.conftest import masters, rows, small, write_rows
 
 TOKENS = torch.tensor([0, *range(60, 180, 3)])
@@ -145,20 +146,19 @@ def test_what_is_handed_over_is_what_conversion_writes(
         assert torch.equal(stored.view(torch.uint8), tensor.contiguous().view(torch.uint8)), name
 
 
-def test_an_export_that_is_loaded_and_exported_again_is_the_same_bytes(
+def test_an_export_that_is_loaded_and_exported_again_has_the_same_numbers(
     start: Path, config: ModelConfig, tmp_path: Path
 ) -> None:
     """Loaded as float32 masters, as a run begins, and trained for no step."""
     convert(Checkpoint(start), tmp_path / "once", "fp4")
     save_model(masters(tmp_path / "once", config), tmp_path / "masters")
     convert(Checkpoint(tmp_path / "masters"), tmp_path / "twice", "fp4")
-    for path in sorted((tmp_path / "once").glob("*.safetensors")):
-        again = (tmp_path / "twice" / path.name).read_bytes()
-        assert path.read_bytes()[-(10**6) :] == again[-(10**6) :], path.name
-    once, twice = Checkpoint(tmp_path / "once"), Checkpoint(tmp_path / "twice")
-    for name in once.sources:
-        left, right = once.read(name), twice.read(name)
-        assert torch.equal(left.view(torch.uint8), right.view(torch.uint8)), name
+    # Where the largest value of a block was rounded down to a half, the scale is halved and all
+    # codes are the next ones: other bytes, the same numbers.
+    once = read_state(Checkpoint(tmp_path / "once"), torch.float32)
+    twice = read_state(Checkpoint(tmp_path / "twice"), torch.float32)
+    assert once.keys() == twice.keys()
+    assert all(torch.equal(once[name], twice[name]) for name in once)
 
 
 @pytest.mark.parametrize("kind", ["fp4", "fp8"])

@@ -254,7 +254,7 @@ def too_many_alternatives_are_refused(server: Server) -> None:
 
 
 def _calls(server: Server, **more: Any) -> dict[str, Any]:
-    body = ask(server, tools=[LOOK], max_tokens=100, **more)
+    body = ask(server, tools=[LOOK], max_tokens=100, parallel_tool_calls=False, **more)
     choice: dict[str, Any] = server.post(PATH, body).json["choices"][0]
     return choice
 
@@ -293,7 +293,8 @@ def an_unknown_tool_is_refused(server: Server) -> None:
 
 @says("a streamed call has its index in every delta, id and name in the first alone")
 def a_streamed_call(server: Server) -> None:
-    body = ask(server, tools=[LOOK], tool_choice="required", max_tokens=100, stream=True)
+    one = {"tool_choice": "required", "parallel_tool_calls": False}
+    body = ask(server, tools=[LOOK], max_tokens=100, stream=True, **one)
     found = chunks(server.post(PATH, body))
     deltas = [chunk["choices"][0]["delta"] for chunk in found if chunk["choices"]]
     calls = [call for delta in deltas for call in delta.get("tool_calls") or []]

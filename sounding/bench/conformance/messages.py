@@ -26,6 +26,12 @@ def ask(server: Server, **more: Any) -> dict[str, Any]:
     return {"model": server.model, "messages": [user], "max_tokens": 8} | more
 
 
+def read_tokens(usage: dict[str, Any]) -> int:
+    """All tokens of the prompt, those of the cache included."""
+    cached = (usage.get(f"cache_{what}_input_tokens") or 0 for what in ("read", "creation"))
+    return int(usage["input_tokens"]) + sum(cached)
+
+
 def events(answer: Answer) -> list[dict[str, Any]]:
     """The events of a stream, pings left out."""
     return [event.json for event in answer.events if event.json["type"] != "ping"]
@@ -38,7 +44,7 @@ def the_object_of_an_answer(server: Server) -> None:
     expect(found["role"] == "assistant", f"role is {found['role']!r}")
     expect(found["stop_reason"] in ENDS, f"stop_reason is {found['stop_reason']!r}")
     expect("stop_sequence" in found, "stop_sequence is missing")
-    expect(found["usage"]["input_tokens"] > 0, f"usage is {found['usage']}")
+    expect(read_tokens(found["usage"]) > 0, f"usage is {found['usage']}")
     for block in found["content"]:
         expect(block["type"] in ("text", "thinking", "tool_use"), f"a block is {block['type']!r}")
 
@@ -85,12 +91,10 @@ def an_unknown_role_is_refused(server: Server) -> None:
 
 @says("system is a text or a list of blocks of text")
 def a_system_prompt_is_taken(server: Server) -> None:
-    plain = server.post(PATH, ask(server)).json["usage"]["input_tokens"]
+    plain = read_tokens(server.post(PATH, ask(server)).json["usage"])
     for system in ("Be brief, please.", [{"type": "text", "text": "Be brief, please."}]):
         usage = server.post(PATH, ask(server, system=system)).json["usage"]
-        cached = usage.get("cache_read_input_tokens") or 0
-        cached += usage.get("cache_creation_input_tokens") or 0
-        expect(usage["input_tokens"] + cached > plain, f"{system!r} makes the prompt no longer")
+        expect(read_tokens(usage) > plain, f"{system!r} makes the prompt no longer")
 
 
 @says("a last message of the assistant is continued")
@@ -139,7 +143,7 @@ def the_frame_of_a_stream(server: Server) -> None:
 
 @says("with tool_choice any the answer holds a tool_use block, whose input is an object")
 def a_required_call(server: Server) -> None:
-    choice = {"type": "any"}
+    choice = {"type": "any", "disable_parallel_tool_use": True}
     body = ask(server, tools=[TOOL], tool_choice=choice, max_tokens=120)
     found = server.post(PATH, body).json
     expect(found["stop_reason"] == "tool_use", f"stop_reason is {found['stop_reason']!r}")
@@ -150,7 +154,7 @@ def a_required_call(server: Server) -> None:
 
 @says("a streamed call grows by input_json_delta, whose parts make one JSON text")
 def a_streamed_call(server: Server) -> None:
-    choice = {"type": "tool", "name": "look"}
+    choice = {"type": "tool", "name": "look", "disable_parallel_tool_use": True}
     body = ask(server, tools=[TOOL], tool_choice=choice, max_tokens=120, stream=True)
     found = events(server.post(PATH, body))
     starts = [event["content_block"] for event in found if event["type"] == "content_block_start"]
@@ -184,9 +188,7 @@ def tokens_are_counted(server: Server) -> None:
     body = ask(server)
     del body["max_tokens"]
     counted = server.post(COUNT, body).json["input_tokens"]
-    used = server.post(PATH, ask(server)).json["usage"]
-    read = used["input_tokens"] + (used.get("cache_read_input_tokens") or 0)
-    read += used.get("cache_creation_input_tokens") or 0
+    read = read_tokens(server.post(PATH, ask(server)).json["usage"])
     expect(counted == read, f"{counted} are counted and {read} read")
 
 

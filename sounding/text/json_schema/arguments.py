@@ -121,10 +121,10 @@ class _Taking:
                 raise self._fault(at, f"{name} about all arguments is not supported")
         made = [self._own(schema, at)]
         if "$ref" in schema:
-            name = schema["$ref"], self._wide
-            if name not in self._shapes:
-                self._shapes[name] = self.shapes(self._document.target(schema), at)
-            made = self._each(made, self._shapes[name], at)
+            key = schema["$ref"], self._wide
+            if key not in self._shapes:
+                self._shapes[key] = self.shapes(self._document.target(schema), at)
+            made = self._each(made, self._shapes[key], at)
         for name in ("enum", "const"):
             if name in schema:
                 values = schema[name] if name == "enum" else [schema[name]]

@@ -17,6 +17,7 @@ import sounding.loading
 from sounding.bench.conformance import chat, kit, messages, ollama
 from sounding.bench.conformance.check import Check, Protocol, Result, Verdict, run_checks
 from sounding.bench.conformance.exchange import Answer, Server
+from sounding.server.options import ServerOptions
 from tests.server.live import live
 
 Handler = Callable[[str, dict[str, Any]], tuple[int, Any]]
@@ -65,7 +66,14 @@ def examine(handler: Handler, *checks: Check, **limits: Any) -> list[Result]:
 
 def test_our_server_conforms() -> None:
     model = sounding.loading.open_model("nano")
-    with closing(model), live(model.engine(), tokenizer=model.tokenizer) as found:
+    with (
+        closing(model),
+        live(
+            model.engine(),
+            ServerOptions(model_names=("nano",), thinking=False),
+            tokenizer=model.tokenizer,
+        ) as found,
+    ):
         results = list(run_checks(Server(found.url, "nano"), kit.CHECKS))
     wrong = [result for result in results if result.verdict is not Verdict.PASSED]
     assert [(str(r.check.protocol), r.check.name, r.message) for r in wrong] == []

@@ -197,7 +197,7 @@ def test_results_that_are_no_text(server: Live, part: dict[str, Any], shown: str
 
 def test_a_picture_is_refused_where_it_is_asked_about(server: Live) -> None:
     shows = {"role": "user", "content": [PICTURE, {"type": "text", "text": "what is it?"}]}
-    assert "text alone" in refused(server, [shows])
+    assert "text only" in refused(server, [shows])
     ask(server, [shows, {"role": "assistant", "content": "a cat"}, ASK])
     assert "[Unsupported image]\n\nwhat is it?" in prompt(server)
 

@@ -265,7 +265,7 @@ def test_pictures_in_results_and_in_the_past(server: Live) -> None:
     result = {"type": "function_call_output", "call_id": "c", "output": picture}
     ask(server, input=[asked, call, result])
     assert prompt(server).count("[Unsupported image]") == 2
-    assert "text alone" in refused(server, input=[asked])
+    assert "text only" in refused(server, input=[asked])
 
 
 def test_hints(server: Live) -> None:
