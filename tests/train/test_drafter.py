@@ -146,9 +146,11 @@ def test_settings_give_a_run_a_drafter_and_the_command_trains_it(tmp_path: Path)
     save_model(source, tmp_path / "model")
     given = [part for setting in settings for part in ("--set", setting)]
     command = ["train", "copying", "--out", str(tmp_path / "run"), *given]
-    result = CliRunner().invoke(cli, [*command, "--model", str(tmp_path / "model")])
+    begin = f"train.initial_weights={tmp_path / 'model'}"
+    result = CliRunner().invoke(cli, [*command, "--set", begin])
     assert result.exit_code == 0, result.output
-    trained = load_model(Checkpoint(tmp_path / "run" / "checkpoints" / "step-000002" / "model"))
+    [folder] = (tmp_path / "run" / "checkpoints").glob("step-*2/model")
+    trained = load_model(Checkpoint(folder))
     theirs = dict(source.named_parameters())
     for name, parameter in trained.named_parameters():
         if not name.startswith("mtp."):
