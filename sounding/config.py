@@ -45,6 +45,8 @@ _ROPE_EXTRAS: dict[str, tuple[Any, ...]] = {
     "truncate": (True,),
 }
 
+_DSPARK = "dspark_"  # opens the keys of a DSpark drafter
+
 ExpertDtype = Literal["fp4", "fp8"]
 
 
@@ -83,6 +85,40 @@ class QuantizationConfig:
         _require_choice(f"{prefix}.scale_fmt", self.scale_fmt, ("ue8m0", None))
         _require_choice(f"{prefix}.expert_dtype", self.expert_dtype, (*get_args(ExpertDtype), None))
         _require_choice(f"{prefix}.weight_block_size", self.weight_block_size, ((128, 128),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DSparkConfig:
+    """The DSpark drafter of a checkpoint: its keys are `dspark_` and the names of these fields.
+
+    Raises ValueError naming the key for values no drafter can have.
+    Source: docs/architecture.md 11.1.
+    """
+
+    block_size: int
+    """Tokens drafted at once."""
+    noise_token_id: int
+    """Stands for the tokens of a block that are not known yet."""
+    target_layer_ids: tuple[int, ...]
+    """Layers whose outputs the drafter reads, in the order in which they are concatenated."""
+    markov_rank: int
+    n_routed_experts: int | None = None
+    """Experts of a draft block; None: as many as a layer of the network has."""
+    n_activated_experts: int | None = None
+    """Experts per token of a draft block; None: as many as in the network."""
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "markov_rank"):
+            _require_integer(f"dspark_{name}", getattr(self, name), minimum=1)
+        _require_integer("dspark_noise_token_id", self.noise_token_id, minimum=0)
+        for name in ("n_routed_experts", "n_activated_experts"):
+            if getattr(self, name) is not None:
+                _require_integer(f"dspark_{name}", getattr(self, name), minimum=1)
+        layers = self.target_layer_ids
+        if not layers or len(set(layers)) < len(layers):
+            raise ValueError(
+                f"dspark_target_layer_ids = {list(layers)} must name at least one layer, each once"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +180,7 @@ class ModelConfig:
     """Storage of routed experts. The first release lacks the key, so weights decide where they are
     at hand; without weights None means fp4 in a quantized checkpoint."""
     quantization_config: QuantizationConfig | None = None
-    dspark: Mapping[str, Any] | None = None
+    dspark: DSparkConfig | None = None
     """The dspark_* keys of refreshes that store a DSpark drafter in place of the MTP block."""
 
     def __post_init__(self) -> None:
@@ -158,6 +194,8 @@ class ModelConfig:
             _require_choice(name, getattr(self, name), choices)
         self._require_consistent_widths()
         self._require_consistent_layers()
+        if self.dspark is not None:
+            self._require_consistent_drafter(self.dspark)
 
     def _require_consistent_widths(self) -> None:
         _require_multiple("qk_rope_head_dim", self.qk_rope_head_dim, 2, "2 (rotary pairs)")
@@ -212,6 +250,25 @@ class ModelConfig:
                 f"and must be all 0; num_hidden_layers = {self.num_hidden_layers} may be too small"
             )
 
+    def _require_consistent_drafter(self, dspark: DSparkConfig) -> None:
+        if dspark.noise_token_id >= self.vocab_size:
+            raise ValueError(
+                f"dspark_noise_token_id = {dspark.noise_token_id} must be a token id below "
+                f"vocab_size = {self.vocab_size}"
+            )
+        for layer in dspark.target_layer_ids:
+            if not 0 <= layer < self.num_hidden_layers:
+                raise ValueError(
+                    f"dspark_target_layer_ids = {list(dspark.target_layer_ids)} must be layers "
+                    f"below num_hidden_layers = {self.num_hidden_layers}"
+                )
+        experts, picks = self.draft_experts, self.draft_experts_per_token
+        if picks > experts:
+            raise ValueError(
+                f"dspark_n_activated_experts = {picks} must not exceed the {experts} experts of a "
+                "draft block (dspark_n_routed_experts, or n_routed_experts without it)"
+            )
+
     @property
     def ratios(self) -> tuple[int, ...]:
         """Compression ratio of each decoder layer, without the draft blocks' entries."""
@@ -221,6 +278,37 @@ class ModelConfig:
     def num_mtp_layers(self) -> int:
         """MTP blocks of the network; a DSpark drafter under the same names is none."""
         return 0 if self.dspark else self.num_nextn_predict_layers
+
+    @property
+    def num_dspark_blocks(self) -> int:
+        """Blocks of the DSpark drafter. Published configs count them in `compress_ratios` only:
+        `num_nextn_predict_layers` stays 1 beside three blocks."""
+        if self.dspark is None:
+            return 0
+        listed = len(self.compress_ratios) - self.num_hidden_layers
+        return listed or len(self.dspark.target_layer_ids)
+
+    @property
+    def draft_experts(self) -> int:
+        """Routed experts of a draft block."""
+        own = None if self.dspark is None else self.dspark.n_routed_experts
+        return own or self.n_routed_experts
+
+    @property
+    def draft_experts_per_token(self) -> int:
+        """Routed experts that a token visits in a draft block."""
+        own = None if self.dspark is None else self.dspark.n_activated_experts
+        return own or self.num_experts_per_tok
+
+    @property
+    def draft_block(self) -> "ModelConfig":
+        """The same network with the experts of a draft block in place of its own."""
+        return dataclasses.replace(
+            self,
+            dspark=None,
+            n_routed_experts=self.draft_experts,
+            num_experts_per_tok=self.draft_experts_per_token,
+        )
 
     @property
     def linear_format(self) -> Literal["fp8"] | None:
@@ -237,7 +325,8 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """The published `config.json`."""
         raw = dataclasses.asdict(self)
-        dspark = raw.pop("dspark")
+        dspark = raw.pop("dspark") or {}
+        raw |= {f"dspark_{key}": value for key, value in dspark.items() if value is not None}
         if not raw["mlp_bias"]:
             del raw["mlp_bias"]  # only transformers writes it
         for name in ("expert_dtype", "quantization_config"):
@@ -248,10 +337,9 @@ class ModelConfig:
             quantization["weight_block_size"] = list(quantization["weight_block_size"])
             if quantization["expert_dtype"] is None:
                 del quantization["expert_dtype"]
-        listed = {
+        return {
             key: list(value) if isinstance(value, tuple) else value for key, value in raw.items()
         }
-        return {**listed, **(dspark or {})}
 
     def to_transformers_dict(self) -> dict[str, Any]:
         """The config that `transformers` writes and reads for the same network."""
@@ -324,15 +412,19 @@ def parse_config(raw: Any) -> ModelConfig:
     values = _from_transformers(raw) if "layer_types" in raw else dict(raw)
     for key in _TRANSFORMERS_RUNTIME_KEYS & values.keys():
         del values[key]
-    dspark = {key: values.pop(key) for key in list(values) if key.startswith("dspark_")}
+    dspark = {key: values.pop(key) for key in list(values) if key.startswith(_DSPARK)}
+    if "dspark" in values:
+        raise ValueError("the model config has an unknown key 'dspark'; use its keys dspark_*")
+    if dspark:
+        values["dspark"] = _parse(DSparkConfig, dspark, "the model config", prefix=_DSPARK)
     if values.get("rope_scaling") is not None:
         values["rope_scaling"] = _read_rope_scaling(values["rope_scaling"])
     if values.get("quantization_config") is not None:
         values["quantization_config"] = _read_quantization(values["quantization_config"])
     if isinstance(values.get("eos_token_id"), list) and len(values["eos_token_id"]) == 1:
         (values["eos_token_id"],) = values["eos_token_id"]
-    config = _parse(ModelConfig, values, "the model config")
-    return dataclasses.replace(config, dspark=dspark) if dspark else config
+    config: ModelConfig = _parse(ModelConfig, values, "the model config")
+    return config
 
 
 def _read_rope_scaling(raw: Any) -> RopeScaling | None:
@@ -376,11 +468,12 @@ def _without_extras(raw: Any, extras: Mapping[str, tuple[Any, ...]], where: str)
     return values
 
 
-def _parse(kind: type[Any], raw: Any, where: str) -> Any:
-    """Build the dataclass `kind` from JSON values: known keys only, types checked."""
+def _parse(kind: type[Any], raw: Any, where: str, prefix: str = "") -> Any:
+    """Build the dataclass `kind` from JSON values: known keys only, types checked. Keys are the
+    names of its fields behind `prefix`."""
     if not isinstance(raw, Mapping):
         raise ValueError(f"{where} must be a JSON object, not {raw!r}")
-    fields = {entry.name: entry for entry in dataclasses.fields(kind) if entry.name != "dspark"}
+    fields = {prefix + entry.name: entry for entry in dataclasses.fields(kind)}
     refuse_unknown(raw, fields, where)
     missing = [
         name
@@ -391,7 +484,8 @@ def _parse(kind: type[Any], raw: Any, where: str) -> Any:
     ]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}")
-    return kind(**{name: _typed(name, value, fields[name].type) for name, value in raw.items()})
+    typed = {name: _typed(name, value, fields[name].type) for name, value in raw.items()}
+    return kind(**{name.removeprefix(prefix): value for name, value in typed.items()})
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
@@ -423,7 +517,8 @@ def _from_transformers(raw: Mapping[str, Any]) -> dict[str, Any]:
     layer_types = values.pop("layer_types")
     for layer, name in enumerate(layer_types):
         _require_choice(f"layer_types[{layer}]", name, tuple(_TRANSFORMERS_RATIOS))
-    drafts = [0] * values.get("num_nextn_predict_layers", 0)
+    drafts = [0] * len(values.get("dspark_target_layer_ids", ()))
+    drafts = drafts or [0] * values.get("num_nextn_predict_layers", 0)
     values["compress_ratios"] = [_TRANSFORMERS_RATIOS[name] for name in layer_types] + drafts
     rates = values.pop("compress_rates", None)
     for name, rate in (rates or {}).items():

@@ -182,7 +182,8 @@ def _load_reference(
     from sounding.weights.layout import count_parameters
 
     counts = count_parameters(checkpoint.config)
-    fits = 4 * (counts.main + counts.mtp) < psutil.virtual_memory().available / 2
+    size = counts.main + counts.mtp + counts.dspark
+    fits = 4 * size < psutil.virtual_memory().available / 2
     dequantize = torch.float32 if fits else None
     return ReferenceNetwork(load_model(checkpoint, simulation=simulation, dequantize=dequantize))
 

@@ -1,14 +1,33 @@
 """Networks of the tests as the engine runs them: by the C++ kernels or by the reference."""
 
+import dataclasses
+
 import torch
 
+from sounding.config import DSparkConfig
 from sounding.engine.network import Network
 from sounding.model.reference_network import ReferenceNetwork
 from sounding.model.transformer import Transformer
 from sounding.native.network import KernelNetwork
 from sounding.ops.cpu import library
+from sounding.train.runs import copying
 from sounding.weights.raw import RawTensor
 from sounding.weights.tensors import from_torch
+
+_PLAIN = copying().model  # a window of 16
+DSPARK = dataclasses.replace(
+    _PLAIN,
+    compress_ratios=(*_PLAIN.ratios, 0, 0, 0),
+    dspark=DSparkConfig(
+        block_size=4,
+        noise_token_id=7,
+        target_layer_ids=(2, 0),  # in another order than the layers'
+        markov_rank=6,
+        n_routed_experts=3,
+        n_activated_experts=2,
+    ),
+)
+"""A small network with a DSpark drafter, whose experts are not the network's."""
 
 
 def as_network(model: Transformer) -> Network:

@@ -55,13 +55,35 @@ def test_a_config_without_quantization_has_no_formats() -> None:
     assert (config.linear_format, config.expert_format) == (None, None)
 
 
+DSPARK = {
+    "dspark_block_size": 5,
+    "dspark_noise_token_id": 128799,
+    "dspark_target_layer_ids": [40, 41, 42],
+    "dspark_markov_rank": 256,
+}
+
+
 def test_a_dspark_config_has_no_mtp_layers_and_is_kept() -> None:
     ratios = [*flash().compress_ratios, 0, 0]
-    config = parse_config(published(compress_ratios=ratios, dspark_block_size=5))
+    raw = published(compress_ratios=ratios, **DSPARK)
+    config = parse_config(raw)
     assert config.ratios == flash().ratios
-    assert config.num_mtp_layers == 0
-    assert config.to_dict()["dspark_block_size"] == 5
-    assert parse_config(config.to_dict()) == config
+    assert (config.num_mtp_layers, config.num_dspark_blocks) == (0, 3)
+    assert config.to_dict() == raw
+    assert parse_config(config.to_transformers_dict()) == config
+
+
+def test_dspark_blocks_without_entries_of_their_own() -> None:
+    config = parse_config(published(compress_ratios=list(flash().ratios), **DSPARK))
+    assert config.num_dspark_blocks == 3
+
+
+def test_dspark_experts_of_its_own() -> None:
+    """As in V4.1: a drafter with fewer experts than a layer of the network."""
+    own = {"dspark_n_routed_experts": 128, "dspark_n_activated_experts": 3}
+    config = parse_config(published(**DSPARK, **own))
+    assert (config.draft_block.n_routed_experts, config.draft_block.num_experts_per_tok) == (128, 3)
+    assert {key: config.to_dict()[key] for key in own} == own
 
 
 def test_ratios_without_an_entry_for_the_draft() -> None:
@@ -206,6 +228,40 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "quantization_config.weight_block_size = (64, 64) must be (128, 128)",
     ),
     "expert format": ({"expert_dtype": "int4"}, "expert_dtype = 'int4' must be"),
+    "drafter's unknown key": (
+        {**DSPARK, "dspark_blok_size": 5},
+        "unknown key 'dspark_blok_size'; did you mean 'dspark_block_size'?",
+    ),
+    "drafter as one key": ({"dspark": {}}, "unknown key 'dspark'; use its keys dspark_*"),
+    "drafter lacks keys": (
+        {"dspark_block_size": 5, "dspark_markov_rank": 256},
+        "the model config lacks dspark_noise_token_id, dspark_target_layer_ids",
+    ),
+    "drafter's type": ({**DSPARK, "dspark_block_size": 5.0}, "dspark_block_size = 5.0 must be int"),
+    "drafter's block": (
+        {**DSPARK, "dspark_block_size": 0},
+        "dspark_block_size = 0 must be an integer of at least 1",
+    ),
+    "drafter's noise": (
+        {**DSPARK, "dspark_noise_token_id": 129280},
+        "dspark_noise_token_id = 129280 must be a token id below vocab_size = 129280",
+    ),
+    "drafter's layers": (
+        {**DSPARK, "dspark_target_layer_ids": [41, 42, 43]},
+        "dspark_target_layer_ids = [41, 42, 43] must be layers below num_hidden_layers = 43",
+    ),
+    "drafter's layer twice": (
+        {**DSPARK, "dspark_target_layer_ids": [42, 42]},
+        "dspark_target_layer_ids = [42, 42] must name at least one layer, each once",
+    ),
+    "drafter without layers": (
+        {**DSPARK, "dspark_target_layer_ids": []},
+        "dspark_target_layer_ids = [] must name at least one layer, each once",
+    ),
+    "drafter's experts": (
+        {**DSPARK, "dspark_n_routed_experts": 4},
+        "dspark_n_activated_experts = 6 must not exceed the 4 experts of a draft block",
+    ),
 }
 
 

@@ -160,7 +160,7 @@ def test_a_source_that_leads_somewhere_passes(text: str) -> None:
         ("\n\nSource: spec/architecture.md 6.", "a.py:3: there is no spec/architecture.md"),
         ("Source: docs/architecture.md 99.", "a.py:1: docs/architecture.md has no section 99"),
         ("docs/architecture.md 5.4 and 5.99", "a.py:1: docs/architecture.md has no section 5.99"),
-        ("docs/training.md 6 to 8", "a.py:1: docs/training.md has no section 8"),
+        ("docs/training.md 6 to 9", "a.py:1: docs/training.md has no section 9"),
         ("# docs/training.md\n# 41", "a.py:1: docs/training.md has no section 41"),
         ("x\nSource: docs/architecture.md.", "a.py:2: 'docs/architecture.md.' is neither"),
         ("Source: the report.\n\nIn 2026.", "a.py:1: 'the report.' is neither"),

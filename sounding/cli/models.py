@@ -73,7 +73,7 @@ def inspect(model: str, as_json: bool) -> None:
       model, source       the argument; "preset" or "folder"
       dialect             "published" or "transformers": naming of the tensors
       layers              [{layer, attention: window|CSA|HCA, router: hash|scored}]
-      parameters          {main, mtp, active}, counted unpacked
+      parameters          {main, mtp, dspark, active}, counted unpacked
       tensors             number of tensors in the files
       bytes               {total, components: {component: {format: bytes}}}
       state               {bytes_per_token, constant_bytes, bytes_at_1m_tokens,
@@ -128,6 +128,7 @@ def _print_inspection(config: ModelConfig, answer: dict[str, Any]) -> None:
         ("experts", f"{config.n_routed_experts}, of which {config.num_experts_per_tok} per token"),
         ("parameters", f"{counts['main']:,}, of which {counts['active']:,} active per token"),
         ("MTP block", f"{counts['mtp']:,} parameters" if counts["mtp"] else "none"),
+        *([("DSpark drafter", _drafter(config, counts["dspark"]))] if config.dspark else []),
         ("weights", f"{human_bytes(answer['bytes']['total'])} in {answer['tensors']:,} tensors"),
         ("state", f"{state['bytes_per_token']:,.2f} B per token"),
         ("state at 1M tokens", human_bytes(state["bytes_at_1m_tokens"])),
@@ -141,6 +142,14 @@ def _print_inspection(config: ModelConfig, answer: dict[str, Any]) -> None:
     for row in _kinds(answer["layers"]):
         layers.add_row(*row)
     Console().print(facts, layers, table)
+
+
+def _drafter(config: ModelConfig, parameters: int) -> str:
+    assert config.dspark is not None
+    return (
+        f"{parameters:,} parameters in {config.num_dspark_blocks} blocks, "
+        f"{config.dspark.block_size} tokens at once"
+    )
 
 
 def _layer_summary(layers: list[dict[str, Any]]) -> str:

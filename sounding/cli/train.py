@@ -95,6 +95,7 @@ def run_training(
 
     from sounding.cli.train_progress import train_progress
     from sounding.train.allocator import keep_freed_memory
+    from sounding.train.drafter import DrafterObjective
     from sounding.train.numerics import warn_of_slow_products
     from sounding.train.parallel import processes
     from sounding.train.source import files_beside, open_held_out, open_source
@@ -113,11 +114,13 @@ def run_training(
         warn_of_slow_products(dtypes, where)
         if group.world > 1 and where.type == "cuda":
             where = torch.device("cuda", torch.cuda.current_device())
+        # A network with a DSpark drafter stays as it is: the drafter alone is trained.
+        kind = Supervised if config.model.dspark is None else DrafterObjective
         trainer = Trainer(
             config,
             folder,
             open_source(config, group.rank, group.world),
-            Supervised(config, open_held_out(config)),
+            kind(config, open_held_out(config)),
             device=where,
             report=progress.show,
             beside=files_beside(config, folder),

@@ -67,7 +67,7 @@ class ProgressBar:
         self._bar.reset(self._task, completed=step, start=True)
 
     def show(self, row: "MetricsRow") -> None:
-        if "bits_per_byte" in row:
+        if _is_held_out(row):
             self._bits = f", {_held_out(row)}"
         elif "tokens_per_second" in row:
             measured = f"{_loss(row)}{self._bits}, {_speed(row)}"
@@ -88,7 +88,7 @@ class ProgressLines:
     def show(self, row: "MetricsRow") -> None:
         step = row["step"]
         where = f"step {step:,} of {self._steps:,}"
-        if "bits_per_byte" in row:
+        if _is_held_out(row):
             click.echo(f"{where}: {_held_out(row)}", err=True)
         elif "tokens_per_second" in row and self._is_due(step):
             rest = (self._steps - step) * (time.monotonic() - self._started) / (step - self._first)
@@ -109,7 +109,13 @@ def _speed(row: "MetricsRow") -> str:
     return f"{row['tokens_per_second']:,.0f} tokens/s"
 
 
+def _is_held_out(row: "MetricsRow") -> bool:
+    return "bits_per_byte" in row or "held_out_tokens_per_block" in row
+
+
 def _held_out(row: "MetricsRow") -> str:
+    if "held_out_tokens_per_block" in row:
+        return f"held out {row['held_out_tokens_per_block']:.2f} tokens per block"
     return f"held out {row['bits_per_byte']:.3f} bits per byte"
 
 

@@ -17,7 +17,7 @@ from sounding.weights.raw import ParameterSize
 
 Streams = NDArray[Any]
 """Residual streams of tokens, [t, m, c]: what the output layer and the drafters read. A network
-whose drafter reads inner layers too returns their outputs in the same rows."""
+with a DSpark drafter appends the taps of the layers that it reads, [t, m + l, c]."""
 State = SequenceState[Any]
 
 
@@ -38,6 +38,51 @@ class Prediction(Protocol):
 
 
 @runtime_checkable
+class DraftBlock(Protocol):
+    """Drafts of several tokens at once, before their correction."""
+
+    @property
+    def hidden(self) -> NDArray[Any]:
+        """Rows for `BlockDrafter.correct`, [n, b, c]."""
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """Scores of the tokens behind each anchor, [n, b, vocabulary]."""
+
+
+@runtime_checkable
+class Correction(Protocol):
+    """What the token before a draft adds to its scores."""
+
+    @property
+    def bias(self) -> NDArray[np.float32]:
+        """To be added to the logits, [n, vocabulary]."""
+
+    @property
+    def confidence(self) -> NDArray[np.float32]:
+        """Logits of the probability that a draft is accepted if all before it were, [n]."""
+
+
+@runtime_checkable
+class BlockDrafter(Protocol):
+    """The DSpark drafter of a network. `state.drafts` holds what it has read."""
+
+    block_size: int
+    """Tokens drafted at once."""
+
+    def read(self, streams: Streams, lengths: Sequence[int], states: Sequence[State]) -> None:
+        """Append tokens of the network, lengths[i] to the sequence of states[i]."""
+
+    def draft(self, anchors: Sequence[int], states: Sequence[State]) -> DraftBlock:
+        """Draft behind anchors[i], the last token of a sequence of which the drafter has read all
+        others, or the last window of them. The states do not change."""
+
+    def correct(self, hidden: NDArray[Any], previous: Sequence[int]) -> Correction:
+        """The correction of one row of each block, hidden[i] of [n, c], by the token before its
+        own: the draft of the row before, or the anchor."""
+
+
+@runtime_checkable
 class Network(Protocol):
     """A loaded network. Only one thread calls it at a time."""
 
@@ -50,6 +95,10 @@ class Network(Protocol):
     @property
     def num_mtp_blocks(self) -> int:
         """Number of MTP blocks."""
+
+    @property
+    def block_drafter(self) -> BlockDrafter | None:
+        """The DSpark drafter, if the network has one."""
 
     @property
     def num_parameters(self) -> int:
@@ -80,7 +129,7 @@ class Network(Protocol):
         another thread. Raises ValueError for deltas that fit no weight."""
 
     def state_bytes(self, num_tokens: int, *, rewind_tokens: int = 0) -> int:
-        """Bytes of a growing `new_state` with `num_tokens`, those of the MTP blocks included."""
+        """Bytes of a growing `new_state` with `num_tokens`, those of a drafter included."""
 
     def predict(
         self,

@@ -4,10 +4,11 @@ Independent of the network and of other requests: it chooses tokens from rows of
 `finished` at its end. The scheduler decides when it moves, the runner moves it.
 """
 
+import copy
 import logging
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -206,6 +207,12 @@ class ActiveSequence:
         self.drafts = self.drafts[: max(0, left)]
         if self._constraint is not None:
             self.drafts = self.drafts[: self._constraint.count_valid(self.drafts)]
+
+    def preview(self) -> Callable[[Logits], int]:
+        """Chooses the next tokens from scores that are only expected, with the random numbers that
+        `choose` will use, and without using them up: equal scores give equal tokens."""
+        params, generator = self.request.params, copy.deepcopy(self._generator)
+        return lambda logits: sample(logits, params, generator)
 
     def forced(self, most: int) -> list[int]:
         """Up to `most` tokens that the constraint forces next."""

@@ -150,6 +150,7 @@ def _shape(facts: Facts) -> list[str]:
         f" one; {_layers(config.num_hash_layers)} routed by hash",
         "indexer": f"picks {config.index_topk} entries",
         "MTP block": f"{counts.mtp:,} parameters" if counts.mtp else "none",
+        **({"DSpark drafter": f"{counts.dspark:,} parameters"} if counts.dspark else {}),
         "vocabulary": f"{config.vocab_size:,}",
         "stored as": stored,
     }

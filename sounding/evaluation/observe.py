@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sounding.model.attention import Selection
 from sounding.model.moe import Routing
-from sounding.model.transformer import MTPBlock, Transformer
+from sounding.model.transformer import Transformer
 from sounding.state.token_ids import require_tokens
 
 _LOGIT_ROWS = 1024  # tokens whose logits are in memory at once
@@ -37,8 +37,7 @@ def observe(model: Transformer, tokens: Sequence[int], sizes: Sequence[int]) -> 
     output = model(row, selection=Selection(recall=tuple(sizes)))
     choices = _likeliest(model, model.hidden(output.streams))
     routing, drafts, streams = output.routing, [], output.streams
-    for depth, block in enumerate(model.mtp):
-        assert isinstance(block, MTPBlock)
+    for depth, block in enumerate(model.mtp_blocks):
         # Of the last rows the next token is not known; causality keeps them from the others.
         drafted = model.draft(streams, row.roll(-1 - depth), depth=depth)
         streams = drafted.streams

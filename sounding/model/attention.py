@@ -19,7 +19,7 @@ from sounding.ops.index_loss import index_loss
 from sounding.ops.index_recall import index_recall
 from sounding.ops.matmul import grouped_linear
 from sounding.ops.norm import rms_norm
-from sounding.ops.rope import rope_frequencies, rotate, rotation
+from sounding.ops.rope import Rotation, rope_frequencies, rotate, rotation
 from sounding.simulation import Simulation
 
 
@@ -82,14 +82,10 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "t c"], IndexReport]:
         """Attend for every token of the chunk, and append the chunk to the states."""
         config = self.config
-        frequencies = self._frequencies(x.device)
+        frequencies = self.frequencies(x.device)
         by = rotation(chunk.positions, frequencies)
-        qr = self.q_norm(self.wq_a(x))
-        q = self.wq_b(qr).unflatten(-1, (config.num_attention_heads, config.head_dim))
-        q = rotate(rms_norm(q, None, config.rms_norm_eps), by)
-        kv = rotate(self.kv_norm(self.wkv(x)), by)
-        if self.simulation.kv:
-            kv = simulate_kv(kv, config.qk_rope_head_dim)
+        qr, q = self.queries(x, by)
+        kv = self.keys(x, by)
         windows = [
             state.window.append(rows) for rows, state in zip(chunk.split(kv), states, strict=True)
         ]
@@ -129,8 +125,22 @@ class Attention(nn.Module):
                 report = report._replace(recall=recall)
         # Values carry the rotation of their own position; seen from the query only the distance
         # should remain.
-        output = self._project(rotate(torch.cat(read), by, inverse=True))
+        output = self.project(rotate(torch.cat(read), by, inverse=True))
         return output, report
+
+    def queries(
+        self, x: Float[Tensor, "t c"], by: Rotation
+    ) -> tuple[Float[Tensor, "t q"], Float[Tensor, "t h d"]]:
+        """The low-rank queries, which the indexer reads too, and the rotated ones of all heads."""
+        config = self.config
+        qr = self.q_norm(self.wq_a(x))
+        q = self.wq_b(qr).unflatten(-1, (config.num_attention_heads, config.head_dim))
+        return qr, rotate(rms_norm(q, None, config.rms_norm_eps), by)
+
+    def keys(self, x: Float[Tensor, "t c"], by: Rotation) -> Float[Tensor, "t d"]:
+        """The rotated keys, which are also the values."""
+        kv = rotate(self.kv_norm(self.wkv(x)), by)
+        return simulate_kv(kv, self.config.qk_rope_head_dim) if self.simulation.kv else kv
 
     def _index_loss(
         self,
@@ -182,13 +192,15 @@ class Attention(nn.Module):
         ]
         return torch.stack(sums).sum(0)
 
-    def _project(self, o: Float[Tensor, "t h d"]) -> Float[Tensor, "t c"]:
+    def project(self, o: Float[Tensor, "t h d"]) -> Float[Tensor, "t c"]:
+        """The output of all heads; their rotation is undone."""
         groups = self.config.o_groups
         grouped = o.flatten(1).unflatten(-1, (groups, -1))
         # wo_a is stored in FP8 but its input is never rounded (docs/architecture.md 5.6)
         return self.wo_b(grouped_linear(grouped, self.wo_a.stored, groups).flatten(1))
 
-    def _frequencies(self, device: torch.device) -> Float[Tensor, " pairs"]:
+    def frequencies(self, device: torch.device) -> Float[Tensor, " pairs"]:
+        """The rotary frequencies of this kind of layer."""
         config = self.config
         if self.ratio == 0:
             return rope_frequencies(config.qk_rope_head_dim, config.rope_theta, None, device)

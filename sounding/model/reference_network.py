@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sounding.model.adapters import adapted
+from sounding.model.dspark import DSpark
 from sounding.model.state import TensorState, growing_state, packed_state
-from sounding.model.transformer import MTPBlock, Transformer
+from sounding.model.transformer import Transformer
 from sounding.state.row_layout import all_lists
 from sounding.state.token_ids import require_tokens
 from sounding.weights.adapters import Adapter
@@ -48,7 +49,12 @@ class ReferenceNetwork:
 
     @property
     def num_mtp_blocks(self) -> int:
-        return len(self.model.mtp)
+        return len(self.model.mtp_blocks)
+
+    @property
+    def block_drafter(self) -> "ReferenceDrafter | None":
+        dspark = self.model.dspark
+        return None if dspark is None else ReferenceDrafter(self, dspark)
 
     @property
     def num_parameters(self) -> int:
@@ -110,9 +116,10 @@ class ReferenceNetwork:
         if any(adapter is not adapters[0] for adapter in adapters):
             return self._predict_apart(tokens, rows, lengths, states)
         model = (adapters[0] if adapters else None) or self.model
-        made = model.predict(self._tokens(tokens), rows, lengths, states)
+        made = model.predict(self.tokens(tokens), rows, lengths, states)
         chosen = torch.stack([routed.chosen for routed in made.routing])
-        return Prediction(_array(made.streams), _array(chosen), _array(made.logits.float()))
+        streams = made.streams if made.taps is None else torch.cat((made.streams, made.taps), 1)
+        return Prediction(_array(streams), _array(chosen), _array(made.logits.float()))
 
     def _predict_apart(
         self,
@@ -145,29 +152,69 @@ class ReferenceNetwork:
         *,
         depth: int = 0,
     ) -> Streams:
-        given = self._streams(streams)
-        made = self.model.draft(given, self._tokens(next_tokens), lengths, states, depth=depth)
+        given = self.tensor(streams)
+        made = self.model.draft(given, self.tokens(next_tokens), lengths, states, depth=depth)
         return _array(made.streams)
 
     @torch.inference_mode()
     def logits(self, streams: Streams) -> NDArray[np.float32]:
         model = self.model
-        return _array(model.logits(model.hidden(self._streams(streams))).float())
+        given = self.tensor(streams)[:, : self.config.hc_mult]
+        return _array(model.logits(model.hidden(given)).float())
 
     @torch.inference_mode()
     def draft_logits(self, streams: Streams, *, depth: int = 0) -> NDArray[np.float32]:
-        block = self.model.mtp[depth]
-        assert isinstance(block, MTPBlock)
-        return _array(self.model.logits(block.hidden(self._streams(streams))).float())
+        hidden = self.model.mtp_blocks[depth].hidden(self.tensor(streams))
+        return _array(self.model.logits(hidden).float())
 
-    def _tokens(self, tokens: Sequence[int]) -> Tensor:
+    def tokens(self, tokens: Sequence[int]) -> Tensor:
+        """As the model takes them. Raises ValueError for one outside the vocabulary."""
         require_tokens(tokens, self.config.vocab_size)
         given = torch.tensor(list(tokens), dtype=torch.long)
         return given.to(self._device)
 
-    def _streams(self, streams: Streams) -> Tensor:
-        given = torch.from_numpy(np.ascontiguousarray(streams))
+    def tensor(self, rows: NDArray[Any]) -> Tensor:
+        """Rows that this network has returned, as the model takes them."""
+        given = torch.from_numpy(np.ascontiguousarray(rows))
         return given.view(self.model.dtype).to(self._device)
+
+
+class DraftBlock(NamedTuple):
+    """Drafts of several tokens at once, before their correction."""
+
+    hidden: NDArray[Any]
+    logits: NDArray[np.float32]
+
+
+class Correction(NamedTuple):
+    """What the token before a draft adds to its scores."""
+
+    bias: NDArray[np.float32]
+    confidence: NDArray[np.float32]
+
+
+class ReferenceDrafter:
+    """The DSpark drafter of a reference network, a `BlockDrafter` of the engine."""
+
+    def __init__(self, network: ReferenceNetwork, dspark: DSpark) -> None:
+        self._network, self._dspark = network, dspark
+        self.block_size = dspark.block_size
+
+    @torch.inference_mode()
+    def read(self, streams: Streams, lengths: Sequence[int], states: Sequence[TensorState]) -> None:
+        taps = self._network.tensor(streams)[:, self._network.config.hc_mult :]
+        self._dspark.read(taps, lengths, [state.drafts for state in states])
+
+    @torch.inference_mode()
+    def draft(self, anchors: Sequence[int], states: Sequence[TensorState]) -> DraftBlock:
+        made = self._network.model.draft_block(self._network.tokens(anchors), states)
+        return DraftBlock(_array(made.hidden), _array(made.logits.float()))
+
+    @torch.inference_mode()
+    def correct(self, hidden: NDArray[Any], previous: Sequence[int]) -> Correction:
+        rows = self._network.tensor(hidden)
+        made = self._dspark.correct(rows, self._network.tokens(previous))
+        return Correction(_array(made.bias.float()), _array(made.confidence.float()))
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

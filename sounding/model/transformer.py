@@ -1,4 +1,4 @@
-"""The network: blocks on four residual streams, the head, and the multi-token prediction block.
+"""The network: blocks on four residual streams, the head, and the blocks of a drafter.
 
 `forward` appends a chunk to sequences and returns their streams; that is training (states start
 empty and are dropped), prefill (a long chunk), decode (a chunk of one) and the verification of
@@ -14,35 +14,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sounding.config import ModelConfig
-from sounding.model.attention import SPARSE, Attention, IndexReport, Selection
-from sounding.model.chunk import Chunk, make_chunk
+from sounding.model.attention import SPARSE, Selection
+from sounding.model.block import Block, Output, read_out, register_head, run_blocks
+from sounding.model.chunk import make_chunk
+from sounding.model.dspark import DraftBlock, DSpark
 from sounding.model.layers import Embedding, Linear, RMSNorm
-from sounding.model.moe import MoE, Routing
-from sounding.model.state import TensorLayerState, TensorState, growing_state
-from sounding.ops import hyper_connection, matmul
+from sounding.model.moe import Routing
+from sounding.model.state import TensorState, growing_state
+from sounding.ops import matmul
 from sounding.ops.vector_math import settle_vector_math
 from sounding.simulation import EXACT, Simulation
-
-
-class BlockReport(NamedTuple):
-    """One block's routing, and the measurements of its indexer."""
-
-    routing: Routing
-    indexer: IndexReport
-
-
-class Output(NamedTuple):
-    """The result of a chunk."""
-
-    streams: Float[Tensor, "t m c"]
-    """Residual streams after the last block: `hidden` reads them, the MTP block extends them."""
-    reports: Sequence[BlockReport]
-    """One per layer."""
-
-    @property
-    def routing(self) -> list[Routing]:
-        """The routing of every layer."""
-        return [report.routing for report in self.reports]
 
 
 class Prediction(NamedTuple):
@@ -51,94 +32,8 @@ class Prediction(NamedTuple):
     streams: Float[Tensor, "t m c"]
     routing: Sequence[Routing]
     logits: Float[Tensor, "r v"]
-
-
-class Block(nn.Module):
-    """Attention, then experts, each reading from and writing to the streams through mHC."""
-
-    def __init__(
-        self, config: ModelConfig, ratio: int, simulation: Simulation, *, hashed: bool
-    ) -> None:
-        super().__init__()
-        self.attn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.attn = Attention(config, ratio, simulation)
-        self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.ffn = MoE(config, simulation, hashed=hashed)
-        m, width = config.hc_mult, config.hc_mult * config.hidden_size
-        outputs = (2 + m) * m  # pre, post and mix
-        for name in ("attn", "ffn"):
-            self.register_parameter(f"hc_{name}_fn", nn.Parameter(torch.empty(outputs, width)))
-            self.register_parameter(f"hc_{name}_base", nn.Parameter(torch.zeros(outputs)))
-            self.register_parameter(f"hc_{name}_scale", nn.Parameter(torch.ones(3)))
-        self.config = config
-
-    def forward(
-        self,
-        streams: Float[Tensor, "t m c"],
-        chunk: Chunk,
-        states: list[TensorLayerState],
-        selection: Selection = SPARSE,
-        replayed: Int[Tensor, "t k"] | None = None,
-    ) -> tuple[Float[Tensor, "t m c"], BlockReport]:
-        x, post, mix, streams = self._connect("attn", streams)
-        output, indexer = self.attn(self.attn_norm(x), chunk, states, selection)
-        streams = hyper_connection.write(streams, output, post, mix)
-        x, post, mix, streams = self._connect("ffn", streams)
-        output, routing = self.ffn(self.ffn_norm(x), chunk.tokens, replayed)
-        streams = hyper_connection.write(streams, output, post, mix)
-        return streams, BlockReport(routing, indexer)
-
-    def _connect(self, name: str, streams: Tensor) -> hyper_connection.Connection:
-        return hyper_connection.connect(
-            streams,
-            self.get_parameter(f"hc_{name}_fn"),
-            self.get_parameter(f"hc_{name}_base"),
-            self.get_parameter(f"hc_{name}_scale"),
-            iterations=self.config.hc_sinkhorn_iters,
-            norm_eps=self.config.rms_norm_eps,
-            hc_eps=self.config.hc_eps,
-        )
-
-
-def _run_blocks(
-    streams: Float[Tensor, "t m c"],
-    blocks: Sequence[Block],
-    chunk: Chunk,
-    states: Sequence[Sequence[TensorLayerState]],
-    selection: Selection,
-    replayed: Sequence[Int[Tensor, "t k"]] | None = None,
-) -> tuple[Float[Tensor, "t m c"], Sequence[BlockReport]]:
-    """Take a chunk through blocks, one after the other; states[i] are those of sequence i, one
-    per block, and replayed[i] the experts that block i must take."""
-    reports = []
-    for index, block in enumerate(blocks):
-        layer_states = [layers[index] for layers in states]
-        choices = None if replayed is None else replayed[index]
-        streams, report = block(streams, chunk, layer_states, selection, choices)
-        reports.append(report)
-    return streams, reports
-
-
-def _register_head(module: nn.Module, config: ModelConfig) -> None:
-    """The parameters that collapse the streams to one vector, and its norm."""
-    width = config.hc_mult * config.hidden_size
-    module.hc_head_fn = nn.Parameter(torch.empty(config.hc_mult, width))
-    module.hc_head_base = nn.Parameter(torch.zeros(config.hc_mult))
-    module.hc_head_scale = nn.Parameter(torch.ones(1))
-    module.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-
-def _collapse(module: nn.Module, config: ModelConfig, streams: Tensor) -> Tensor:
-    assert isinstance(module.norm, RMSNorm)
-    return hyper_connection.read_out(
-        streams,
-        module.get_parameter("hc_head_fn"),
-        module.get_parameter("hc_head_base"),
-        module.get_parameter("hc_head_scale"),
-        module.norm.weight,
-        norm_eps=config.rms_norm_eps,
-        hc_eps=config.hc_eps,
-    )
+    taps: Float[Tensor, "t l c"] | None = None
+    """See `Output`."""
 
 
 class MTPBlock(Block):
@@ -151,11 +46,11 @@ class MTPBlock(Block):
         self.hnorm = RMSNorm(width, config.rms_norm_eps)
         self.e_proj = Linear(width, width, format=config.linear_format, simulation=simulation)
         self.h_proj = Linear(width, width, format=config.linear_format, simulation=simulation)
-        _register_head(self, config)
+        register_head(self, config)
 
     def hidden(self, streams: Float[Tensor, "t m c"]) -> Float[Tensor, "t c"]:
         """The block's own reading of its streams, for the shared vocabulary head."""
-        return _collapse(self, self.config, streams)
+        return read_out(self, self.config, streams)
 
 
 class Transformer(nn.Module):
@@ -175,17 +70,34 @@ class Transformer(nn.Module):
             Block(config, ratio, simulation, hashed=layer < config.num_hash_layers)
             for layer, ratio in enumerate(config.ratios)
         )
-        _register_head(self, config)
+        register_head(self, config)
         self.head = Linear(config.hidden_size, config.vocab_size)
-        self.mtp = nn.ModuleList(MTPBlock(config, simulation) for _ in range(config.num_mtp_layers))
+        self.mtp = self._drafter(config, simulation)
         self.config = config
         self.simulation = simulation
         self.dtype = dtype
+
+    @staticmethod
+    def _drafter(config: ModelConfig, simulation: Simulation) -> nn.ModuleList:
+        """Either kind of drafter has this one name in checkpoints."""
+        if config.dspark is not None:
+            return DSpark(config, config.dspark, simulation)
+        return nn.ModuleList(MTPBlock(config, simulation) for _ in range(config.num_mtp_layers))
 
     @property
     def blocks(self) -> list[Block]:
         """The layers, by their type."""
         return [block for block in self.layers if isinstance(block, Block)]
+
+    @property
+    def mtp_blocks(self) -> list[MTPBlock]:
+        """The MTP blocks; none where a DSpark drafter has their name."""
+        return [block for block in self.mtp if isinstance(block, MTPBlock)]
+
+    @property
+    def dspark(self) -> DSpark | None:
+        """The DSpark drafter, if the network has one."""
+        return self.mtp if isinstance(self.mtp, DSpark) else None
 
     def forward(
         self,
@@ -205,7 +117,8 @@ class Transformer(nn.Module):
         embedded = self.embed(tokens, self.dtype)
         streams = embedded[:, None].expand(-1, self.config.hc_mult, -1)
         layers = [state.layers for state in states]
-        return Output(*_run_blocks(streams, self.blocks, chunk, layers, selection, replayed))
+        tapped = () if self.config.dspark is None else self.config.dspark.target_layer_ids
+        return run_blocks(streams, self.blocks, chunk, layers, selection, tapped, replayed)
 
     def predict(
         self,
@@ -217,7 +130,8 @@ class Transformer(nn.Module):
         """`forward`, and the logits of some rows of the chunk."""
         output = self(tokens, lengths, states)
         wanted = output.streams[torch.tensor(rows, dtype=torch.long, device=output.streams.device)]
-        return Prediction(output.streams, output.routing, self.logits(self.hidden(wanted)))
+        logits = self.logits(self.hidden(wanted))
+        return Prediction(output.streams, output.routing, logits, output.taps)
 
     def draft(
         self,
@@ -233,15 +147,28 @@ class Transformer(nn.Module):
         next_tokens[t] follows the token that streams[t] belongs to; the result predicts the one
         after that, through `mtp[depth].hidden` and `logits`.
         """
-        block = self.mtp[depth]
-        assert isinstance(block, MTPBlock)
+        block = self.mtp_blocks[depth]
         lengths, states = self._sequences(next_tokens, lengths, states)
         drafts = [state.drafts[depth] for state in states]
         chunk = make_chunk(next_tokens, lengths, [draft.length for draft in drafts])
         embedded = block.e_proj(block.enorm(self.embed(next_tokens, self.dtype)))
         combined = embedded[:, None] + block.h_proj(block.hnorm(streams))
         layers = [[draft] for draft in drafts]
-        return Output(*_run_blocks(combined, [block], chunk, layers, SPARSE))
+        return run_blocks(combined, [block], chunk, layers)
+
+    def draft_block(self, anchors: Int[Tensor, " n"], states: Sequence[TensorState]) -> DraftBlock:
+        """Run the DSpark drafter once for each sequence; anchors[i] is the last token chosen, which
+        the network has not read.
+
+        The drafter must have read the taps of all tokens before it (`DSpark.read`), or of the last
+        window of them; the states do not change.
+        """
+        dspark = self.dspark
+        assert dspark is not None, "this network has no DSpark drafter"
+        embedded = self.embed(dspark.tokens_of_block(anchors).flatten(), self.dtype)
+        hidden = dspark(embedded, anchors, [state.drafts for state in states])
+        logits = self.logits(dspark.normed(hidden.flatten(0, 1)))
+        return DraftBlock(hidden, logits.unflatten(0, hidden.shape[:2]))
 
     def _sequences(
         self,
@@ -257,7 +184,7 @@ class Transformer(nn.Module):
 
     def hidden(self, streams: Float[Tensor, "t m c"]) -> Float[Tensor, "t c"]:
         """The vocabulary head's input, from the streams of the rows that need it."""
-        return _collapse(self, self.config, streams)
+        return read_out(self, self.config, streams)
 
     def logits(self, hidden: Float[Tensor, "t c"]) -> Float[Tensor, "t v"]:
         """Scores of every next token, in float32."""

@@ -42,6 +42,21 @@ class DraftDescription(NamedTuple):
     """What the shared head reads its streams with."""
 
 
+class DSparkDescription(NamedTuple):
+    """The structs of a DSpark drafter."""
+
+    network: NativeNetwork
+    """The network, with the experts of a draft block."""
+    layers: list[NativeLayer]
+    ends: NativeEnds
+    main_proj: NativeWeight
+    main_norm: NativeVector
+    markov_w1: RawTensor
+    """Read row by row."""
+    markov_w2: NativeWeight
+    confidence: NativeWeight
+
+
 class NetworkDescription:
     """The structs of a network; it keeps the buffers alive that they point to."""
 
@@ -61,6 +76,7 @@ class NetworkDescription:
         ]
         self.ends = self._ends("")
         self.drafts = [self._draft(f"mtp.{index}.") for index in range(config.num_mtp_layers)]
+        self.dspark = None if config.dspark is None else self._dspark()
 
     # ----------------------------------------------------------------------------------------------
 
@@ -75,6 +91,24 @@ class NetworkDescription:
         layer = self._layer(prefix.rstrip("."), 0, False)
         return DraftDescription(layer, begins, self._ends(prefix))
 
+    def _dspark(self) -> DSparkDescription:
+        config, count = self.config, self.config.num_dspark_blocks
+        last = f"mtp.{count - 1}."
+        pairs = self._tensors[f"{last}markov_head.markov_w1.weight"]
+        if pairs.dtype != "BF16":
+            raise NotServed(f"{last}markov_head.* are {pairs.dtype}; the kernels read bfloat16")
+        experts = config.draft_experts
+        return DSparkDescription(
+            _network(config.draft_block, self._simulation),
+            [self._layer(f"mtp.{stage}", 0, False, experts) for stage in range(count)],
+            self._ends(last),
+            self._linear("mtp.0.main_proj"),
+            self._vector("mtp.0.main_norm.weight"),
+            pairs,
+            self._exact(f"{last}markov_head.markov_w2.weight"),
+            self._exact(f"{last}confidence_head.proj.weight"),
+        )
+
     def _ends(self, prefix: str) -> NativeEnds:
         return NativeEnds(
             embedding=self._weight("embed.weight"),
@@ -83,8 +117,12 @@ class NetworkDescription:
             norm=self._vector(f"{prefix}norm.weight"),
         )
 
-    def _layer(self, name: str, ratio: int, hashed: bool) -> NativeLayer:
+    def _layer(
+        self, name: str, ratio: int, hashed: bool, experts: int | None = None
+    ) -> NativeLayer:
+        """A layer with as many experts as those of the network have, or `experts`."""
         config = self.config
+        experts = experts or config.n_routed_experts
         yarn = config.rope_scaling if ratio else None
         theta = config.compress_rope_theta if ratio else config.rope_theta
         frequencies = np.ascontiguousarray(rope_frequencies(config.qk_rope_head_dim, theta, yarn))
@@ -107,7 +145,7 @@ class NetworkDescription:
         layer.wo_a = self._linear(f"{name}.attn.wo_a", simulate=False)
         for part in ("w1", "w2", "w3"):
             setattr(layer, f"shared_{part}", self._linear(f"{name}.ffn.shared_experts.{part}"))
-            setattr(layer, part, self._experts(f"{name}.ffn.experts", part))
+            setattr(layer, part, self._experts(f"{name}.ffn.experts", part, experts))
         if ratio:
             layer.compressor = self._pooling(f"{name}.attn.compressor", config.head_dim)
         if ratio == CSA:
@@ -121,9 +159,8 @@ class NetworkDescription:
             layer.bias = self._vector(f"{name}.ffn.gate.bias")
         return layer
 
-    def _experts(self, name: str, part: str) -> Any:
+    def _experts(self, name: str, part: str, count: int) -> Any:
         """One weight per expert; they need not be contiguous."""
-        count = self.config.n_routed_experts
         weights = (NativeWeight * count)(
             *(self._linear(f"{name}.{expert}.{part}") for expert in range(count))
         )

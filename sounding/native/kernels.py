@@ -45,7 +45,8 @@ def kernels() -> ctypes.CDLL:
     """The library, which must have been built."""
     found = library()
     assert found is not None, "the kernels were not built"
-    for name in ("network_run", "network_begin_draft", "network_layout"):
+    counts = "network_run", "network_begin_draft", "network_read_context", "network_layout"
+    for name in counts:
         getattr(found, name).restype = INT
     return found
 

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from sounding.config import ModelConfig
 from sounding.native.adapters import KernelAdapter
 from sounding.native.describe import NetworkDescription, pointers
+from sounding.native.dspark import KernelDrafter
 from sounding.native.kernels import INT, address, kernels, threads_argument
 from sounding.native.state import (
     KernelLayer,
     KernelState,
     growing_row_bytes,
     growing_state,
+    join_addresses,
     lists_of,
     packed_state,
 )
@@ -50,6 +52,8 @@ class Prediction(NamedTuple):
     """Router scores of all experts, [layers, t, e]."""
     logits: NDArray[np.float32]
     """Logits of the requested rows, [rows, vocabulary]."""
+    taps: Streams | None = None
+    """What a DSpark drafter reads, [t, l, c]; `predict` appends it to the streams."""
 
 
 class KernelNetwork:
@@ -68,6 +72,9 @@ class KernelNetwork:
         self.config, self.tensors, self.simulation = config, tensors, simulation
         self._description = NetworkDescription(config, tensors, simulation)
         self._layers = pointers(self._description.layers)
+        self._taps = _tap_places(config)
+        dspark = self._description.dspark
+        self._dspark = None if dspark is None else KernelDrafter(config, self._description, dspark)
 
     @property
     def nbytes(self) -> int:
@@ -78,6 +85,11 @@ class KernelNetwork:
     def num_mtp_blocks(self) -> int:
         """Number of MTP blocks."""
         return len(self._description.drafts)
+
+    @property
+    def block_drafter(self) -> KernelDrafter | None:
+        """The DSpark drafter, if the network has one."""
+        return self._dspark
 
     @property
     def num_parameters(self) -> int:
@@ -136,6 +148,7 @@ class KernelNetwork:
             np.empty((layers, count, config.num_experts_per_tok), dtype=np.int64),
             np.empty((layers, count, config.n_routed_experts), dtype=np.float32),
             np.empty((len(rows), config.vocab_size), dtype=np.float32),
+            self._room_for_taps(count),
         )
         layer_states = [state.layers for state in states]
         adapters = [state.adapter for state in states]
@@ -144,7 +157,9 @@ class KernelNetwork:
             self._run(self._layers, ends, given, rows, lengths, layer_states, made, adapters)
         else:
             self._predict_in_pieces(given, rows, lengths, layer_states, made, adapters)
-        return made
+        if made.taps is None:
+            return made
+        return made._replace(streams=np.concatenate((made.streams, made.taps), 1))
 
     def draft(
         self,
@@ -182,7 +197,7 @@ class KernelNetwork:
 
     def logits(self, streams: Streams) -> NDArray[np.float32]:
         """Scores of every next token after the tokens of some streams, [t, vocabulary]."""
-        return self._logits(self._description.ends, streams)
+        return self._logits(self._description.ends, streams[:, : self.config.hc_mult])
 
     def draft_logits(self, streams: Streams, *, depth: int = 0) -> NDArray[np.float32]:
         """The same for streams of MTP block `depth`."""
@@ -201,6 +216,12 @@ class KernelNetwork:
             threads_argument(),
         )
         return made
+
+    def _room_for_taps(self, count: int) -> Streams | None:
+        if self._taps is None:
+            return None
+        width = 1 + int(self._taps.max())
+        return np.empty((count, width, self.config.hidden_size), dtype=np.uint16)
 
     def _predict_in_pieces(
         self,
@@ -223,6 +244,7 @@ class KernelNetwork:
                     np.empty_like(made.chosen[:, low:high], order="C"),
                     np.empty_like(made.scores[:, low:high], order="C"),
                     np.empty((int(here.sum()), self.config.vocab_size), dtype=np.float32),
+                    None if made.taps is None else made.taps[low:high],
                 )
                 asked = (wanted[here] - low).tolist()
                 ends, piece = self._description.ends, tokens[low:high]
@@ -245,11 +267,6 @@ class KernelNetwork:
     ) -> None:
         """Call the kernels, after making room in lists that lack it."""
         lists = [lists_of(layers) for layers in states]
-        addresses: Any = lists[0].addresses
-        if len(lists) > 1:
-            joined = b"".join(bytes(each.addresses) for each in lists)
-            count = len(joined) // ctypes.sizeof(ctypes.c_void_p)
-            addresses = (ctypes.c_void_p * count).from_buffer_copy(joined)
         given = (
             ctypes.byref(self._description.network),
             layers,
@@ -260,12 +277,13 @@ class KernelNetwork:
             INT(len(tokens)),
             (INT * len(lengths))(*lengths),
             INT(len(lengths)),
-            addresses,
+            join_addresses(lists),
             address(made.chosen),
             address(made.scores),
             (INT * len(rows))(*rows),
             INT(len(rows)),
             address(made.logits),
+            *self._tap_arguments(made.taps),
             threads_argument(),
             _addresses(adapters),
         )
@@ -275,6 +293,21 @@ class KernelNetwork:
             assert full is not None
             full.make_room(lengths[sequence])
         assert crowded == _DONE, "tokens were checked before"
+
+    def _tap_arguments(self, taps: Streams | None) -> tuple[Any, ...]:
+        if taps is None or self._taps is None:
+            return None, INT(0), None
+        return address(self._taps), INT(taps.shape[1]), address(taps)
+
+
+def _tap_places(config: ModelConfig) -> NDArray[np.int64] | None:
+    """For each layer its place among the taps, or -1; None without a drafter that reads them."""
+    if config.dspark is None:
+        return None
+    places = np.full(config.num_hidden_layers, -1, dtype=np.int64)
+    layers = list(config.dspark.target_layer_ids)
+    places[layers] = np.arange(len(layers))
+    return places
 
 
 def _addresses(adapters: Sequence[KernelAdapter | None]) -> Any:

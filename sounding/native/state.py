@@ -62,6 +62,15 @@ class Lists:
         )
 
 
+def join_addresses(lists: Sequence[Lists]) -> "ctypes.Array[ctypes.c_void_p]":
+    """Those of several sequences, end to end."""
+    if len(lists) == 1:
+        return lists[0].addresses
+    joined = b"".join(bytes(each.addresses) for each in lists)
+    count = len(joined) // ctypes.sizeof(ctypes.c_void_p)
+    return (ctypes.c_void_p * count).from_buffer_copy(joined)
+
+
 def lists_of(layers: Sequence[KernelLayer]) -> Lists:
     """The lists of layers. The address of a header is constant while its list lives, so they are
     collected once and cached with the first list."""

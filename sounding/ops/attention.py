@@ -66,6 +66,16 @@ def attend(
     return torch.cat(tiles) if tiles else q
 
 
+def attend_to_all(
+    q: Float[Tensor, "t h d"], keys: Float[Tensor, "s d"], sink: Float[Tensor, " h"]
+) -> Float[Tensor, "t h d"]:
+    """Attend to all keys, whatever the position of a query, under one softmax with a sink."""
+    tile, wide = upcast(q), upcast(keys)
+    none = torch.zeros(len(q), len(keys), dtype=torch.bool, device=q.device)
+    parts = [(torch.einsum("thd,sd->ths", tile, wide), none, wide)]
+    return _attend_to_parts(parts, sink, q.shape[-1]).to(q.dtype)
+
+
 def _attend_to_parts(
     parts: list[tuple[Tensor, Tensor, Tensor]], sink: Tensor, width: int
 ) -> Tensor:

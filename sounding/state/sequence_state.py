@@ -91,16 +91,16 @@ def _fork(rows: _R) -> _R:
 
 @dataclass
 class SequenceState(Generic[_R]):
-    """One sequence: a state per decoder layer, and one per MTP block.
-
-    An MTP block lags one token behind: its position t needs token t + 1.
-    """
+    """One sequence: a state per decoder layer, and one per block of a drafter."""
 
     layers: list[LayerState[_R]]
     drafts: list[LayerState[_R]]
+    draft_lag: int
+    """Tokens that the drafter stays behind: 1 for MTP blocks, whose position t needs token t + 1;
+    0 for DSpark."""
     adapter: Any = None
     """What the network's `load_adapter` made, applied to every token of this sequence; None: the
-    base alone. MTP blocks are always the base's."""
+    base alone. Drafters are always the base's."""
 
     @property
     def length(self) -> int:
@@ -116,7 +116,8 @@ class SequenceState(Generic[_R]):
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot rewind to {length}: the state holds {self.length} tokens")
         parts = [(layer, length) for layer in self.layers]
-        parts += [(draft, min(draft.length, max(0, length - 1))) for draft in self.drafts]
+        readable = max(0, length - self.draft_lag)
+        parts += [(draft, min(draft.length, readable)) for draft in self.drafts]
         shorter = [
             (rows, rows_length)
             for part, part_length in parts
@@ -131,15 +132,13 @@ class SequenceState(Generic[_R]):
 
     def fork(self) -> "SequenceState[_R]":
         """An independent continuation; growing storage shares its tensors, packed copies."""
-        return SequenceState(
-            [layer.fork() for layer in self.layers],
-            [draft.fork() for draft in self.drafts],
-            self.adapter,
-        )
+        layers = [layer.fork() for layer in self.layers]
+        drafts = [draft.fork() for draft in self.drafts]
+        return SequenceState(layers, drafts, self.draft_lag, self.adapter)
 
     def fork_drafts(self) -> "SequenceState[_R]":
-        """A continuation of the MTP blocks alone, for steps on their own output."""
-        return SequenceState([], [draft.fork() for draft in self.drafts])
+        """A continuation of the drafter's blocks alone, for steps on their own output."""
+        return SequenceState([], [draft.fork() for draft in self.drafts], self.draft_lag)
 
     @property
     def nbytes(self) -> int:
@@ -230,4 +229,5 @@ def empty_state(
     return SequenceState(
         [layer(each) for each in layer_layouts(config, rewind_tokens=rewind_tokens)],
         [layer(each) for each in draft_layouts(config, rewind_tokens=rewind_tokens)],
+        draft_lag=0 if config.dspark is not None else 1,
     )

@@ -17,7 +17,7 @@ from sounding.model.transformer import Transformer
 def gates(model: Transformer) -> list[ExpertGate]:
     """The gate of every layer, then of every MTP block."""
     found = []
-    for block in (*model.layers, *model.mtp):
+    for block in (*model.blocks, *model.mtp_blocks):
         gate = block.get_submodule("ffn.gate")
         assert isinstance(gate, ExpertGate)
         found.append(gate)

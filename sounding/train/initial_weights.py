@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 # How weights are stored, and notes: a network with another value is the same network.
 _STORAGE_FIELDS = {"expert_dtype", "quantization_config", "torch_dtype", "architectures"}
+_DRAFTER = "mtp."  # opens the names of a drafter's parameters, of either kind
 
 
 @torch.no_grad()
@@ -42,8 +43,15 @@ def load_initial_weights(model: Transformer, folder: Path, beside: Sequence[Path
     for line in differing:
         logger.warning("%s was made with another %s", folder, line)
     state = read_state(checkpoint, torch.float32)
+    kept = _begins_anew(checkpoint.config, model.config)
     for name, param in model.named_parameters():
-        param.copy_(state[name])
+        if not (kept and name.startswith(_DRAFTER)):
+            param.copy_(state[name])
+
+
+def _begins_anew(theirs: ModelConfig, ours: ModelConfig) -> bool:
+    """True if the drafter keeps its own initial weights: a first DSpark drafter for a network."""
+    return ours.dspark is not None and theirs.dspark is None
 
 
 def _differences(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
@@ -62,7 +70,10 @@ def _require_same_shapes(
 ) -> None:
     theirs = {parameter.name: parameter.shape for parameter in checkpoint.parameters}
     ours = {parameter.name: parameter.shape for parameter in parameters(config)}
+    anew = _begins_anew(checkpoint.config, config)
     for name in {**ours, **theirs}:
+        if anew and name.startswith(_DRAFTER):
+            continue
         if theirs.get(name) == ours.get(name):
             continue
         found, wanted = (

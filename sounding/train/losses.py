@@ -14,7 +14,7 @@ from torch import Tensor
 from sounding.data.token_batch import TokenBatch
 from sounding.model.attention import Selection
 from sounding.model.moe import Routing
-from sounding.model.transformer import MTPBlock, Transformer
+from sounding.model.transformer import Transformer
 from sounding.ops.loss import IGNORED, cross_entropy
 from sounding.ops.norm import upcast
 from sounding.train.expert_load import expert_loads, gates
@@ -137,8 +137,7 @@ def _mtp_loss(
     total = upcast(streams.new_zeros(()))
     routing: list[Routing] = []
     ahead = batch.targets
-    for depth, block in enumerate(model.mtp):
-        assert isinstance(block, MTPBlock)
+    for depth, block in enumerate(model.mtp_blocks):
         # The last position of a sequence reads a token of the next one. No other position sees it,
         # as attention is causal, and its own target does not count.
         next_tokens = batch.tokens.roll(-1 - depth)

@@ -150,6 +150,10 @@ def _changed(owner: Any, tree: Mapping[str, Any], above: str) -> Any:
     values = {}
     for name, given in tree.items():
         old, where = getattr(owner, name), f"{above}{name}"
+        absent = _absent_group(old, fields[name].type)
+        if absent is not None and not isinstance(given, str):
+            values[name] = _made(absent, given, f"{where}.")
+            continue
         if not isinstance(given, str) and not dataclasses.is_dataclass(old):
             raise ValueError(f"{where} = {old!r} has no field {next(iter(given))!r}")
         if not isinstance(given, str):
@@ -160,6 +164,30 @@ def _changed(owner: Any, tree: Mapping[str, Any], above: str) -> Any:
         else:
             values[name] = _parse_text(given, fields[name].type, where)
     return dataclasses.replace(owner, **values)
+
+
+def _absent_group(old: Any, kind: Any) -> type[Any] | None:
+    """The dataclass of a group of fields that may be absent, and is."""
+    groups = [option for option in get_args(kind) if dataclasses.is_dataclass(option)]
+    return groups[0] if old is None and len(groups) == 1 and isinstance(groups[0], type) else None
+
+
+def _made(kind: type[Any], tree: Mapping[str, Any], above: str) -> Any:
+    """A group of fields from settings, which must give those without a default."""
+    fields = {entry.name: entry for entry in dataclasses.fields(kind)}
+    refuse_unknown(tree, fields, above.rstrip("."))
+    missing = [
+        above + name
+        for name, entry in fields.items()
+        if name not in tree
+        and entry.default is dataclasses.MISSING
+        and entry.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{above.rstrip('.')} is absent; to have it, set {', '.join(missing)} too")
+    return kind(
+        **{name: _parse_text(text, fields[name].type, above + name) for name, text in tree.items()}
+    )
 
 
 def _parse_text(text: str, kind: Any, where: str) -> Any:

@@ -21,7 +21,15 @@ class Supervised:
     """Next tokens, tokens after next, even expert load, and indexers that find what is read."""
 
     def __init__(self, run: RunConfig, held_out: HeldOut | None = None) -> None:
-        """`held_out` is what `validate` reads; without it nothing is validated."""
+        """`held_out` is what `validate` reads; without it nothing is validated.
+
+        Raises ValueError for a network with a DSpark drafter, which belongs to these weights.
+        """
+        if run.model.dspark is not None:
+            raise ValueError(
+                "training would change the network under its DSpark drafter: take the dspark_* "
+                "keys out of the model's config, and train a drafter for the new network afterwards"
+            )
         self._run, self._held_out = run, held_out
 
     def plan(self, step: int) -> StepPlan:

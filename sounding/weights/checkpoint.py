@@ -19,6 +19,7 @@ from sounding.config import ModelConfig, QuantizationConfig, parse_config
 from sounding.files import parse_json
 from sounding.weights.layout import (
     FLOATS,
+    Component,
     Kind,
     Parameter,
     Storage,
@@ -49,7 +50,7 @@ _PACKED = ("I8", "F8_E4M3")  # formats with scales beside them
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _DRAFT = re.compile(r"mtp\.\d+\.")
 # Copies of the embedding and the vocabulary head inside a draft block, which shares the main ones.
-_DRAFT_COPY = re.compile(r"mtp\.\d+\.(.*emb.*|(.+\.)?head\.weight)")
+_DRAFT_COPY = re.compile(r"mtp\.\d+\.(?!markov_head\.)(.*emb.*|(.+\.)?head\.weight)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,26 +259,27 @@ def _packed_dtype(name: str, dtype: str) -> str:
 
 
 def _without_absent_drafts(config: ModelConfig, names: Collection[str]) -> ModelConfig:
-    """transformers drops the MTP block on saving but keeps announcing it in the config."""
-    if config.num_mtp_layers == 0 or any(_DRAFT.match(name) for name in names):
+    """transformers drops draft blocks on saving but keeps announcing them in the config."""
+    announced = config.num_mtp_layers or config.num_dspark_blocks
+    if announced == 0 or any(_DRAFT.match(name) for name in names):
         return config
-    logger.warning("the checkpoint has no mtp tensors: the model has no MTP block to draft with")
-    return dataclasses.replace(config, num_nextn_predict_layers=0)
+    logger.warning("the checkpoint has no mtp tensors: the model has no block to draft with")
+    return dataclasses.replace(config, num_nextn_predict_layers=0, dspark=None)
 
 
 def _skip_drafts(
     sources: dict[str, TensorSource], config: ModelConfig, folder: Path
 ) -> tuple[str, ...]:
     """Take out draft tensors the network does not have; returns their names."""
-    unused = _DRAFT if config.num_mtp_layers == 0 else _DRAFT_COPY
+    announced = config.num_mtp_layers or config.num_dspark_blocks
+    unused = _DRAFT_COPY if announced else _DRAFT
     skipped = tuple(name for name in sources if unused.match(name))
     for name in skipped:
         del sources[name]
     if skipped:
-        what = "a DSpark drafter, not an MTP block" if config.dspark else "not part of the network"
         logger.warning(
-            "%s: skipped %d tensors under mtp.* (%s, ...): %s",
-            folder, len(skipped), skipped[0], what,
+            "%s: skipped %d tensors under mtp.* (%s, ...): not part of the network",
+            folder, len(skipped), skipped[0],
         )  # fmt: skip
     return skipped
 
@@ -287,7 +289,7 @@ def _skip_drafts(
 
 
 def _require_all(
-    sources: Mapping[str, TensorSource], expected: Iterable[Parameter], folder: Path
+    sources: Mapping[str, TensorSource], expected: Collection[Parameter], folder: Path
 ) -> None:
     missing = [parameter.name for parameter in expected if parameter.name not in sources]
     if not missing:
@@ -295,6 +297,8 @@ def _require_all(
     hint = "download the missing shards, or correct the sizes in config.json"
     if all(name.startswith("mtp.") for name in missing):
         hint = "to run without drafts set num_nextn_predict_layers to 0 in config.json"
+        if any(parameter.component is Component.DSPARK for parameter in expected):
+            hint += " and remove its dspark_* keys"
     raise ValueError(f"{folder} lacks {_some(missing)}, which its config calls for; {hint}")
 
 

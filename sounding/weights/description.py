@@ -12,6 +12,7 @@ from sounding.config import ModelConfig
 from sounding.state.row_layout import ListLayout, entries_read, layer_layouts, packed_row_bytes
 from sounding.state.rows import Retention
 from sounding.weights.layout import (
+    DRAFTERS,
     FORMATS,
     Component,
     Parameter,
@@ -35,7 +36,7 @@ class Description:
 
     @property
     def total_bytes(self) -> int:
-        """All weights, MTP block included."""
+        """All weights, those of a drafter included."""
         return sum(self.bytes_by_part.values())
 
     def component_bytes(self, component: Component) -> int:
@@ -51,8 +52,8 @@ class Description:
 
     @property
     def active_dense_bytes(self) -> int:
-        """Weights that every token reads: all but routed experts, MTP, and other tokens' rows."""
-        absent = (Component.ROUTED, Component.MTP, Component.EMBEDDING)
+        """Weights that every token reads: no routed experts, drafters or rows of other tokens."""
+        absent = (Component.ROUTED, *DRAFTERS, Component.EMBEDDING)
         dense = self.total_bytes - sum(map(self.component_bytes, absent))
         for (part, name), size in self.bytes_by_part.items():
             if part is Component.ROUTER and name.startswith("int"):  # table of token ids
@@ -101,7 +102,7 @@ def _describe(config: ModelConfig, sizes: Iterable[tuple[Parameter, str, int, in
 
 @dataclass(frozen=True)
 class StateSize:
-    """Bytes of one sequence's state in the packed deploy format, MTP block left out.
+    """Bytes of one sequence's state in the packed deploy format, drafters left out.
 
     See `packed_row_bytes` for the formats.
     """

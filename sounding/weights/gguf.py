@@ -25,7 +25,7 @@ from sounding.text.fim_format import FimFormat
 from sounding.text.markup import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE, FIRST_TOKENS, PAD
 from sounding.text.tokenizer import SPLIT_RULES, Tokenizer
 from sounding.weights.checkpoint import Checkpoint
-from sounding.weights.layout import FORMATS, FP4_BLOCK, Component, Kind, Parameter
+from sounding.weights.layout import FORMATS, FP4_BLOCK, Kind, Parameter
 from sounding.weights.quantize import ErrorSummary, Report
 
 if TYPE_CHECKING:
@@ -145,10 +145,10 @@ def _write(
 
 
 def _tensors(checkpoint: Checkpoint) -> Iterator[_Tensor]:
-    """Every tensor of the file; experts of a layer are one, and the MTP block is left out."""
+    """Every tensor of the file; experts of a layer are one, and drafters are left out."""
     by_name = {parameter.name: parameter for parameter in checkpoint.parameters}
     for parameter in checkpoint.parameters:
-        if parameter.component is Component.MTP:
+        if parameter.drafts:
             continue
         if first := _EXPERT.fullmatch(parameter.name):
             layer, linear = first.groups()
@@ -376,8 +376,8 @@ def _source_bytes(checkpoint: Checkpoint, parameter: Parameter) -> int:
 
 def _report(checkpoint: Checkpoint, rows: list[ErrorSummary]) -> Report:
     report = Report("gguf", rows)
-    if checkpoint.config.num_mtp_layers or checkpoint.skipped:
-        report.notes.append("the MTP block is left out: llama.cpp takes drafts from other files")
+    if any(each.drafts for each in checkpoint.parameters) or checkpoint.skipped:
+        report.notes.append("the drafter is left out: llama.cpp takes drafts from other files")
     if FimFormat.from_folder(checkpoint.folder).suffix_first:
         report.notes.append(
             "this model fills gaps with the suffix before the prefix: see docs/gguf.md for what "

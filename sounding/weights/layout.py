@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
 
-from sounding.config import CSA, ModelConfig
+from sounding.config import CSA, DSparkConfig, ModelConfig
 
 # Bytes per element, by safetensors dtype name.
 DTYPE_BYTES = {
@@ -52,6 +52,10 @@ class Component(StrEnum):
     NORM = "norms"
     HEAD = "head"
     MTP = "mtp"
+    DSPARK = "dspark"
+
+
+DRAFTERS = (Component.MTP, Component.DSPARK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,11 @@ class Parameter:
     def scale_name(self) -> str:
         """The stored scales of a quantized linear."""
         return self.name.removesuffix("weight") + "scale"
+
+    @property
+    def drafts(self) -> bool:
+        """True if it belongs to a drafter, without which the network runs as well."""
+        return self.component in DRAFTERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +127,7 @@ def storage_of(config: ModelConfig) -> Storage:
 
 
 def parameters(config: ModelConfig) -> Iterator[Parameter]:
-    """Every parameter of the network, embedding first, MTP blocks last."""
+    """Every parameter of the network, embedding first, the blocks of a drafter last."""
     vocabulary = (config.vocab_size, config.hidden_size)
     yield Parameter("embed.weight", vocabulary, Kind.PLAIN, Component.EMBEDDING)
     for layer, ratio in enumerate(config.ratios):
@@ -129,6 +138,9 @@ def parameters(config: ModelConfig) -> Iterator[Parameter]:
     for index in range(config.num_mtp_layers):
         for parameter in _mtp(config, f"mtp.{index}"):
             yield Parameter(parameter.name, parameter.shape, parameter.kind, Component.MTP)
+    if config.dspark is not None:
+        for parameter in _dspark(config, config.dspark):
+            yield Parameter(parameter.name, parameter.shape, parameter.kind, Component.DSPARK)
 
 
 def _mtp(config: ModelConfig, prefix: str) -> Iterator[Parameter]:
@@ -139,6 +151,26 @@ def _mtp(config: ModelConfig, prefix: str) -> Iterator[Parameter]:
     for name in ("enorm", "hnorm", "norm"):
         yield _norm(f"{prefix}.{name}", hidden)
     yield from _hyper_head(config, f"{prefix}.")
+
+
+def _dspark(config: ModelConfig, dspark: DSparkConfig) -> Iterator[Parameter]:
+    """Blocks `mtp.S`: what reads the network is in the first, what predicts tokens in the last."""
+    hidden, last = config.hidden_size, config.num_dspark_blocks - 1
+    table = (config.vocab_size, dspark.markov_rank)
+    for stage in range(config.num_dspark_blocks):
+        yield from _block(config.draft_block, f"mtp.{stage}", 0, hashed=False)
+        if stage == 0:
+            taps = len(dspark.target_layer_ids)
+            yield _linear("mtp.0.main_proj", hidden, taps * hidden, Component.DSPARK)
+            yield _norm("mtp.0.main_norm", hidden)
+        if stage == last:
+            yield _norm(f"mtp.{last}.norm", hidden)
+            yield from _hyper_head(config, f"mtp.{last}.")
+            for name in ("markov_w1", "markov_w2"):
+                yield _plain(f"mtp.{last}.markov_head.{name}.weight", table, Component.DSPARK)
+            confidence = (1, hidden + dspark.markov_rank)
+            name = f"mtp.{last}.confidence_head.proj.weight"
+            yield _plain(name, confidence, Component.DSPARK)
 
 
 def _block(config: ModelConfig, prefix: str, ratio: int, hashed: bool) -> Iterator[Parameter]:
@@ -271,7 +303,7 @@ def tensors(config: ModelConfig, storage: Storage) -> Iterator[StoredTensor]:
 
 
 def shard_groups(names: Iterable[str]) -> list[list[str]]:
-    """Names as the published shards hold them: embedding, one per layer, head group, MTP blocks."""
+    """Names as the published shards hold them: embedding, layers, head group, draft blocks."""
     groups: dict[tuple[int, int], list[str]] = {}
     for name in names:
         groups.setdefault(_shard_key(name), []).append(name)
@@ -295,13 +327,14 @@ class ParameterCount:
 
     main: int
     mtp: int
+    dspark: int
     active: int
     """Used for one token: its experts, everything shared, the vocabulary head; no embedding."""
 
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
     """Sizes of the network; tables of token ids are not parameters."""
-    main = mtp = active = routed = 0
+    main = mtp = dspark = active = routed = 0
     for parameter in parameters(config):
         size = prod(parameter.shape)
         if parameter.kind is Kind.TABLE:
@@ -309,11 +342,13 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
         if parameter.component is Component.MTP:
             mtp += size
             continue
+        if parameter.component is Component.DSPARK:
+            dspark += size
+            continue
         main += size
         if parameter.component is Component.ROUTED:
             routed += size
         elif parameter.component is not Component.EMBEDDING:
             active += size
-    return ParameterCount(
-        main, mtp, active + routed * config.num_experts_per_tok // config.n_routed_experts
-    )
+    visited = routed * config.num_experts_per_tok // config.n_routed_experts
+    return ParameterCount(main, mtp, dspark, active + visited)

@@ -33,7 +33,6 @@ from sounding.weights.layout import (
     FP4,
     FP8,
     WEIGHT_TILE,
-    Component,
     Kind,
     Parameter,
     Storage,
@@ -165,10 +164,7 @@ def _config(checkpoint: Checkpoint, storage: Storage) -> ModelConfig:
     """The source's config, saying what the result holds."""
     kept = storage.linears == checkpoint.storage.linears  # then so are the scales
     scales = checkpoint.storage.scales if kept else storage.scales
-    config = reconcile(checkpoint.config, dataclasses.replace(storage, scales=scales))
-    if config.dspark:  # its drafter is not part of the network and is not copied
-        config = dataclasses.replace(config, dspark=None, num_nextn_predict_layers=0)
-    return config
+    return reconcile(checkpoint.config, dataclasses.replace(storage, scales=scales))
 
 
 def _report(checkpoint: Checkpoint, target: Target, rows: list[ErrorSummary]) -> Report:
@@ -178,9 +174,9 @@ def _report(checkpoint: Checkpoint, target: Target, rows: list[ErrorSummary]) ->
             f"{len(checkpoint.skipped)} tensors under mtp.* are not part of the network and were "
             "left out"
         )
-    if target == "transformers" and checkpoint.config.num_mtp_layers:
+    if target == "transformers" and any(each.drafts for each in checkpoint.parameters):
         report.notes.append(
-            "transformers has no MTP block: mtp.* keeps its published names, which transformers "
+            "transformers has no drafter: mtp.* keeps its published names, which transformers "
             "ignores on loading and does not save again"
         )
     if not report.exact:
@@ -246,7 +242,7 @@ def _plain_move(
     scale = checkpoint.sources.get(parameter.scale_name)
     scales = scale.dtype if scale is not None and source == dtype else storage.scales
     tensors = stored_as(parameter, dtype, scales)
-    if not fused or parameter.component is Component.MTP:
+    if not fused or parameter.drafts:
         return _Move(parameter, source, tensors)
     parts = expert_parts(parameter.name)
     if parts is None:

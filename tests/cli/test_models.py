@@ -31,6 +31,7 @@ def test_inspect_flash_without_weights() -> None:
     assert found["parameters"] == {
         "main": 284_332_240_471,
         "mtp": 6_610_048_891,
+        "dspark": 0,
         "active": 13_270_101_591,
     }
     assert found["state"]["bytes_per_token"] == 3514.25
@@ -115,7 +116,7 @@ def test_convert_reports_exactness_and_replaces_only_by_force(tmp_path: Path) ->
 
 def test_convert_to_transformers(tmp_path: Path) -> None:
     result = run("convert", TINY, tmp_path / "hf", "--to", "transformers", "--dtype", "float32")
-    assert "note: transformers has no MTP block" in result.stdout
+    assert "note: transformers has no drafter" in result.stdout
     assert answer("inspect", str(tmp_path / "hf"))["dialect"] == "transformers"
 
 

@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sounding.config import CSA
+from sounding.model.block import Block
 from sounding.model.chunk import make_chunk
 from sounding.model.state import TensorState, growing_state, packed_state
-from sounding.model.transformer import Block, Transformer
+from sounding.model.transformer import Transformer
 from sounding.ops import attention
 from sounding.presets import tiny
 from sounding.simulation import EXACT, Simulation

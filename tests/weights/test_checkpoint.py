@@ -1,7 +1,6 @@
 """Opening model folders: whose names, which formats, and every way a folder can be wrong."""
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,19 +180,6 @@ def test_copies_in_the_mtp_block_are_skipped(
     checkpoint = Checkpoint(write_model(tmp_path, tensors))
     assert set(checkpoint.skipped) == {"mtp.0.emb.tok_emb.weight", "mtp.0.head.weight"}
     assert "skipped 2 tensors under mtp.*" in caplog.text
-
-
-def test_a_dspark_drafter_is_skipped_and_said_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    tensors = {name: t for name, t in tiny_tensors().items() if not name.startswith("mtp.")}
-    tensors["mtp.2.markov.weight"] = torch.ones(3)
-    config = tiny_config(compress_ratios=[0, 128, 4, 128, 4, 0, 0, 0], dspark_block_size=5)
-    with caplog.at_level(logging.WARNING):
-        checkpoint = Checkpoint(write_model(tmp_path, tensors, config))
-    assert checkpoint.skipped == ("mtp.2.markov.weight",)
-    assert "a DSpark drafter, not an MTP block" in caplog.text
-    assert not any(name.startswith("mtp") for name in read_state(checkpoint))
 
 
 def test_int32_tables_are_read(tmp_path: Path) -> None:

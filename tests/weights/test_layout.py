@@ -1,12 +1,14 @@
 """The layout against the published sizes (docs/checkpoints.md 1 and 2, docs/architecture.md 13)."""
 
+import dataclasses
 from collections import Counter
 from functools import cache
 
 import pytest
 
-from sounding.config import ModelConfig
+from sounding.config import DSparkConfig, ModelConfig
 from sounding.presets import flash, pro, tiny
+from sounding.weights.description import describe_config
 from sounding.weights.layout import (
     BASE,
     FP4,
@@ -58,6 +60,43 @@ def test_parameter_counts_are_the_published_ones(
     count = count_parameters(config)
     assert (count.main, count.mtp) == (main, mtp)
     assert round(count.active / 1e9, 2) == active
+
+
+def with_dspark(config: ModelConfig, rank: int, layers: tuple[int, ...]) -> ModelConfig:
+    """The refresh of a published model that has a DSpark drafter."""
+    dspark = DSparkConfig(
+        block_size=5, noise_token_id=128799, target_layer_ids=layers, markov_rank=rank
+    )
+    ratios = (*config.compress_ratios, 0, 0)
+    return dataclasses.replace(config, compress_ratios=ratios, dspark=dspark)
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "drafter"),
+    [
+        (with_dspark(flash(), 256, (40, 41, 42)), 166_878_536_440, 10_862_838_300),
+        (with_dspark(pro(), 512, (58, 59, 60)), 892_727_580_904, 41_979_375_900),
+    ],
+    ids=["flash", "pro"],
+)
+def test_totals_with_dspark(config: ModelConfig, total: int, drafter: int) -> None:
+    """Those of the headers of the published files, and what follows from them for Pro."""
+    described = describe_config(config)
+    assert described.total_bytes == total
+    assert described.component_bytes(Component.DSPARK) == drafter
+    plain = describe_config(dataclasses.replace(config, dspark=None, num_nextn_predict_layers=0))
+    assert described.active_dense_bytes == plain.active_dense_bytes
+
+
+def test_tensors_and_shards_of_flash_with_dspark() -> None:
+    config = with_dspark(flash(), 256, (40, 41, 42))
+    names = [tensor.name for tensor in tensors(config, FP4)]
+    assert len(names) == len(set(names)) == 72_317
+    groups = shard_groups(names)
+    assert len(groups) == 48
+    assert [len(group) for group in groups[45:]] == [1568, 1565, 1572]
+    count = count_parameters(config)
+    assert (count.mtp, count.dspark) == (0, 19_845_850_215 + 3 * 256)  # biases are apart there
 
 
 def test_tensors_per_layer_of_flash() -> None:

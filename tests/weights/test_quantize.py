@@ -193,18 +193,6 @@ def test_companions_travel_and_progress_adds_up(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "notes.md").exists()
 
 
-def test_a_drafter_left_behind_is_in_the_report(tmp_path: Path) -> None:
-    tensors = {name: t for name, t in tiny_tensors().items() if not name.startswith("mtp.")}
-    tensors["mtp.0.markov.weight"] = torch.ones(3)
-    config = tiny_config(dspark_block_size=5)
-    source = Checkpoint(write_model(tmp_path / "in", tensors, config))
-    report = convert(source, tmp_path / "out", "fp8")
-    assert report.notes == ["1 tensors under mtp.* are not part of the network and were left out"]
-    made = Checkpoint(tmp_path / "out")
-    assert made.config.dspark is None
-    assert made.config.num_mtp_layers == 0
-
-
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
     state = read_state(Checkpoint(TINY), torch.float32)

@@ -1,14 +1,15 @@
-"""How many drafts pay: acceptance rates, and measured costs of drafting and verifying.
+"""How many drafts pay: acceptance, and measured costs of drafting and verifying.
 
 Costs are in steps of one sequence by itself. They decide how fast tokens come, never which tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 # As measured on a CPU: a step by itself, each sequence in it, and, until a `CostModel` has
 # measured it, each further row of a sequence.
 _STEP, _SEQUENCE, _ROW = 0.8, 0.2, 0.1
 _FIRST_RATE = 0.7  # acceptance rate before the first verify
+_FIRST_BLOCK = (4.0, 2.5)  # drafts verified and accepted of a block, before the first
 _OUTCOME_WEIGHT = 0.1  # of the newest outcome in the acceptance rate
 _COST_WEIGHT = 0.3  # of the newest measurement in a cost
 _FIRST_STEPS = 4  # without drafts, before the first draft
@@ -54,6 +55,52 @@ class AcceptanceRate:
         return best
 
 
+class BlockGain:
+    """What blocks of drafts of one source have brought lately in one sequence."""
+
+    def __init__(self) -> None:
+        self._verified, self._accepted = _FIRST_BLOCK
+        self._pause = 0
+
+    def observe(self, drafted: int, accepted: int) -> None:
+        """Record a block of which `drafted` drafts were verified, which may be none."""
+        self._verified += _OUTCOME_WEIGHT * (drafted - self._verified)
+        self._accepted += _OUTCOME_WEIGHT * (accepted - self._accepted)
+
+    def pays(self, *, running: int, block_cost: float, row_cost: float) -> bool:
+        """True if another block brings tokens faster than none; if not, False for a while."""
+        if self._pause:
+            self._pause -= 1
+            return False
+        with_block = block_cost + _step_cost(0, running, 0.0) + self._verified * row_cost
+        if (1 + self._accepted) / with_block > 1 / _step_cost(0, running, 0.0):
+            return True
+        self._pause = _PAUSE_CALLS
+        self._verified, self._accepted = _FIRST_BLOCK
+        return False
+
+
+def best_prefix(
+    survival: Sequence[float], *, running: int, block_cost: float, row_cost: float
+) -> int:
+    """How many drafts of a block, which is made already, to verify: as many as maximise tokens per
+    time, by the probability of each to be accepted if all before it were.
+
+    The choice may look at all of the block: whether a draft is verified does not change which token
+    is chosen at its place.
+    """
+    best, best_speed = 0, 0.0
+    tokens, reached = 1.0, 1.0
+    for count in range(len(survival) + 1):
+        if count:
+            reached *= survival[count - 1]
+            tokens += reached
+        speed = tokens / (block_cost + _step_cost(count, running, row_cost))
+        if speed > best_speed:
+            best, best_speed = count, speed
+    return best
+
+
 def _step_cost(count: int, running: int, cost: float) -> float:
     """One sequence's share of a step with `count` drafts at `cost` each."""
     return _STEP / max(1, running) + _SEQUENCE + count * cost
@@ -63,8 +110,8 @@ class CostModel:
     """Measured costs of drafts on this machine, to make and to verify: machines differ widely."""
 
     def __init__(self, assumed_costs: Mapping[str, float]) -> None:
-        """`assumed_costs` of making a draft, by drafter: used until one is timed, and again when
-        that was long ago."""
+        """`assumed_costs` of making a draft, or a block of them, by drafter: used until one is
+        timed, and again when that was long ago."""
         self._assumed = dict(assumed_costs)
         self.draft_costs = dict(assumed_costs)
         self.row_cost = _ROW
@@ -96,7 +143,7 @@ class CostModel:
                 self.draft_costs[name] += _FADE * (assumed - self.draft_costs[name])
 
     def record_drafting(self, drafter: str, seconds: float, drafts: int) -> None:
-        """Record the time in which a drafter made `drafts` drafts."""
+        """Record the time in which a drafter made `drafts` drafts, or so many blocks."""
         if self._step_seconds and self._assumed[drafter]:
             cost = seconds / drafts / self._step_seconds
             self.draft_costs[drafter] = _mean(self.draft_costs[drafter], cost)

@@ -19,6 +19,11 @@ class CountDrafts(Protocol):
         """At most `available`; 0 if none pays. Called once per sequence and step, and only where
         the source has something to propose: while drafts do not pay, calls are counted."""
 
+    def to_verify(self, sequence: ActiveSequence, survival: Sequence[float]) -> int:
+        """How many of the drafts of a block to verify; survival[i] is the probability that draft i
+        is accepted if all before it were."""
+        ...
+
 
 @runtime_checkable
 class Drafter(Protocol):
@@ -30,6 +35,9 @@ class Drafter(Protocol):
     """True if its drafts are always accepted: they need no baseline to be compared with."""
     assumed_cost: float = 0.0
     """Cost of making one draft, in steps of one sequence, until it is measured; 0 stays 0."""
+    in_blocks: bool = False
+    """True if a block of drafts is made at once: costs are those of a block, however many of its
+    drafts are proposed."""
 
     def propose(
         self, sequences: Sequence[ActiveSequence], most: int, worth: CountDrafts

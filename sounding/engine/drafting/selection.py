@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from weakref import WeakKeyDictionary
 
-from sounding.engine.drafting.cost_model import AcceptanceRate, CostModel
-from sounding.engine.drafting.drafter import Drafter
+from sounding.engine.drafting.cost_model import AcceptanceRate, BlockGain, CostModel, best_prefix
+from sounding.engine.drafting.drafter import CountDrafts, Drafter
+from sounding.engine.drafting.dspark import DSparkDrafter
 from sounding.engine.drafting.grammar_drafter import GrammarDrafter
 from sounding.engine.drafting.mtp import MTPDrafter
 from sounding.engine.drafting.prompt_lookup import PromptLookup
@@ -19,6 +19,8 @@ def drafters_for(model: Network, num_tokens: int) -> list[Drafter]:
     drafters: list[Drafter] = [GrammarDrafter(), PromptLookup()]
     if model.num_mtp_blocks:
         drafters.append(MTPDrafter(model, num_tokens))
+    if model.block_drafter is not None:
+        drafters.append(DSparkDrafter(model, model.block_drafter, num_tokens))
     return drafters
 
 
@@ -32,6 +34,8 @@ class DraftSelection:
         self.costs = CostModel({each.name: each.assumed_cost for each in self._drafters})
         self._rates: dict[str, WeakKeyDictionary[ActiveSequence, AcceptanceRate]]
         self._rates = {each.name: WeakKeyDictionary() for each in self._drafters}
+        self._gains: dict[str, WeakKeyDictionary[ActiveSequence, BlockGain]]
+        self._gains = {each.name: WeakKeyDictionary() for each in self._drafters}
         self._proposed: WeakKeyDictionary[ActiveSequence, Drafter] = WeakKeyDictionary()
         """Whose drafts are being verified."""
 
@@ -50,7 +54,10 @@ class DraftSelection:
     def verified(self, sequence: ActiveSequence, drafted: int, accepted: int) -> None:
         """Record how many of the drafts of a sequence were accepted."""
         drafter = self._proposed.pop(sequence)
-        self._rate(drafter.name, sequence).observe(drafted, accepted)
+        if drafter.in_blocks:
+            self.gain(drafter.name, sequence).observe(drafted, accepted)
+        else:
+            self.rate(drafter.name, sequence).observe(drafted, accepted)
 
     def extend(self, sequence: ActiveSequence, streams: Streams) -> None:
         """Show the drafters the streams of tokens that were fed and accepted."""
@@ -72,29 +79,58 @@ class DraftSelection:
 
     # ----------------------------------------------------------------------------------------------
 
+    def rate(self, name: str, sequence: ActiveSequence) -> AcceptanceRate:
+        """The acceptance rate of a drafter's drafts in a sequence."""
+        return self._rates[name].setdefault(sequence, AcceptanceRate())
+
+    def gain(self, name: str, sequence: ActiveSequence) -> BlockGain:
+        """What a drafter's blocks have brought in a sequence."""
+        return self._gains[name].setdefault(sequence, BlockGain())
+
     def _ask(self, drafter: Drafter, sequences: Sequence[ActiveSequence], running: int) -> None:
         before = time.perf_counter()
-        worth = partial(self._worth, drafter.name, running)
+        worth = _Worth(self, drafter, running)
         proposals = drafter.propose(sequences, self._most, worth)
         for sequence, drafts in zip(sequences, proposals, strict=True):
             sequence.drafts = drafts
             if drafts:
                 self._proposed[sequence] = drafter
-        count = sum(map(len, proposals))
+        count = worth.blocks if drafter.in_blocks else sum(map(len, proposals))
         if count:
             self.costs.record_drafting(drafter.name, time.perf_counter() - before, count)
 
-    def _worth(self, name: str, running: int, sequence: ActiveSequence, available: int) -> int:
-        return self._rate(name, sequence).best_count(
-            available,
-            running=running,
-            draft_cost=self.costs.draft_costs[name],
-            row_cost=self.costs.row_cost,
-        )
 
-    def _rate(self, name: str, sequence: ActiveSequence) -> AcceptanceRate:
-        rates = self._rates[name]
-        rate = rates.get(sequence)
-        if rate is None:
-            rate = rates[sequence] = AcceptanceRate()
-        return rate
+class _Worth(CountDrafts):
+    """What is worth drafting and verifying in one step, by the drafts of one source so far."""
+
+    def __init__(self, selection: DraftSelection, drafter: Drafter, running: int) -> None:
+        self._selection, self._drafter, self._running = selection, drafter, running
+        self.blocks = 0
+        """Blocks that were found worth making."""
+
+    def __call__(self, sequence: ActiveSequence, available: int) -> int:
+        name, costs = self._drafter.name, self._selection.costs
+        if not self._drafter.in_blocks:
+            return self._selection.rate(name, sequence).best_count(
+                available,
+                running=self._running,
+                draft_cost=costs.draft_costs[name],
+                row_cost=costs.row_cost,
+            )
+        pays = self._selection.gain(name, sequence).pays(
+            running=self._running, block_cost=costs.draft_costs[name], row_cost=costs.row_cost
+        )
+        self.blocks += pays
+        return available if pays else 0
+
+    def to_verify(self, sequence: ActiveSequence, survival: Sequence[float]) -> int:
+        name, costs = self._drafter.name, self._selection.costs
+        count = best_prefix(
+            survival,
+            running=self._running,
+            block_cost=costs.draft_costs[name],
+            row_cost=costs.row_cost,
+        )
+        if not count:  # the block was made for nothing
+            self._selection.gain(name, sequence).observe(0, 0)
+        return count

@@ -41,7 +41,8 @@ Shared share(const Work& work, const Span& span, const BFloat16* kv) {
     const Network& net = work.net;
     const int64_t d = net.head_dim, end = span.start + span.length;
     Rows& list = *span.lists[WINDOW];
-    const int64_t first = std::max<int64_t>(0, span.start - (net.window - 1));
+    const int64_t before = work.block ? net.window : net.window - 1;
+    const int64_t first = std::max<int64_t>(0, span.start - before);
     Shared shared{};
     shared.base = first / KEYS * KEYS;
     const int64_t count = padded(end - shared.base, KEYS);
@@ -60,7 +61,7 @@ Shared share(const Work& work, const Span& span, const BFloat16* kv) {
             load_row(net, list, row, rows + (span.start + t - shared.base) * d);
         }
     });
-    append(list, packed, span.length);
+    if (!work.block) append(list, packed, span.length);
     std::fill(rows + (end - shared.base) * d, rows + count * d, BFloat16{0});
     shared.window = keys_of(rows, count, d, work.threads, work.arena);
     if (work.layer.ratio == 0 || work.layer.ratio == CSA) return shared;
@@ -113,8 +114,9 @@ void read(const Work& work, const Shared* shared, const BFloat16* q, const float
             const Shared& own = shared[owner[t]];
             const int64_t position = work.positions[t];
             Keys keys[2] = {own.window, own.entries};
-            keys[0].low = std::max<int64_t>(0, position - net.window + 1) - own.base;
-            keys[0].high = position + 1 - own.base;
+            const int64_t last = work.block ? span.start - 1 : position;  // of the window
+            keys[0].low = std::max<int64_t>(0, last - net.window + 1) - own.base;
+            keys[0].high = (work.block ? span.start + span.length : position + 1) - own.base;
             if (choices.chosen != nullptr)
                 keys[1] = gather(net, *span.lists[ENTRIES], choices.chosen + t * net.index_limit,
                                  choices.counts[t], threads, arena);

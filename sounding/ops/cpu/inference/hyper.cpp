@@ -234,6 +234,7 @@ void collapse_row(const Network& net, const HyperConnection& hc, const BFloat16*
     for (int j = 0; j < m; j++)
         pre[j] = sigmoid(all(raw[j] * rho * hc.scale[0] + hc.base[j]))[0] + float(net.hc_eps);
     read(v, pre, m, net.channels, x);
+    if (norm == nullptr) return to_bfloat16(x, net.channels, out);
     rms_norm(x, net.channels, norm, float(net.norm_eps), out);
 }
 

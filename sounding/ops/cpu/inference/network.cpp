@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "../parallel.h"
+#include "rounding.h"
 
 namespace {
 
@@ -89,23 +90,50 @@ List<Adapted> group_by_adapter(const Task& task, Arena& arena) {
     return groups;
 }
 
-void run_blocks(const Task& task, BFloat16* streams, int64_t* chosen, float* scores, Arena& arena) {
+// The means of the streams behind some layers: that of layer l is row place[l], or -1, of out[t, count, c].
+struct Taps {
+    const int64_t* place;
+    int64_t count;
+    BFloat16* out;
+
+    void take(const Network& net, int64_t layer, const BFloat16* streams, int64_t tokens, int threads) const {
+        if (place == nullptr || place[layer] < 0) return;
+        const int64_t m = net.streams, c = net.channels;
+        parallel_for(tokens, 32, threads, [&](int64_t low, int64_t high) {
+            for (int64_t t = low; t < high; t++)
+                for (int64_t i = 0; i < c; i++) {
+                    float sum = 0;
+                    for (int64_t j = 0; j < m; j++) sum += load_one(streams + (t * m + j) * c + i);
+                    store_one(out + (t * count + place[layer]) * c + i, sum / float(m));
+                }
+        });
+    }
+};
+
+// Spans without lists, and the positions of their rows.
+void lay_out(const Task& task, Span* spans, int64_t* positions) {
+    for (int64_t s = 0, first = 0; s < task.sequences; first += task.lengths[s], s++) {
+        spans[s] = {first, task.lengths[s], task.lists[task.number(s, 0)]->length, nullptr};
+        for (int64_t t = 0; t < task.lengths[s]; t++) positions[first + t] = spans[s].start + t;
+    }
+}
+
+void run_blocks(const Task& task, BFloat16* streams, int64_t* chosen, float* scores, const Taps& taps, bool block,
+                Arena& arena) {
     Scope scope(arena);
     const int64_t count = task.count;
     const List<Adapted> adapted = group_by_adapter(task, arena);
     int64_t* positions = arena.take<int64_t>(count);
     Span* spans = arena.take<Span>(task.sequences);
-    for (int64_t s = 0, first = 0; s < task.sequences; first += task.lengths[s], s++) {
-        spans[s] = {first, task.lengths[s], task.lists[task.number(s, 0)]->length, nullptr};
-        for (int64_t t = 0; t < task.lengths[s]; t++) positions[first + t] = spans[s].start + t;
-    }
+    lay_out(task, spans, positions);
     for (int64_t l = 0; l < task.layer_count; l++) {
         for (int64_t s = 0; s < task.sequences; s++) spans[s].lists = task.lists + task.number(s, l);
         const Work work{task.net, *task.layers[l], task.tokens, positions, spans, count,
-                        task.sequences, task.threads, arena, adapted.data(), adapted.size()};
+                        task.sequences, task.threads, arena, adapted.data(), adapted.size(), block};
         run_block(work, streams, chosen + l * count * task.net.choices,
                   scores + l * count * task.net.experts);
         for (int64_t a = 0; a < adapted.size(); a++) adapted[a].layer++;
+        taps.take(task.net, l, streams, count, task.threads);
     }
 }
 
@@ -167,20 +195,59 @@ void begin_draft(const Network& net, const DraftEnds& ends, const BFloat16* stre
     to_bfloat16(from_streams, rows * c, out);
 }
 
+// Appends the keys that DSpark blocks make of the taps [t, taps * c] of tokens of the network.
+void read_context(const Task& task, const Weight& main_proj, const Vector& main_norm, const BFloat16* taps,
+                  Arena& arena) {
+    Scope scope(arena);
+    const Network& net = task.net;
+    const int64_t count = task.count, c = net.channels, d = net.head_dim, pairs = net.rotary / 2;
+    const float eps = float(net.norm_eps);
+    float* wide = arena.take<float>(count * std::max(c, d));
+    BFloat16* x = arena.take<BFloat16>(count * c);
+    int64_t* positions = arena.take<int64_t>(count);
+    Span* spans = arena.take<Span>(task.sequences);
+    lay_out(task, spans, positions);
+    linear(main_proj, taps, count, wide, task.threads, arena);
+    const float* norm = main_norm.floats(c, arena.take<float>(c));
+    for (int64_t t = 0; t < count; t++) rms_norm(wide + t * c, c, norm, eps, x + t * c);
+    BFloat16* row = arena.take<BFloat16>(d);
+    float *cos = arena.take<float>(pairs), *sin = arena.take<float>(pairs);
+    for (int64_t l = 0; l < task.layer_count; l++) {
+        Scope inner(arena);
+        const Layer& layer = *task.layers[l];
+        const float* kv_norm = layer.kv_norm.floats(d, arena.take<float>(d));
+        linear(layer.wkv, x, count, wide, task.threads, arena);
+        for (int64_t s = 0; s < task.sequences; s++) {
+            Rows& list = *task.lists[task.number(s, l) + WINDOW];
+            uint8_t* packed = arena.take<uint8_t>(list.row_bytes);
+            for (int64_t t = spans[s].first; t < spans[s].first + spans[s].length; t++) {
+                rms_norm(wide + t * d, d, kv_norm, eps, row);
+                find_angles(positions[t], layer.frequencies, pairs, cos, sin);
+                rotate(row, d, net.rotary, {cos, sin});
+                if (net.simulate_kv) round_fp8(row, d - net.rotary, KV_BLOCK, row);
+                store_row(net, list, row, packed);
+                append(list, packed, 1);
+            }
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" {
 
 // Runs `layers` over streams [count, m, c] in place, and appends the tokens to the states
-// lists[s][layer][RowsOf]. With `ends` it starts from tokens, whose embedding it writes to the streams, and
-// computes logits[row_count, vocabulary] of some rows. adapters[s] are the deltas of all layers for sequence s, or
-// null; `adapters` is null where no sequence has any. Returns -1 on success. Before anything is changed it returns
-// the index of the first list (in that order) without room for its new rows, or -2 for an unknown token.
+// lists[s][layer][RowsOf]. With `places` it takes taps[count, tap_count, c] (see Taps). With `ends` it starts from
+// tokens, whose embedding it writes to the streams, and computes logits[row_count, vocabulary] of some rows.
+// adapters[s] are the deltas of all layers for sequence s, or null; `adapters` is null where no sequence has any.
+// Returns -1 on success. Before anything is changed it returns the index of the first list (in that order) without
+// room for its new rows, or -2 for an unknown token.
 int64_t network_run(const Network* net, const Layer* const* layers, int64_t layer_count,
                     const Ends* ends, BFloat16* streams, const int64_t* tokens, int64_t count,
                     const int64_t* lengths, int64_t sequences, Rows* const* lists,
                     int64_t* chosen, float* scores, const int64_t* rows, int64_t row_count,
-                    float* logits, int threads, const AdapterLayer* const* adapters) {
+                    float* logits, const int64_t* places, int64_t tap_count, BFloat16* taps, int threads,
+                    const AdapterLayer* const* adapters) {
     const Task task{*net, layers, layer_count, tokens, lengths, count, sequences, lists, threads, adapters};
     if (ends != nullptr)
         for (int64_t t = 0; t < count; t++)
@@ -190,7 +257,7 @@ int64_t network_run(const Network* net, const Layer* const* layers, int64_t laye
     Memory memory;
     Step step;
     if (ends != nullptr) embed(task, ends->embedding, streams);
-    run_blocks(task, streams, chosen, scores, memory.arena());
+    run_blocks(task, streams, chosen, scores, {places, tap_count, taps}, false, memory.arena());
     if (ends != nullptr) read_logits(task, *ends, streams, rows, row_count, logits, memory.arena());
     return -1;
 }
@@ -205,6 +272,47 @@ int64_t network_begin_draft(const Network* net, const DraftEnds* ends, const BFl
     Step step;
     begin_draft(*net, *ends, streams, tokens, count, out, threads, memory.arena());
     return -1;
+}
+
+// Appends the keys of tokens, by their taps [count, taps * c], to the states of a DSpark drafter. Returns -1 on
+// success, or the index of the first list without room.
+int64_t network_read_context(const Network* net, const Layer* const* layers, int64_t layer_count,
+                             const Weight* main_proj, const Vector* main_norm, const BFloat16* taps, int64_t count,
+                             const int64_t* lengths, int64_t sequences, Rows* const* lists, int threads) {
+    const Task task{*net, layers, layer_count, nullptr, lengths, count, sequences, lists, threads};
+    const int64_t crowded = task.crowded();
+    if (crowded >= 0) return crowded;
+    Memory memory;
+    Step step;
+    read_context(task, *main_proj, *main_norm, taps, memory.arena());
+    return -1;
+}
+
+// Runs the blocks of a DSpark drafter over blocks of known tokens: hidden[count, c] before the norm of the head,
+// and logits[count, vocabulary]. The states stay as they are.
+void network_draft_block(const Network* net, const Layer* const* layers, int64_t layer_count, const Ends* ends,
+                         const int64_t* tokens, int64_t count, const int64_t* lengths, int64_t sequences,
+                         Rows* const* lists, BFloat16* hidden, float* logits, int threads) {
+    const Task task{*net, layers, layer_count, tokens, lengths, count, sequences, lists, threads};
+    Memory memory;
+    Step step;
+    Arena& arena = memory.arena();
+    Scope scope(arena);
+    const int64_t c = net->channels;
+    BFloat16* streams = arena.take<BFloat16>(count * net->streams * c);
+    int64_t* chosen = arena.take<int64_t>(layer_count * count * net->choices);
+    float* scores = arena.take<float>(layer_count * count * net->experts);
+    embed(task, ends->embedding, streams);
+    run_blocks(task, streams, chosen, scores, {}, true, arena);
+    collapse(*net, ends->hc, {}, streams, nullptr, count, hidden, threads);
+    BFloat16* normed = arena.take<BFloat16>(count * c);
+    const float* norm = ends->norm.floats(c, arena.take<float>(c));
+    float* wide = arena.take<float>(c);
+    for (int64_t t = 0; t < count; t++) {
+        to_float(hidden + t * c, c, wide);
+        rms_norm(wide, c, norm, float(net->norm_eps), normed + t * c);
+    }
+    linear(ends->head, normed, count, logits, threads, arena);
 }
 
 // logits[count, vocabulary] from streams [count, m, c].

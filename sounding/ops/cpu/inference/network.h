@@ -125,6 +125,7 @@ struct Work {
     Arena& arena;
     const Adapted* adapted;  // none in a step of the base alone
     int64_t adapters;
+    bool block;  // spans are blocks of drafts: each token sees the window before its span and all of it
 };
 
 // rounding.cpp and rotary.cpp, row by row
@@ -150,7 +151,8 @@ struct Connection {
 Connection connect(const Work& work, const BFloat16* streams, const HyperConnection& hc,
                    const Vector& norm);
 void write_back(const Work& work, BFloat16* streams, const Connection& by, const BFloat16* output);
-// The input of the head for some rows of the streams, or for the first `count`.
+// The input of the head for some rows of the streams, or for the first `count`; without data in `norm` before
+// its norm.
 void collapse(const Network& net, const HyperConnection& hc, const Vector& norm, const BFloat16* streams,
               const int64_t* rows, int64_t count, BFloat16* out, int threads);
 
