@@ -1,7 +1,7 @@
-"""Tasks asked in a conversation: answers, tools where there are any, grades.
+"""Evaluate chat tasks: generate answers, run tools if a task has any, and grade.
 
-Conversations run side by side, each in a thread of its own; the engine or the server behind `Chat`
-puts them together.
+Conversations run concurrently, each in its own thread; the engine or server behind `Chat` batches
+them.
 """
 
 import json
@@ -73,10 +73,10 @@ def evaluate_chats(
     most_turns: int,
     width: int,
 ) -> Iterator[Row]:
-    """A row per attempt, as it ends: id, task_id, group, difficulty, sample, passed, messages.
+    """Yield a row per finished attempt: id, task_id, group, difficulty, sample, passed, messages.
 
-    An attempt is a problem's index and the number of the sample. `width` run at a time. An answer
-    that was cut off does not pass; of a repair by tools the files are graded as they were left.
+    An attempt is a problem's index and a sample number. `width` attempts run at a time. An answer
+    that was cut off fails. A repair with tools is graded by the final state of the files.
     """
 
     def attempt(index: int, sample: int) -> Row:
@@ -112,7 +112,7 @@ def evaluate_chats(
 def _side_by_side(
     attempts: Sequence[tuple[int, int]], act: Callable[[int, int], Row], width: int
 ) -> Iterator[Row]:
-    """What calls return, as they end."""
+    """Results of calls, in order of completion."""
     with ThreadPoolExecutor(width) as pool:
         waiting: set[Future[Row]] = {pool.submit(act, *one) for one in attempts}
         try:
@@ -126,16 +126,16 @@ def _side_by_side(
 
 
 def group_of(kind: str, *, thinking: bool) -> str:
-    """The name of what is counted together."""
+    """Name of the group in which a problem is counted."""
     return f"{kind}, thinking" if thinking else kind
 
 
 def summarise_chats(
     rows: Sequence[Row], *, samples: int, ks: Sequence[int], seed: int
 ) -> dict[str, Estimate]:
-    """pass@k over all problems whose samples are all judged, and of each kind of them.
+    """pass@k over all problems whose samples are all graded, and per kind.
 
-    With one sample the interval is Wilson's, otherwise that of resampled problems.
+    With one sample the interval is Wilson's, otherwise it resamples problems.
     """
     found = {}
     groups = sorted({row["group"] for row in rows})
@@ -152,7 +152,7 @@ def summarise_chats(
 
 
 def by_difficulty(rows: Sequence[Row], *, samples: int, ks: Sequence[int]) -> list[Row]:
-    """A line for each kind and difficulty: number of problems, and pass@k."""
+    """A row per kind and difficulty: number of problems, and pass@k."""
     cells: dict[tuple[str, int], list[int]] = {}
     for group, difficulty, passed in _counts(rows, samples):
         cells.setdefault((group, difficulty), []).append(passed)
@@ -173,14 +173,14 @@ def by_difficulty(rows: Sequence[Row], *, samples: int, ks: Sequence[int]) -> li
 def compared(
     before: Sequence[Row], after: Sequence[Row], *, ks: Sequence[int], seed: int
 ) -> dict[str, Estimate]:
-    """How much pass@k has risen, by kind, on the tasks of both; intervals resample tasks in pairs.
+    """Increase of pass@k, by kind, on the tasks of both; intervals resample tasks in pairs.
 
-    Raises ValueError where no task is in both, or the numbers of samples differ or are below k.
+    Raises ValueError if no task is in both, or if numbers of samples differ or are below k.
     """
     first, second = _passed(before), _passed(after)
     both = [name for name in first if name in second]
     if not both:
-        raise ValueError("the two have no task in common; compare results of the same tasks")
+        raise ValueError("the two results have no common task; compare results of the same tasks")
     found: dict[str, list[tuple[str, int, int, int]]] = {}
     for name in both:
         group, samples, passed = first[name]
@@ -198,7 +198,7 @@ def compared(
 
 
 def _passed(rows: Sequence[Row]) -> dict[str, tuple[str, int, int]]:
-    """Group, number of samples, and how many passed, by task."""
+    """Group, number of samples, and number of passed samples, by task."""
     found: dict[str, tuple[str, int, int]] = {}
     for row in rows:
         group, samples, passed = found.get(row["task_id"], (row["group"], 0, 0))
@@ -207,12 +207,12 @@ def _passed(rows: Sequence[Row]) -> dict[str, tuple[str, int, int]]:
 
 
 def reasons(rows: Sequence[Row]) -> dict[str, int]:
-    """How often answers failed for each reason."""
+    """Number of failed answers by reason."""
     return dict(Counter(row["reason"] for row in rows).most_common(20))
 
 
 def _counts(rows: Sequence[Row], samples: int) -> list[tuple[str, int, int]]:
-    """(group, difficulty, samples that passed) of each problem with all its samples."""
+    """(group, difficulty, passed samples) of each problem with all its samples."""
     problems: dict[str, list[Row]] = {}
     for row in rows:
         problems.setdefault(row["task_id"], []).append(row)

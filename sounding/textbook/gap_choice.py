@@ -1,4 +1,4 @@
-"""Whole statements taken out of a program, to be filled in."""
+"""Choose a statement to remove from a program, as a gap to fill."""
 
 import ast
 import textwrap
@@ -12,22 +12,22 @@ _MOST_LINES = 4
 
 @dataclass(frozen=True)
 class ChosenGap:
-    """A statement, and what stands around it."""
+    """A statement and the text around it."""
 
     prefix: str
     code: str
-    """The statement with its indentation."""
+    """The statement, indented."""
     suffix: str
     indent: str
 
     @property
     def answer(self) -> str:
-        """The statement as it would stand by itself."""
+        """The statement without its indentation."""
         return textwrap.dedent(self.code)
 
 
 def gap(program: str, draw: Draw) -> ChosenGap | None:
-    """A statement of a function, of one to four lines; None where there is none.
+    """Choose a statement of one to four lines inside a function; None if there is none.
 
     It has a name or a call in it, and is not all of a body of several lines.
     """

@@ -133,8 +133,8 @@ def test_an_answer_that_is_another_alone_is_found(scripted: Live, file: Path) ->
     ("arguments", "message"),
     [
         (("typing",), "give the URL of a server, or --protocol lsp"),
-        (("typing", "ftp://x"), "must be the address of a server"),
-        (("crowd", "http://127.0.0.1:9"), "no whole answer"),
+        (("typing", "ftp://x"), "must be the http address of a server"),
+        (("crowd", "http://127.0.0.1:9"), "no complete response"),
     ],
 )
 def test_mistakes_are_told(arguments: tuple[str, ...], message: str) -> None:

@@ -109,7 +109,7 @@ def test_bits_per_byte(model: Path, tmp_path: Path) -> None:
     # From the file of results, without the model's help.
     assert answer(*arguments, "--out", out) == found
     other = run(*arguments, "--out", out, "--stride", 10)
-    assert "does not hold results of these settings" in str(other.exception)
+    assert "has no results of these settings" in str(other.exception)
     shown = run(*arguments, "--limit", 1, "--no-compressors")
     assert "bits_per_byte" in shown.stdout
     assert "1 of 1 done" in shown.stdout
@@ -225,7 +225,7 @@ def test_problems_that_measure_nothing_are_left_out_by_name(
     assert found["left_out"] == [{"left out": "T/wrong", "because": why}]
     assert "T/wrong" in run("eval", "functions", path, "--model", model).output
     alone = run("eval", "functions", rows_in(tmp_path / "g", wrong), "--model", model)
-    assert f"no problem can be judged; the first is T/wrong: {why}" in str(alone.exception)
+    assert f"no problem can be graded; the first is T/wrong: {why}" in str(alone.exception)
 
 
 @pytest.mark.usefixtures("isolation")

@@ -41,5 +41,5 @@ def test_messages_one_after_the_other() -> None:
     ],
 )
 def test_what_cannot_be_read(data: bytes) -> None:
-    with pytest.raises(BadFrame, match="the editor sent what cannot be read"):
+    with pytest.raises(BadFrame, match="the editor sent an invalid message"):
         read(data)

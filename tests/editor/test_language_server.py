@@ -188,7 +188,7 @@ def test_errors_are_shown_once(editor: Editor) -> None:
 def test_parameters_that_are_none(editor: Editor) -> None:
     error = editor.ask("textDocument/inlineCompletion", {"position": 5})["error"]
     assert error["code"] == -32602
-    assert error["message"] == "the parameters are none of textDocument/inlineCompletion"
+    assert error["message"] == "invalid parameters for textDocument/inlineCompletion"
 
 
 def test_documents_that_are_not_open(editor: Editor) -> None:
@@ -254,7 +254,7 @@ def test_a_frame_that_cannot_be_read_ends_it(sent: bytes) -> None:
         assert editor.process.stdin is not None
         editor.process.stdin.write(sent)
         editor.process.stdin.flush()
-        editor.wait_for_message("the editor sent what cannot be read")
+        editor.wait_for_message("the editor sent an invalid message")
         assert editor.process.wait(SECONDS) == 1
 
 

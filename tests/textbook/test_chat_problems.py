@@ -161,7 +161,7 @@ def test_the_commands_write_rows_that_are_read_back(
     compared = run("eval", "compare", results, results, "--json")
     assert compared["metrics"]["pass@1 rises by"]["value"] == 0
     refused = CliRunner().invoke(cli, ["eval", "compare", str(tasks), str(results)])
-    assert "holds no results" in str(refused.exception)
+    assert "is not a results file" in str(refused.exception)
 
 
 @pytest.mark.parametrize(

@@ -13,19 +13,19 @@ says = partial(rule, Protocol.OLLAMA)
 
 
 def ask(server: RemoteServer, **more: Any) -> dict[str, Any]:
-    """A small request for text."""
+    """The body of a small request for text."""
     body = {"model": server.model, "prompt": "Say hello.", "stream": False}
     return body | {"options": {"num_predict": 6}} | more
 
 
 def talk(server: RemoteServer, **more: Any) -> dict[str, Any]:
-    """A small request for a turn of a conversation."""
+    """The body of a small request for a chat turn."""
     user = {"role": "user", "content": "Say hello."}
     body = {"model": server.model, "messages": [user], "stream": False}
     return body | {"options": {"num_predict": 6}} | more
 
 
-@says("an answer has model, created_at, response and done, and counts its tokens")
+@says("an answer has model, created_at, response, done and token counts")
 def the_object_of_an_answer(server: RemoteServer) -> None:
     found = server.post(GENERATE, ask(server)).json
     expect(isinstance(found["response"], str), f"response is {found['response']!r}")
@@ -36,7 +36,7 @@ def the_object_of_an_answer(server: RemoteServer) -> None:
         expect(isinstance(found[key], int), f"{key} is {found[key]!r}")
 
 
-@says("answers are streamed as lines of JSON unless stream is false")
+@says("an answer is streamed as lines of JSON unless stream is false")
 def streamed_unless_told_otherwise(server: RemoteServer) -> None:
     body = ask(server)
     del body["stream"]
@@ -47,43 +47,43 @@ def streamed_unless_told_otherwise(server: RemoteServer) -> None:
     expect(done[-1] is True and not any(done[:-1]), f"done is {done}")
 
 
-@says("num_predict bounds the answer, which then ends with done_reason length")
+@says("num_predict limits the answer, which then has done_reason length")
 def num_predict_bounds_the_answer(server: RemoteServer) -> None:
     found = server.post(GENERATE, ask(server, options={"num_predict": 2})).json
-    expect(found["eval_count"] <= 2, f"{found['eval_count']} tokens of 2")
+    expect(found["eval_count"] <= 2, f"the answer has {found['eval_count']} tokens, 2 are allowed")
 
 
-@says("a request without a prompt loads the model: an empty response, done_reason load")
+@says("a request without a prompt loads the model: empty response, done_reason load")
 def an_empty_prompt_loads(server: RemoteServer) -> None:
     found = server.post(GENERATE, {"model": server.model, "stream": False}).json
-    expect(found["response"] == "" and found["done"] is True, f"it answers {found}")
+    expect(found["response"] == "" and found["done"] is True, f"the answer is {found}")
     expect(found["done_reason"] == "load", f"done_reason is {found.get('done_reason')!r}")
 
 
-@says("a turn of a conversation comes as message with the role assistant")
+@says("a chat answer has a message with the role assistant")
 def a_turn(server: RemoteServer) -> None:
     found = server.post(CHAT, talk(server)).json
     expect(found["message"]["role"] == "assistant", f"message is {found['message']}")
     expect(isinstance(found["message"]["content"], str), "there is no content")
 
 
-@says("a streamed turn comes in messages whose contents make the whole")
+@says("the contents of streamed chat messages join to the whole answer")
 def a_streamed_turn(server: RemoteServer) -> None:
     options = {"num_predict": 12, "temperature": 0, "seed": 5}
     whole = server.post(CHAT, talk(server, options=options)).json["message"]["content"]
     lines = server.post(CHAT, talk(server, options=options, stream=True)).lines
     streamed = "".join(line["message"]["content"] for line in lines)
-    expect(streamed == whole, f"{streamed!r} is streamed, {whole!r} sent whole")
+    expect(streamed == whole, f"streamed: {streamed!r}, not streamed: {whole!r}")
 
 
-@says("with format a schema, the answer is JSON of that schema")
+@says("with a schema as format the answer is JSON that matches the schema")
 def an_answer_of_a_schema(server: RemoteServer) -> None:
     body = talk(server, format=ANSWER, options={"num_predict": 60})
     value = json.loads(server.post(CHAT, body).json["message"]["content"])
     expect(isinstance(value["good"], bool), f"it is {value}")
 
 
-@says("tools are taken, and a call's result comes back with the role tool")
+@says("tools are accepted, and so is a call's result with the role tool")
 def a_round_of_tools(server: RemoteServer) -> None:
     call = {"function": {"name": "look", "arguments": {"path": "a.py"}}}
     messages = [
@@ -94,7 +94,7 @@ def a_round_of_tools(server: RemoteServer) -> None:
     server.post(CHAT, talk(server, messages=messages, tools=[LOOK]))
 
 
-@says("a model that is not there is refused with 404 and an error")
+@says("an unknown model is refused with 404 and an error")
 def an_unknown_model_is_refused(server: RemoteServer) -> None:
     answer = server.post(GENERATE, ask(server, model="no-such-model-anywhere"), wanted=None)
     expect(answer.status == 404, f"the status is {answer.status}")
@@ -110,17 +110,17 @@ def models_are_listed(server: RemoteServer) -> None:
 
 @says("the running models are listed")
 def running_models_are_listed(server: RemoteServer) -> None:
-    expect(isinstance(server.get("/api/ps").json["models"], list), "models is no list")
+    expect(isinstance(server.get("/api/ps").json["models"], list), "models is not a list")
 
 
-@says("a model is shown with details and capabilities")
+@says("show describes a model with details and capabilities")
 def a_model_is_shown(server: RemoteServer) -> None:
     found = server.post("/api/show", {"model": server.model}).json
     expect("completion" in found["capabilities"], f"capabilities are {found['capabilities']}")
     expect(isinstance(found["details"], dict), "details are missing")
 
 
-@says("the version is a text")
+@says("the version is a string")
 def the_version(server: RemoteServer) -> None:
     expect(isinstance(server.get("/api/version").json["version"], str), "it is no text")
 

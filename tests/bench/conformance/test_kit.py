@@ -116,7 +116,7 @@ def test_what_deviates_is_found(check: Check, answer: Any) -> None:
 def test_a_protocol_that_is_not_spoken_is_skipped() -> None:
     results = examine(lambda path, body: (404, {"error": "no"}), *messages_checks.CHECKS[:3])
     assert {result.verdict for result in results} == {CheckVerdict.SKIPPED}
-    assert kit.summary(results) == "not spoken"
+    assert kit.summary(results) == "not supported"
     assert not kit.conforms(results)
 
 
