@@ -24,9 +24,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "parse": ("prompts", "Parse completions into messages, JSONL to JSONL."),
     "tokenizer": ("prompts", "Train or describe a tokenizer."),
     "train": ("train", "Train a model by the recipe RUN, or resume the run in the folder RUN."),
-    "tune": ("tune", "Train a small adapter on the code in a folder or git repository."),
-    "finetune": ("tune", "Train all weights on your code: the older name of `tune --full`."),
-    "adapter": ("adapters", "Inspect an adapter, and exchange it with the PEFT library."),
+    "tune": (
+        "tune",
+        "Learn the code in a folder or git repository: an adapter of a few MB beside a model.",
+    ),
+    "finetune": (
+        "tune",
+        "Train all weights of a model on your code: the older name of `tune --full`.",
+    ),
+    "adapter": ("adapters", "Look into an adapter, and exchange it with the PEFT library."),
     "posttrain": ("posttrain", "Post-train a model: fine-tuning, GRPO, distillation."),
     "plot": ("train", "Plot loss, expert load and gradient norm of a run as PNG files."),
     "card": ("card", "Write the model card of a trained model."),
