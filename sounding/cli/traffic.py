@@ -105,8 +105,8 @@ def typing(
         "protocol": protocol,
         "keys": len(pressed),
         **_quantiles(seconds),
-        "shown": statistics.fmean(bool(key.shown.strip()) for key in pressed),
-        "right": statistics.fmean(key.right for key in pressed),
+        "shown": round(statistics.fmean(bool(key.shown.strip()) for key in pressed), 4),
+        "right": round(statistics.fmean(key.right for key in pressed), 4),
     }
     _print(report, as_json)
 

@@ -178,7 +178,8 @@ def _data(facts: Facts) -> list[str]:
         ]
         lines += [f"**{split}**: {', '.join(names)}.", ""]
     reasons = sorted(stats["skipped"].items(), key=lambda pair: -pair[1])
-    lines += ["Left out: " + ", ".join(f"{name} {count:,}" for name, count in reasons) + "."]
+    if reasons:
+        lines += ["Left out: " + ", ".join(f"{name} {count:,}" for name, count in reasons) + "."]
     return lines + (["", *_mixture(facts)] if facts.datasets else [])
 
 
@@ -355,4 +356,5 @@ def _layers(count: int) -> str:
 
 
 def _millions(count: int) -> str:
-    return f"{count / 1e6:,.1f} million"
+    """A count as a reader takes it in: in millions from 100,000 on."""
+    return f"{count / 1e6:,.1f} million" if count >= 100_000 else f"{count:,}"
