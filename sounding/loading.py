@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # imported when called, since many errors are found without t
     from sounding.model.transformer import Transformer
     from sounding.text.fim_format import FimFormat
     from sounding.text.tokenizer import Tokenizer
+    from sounding.weights.adapters import Adapter
     from sounding.weights.checkpoint import Checkpoint
 
 _log = logging.getLogger(__name__)
@@ -259,6 +260,7 @@ class LoadedModel:
     files: str = ""
     """Facts of the files of its weights, from before they were read (see `file_facts`)."""
     _engines: "list[Engine]" = field(default_factory=list)
+    _digest: str = ""
 
     def engine(
         self, prefix_store: Path | None = None, store_bytes: int | None = None, **settings: Any
@@ -272,11 +274,30 @@ class LoadedModel:
         self._engines.append(engine)
         return engine
 
-    def batch(self, width: int) -> "Batch":
-        """Continues many prompts with it, `width` at a time."""
+    def batch(self, width: int, adapter: str | Path | None = None) -> "Batch":
+        """Continues many prompts with it, `width` at a time; with the adapter in a folder.
+
+        Raises ValueError for an adapter that is none, or of another base.
+        """
         from sounding.engine.batch import Batch
 
-        return Batch(self.engine(width=width))
+        engine = self.engine(width=width)
+        if adapter is None:
+            return Batch(engine)
+        engine.adapters.load(str(adapter), self.read_adapter(Path(adapter)))
+        return Batch(engine, adapter=str(adapter))
+
+    def read_adapter(self, path: Path) -> "Adapter":
+        """The adapter in a folder or file. Raises ValueError where it was not made for this model:
+        for another shape, or for weights of another digest."""
+        from sounding.weights.adapters import read_adapter, require_base
+
+        adapter = read_adapter(path, self.network.config)
+        if adapter.base:
+            if not self._digest:
+                self._digest = weights_digest(self.folder)
+            require_base(adapter, self._digest, str(path))
+        return adapter
 
     def close(self) -> None:
         """Stop its engines. Safe to call twice."""
@@ -284,6 +305,13 @@ class LoadedModel:
             engine = self._engines.pop()
             engine.close()
             atexit.unregister(engine.close)
+
+
+def weights_digest(folder: Path) -> str:
+    """Digest of all bytes of a model's weights, which an adapter made for them names."""
+    from sounding.weights import digest
+
+    return digest.weights_digest(open_checkpoint(folder).read_all())
 
 
 def open_model(name: str | Path | None = None) -> LoadedModel:

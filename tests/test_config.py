@@ -44,13 +44,13 @@ def test_first_release_without_expert_dtype() -> None:
     assert config.expert_format == "fp4"
 
 
-def test_base() -> None:
+def test_a_base_model_has_fp8_experts_and_float_scales() -> None:
     quantization = {**published()["quantization_config"], "scale_fmt": None}
     config = parse_config(published(expert_dtype="fp8", quantization_config=quantization))
     assert (config.linear_format, config.expert_format) == ("fp8", "fp8")
 
 
-def test_unquantized() -> None:
+def test_a_config_without_quantization_has_no_formats() -> None:
     config = parse_config(published(expert_dtype=..., quantization_config=...))
     assert (config.linear_format, config.expert_format) == (None, None)
 
@@ -63,7 +63,7 @@ DSPARK = {
 }
 
 
-def test_dspark_refresh() -> None:
+def test_a_dspark_config_has_no_mtp_layers_and_is_kept() -> None:
     ratios = [*flash().compress_ratios, 0, 0]
     raw = published(compress_ratios=ratios, **DSPARK)
     config = parse_config(raw)
@@ -266,7 +266,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refusals(case: str) -> None:
+def test_configs_that_cannot_be_run_are_refused_with_the_rule(case: str) -> None:
     changes, message = REFUSED[case]
     with pytest.raises(ValueError) as caught:
         parse_config(published(**changes))

@@ -10,7 +10,7 @@ from typing import Any
 
 from sounding.agent.engine_chat import with_tools
 from sounding.agent.loop import Message, results_of, with_ids
-from sounding.tasks.chat import ChatTask
+from sounding.tasks.chat_task import ChatTask
 from sounding.tasks.task import Grade
 from sounding.text import Malformed, encode, parse
 from sounding.text.markup import ASSISTANT, EOS

@@ -1,1 +1,1 @@
-"""Benchmarks of speed against this machine's limits and against other implementations."""
+"""Speed benchmarks, compared with this machine's limits and with other implementations."""

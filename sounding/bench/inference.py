@@ -1,8 +1,8 @@
-"""Inference speed of a model on this machine, compared with the machine's limits.
+"""Measure a model's inference speed and compare it with the machine's limits.
 
-A decoded token has to read every weight it uses and a prefilled token has to multiply by it; the
-numbers of bytes and operations follow from the model alone. The machine's ceilings are
-measured in the same run, so that each figure has its fraction of the limit.
+Decoding a token reads every weight that it uses; prefilling a token multiplies by each of them. The
+model alone determines these numbers of bytes and operations. The same run measures the machine's
+ceilings, so that each speed is also given as a fraction of its limit.
 """
 
 import statistics
@@ -17,28 +17,28 @@ from sounding.engine.network import Network
 from sounding.native.describe import describe_weight
 from sounding.native.kernels import multiply, num_threads
 from sounding.ops.cpu import library
-from sounding.state.layout import entries_read
+from sounding.state.row_layout import entries_read
 from sounding.weights.machine import sum_in_threads
 from sounding.weights.raw import RawTensor
 
-_CHUNK_TOKENS = 2048  # of a context that is only there to be decoded at
+_CHUNK_TOKENS = 2048  # prefill chunk of a context that only serves as the start of decoding
 _READ_BYTES = 1 << 28
 _PRODUCT_SIZE = 2048
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """This machine's ceilings, with the current number of threads."""
+    """This machine's ceilings at the current number of threads."""
 
     read_bytes_per_second: float
     flops_per_second: float
     dtype: str = "bfloat16"
-    """Dtype of the matrix products behind `flops_per_second`."""
+    """Dtype of the matrix products measured for `flops_per_second`."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one token: bytes read if it is decoded alone, and operations."""
+    """Cost of one token: the bytes read when it is decoded alone, and the operations."""
 
     bytes: float
     flops: float
@@ -46,17 +46,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measurement; the limit is what the ceilings allow at this cost."""
+    """One measurement, with the limit that the ceilings set for this cost."""
 
     kind: str  # "prefill" or "decode"
     tokens: int
-    context: int  # tokens before the measured ones
+    context: int  # number of tokens before the measured ones
     tokens_per_second: float
     limit_tokens_per_second: float
 
     @property
     def fraction(self) -> float:
-        """The speed as a fraction of the limit."""
+        """Speed as a fraction of the limit."""
         return self.tokens_per_second / self.limit_tokens_per_second
 
 
@@ -68,14 +68,14 @@ class TokenRunner(Protocol):
         """Forget the sequence."""
 
     def read(self, tokens: Sequence[int]) -> int:
-        """Append tokens and return the likeliest next one."""
+        """Append tokens and return the likeliest next token."""
 
 
 class Ours:
-    """A `Network` as a runner; the state is packed where the network rounds what goes in."""
+    """A `Network` as a runner; the state is packed if the network rounds its entries."""
 
     def __init__(self, network: Network, *, packed_tokens: int | None = None) -> None:
-        """`packed_tokens` are the most that a packed state has to hold; None is a growing one."""
+        """`packed_tokens` is the capacity of a packed state; None selects a growing state."""
         self._network, self._packed_tokens = network, packed_tokens
         self.start()
 
@@ -88,8 +88,8 @@ class Ours:
 
 
 def measure_ceilings() -> Ceilings:
-    """Best of a few sums over memory larger than any cache share, and of matrix products: NumPy's
-    in float32 or our kernels' in bfloat16, whichever are faster here."""
+    """Best of a few sums over memory larger than any cache share, and best of a few matrix
+    products: NumPy's in float32 or our kernels' in bfloat16, whichever is faster here."""
     memory = np.ones(_READ_BYTES // 8, dtype=np.int64)
     read = _best(lambda: sum_in_threads(memory, num_threads()), 5)
     products = {"float32": _float32_products(), "bfloat16": _bfloat16_products()}
@@ -98,13 +98,13 @@ def measure_ceilings() -> Ceilings:
 
 
 def _float32_products() -> float:
-    """Operations per second of NumPy's matrix product, on the threads that it takes."""
+    """Operations per second of NumPy's matrix product, on NumPy's own number of threads."""
     one = np.ones((_PRODUCT_SIZE, _PRODUCT_SIZE), dtype=np.float32)
     return 2 * _PRODUCT_SIZE**3 / _best(lambda: one @ one, 5)
 
 
 def _bfloat16_products() -> float:
-    """Operations per second of the kernels' matrix product; 0 where they were not built."""
+    """Operations per second of the kernels' matrix product; 0 if the kernels are not built."""
     if library() is None:
         return 0.0
     bits = RawTensor(np.full((_PRODUCT_SIZE, _PRODUCT_SIZE), 0x3F80, dtype=np.uint16), "BF16")
@@ -113,10 +113,10 @@ def _bfloat16_products() -> float:
 
 
 def token_cost(model: Network, context: int) -> Cost:
-    """Bytes and operations of the token after `context` others, MTP blocks left out.
+    """Bytes and operations for a token after `context` others, without MTP blocks.
 
-    Of routed experts only the chosen ones count, of the embedding one row; of the state the window,
-    the entries that are attended to, and the index keys that are scored, as bfloat16.
+    Counts only the chosen routed experts and one row of the embedding. Of the state it counts the
+    window, the entries attended to and the index keys scored, as bfloat16.
     """
     config = model.config
     share = config.num_experts_per_tok / config.n_routed_experts
@@ -136,7 +136,7 @@ def token_cost(model: Network, context: int) -> Cost:
 
 
 def measure_prefill(runner: TokenRunner, tokens: Sequence[int], runs: int) -> float:
-    """Seconds of reading a prompt, the median of `runs` after one to warm up."""
+    """Seconds to prefill a prompt: the median of `runs` after one warm-up run."""
 
     def once() -> float:
         runner.start()
@@ -173,8 +173,8 @@ def measure(
     runs: int,
     on_read: Callable[[int], object] = lambda done: None,
 ) -> list[Measurement]:
-    """Measure prefill of each length, then decoding after `context` tokens, whose prefill is a
-    row too. `on_read` is called with the number of context tokens read."""
+    """Measure prefill at each length, then decoding after `context` tokens. The context's own
+    prefill is a row too. Calls `on_read` with the number of context tokens read so far."""
     generator = np.random.default_rng(0)
     vocabulary = model.config.vocab_size
     rows = []
@@ -203,7 +203,7 @@ def measure(
 
 
 def between(before: Sequence[Measurement], after: Sequence[Measurement]) -> list[Measurement]:
-    """Means of the same measurements taken before and after a peer's."""
+    """Means of the same measurements before and after a peer's."""
     return [
         replace(one, tokens_per_second=(one.tokens_per_second + other.tokens_per_second) / 2)
         for one, other in zip(before, after, strict=True)
@@ -211,7 +211,7 @@ def between(before: Sequence[Measurement], after: Sequence[Measurement]) -> list
 
 
 def _best(work: Callable[[], object], runs: int) -> float:
-    """Shortest of some runs, in seconds."""
+    """Shortest time of several runs, in seconds."""
     times = []
     for _ in range(runs + 1):
         start = time.perf_counter()

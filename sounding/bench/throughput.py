@@ -1,7 +1,7 @@
-"""Steps of training on random tokens, to be timed: ours, and those of the V4 of `transformers`.
+"""Training steps on random tokens for timing: ours, and those of the V4 in `transformers`.
 
-A step is everything from a batch to updated weights. Ours is the trainer's own step, so all of a
-run's work in a step is measured.
+A step covers everything from a batch to updated weights. Ours is the trainer's own step, so it
+includes all work that a run does per step.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from sounding.config import ModelConfig
-from sounding.data.batch import StreamState, TokenBatch
+from sounding.data.token_batch import StreamState, TokenBatch
 from sounding.ops.loss import IGNORED
 from sounding.train.allocator import keep_freed_memory
 from sounding.train.numerics import repeatable
@@ -28,12 +28,12 @@ from sounding.train.trainer import Trainer
 
 Step = Callable[[], Any]
 
-_BATCH_TOKENS = 4096  # limit of tokens in memory at once, unless one sequence has more
+_BATCH_TOKENS = 4096  # most tokens in memory at once, unless a single sequence has more
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The workload of both sides: the same random sequences of equal length in each step."""
+    """The workload of both sides: in each step the same random sequences of equal length."""
 
     config: ModelConfig
     sequences: int
@@ -44,7 +44,7 @@ class Workload:
 
 @contextmanager
 def ours(workload: Workload) -> Iterator[Step]:
-    """The trainer's step, as `sounding train` runs it, without data, checkpoints and validation."""
+    """The step of `sounding train`, without data loading, checkpoints and validation."""
     run = run_of(workload)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder, repeatable(run.train.deterministic):
@@ -55,7 +55,7 @@ def ours(workload: Workload) -> Iterator[Step]:
 
 @contextmanager
 def transformers(workload: Workload) -> Iterator[Step]:
-    """Forward, cross-entropy, backward and AdamW, everything in bfloat16, with its defaults."""
+    """Forward, cross-entropy, backward and AdamW with default settings, all in bfloat16."""
     from transformers import AutoModelForCausalLM
     from transformers.models.deepseek_v4 import DeepseekV4Config
 
@@ -66,7 +66,9 @@ def transformers(workload: Workload) -> Iterator[Step]:
     config = DeepseekV4Config(**plain.to_transformers_dict())
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train()
     for name, buffer in model.named_buffers():
-        if name.endswith("tid2eid"):  # made as zeros, which would send every token to one expert
+        if name.endswith(
+            "tid2eid"
+        ):  # zeros by default, which would route every token to the same expert
             order = torch.rand(len(buffer), plain.n_routed_experts).argsort(-1)
             buffer.copy_(order[:, : buffer.shape[1]])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
@@ -83,7 +85,7 @@ def transformers(workload: Workload) -> Iterator[Step]:
 
 
 def run_of(workload: Workload) -> RunConfig:
-    """A run whose steps read all sequences, in batches that keep every thread at work, if they go
+    """A run whose steps read all sequences, in batches that use every thread if they divide
     evenly. Raises ValueError for sequences of one token."""
     batches = _num_batches(workload, torch.get_num_threads())
     tokens = workload.sequences * workload.sequence_tokens // batches

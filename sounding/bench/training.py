@@ -1,8 +1,8 @@
-"""`bench --train`: each side trains in a process of its own, so that each has its own peak memory.
+"""`bench --train`: each side trains in its own process, so that peak memory is per side.
 
-They take their steps in turn, because a machine's speed drifts. Run as a module, this is such a
-process: a workload as a line of JSON on stdin, and for every line behind it a step; what was
-measured, as lines of JSON on stdout.
+The sides alternate steps, because a machine's speed drifts. Run as a module, this file is such a
+process: it reads a workload as a line of JSON from stdin, takes a step for every further line, and
+writes measurements as lines of JSON to stdout.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ _DIFFERENCES = (
 
 
 class Taken(NamedTuple):
-    """A process's report of a step: its seconds, and its largest resident memory so far."""
+    """A process's report of a step: its seconds, and the peak resident memory so far."""
 
     seconds: float
     peak_bytes: int
@@ -57,15 +57,16 @@ def compare_training(
     steps: int,
     against: str | None,
 ) -> dict[str, Any]:
-    """Train the config of a preset or folder from random weights; returns the report.
+    """Train the config of a preset or folder from random weights and return the report.
 
-    Raises ValueError for a model that is neither, and where the peer is not installed.
+    Raises ValueError if `model` is neither, or if the peer is not installed.
     """
     from sounding.bench.throughput import Workload, run_of
 
     if against and importlib.util.find_spec("transformers") is None:
         raise ValueError(
-            "there is no transformers library to compare with: pip install 'sounding[dev]'"
+            "transformers, the library to compare with, is not installed: "
+            "pip install 'sounding[dev]'"
         )
     config = _config(model)
     if not mtp:
@@ -146,7 +147,7 @@ def _figures(steps: Sequence[Taken], tokens: tuple[int, int]) -> dict[str, Any]:
 
 
 def _take_turns(sides: Sequence[Side], workload: "Workload", threads: int) -> list[list[Taken]]:
-    """The steps of each side, after one to warm up: a step of each, then the next of each."""
+    """The steps of each side after one warm-up step; the sides alternate."""
     with ExitStack() as stack, progress_bar(MofNCompleteColumn()) as bar:
         steps = [stack.enter_context(_started(side, workload, threads)) for side in sides]
         turns = range(workload.steps + 1)
@@ -160,13 +161,13 @@ def _take_turns(sides: Sequence[Side], workload: "Workload", threads: int) -> li
 
 @contextmanager
 def _started(side: Side, workload: "Workload", threads: int) -> Iterator[Callable[[], Taken]]:
-    """A process that trains, as a function that lets it take a step; it ends with the context.
+    """Start a training process; yields a function that runs one step. Ends with the context.
 
-    The function raises ValueError when the process has failed; its own words are on stderr then.
+    The function raises ValueError if the process failed; its error message is on stderr.
     """
     fields = {**dataclasses.asdict(workload), "config": workload.config.to_dict()}
     command, pipe = [sys.executable, "-m", __name__], subprocess.PIPE
-    # In a session of its own, so that Ctrl-C reaches this process alone, which then ends the other.
+    # In its own session, so that Ctrl-C reaches only this process, which then ends the other.
     with subprocess.Popen(
         command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True
     ) as process:
@@ -174,7 +175,7 @@ def _started(side: Side, workload: "Workload", threads: int) -> Iterator[Callabl
         orders, answers = process.stdin, process.stdout
 
         def say(line: str) -> None:
-            with suppress(BrokenPipeError):  # it has ended, which its answer shows
+            with suppress(BrokenPipeError):  # it has ended, as its missing answer shows
                 orders.write(f"{line}\n".encode())
 
         def step() -> Taken:

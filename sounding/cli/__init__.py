@@ -1,6 +1,6 @@
-"""The command line: arguments in, objects wired, answers on stdout and everything else on stderr.
+"""The command line: arguments in, objects wired, results on stdout and everything else on stderr.
 
-A command's module is imported when that command runs, so starting costs no torch.
+A command's module is imported when that command runs, so `--help` does not import torch.
 """
 
 import difflib
@@ -15,31 +15,33 @@ from sounding.engine.faults import EngineFault
 # `sounding --help` imports none of the modules; a test keeps it equal to the command's own.
 COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("models", "Describe a model: layers, parameters, bytes, state."),
-    "plan": ("models", "Say what running a model takes beside what this machine has."),
-    "convert": ("conversion", "Rewrite a checkpoint in another format and report the error made."),
-    "logits": ("generation", "Compute logits for given tokens."),
-    "generate": ("generation", "Continue a prompt, streaming."),
-    "bench": ("bench", "Measure prefill and decode beside this machine's limits."),
-    "encode": ("prompts", "Turn conversations into prompt text, JSONL to JSONL."),
-    "parse": ("prompts", "Turn completions into messages, JSONL to JSONL."),
-    "tokenizer": ("prompts", "Train a tokenizer, or look into one."),
+    "plan": ("models", "Compare what a model needs with what this machine has."),
+    "convert": ("conversion", "Convert a checkpoint to another format and report the error."),
+    "logits": ("generation", "Compute the logits of tokens."),
+    "generate": ("generation", "Continue a prompt and stream the result."),
+    "bench": ("bench", "Measure the speed of prefill, decode or training."),
+    "encode": ("prompts", "Render conversations as prompts, JSONL to JSONL."),
+    "parse": ("prompts", "Parse completions into messages, JSONL to JSONL."),
+    "tokenizer": ("prompts", "Train or describe a tokenizer."),
     "train": ("train", "Train a model by the recipe RUN, or resume the run in the folder RUN."),
-    "finetune": ("finetune", "Train a model further on your code, and say how to try it."),
-    "posttrain": ("posttrain", "Teach a model to answer: conversations, rewards, teachers."),
-    "plot": ("train", "Draw loss, expert load and gradient norm of a run as PNG files."),
-    "card": ("card", "Write the model card of a trained model from the files of its making."),
-    "write": ("completion", "Continue code, streaming."),
-    "complete": ("completion", "Fill in code at a place in a file."),
+    "tune": ("tune", "Train a small adapter on the code in a folder or git repository."),
+    "finetune": ("tune", "Train all weights on your code: the older name of `tune --full`."),
+    "adapter": ("adapters", "Inspect an adapter, and exchange it with the PEFT library."),
+    "posttrain": ("posttrain", "Post-train a model: fine-tuning, GRPO, distillation."),
+    "plot": ("train", "Plot loss, expert load and gradient norm of a run as PNG files."),
+    "card": ("card", "Write the model card of a trained model."),
+    "write": ("completion", "Continue code and stream the result."),
+    "complete": ("completion", "Fill in code at the cursor in a file."),
     "serve": ("serving", "Serve a model to editors, agents and SDKs."),
     "language-server": ("editor", "Complete code in an editor, over LSP on stdin and stdout."),
-    "traffic": ("traffic", "Measure a running server by what editors and agents do to it."),
+    "traffic": ("traffic", "Load-test a running server as editors and agents use it."),
     "conformance": (
         "conformance",
         "Check a server's protocols against their documentation.",
     ),
-    "chat": ("chat", "Talk with a model in the terminal."),
-    "eval": ("evaluation", "Measure a model: bits per byte, filled lines, passed tests."),
-    "data": ("data", "Build a corpus of documents and turn it into tokens."),
+    "chat": ("chat", "Chat with a model in the terminal."),
+    "eval": ("evaluation", "Evaluate a model: bits per byte, infilling, pass@k."),
+    "data": ("data", "Build and tokenize training data."),
 }
 
 
@@ -53,7 +55,7 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "`sounding --help` lists them"
-            ctx.fail(f"there is no command {name!r}; {hint}")
+            ctx.fail(f"unknown command {name!r}; {hint}")
         module = importlib.import_module(f"sounding.cli.{COMMANDS[name][0]}")
         command: click.Command = getattr(module, name.replace("-", "_"))
         return command
@@ -68,13 +70,14 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Sounding: a DeepSeek-V4 language model for code, and everything around it.
 
-    Answers go to stdout, progress and warnings to stderr. `sounding COMMAND --help` explains one.
+    Results go to stdout, progress and warnings to stderr. `sounding COMMAND --help` describes a
+    command.
     """
 
 
 def main() -> None:
-    """Run the command line; a user's mistake and an engine's fault become one line on
-    stderr and exit code 1. `sounding help COMMAND` is `sounding COMMAND --help`."""
+    """Run the command line; errors of the user and of the engine are printed as one line
+    on stderr, with exit code 1. `sounding help COMMAND` is `sounding COMMAND --help`."""
     try:
         arguments = sys.argv[1:]
         if arguments[:1] == ["help"]:

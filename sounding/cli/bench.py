@@ -23,34 +23,36 @@ if TYPE_CHECKING:
 
 
 def _counts(ctx: click.Context, parameter: click.Parameter, value: str) -> list[int]:
-    """Numbers of tokens, such as 512,2048."""
+    """Parse numbers of tokens, such as 512,2048."""
     parts = [part for part in value.split(",") if part]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f"{value!r} must be counts of tokens such as 512,2048")
+        raise click.BadParameter(f"{value!r} must be numbers of tokens such as 512,2048")
     return [int(part) for part in parts]
 
 
 def _sequences(
     ctx: click.Context, parameter: click.Parameter, value: str | None
 ) -> tuple[int, int] | None:
-    """Sequences and the tokens of each, such as 4x1024."""
+    """Parse the number of sequences and the tokens of each, such as 4x1024."""
     if value is None:
         return None
     parts = value.split("x")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f"{value!r} must be sequences x tokens of each, such as 4x1024")
+        raise click.BadParameter(
+            f"{value!r} must be sequences x tokens per sequence, such as 4x1024"
+        )
     return int(parts[0]), int(parts[1])
 
 
-# Options of either kind of measurement alone; the rest belong to both.
+# Options that only inference or only training has.
 _INFERENCE, _TRAINING = ("prefill", "decode", "context", "simulate"), ("tokens", "phase", "no_mtp")
 
 
 def _refuse_others(ctx: click.Context, train: bool) -> None:
-    """An option that would have no effect is a mistake."""
+    """Raise UsageError for an option that would have no effect."""
     for name in _INFERENCE if train else _TRAINING:
         if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            kind = "has no meaning with" if train else "needs"
+            kind = "cannot be combined with" if train else "requires"
             raise click.UsageError(f"--{name.replace('_', '-')} {kind} --train")
 
 
@@ -59,21 +61,47 @@ def _refuse_others(ctx: click.Context, train: bool) -> None:
 @click.option(
     "--prefill", default="512,2048", show_default=True, callback=_counts, help="Prompt lengths."
 )
-@click.option("--decode", default=64, show_default=True, type=click.IntRange(min=0))
 @click.option(
-    "--context", default=0, show_default=True, type=click.IntRange(min=0), help="Decode behind it."
+    "--decode",
+    default=64,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Number of tokens to decode.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Default: one per core.")
-@click.option("--runs", default=5, show_default=True, type=click.IntRange(min=1))
-@click.option("--train", is_flag=True, help="Measure steps of training instead.")
-@click.option("--tokens", callback=_sequences, help="Sequences of a step.  [default: 4x1024]")
 @click.option(
-    "--phase", type=click.Choice(["dense", "sparse"]), help="Of training.  [default: dense]"
+    "--context",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Tokens of context before decoding.",
 )
-@click.option("--no-mtp", is_flag=True, help="Train without the MTP block, as peers do.")
-@click.option("--simulate", is_flag=True, help="Round activations and pack the state, as deployed.")
 @click.option(
-    "--against", type=click.Choice(["transformers"]), help="Run a peer in turn, print the ratio."
+    "--threads", type=click.IntRange(min=1), help="Number of threads.  [default: one per core]"
+)
+@click.option(
+    "--runs",
+    default=5,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Number of measurements, of which the median is reported.",
+)
+@click.option("--train", is_flag=True, help="Measure training steps instead of inference.")
+@click.option(
+    "--tokens",
+    callback=_sequences,
+    help="Batch of a step: sequences x tokens of each.  [default: 4x1024]",
+)
+@click.option(
+    "--phase",
+    type=click.Choice(["dense", "sparse"]),
+    help="Attention phase of training.  [default: dense]",
+)
+@click.option("--no-mtp", is_flag=True, help="Train without the MTP block, as transformers does.")
+@click.option(
+    "--simulate", is_flag=True, help="Round activations and pack the state as in deployment."
+)
+@click.option(
+    "--against", type=click.Choice(["transformers"]), help="Compare with another library."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -93,11 +121,12 @@ def bench(
     against: str | None,
     as_json: bool,
 ) -> None:
-    """Measure prefill and decode beside this machine's limits.
+    """Measure the speed of prefill, decode or training.
 
-    Each figure is the median of several runs after one to warm up. The limit of a prefill is the
-    machine's matrix products, the limit of a decoded token its memory, both measured in this run.
-    With --train, MODEL may be a preset: its shape is trained, from random weights on random tokens.
+    Each figure is the median of several runs after a warm-up. Prefill is compared with the
+    machine's matrix multiplication speed and decode with its memory bandwidth; both limits are
+    measured in the same run. With --train, MODEL may be a preset; training then starts from random
+    weights and reads random tokens.
 
     \b
     Examples:
@@ -107,21 +136,22 @@ def bench(
 
     \b
     Keys of the JSON:
-      native, threads     whether native kernels run the network, and on how many threads
-      first_token_seconds from the start of the process, for the first prompt
-      peak_bytes          largest resident memory so far, that of a peer included
-      state_bytes         what the sequence behind the decoded tokens occupies
-      formula_state_bytes what `plan` says of a packed one, which --simulate measures
-      read_bytes_per_second, flops_per_second    ceilings; products are in flops_dtype
+      native, threads     whether the C++ kernels run the network, and the number of threads
+      first_token_seconds from the start of the process to the first token
+      peak_bytes          peak resident memory, including that of the peer
+      state_bytes         size of the state of the decoded sequence
+      formula_state_bytes size of its packed state as `plan` computes it; --simulate measures it
+      read_bytes_per_second, flops_per_second    measured limits; products are in flops_dtype
       rows                [{kind, tokens, context, tokens_per_second, fraction, bytes_per_token,
                           flops_per_token, peer_tokens_per_second, ratio}]
 
     \b
     Keys of the JSON with --train:
-      model, threads, phase, mtp, sequences, sequence_tokens, steps    what was asked for
-      tokens_per_second, peak_bytes    median over the steps; of the process that trains
-      peer_tokens_per_second, peer_peak_bytes, differences    likewise, and how the sides differ
-      ratio, memory_ratio              of steps taken in turn, the median; of the peaks
+      model, threads, phase, mtp, sequences, sequence_tokens, steps    the settings
+      tokens_per_second, peak_bytes    median over the steps; peak memory of the process
+      peer_tokens_per_second, peer_peak_bytes, differences    the same for the peer, and how the
+                                       two setups differ
+      ratio, memory_ratio              median ratio of alternating steps; ratio of the peaks
     """
     import psutil
 
@@ -151,7 +181,7 @@ def bench(
 def _infer(
     model: str, how: dict[str, Any], threads: int, *, simulate: bool, against: str | None
 ) -> dict[str, Any]:
-    """The report on prefill and decode; `how` goes to `measure`."""
+    """Measure prefill and decode; `how` holds the arguments of `measure`."""
     import psutil
 
     from sounding.bench.inference import Ours, between, measure, measure_ceilings, token_cost
@@ -180,7 +210,7 @@ def _infer(
         with tempfile.TemporaryDirectory() as folder:
             peer: Peer = _peer(model, Path(folder))
             peers = measure(network, peer, ceilings, **how)
-        # A machine changes its pace within minutes: measured on both sides of the peer.
+        # The speed of a machine drifts within minutes: measure before and after the peer.
         rows = between(rows, measure(network, runner, ceilings, **how))
     costs = [token_cost(network, row.context or row.tokens // 2) for row in rows]
     return {
@@ -228,12 +258,12 @@ def _as_json(
 
 def _print(report: dict[str, Any]) -> None:
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for heading in ("what", "tokens/s", "of the limit", "MB/token", "MFLOP/token", "peer", "ratio"):
+    for heading in ("what", "tokens/s", "of limit", "MB/token", "MFLOP/token", "peer", "ratio"):
         table.add_column(heading, justify="left" if heading == "what" else "right", no_wrap=True)
     for row in report["rows"]:
         what = f"{row['kind']} {row['tokens']:,}"
         if row["context"]:
-            what += f" behind {row['context']:,}"
+            what += f" after {row['context']:,}"
         table.add_row(
             what,
             f"{row['tokens_per_second']:,.1f}",
@@ -250,10 +280,12 @@ def _print(report: dict[str, Any]) -> None:
         f"on {report['threads']} threads"
     )
     click.echo(
-        f"first token {report['first_token_seconds']:.2f} s after the process began; "
-        f"at most {report['peak_bytes'] / 1e6:,.0f} MB resident, "
+        f"first token {report['first_token_seconds']:.2f} s after the process started; "
+        f"peak memory {report['peak_bytes'] / 1e6:,.0f} MB, "
         f"state {report['state_bytes'] / 1e6:,.1f} MB "
-        f"(packed, by formula: {report['formula_state_bytes'] / 1e6:,.1f} MB)"
+        f"(packed, computed: {report['formula_state_bytes'] / 1e6:,.1f} MB)"
     )
     if not report["native"]:
-        click.echo("native kernels do not run this network here; this was the reference")
+        click.echo(
+            "the C++ kernels cannot run this network here; the PyTorch reference was measured"
+        )

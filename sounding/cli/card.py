@@ -13,9 +13,14 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command()
 @click.argument("folder", metavar="RUN", type=_FOLDER)
 @click.argument("results", nargs=-1, type=_FILE)
-@click.option("--corpus", type=_FOLDER, required=True, help="Folder that `data build` made.")
+@click.option("--corpus", type=_FOLDER, required=True, help="Corpus folder, made by `data build`.")
 @click.option("--model", help="Folder of the model.  [default: the shipped model]")
-@click.option("--note", "notes", multiple=True, help="A sentence about the training: the machine.")
+@click.option(
+    "--note",
+    "notes",
+    multiple=True,
+    help="A sentence to add about the training, such as the machine; can be given repeatedly.",
+)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -31,18 +36,20 @@ def card(
     out: Path | None,
     overwrite: bool,
 ) -> None:
-    """Write the model card of a trained model from the files of its making.
+    """Write the model card of a trained model.
 
-    RUN is the folder of the run, RESULTS are files with what `eval ... --json` printed, one object
-    after the other; results of another model are refused.
+    RUN is the folder of the run. RESULTS are files with the output of `eval ... --json`, one object
+    after another; results of another model are refused.
     """
-    from sounding.evaluation.card import card_text, collect_facts
+    from sounding.evaluation.model_card import card_text, collect_facts
     from sounding.files import write_file
 
     path = find_model(model)
     written = out or path / "README.md"
     if written.exists() and not overwrite:
-        raise ValueError(f"{written} exists; --overwrite replaces it, --out names another file")
+        raise ValueError(
+            f"{written} exists already; replace it (--overwrite) or choose another file (--out)"
+        )
     facts = collect_facts(folder, path, corpus, results, notes)
     write_file(written, card_text(facts).encode())
     click.echo(f"wrote {written}", err=True)

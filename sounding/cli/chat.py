@@ -1,4 +1,4 @@
-"""`chat`: talk with a model in the terminal, or answer what is piped in."""
+"""`chat`: talk with a model in the terminal, or answer a question from stdin."""
 
 import contextlib
 import difflib
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sounding.cli.chat_session import EFFORTS, ChatSession, Effort, Write
 from sounding.cli.completion import open_model
-from sounding.cli.transcript import EFFORTS, Effort, Transcript, Write
 from sounding.engine.faults import EngineFault
 from sounding.loading import LoadedModel, can_converse
 
@@ -32,16 +32,24 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--system", default="", help="How the model is to behave.")
-@click.option("--think", type=click.Choice(EFFORTS), default="off", show_default=True)
+@click.option("--system", default="", help="System message.")
+@click.option(
+    "--think",
+    type=click.Choice(EFFORTS),
+    default="off",
+    show_default=True,
+    help="Reasoning effort.",
+)
 @click.option("--max-tokens", default=2048, show_default=True, type=click.IntRange(min=1))
-@click.option("--temperature", default=1.0, show_default=True, help="0 takes the likeliest.")
+@click.option(
+    "--temperature", default=1.0, show_default=True, help="0 chooses the most likely token."
+)
 @click.option("--top-p", default=0.95, show_default=True)
 @click.option("--seed", type=int, help="The same seed gives the same answers.  [default: random]")
 @click.option(
     "--history",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where lines typed are kept.  [default: chat-history in the settings folder]",
+    help="File of the input history.  [default: chat-history in the settings folder]",
 )
 def chat(
     model: str | None,
@@ -53,12 +61,12 @@ def chat(
     seed: int | None,
     history: Path | None,
 ) -> None:
-    """Talk with a model in the terminal.
+    """Chat with a model in the terminal.
 
-    MODEL is the folder of a checkpoint with a tokenizer.json; without one, the shipped model is
-    taken. Enter sends; Alt-Enter, or Enter after a backslash, begins a new line. Ctrl-C ends an
-    answer, Ctrl-D the conversation, and /help tells the rest. What is piped in is one question:
-    its answer goes to stdout and everything else to stderr.
+    MODEL is the folder of a checkpoint with a tokenizer.json; by default the shipped model is used.
+    Enter sends; Alt-Enter, or Enter after a backslash, starts a new line. Ctrl-C stops an answer,
+    Ctrl-D ends the conversation, and /help lists the commands. Text piped to stdin is sent as one
+    question: its answer goes to stdout and everything else to stderr.
 
     \b
     Examples:
@@ -71,15 +79,17 @@ def chat(
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
     question = None if sys.stdin.isatty() else sys.stdin.read().strip()
     if question == "":
-        raise ValueError("stdin is empty; pipe a question in, or run in a terminal to talk")
+        raise ValueError(
+            "stdin is empty; pipe a question to it, or run the command in a terminal to chat"
+        )
     opened = open_model(model)
     if not can_converse(opened.folder):
         click.echo(
-            "this is a base model: it completes code and has not learned to converse; try "
+            "this is a base model: it completes code and is not trained to chat; try "
             "`sounding complete FILE:LINE`",
             err=True,
         )
-    conversation = Transcript(writer(opened, params, max_tokens), system=system, effort=think)
+    conversation = ChatSession(writer(opened, params, max_tokens), system=system, effort=think)
     if question is not None:
         answer(conversation, question)
     else:
@@ -87,7 +97,7 @@ def chat(
 
 
 def writer(opened: LoadedModel, params: "SamplingParams", max_tokens: int) -> Write:
-    """What continues prompts; each answer is sampled with a seed of its own."""
+    """A function that continues prompts; each answer is sampled with its own seed."""
     import dataclasses
 
     from sounding.engine.requests import Finished, GenerationRequest
@@ -104,8 +114,8 @@ def writer(opened: LoadedModel, params: "SamplingParams", max_tokens: int) -> Wr
         except TooManyTokens as error:
             about = "" if error.exact else "at least "
             raise ValueError(
-                f"the conversation has {about}{error.num_tokens} tokens, and no more fit into the "
-                f"model's {engine.context_tokens}; /clear begins anew"
+                f"the conversation has {about}{error.num_tokens} tokens and fills the context of "
+                f"{engine.context_tokens}; /clear starts a new one"
             ) from None
         budget = min(max_tokens, engine.context_tokens - len(ids))
         how = dataclasses.replace(params, seed=(params.seed + answers) % 2**63)
@@ -115,11 +125,11 @@ def writer(opened: LoadedModel, params: "SamplingParams", max_tokens: int) -> Wr
             for event in stream:
                 yield event.text
                 if isinstance(event, Finished) and event.error is not None:
-                    raise EngineFault(f"the model could not go on: {event.error}")
+                    raise EngineFault(f"generation failed: {event.error}")
                 if isinstance(event, Finished) and event.reason == "stop":
                     yield EOS
         finally:
-            stream.cancel()  # whoever asked may have stopped reading
+            stream.cancel()  # the caller may have stopped reading
 
     return write
 
@@ -128,8 +138,8 @@ def writer(opened: LoadedModel, params: "SamplingParams", max_tokens: int) -> Wr
 # Answers
 
 
-def answer(conversation: Transcript, question: str) -> None:
-    """Show one answer as it comes: the reasoning dimmed, or on stderr where stdout is piped."""
+def answer(conversation: ChatSession, question: str) -> None:
+    """Stream one answer: the reasoning dimmed, or on stderr if stdout is piped."""
     from sounding.text import CallBegun, ContentDelta, ReasoningDelta
 
     terminal = sys.stdout.isatty()
@@ -146,14 +156,14 @@ def answer(conversation: Transcript, question: str) -> None:
                     _show(text, terminal)
                     thinking = False
                 case CallBegun(_, name):
-                    _note(f"the model calls the tool {name!r}; there are none in this chat")
+                    _note(f"the model calls the tool {name!r}; this chat has no tools")
     click.echo()
     if conversation.cut_off:
-        _note("the answer was cut off: it has --max-tokens, or fills the context")
+        _note("the answer was cut off at --max-tokens or at the end of the context")
 
 
 def _show(text: str, terminal: bool, *, dim: bool = False) -> None:
-    if terminal:  # which must not take orders from a model
+    if terminal:  # a model must not control the terminal
         text = _UNPRINTABLE.sub("�", text)
     click.echo(click.style(text, dim=True) if dim else text, nl=False, err=dim and not terminal)
     (sys.stderr if dim and not terminal else sys.stdout).flush()
@@ -167,10 +177,10 @@ def _note(text: str) -> None:
 # The conversation
 
 
-def talk(conversation: Transcript, history: Path) -> None:
+def talk(conversation: ChatSession, history: Path) -> None:
     """Read lines and answer them, until the input ends."""
     lines = _session(conversation, _history(history))
-    _note("/help tells what can be done; Ctrl-D leaves")
+    _note("/help lists the commands; Ctrl-D exits")
     going = True
     while going:
         try:
@@ -179,76 +189,76 @@ def talk(conversation: Transcript, history: Path) -> None:
             return
         except KeyboardInterrupt:
             click.echo()
-            _note("stopped; Ctrl-D leaves")
+            _note("stopped; Ctrl-D exits")
         except (ValueError, OSError, EngineFault) as error:
             click.secho(f"{error}", err=True, fg="red")
 
 
-def _turn(conversation: Transcript, text: str) -> bool:
-    """Answer a message or obey a command; whether the conversation goes on."""
+def _turn(conversation: ChatSession, text: str) -> bool:
+    """Answer a message or run a command. Returns whether the conversation continues."""
     command = _COMMAND.match(text)
     if command is not None and command[1] in ("exit", "quit"):
         return False
     if command is not None:
-        _obey(conversation, command[1], (command[2] or "").strip())
+        _run_command(conversation, command[1], (command[2] or "").strip())
     elif text:
         answer(conversation, text)
     return True
 
 
-def _help(conversation: Transcript, text: str) -> None:
-    """tell these"""
+def _help(conversation: ChatSession, text: str) -> None:
+    """list the commands"""
     for name, command in _COMMANDS.items():
         click.echo(f"  /{name:<8} {command.__doc__}", err=True)
-    click.echo(f"  {'/exit':<9} leave, as Ctrl-D does", err=True)
+    click.echo(f"  {'/exit':<9} exit, as Ctrl-D does", err=True)
     click.echo(
-        "Enter sends. Alt-Enter, or Enter after a backslash, begins a new line. Ctrl-C ends an "
-        "answer.",
+        "Enter sends. Alt-Enter, or Enter after a backslash, starts a new line. Ctrl-C stops "
+        "an answer.",
         err=True,
     )
 
 
-def _think(conversation: Transcript, text: str) -> None:
-    """[off|high|max]  let the model think before it answers"""
+def _think(conversation: ChatSession, text: str) -> None:
+    """[off|high|max]  set the reasoning effort"""
     if text:
         if text not in EFFORTS:
-            raise ValueError(f"/think {text}: it is one of {', '.join(EFFORTS)}")
+            raise ValueError(f"/think {text}: must be one of {', '.join(EFFORTS)}")
         conversation.effort = next(effort for effort in EFFORTS if effort == text)
     _note(f"thinking is {conversation.effort}")
 
 
-def _read(conversation: Transcript, text: str) -> None:
-    """FILE  show the model a file with the next message"""
+def _read(conversation: ChatSession, text: str) -> None:
+    """FILE  add a file to the next message"""
     if not text:
-        raise ValueError("/read needs the name of a file")
+        raise ValueError("/read requires the name of a file")
     path = Path(text).expanduser()
     read = conversation.read(path)
-    _note(f"{path}: {len(read.splitlines())} lines go with the next message")
+    _note(f"{path}: {len(read.splitlines())} lines, sent with the next message")
 
 
-def _system(conversation: Transcript, text: str) -> None:
-    """[TEXT]  say how the model is to behave; "none" takes it back"""
+def _system(conversation: ChatSession, text: str) -> None:
+    """[TEXT]  set the system message; "none" removes it"""
     if text:
         conversation.system = "" if text == "none" else text
     _note(f"system: {conversation.system or 'none'}")
 
 
-def _clear(conversation: Transcript, text: str) -> None:
-    """begin anew"""
+def _clear(conversation: ChatSession, text: str) -> None:
+    """start a new conversation"""
     conversation.clear()
     _note("cleared")
 
 
-def _save(conversation: Transcript, text: str) -> None:
+def _save(conversation: ChatSession, text: str) -> None:
     """FILE  write the conversation as a row for `sounding encode`"""
     if not text:
-        raise ValueError("/save needs the name of a file")
+        raise ValueError("/save requires the name of a file")
     path = Path(text).expanduser()
     conversation.save(path)
     _note(f"saved to {path}")
 
 
-_COMMANDS: dict[str, Callable[[Transcript, str], None]] = {
+_COMMANDS: dict[str, Callable[[ChatSession, str], None]] = {
     "help": _help,
     "think": _think,
     "read": _read,
@@ -258,10 +268,13 @@ _COMMANDS: dict[str, Callable[[Transcript, str], None]] = {
 }
 
 
-def _obey(conversation: Transcript, name: str, text: str) -> None:
+def _run_command(conversation: ChatSession, name: str, text: str) -> None:
     if name not in _COMMANDS:
         near = difflib.get_close_matches(name, [*_COMMANDS, "exit"], 1)
-        raise ValueError(f"/{name} is no command; " + (f"/{near[0]}?" if near else "see /help"))
+        raise ValueError(
+            f"unknown command /{name}; "
+            + (f"did you mean /{near[0]}?" if near else "/help lists them")
+        )
     _COMMANDS[name](conversation, text)
 
 
@@ -269,7 +282,7 @@ def _obey(conversation: Transcript, name: str, text: str) -> None:
 # Line editing
 
 
-def _session(conversation: Transcript, history: "History") -> "PromptSession[str]":
+def _session(conversation: ChatSession, history: "History") -> "PromptSession[str]":
     from prompt_toolkit import PromptSession
     from prompt_toolkit.output import create_output
 
@@ -330,13 +343,13 @@ def _completer() -> "Completer":
 
 
 def _history(path: Path) -> "History":
-    """Lines typed earlier, for their owner's eyes alone; a folder that forbids it costs a note."""
+    """The input history, readable by its owner only; in memory if it cannot be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
     except OSError as error:
-        _note(f"lines typed are not kept: {error}")
+        _note(f"the input history is not saved: {error}")
         return InMemoryHistory()
     return FileHistory(path)

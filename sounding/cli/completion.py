@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from sounding.loading import LoadedModel
 
 _PYTHON = (".py", ".pyi")
-_ROUNDS = 4  # copies of the same lines that are no longer a program
+_ROUNDS = 4  # repetitions of the same lines after which generation stops
 
 
 def open_model(name: str | Path | None) -> "LoadedModel":
-    """The model of a command; its engines are closed when the command ends."""
+    """Load the model of a command; its engines are closed when the command ends."""
     from sounding import loading
 
     model = loading.open_model(name)
     context = click.get_current_context(silent=True)
-    if context is not None:  # a thread of a command has none
+    if context is not None:  # None in a thread of a command
         context.call_on_close(model.close)
     return model
 
@@ -47,10 +47,12 @@ _context_option = click.option(
 @click.option(
     "--until",
     type=click.Choice(["line", "block", "end"]),
-    help="Where to stop: end of the line, of the block, of the text.  [default: of the block where "
-    "TEXT ends with a colon, else of the text]",
+    help="Stop at the end of the line, of the block, or of the text.  [default: block if TEXT ends "
+    "with a colon, else end]",
 )
-@click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest.")
+@click.option(
+    "--temperature", default=0.0, show_default=True, help="0 chooses the most likely token."
+)
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same text.")
 def write(
@@ -63,9 +65,9 @@ def write(
     top_p: float,
     seed: int,
 ) -> None:
-    """Continue code, streaming.
+    """Continue code and stream the result.
 
-    TEXT is the beginning; - reads it from stdin. The continuation is streamed to stdout.
+    TEXT is the code to continue; - reads it from stdin. The continuation is streamed to stdout.
 
     \b
     Examples:
@@ -90,14 +92,14 @@ def write(
     for piece in completer.write(text, settings, params, until=stop):
         click.echo(piece, nl=False)
         written += piece
-        if _goes_round(written):
+        if _repeats(written):
             click.echo("stopped: the model repeats itself", err=True)
             break
     click.echo()
 
 
-def _goes_round(text: str) -> bool:
-    """Whether the text ends with the same lines, `_ROUNDS` times."""
+def _repeats(text: str) -> bool:
+    """Whether the text ends with the same lines `_ROUNDS` times."""
     lines = text.split("\n")[:-1]
     for size in range(1, len(lines) // _ROUNDS + 1):
         last = lines[-size:]
@@ -122,10 +124,19 @@ def _goes_round(text: str) -> bool:
     default=None,
     help="What to fill in.  [default: a block on an empty line or after a colon, else a line]",
 )
-@click.option("-n", "alternatives", default=1, show_default=True, type=click.IntRange(1, 64))
+@click.option(
+    "-n",
+    "alternatives",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Number of completions.",
+)
 @click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(min=1))
 @_context_option
-@click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest.")
+@click.option(
+    "--temperature", default=0.0, show_default=True, help="0 chooses the most likely token."
+)
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same answers.")
 @click.option(
@@ -133,7 +144,7 @@ def _goes_round(text: str) -> bool:
     default=0.0,
     show_default=True,
     type=click.FloatRange(0, 1),
-    help="Show only what is at least this likely to be exactly right.",
+    help="Show only completions with at least this confidence.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def complete(
@@ -150,14 +161,14 @@ def complete(
     min_confidence: float,
     as_json: bool,
 ) -> None:
-    """Fill in code at a place in a file.
+    """Fill in code at the cursor in a file.
 
     LINE and COL count from 1. The cursor is before character COL, or at the end of the line
     without COL. The completion goes to stdout; the file is not changed.
 
-    With -n the first answer is the most likely one and the others are sampled. Equal answers are
-    shown once, and in a Python file those with which it would not parse are left out, so there may
-    be fewer.
+    With -n the first completion is the most likely one and the others are sampled. Duplicates are
+    removed, and in a Python file also completions with which it would not parse, so there may be
+    fewer than -n.
 
     \b
     Examples:
@@ -166,9 +177,10 @@ def complete(
 
     \b
     Keys of the JSON:
-      file, line, column, kind    the place; "line" or "block"
-      alternatives                [{text, tokens, valid, confidence}]; valid: the file with it
-                                  parses as Python; confidence: how likely it is exactly right
+      file, line, column, kind    the cursor; "line" or "block"
+      alternatives                [{text, tokens, valid, confidence}]; valid: whether the file
+                                  then parses as Python; confidence: estimated probability that
+                                  the completion is exactly right
     """
     from sounding.completion.completer import Completer
     from sounding.completion.prompt import CompletionSettings
@@ -227,17 +239,19 @@ def _read_place(where: str) -> _Place:
     text = _read_text(path)
     lines = text.split("\n")
     if not 1 <= line <= len(lines):
-        raise ValueError(f"line {line} is not in {path}, whose lines are 1 to {len(lines)}")
+        raise ValueError(f"{path} has no line {line}; its lines are 1 to {len(lines)}")
     longest = len(lines[line - 1]) + 1
     column = longest if match[3] is None else int(match[3])
     if not 1 <= column <= longest:
-        raise ValueError(f"column {column} is not in line {line} of {path}: it has 1 to {longest}")
+        raise ValueError(
+            f"line {line} of {path} has no column {column}; its columns are 1 to {longest}"
+        )
     at = sum(len(earlier) + 1 for earlier in lines[: line - 1]) + column - 1
     return _Place(path, line, column, Gap(text[:at], text[at:]))
 
 
 def _read_text(path: Path) -> str:
-    """Read a file with \\n line ends, the only ones in training data."""
+    """Read a file with \\n line endings, the only ones in training data."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -245,7 +259,7 @@ def _read_text(path: Path) -> str:
 
 
 def _parsing(found: "list[FilledGap]", gap: "Gap") -> "list[FilledGap]":
-    """Those with which the file parses; all that may stand there if it cannot parse anyway."""
+    """Completions with which the file parses; those that fit if it cannot parse anyway."""
     from sounding.completion.python_syntax import fits, may_parse, parses
 
     fillers = ("", "_", " _", "pass", ":", "():\n" + " " * 99 + "pass")
@@ -256,14 +270,14 @@ def _parsing(found: "list[FilledGap]", gap: "Gap") -> "list[FilledGap]":
 
 
 def _show(found: "list[FilledGap]", wanted: int, place: _Place) -> None:
-    """The text alone on stdout; in a terminal, its line and what comes next on stderr."""
+    """Print the text on stdout; in a terminal also its lines and a hint on stderr."""
     for number, done in enumerate(found, 1):
         if wanted > 1:
             note = ", parses" if done.valid else ""
             click.echo(f"# {number} of {len(found)}{note}")
         click.echo(done.text)
     if not found:
-        click.echo("the model has nothing to insert here", err=True)
+        click.echo("the model suggests no completion here", err=True)
     elif wanted == 1 and sys.stdout.isatty():
         _show_in_place(found[0].text, place)
 
@@ -274,4 +288,7 @@ def _show_in_place(text: str, place: _Place) -> None:
     lines = (before + click.style(text, bold=True) + rest).split("\n")
     for number, line in enumerate(lines, place.line):
         click.echo(f"{number:5} | {line}", err=True)
-    click.echo("next: an editor (docs/editors.md), `sounding serve`, its page", err=True)
+    click.echo(
+        "next: use it in an editor (docs/editors.md), or in a browser with `sounding serve`",
+        err=True,
+    )

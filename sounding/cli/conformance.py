@@ -1,4 +1,4 @@
-"""`conformance`: any server's behaviour beside the documentation of its protocols."""
+"""`conformance`: check a server against the documentation of its protocols."""
 
 import json
 from pathlib import Path
@@ -15,17 +15,29 @@ _PROTOCOLS = ["chat", "completions", "responses", "messages", "infill", "ollama"
 
 @click.command()
 @click.argument("url")
-@click.option("--model", default="nano", show_default=True, help="Its name at the server.")
+@click.option("--model", default="nano", show_default=True, help="Name of the model at the server.")
 @click.option(
     "--protocol",
     "protocols",
     type=click.Choice(_PROTOCOLS),
     multiple=True,
-    help="Only this one; may be given again.  [default: all that the server speaks]",
+    help="Only this protocol; can be given repeatedly.  [default: all that the server supports]",
 )
 @api_key_file_option
-@click.option("--requests", default=400, show_default=True, type=click.IntRange(min=1))
-@click.option("--seconds", default=300.0, show_default=True, type=click.FloatRange(min=1))
+@click.option(
+    "--requests",
+    default=400,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Maximum number of requests.",
+)
+@click.option(
+    "--seconds",
+    default=300.0,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    help="Time limit of all checks.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def conformance(
@@ -40,22 +52,24 @@ def conformance(
 ) -> None:
     """Check a server's protocols against their documentation.
 
-    URL is any server's: this project's, llama.cpp's, vLLM's, a hosted one. A protocol that it does
-    not speak is skipped. No check needs a clever model, and a small one answers all in a few
-    minutes; at most --requests and --seconds are spent. The exit status is 1 where something
-    required deviates or nothing could be asked.
+    URL is the address of any server: this project's, llama.cpp, vLLM, a hosted one. Protocols that
+    it does not support are skipped. The checks do not depend on the quality of the model; with a
+    small one they take a few minutes, and never more than --requests and --seconds. The exit status
+    is 1 if a required rule is violated or no check could be made.
 
     \b
     Keys of the JSON:
-      conforms            whether nothing that is required deviates
+      conforms            whether all required rules hold
       results             [{protocol, name, rule, required, verdict, message, sent, got, seconds}]
     """
     from sounding.bench.conformance.check import Protocol, Result, run_checks
-    from sounding.bench.conformance.exchange import Server
     from sounding.bench.conformance.kit import checks_of, conforms, summary, table_of
+    from sounding.bench.conformance.remote_server import RemoteServer
 
     chosen = [Protocol(name) for name in protocols or _PROTOCOLS]
-    server = Server(url, model, read_api_key(api_key_file), requests=requests, seconds=seconds)
+    server = RemoteServer(
+        url, model, read_api_key(api_key_file), requests=requests, seconds=seconds
+    )
     checks = checks_of(chosen)
     results: list[Result] = []
     with progress_bar(MofNCompleteColumn()) as bar:
@@ -67,5 +81,5 @@ def conformance(
         console = Console()
         for protocol in chosen:
             console.print(table_of(protocol, results))
-        click.echo(f"in all: {summary(results)}")
+        click.echo(f"total: {summary(results)}")
     context.exit(0 if conforms(results) else 1)

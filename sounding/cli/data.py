@@ -1,4 +1,4 @@
-"""`data`: build a corpus, tokenize it, look into one."""
+"""`data`: build, inspect and tokenize corpora."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.group()
 def data() -> None:
-    """Build a corpus of documents and turn it into tokens."""
+    """Build and tokenize training data."""
 
 
 data.add_command(textbook)
@@ -32,14 +32,44 @@ data.add_command(textbook)
 
 @data.command()
 @click.argument("out", type=_FOLDER)
-@click.option("--manifest", help="TOML file of pinned packages, or 'shipped' for ours.")
-@click.option("--source", "folders", type=_FOLDER, multiple=True, help="A folder or git tree.")
-@click.option("--heldout", multiple=True, metavar="NAME", help="Keep this package for evaluation.")
-@click.option("--exclude", type=_FILE, multiple=True, help="JSONL of texts to keep out.")
-@click.option("--suffix", "suffixes", multiple=True, default=(".py",), show_default=True)
-@click.option("--threshold", default=0.7, show_default=True, help="Similarity of near duplicates.")
-@click.option("--cache", type=_FOLDER, help="Where downloads are kept.")
-@click.option("--overwrite", is_flag=True, help="Replace a corpus of other sources.")
+@click.option("--manifest", help="TOML file of pinned packages, or 'shipped' for the default one.")
+@click.option(
+    "--source",
+    "folders",
+    type=_FOLDER,
+    multiple=True,
+    help="Folder or git working tree to read; can be given repeatedly.",
+)
+@click.option(
+    "--heldout",
+    multiple=True,
+    metavar="NAME",
+    help="Hold out this package for evaluation; can be given repeatedly.",
+)
+@click.option(
+    "--exclude",
+    type=_FILE,
+    multiple=True,
+    help="JSONL file; documents that overlap its texts are left out. Can be given repeatedly.",
+)
+@click.option(
+    "--suffix",
+    "suffixes",
+    multiple=True,
+    default=(".py",),
+    show_default=True,
+    help="Suffix of the files to read; can be given repeatedly.",
+)
+@click.option(
+    "--threshold",
+    default=0.7,
+    show_default=True,
+    help="Similarity from which documents are near duplicates.",
+)
+@click.option(
+    "--cache", type=_FOLDER, help="Folder of downloads.  [default: the user's cache folder]"
+)
+@click.option("--overwrite", is_flag=True, help="Replace a corpus of other sources in OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")
 def build(
     out: Path,
@@ -55,9 +85,9 @@ def build(
 ) -> None:
     """Write a corpus to the folder OUT.
 
-    Without --source it is made of the shipped manifest: pinned public packages, fetched with pip,
-    and the standard library. With --source only of your folders, unless --manifest is given too.
-    An interrupted build goes on where it was when the same command is given again.
+    By default the sources are those of the shipped manifest: pinned public packages, downloaded
+    with pip, and the standard library. With --source they are only the given folders, unless
+    --manifest is given too. The same command resumes an interrupted build.
     """
     from sounding.data import corpus, overlap
     from sounding.data import manifest as pins
@@ -97,7 +127,7 @@ def build(
 
 
 def _public_sources(listed: "Manifest", cache: Path | None, show: Any) -> list[Any]:
-    """The packages of a manifest, fetched, and the standard library. Says all that failed."""
+    """Download the packages of a manifest; the standard library too. Reports all failures."""
     from sounding.data import manifest as pins
     from sounding.data.sources import standard_library_source, wheel_source
 
@@ -112,7 +142,7 @@ def _public_sources(listed: "Manifest", cache: Path | None, show: Any) -> list[A
     if failures:
         raise ValueError(
             "\n".join(failures) + f"\n{len(failures)} of {len(listed.packages)} packages are "
-            "missing; what was fetched is kept, so run the same command again"
+            "missing; run the same command again to download only those"
         )
     if listed.standard_library:
         sources.append(standard_library_source(listed.standard_library))
@@ -125,7 +155,7 @@ def _held_out(sources: list[Any], names: tuple[str, ...]) -> list[Any]:
     unknown = sorted(set(names) - {source.name for source in sources})
     if unknown:
         raise ValueError(
-            f"--heldout {', '.join(unknown)}: no source has this name; they are "
+            f"--heldout {', '.join(unknown)}: no source has this name; the sources are "
             + ", ".join(source.name for source in sources)
         )
     return [replace(s, split="heldout") if s.name in names else s for s in sources]
@@ -133,7 +163,7 @@ def _held_out(sources: list[Any], names: tuple[str, ...]) -> list[Any]:
 
 @contextmanager
 def _bar() -> Iterator[Any]:
-    """A progress bar on stderr, as the function (what, done, total) that moves it."""
+    """A progress bar on stderr; yields a function (what, done, total) that updates it."""
     with progress_bar(MofNCompleteColumn()) as progress:
         task = progress.add_task("starting", total=None)
 
@@ -163,13 +193,19 @@ def _print_stats(stats: dict[str, Any]) -> None:
 
 @data.command()
 @click.argument("corpus", type=_CORPUS)
-@click.option("--vocab-size", required=True, type=int, help="Number of ids, named tokens included.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The tokenizer.json.")
-@click.option("--megabytes", default=100.0, show_default=True, help="Text to learn from, at most.")
+@click.option(
+    "--vocab-size", required=True, type=int, help="Number of ids, including named tokens."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="File to write, a tokenizer.json."
+)
+@click.option(
+    "--megabytes", default=100.0, show_default=True, help="Maximum amount of text to train on."
+)
 def vocabulary(corpus: Path, vocab_size: int, out: Path, megabytes: float) -> None:
     """Train a tokenizer on the training split of the folder CORPUS.
 
-    Where there is more text than asked for, documents are taken evenly from all of it.
+    If the split has more text than --megabytes, documents are taken evenly from all of it.
     """
     from sounding.data.corpus import read_stats
     from sounding.data.documents import read_documents
@@ -184,17 +220,17 @@ def vocabulary(corpus: Path, vocab_size: int, out: Path, megabytes: float) -> No
     )
     made = train(texts, vocab_size, progress=True)
     made.save(out)
-    click.echo(f"{out}: {made.num_tokens:,} tokens from {share:.0%} of the text", err=True)
+    click.echo(f"{out}: {made.num_tokens:,} tokens, trained on {share:.0%} of the text", err=True)
 
 
 @data.command()
 @click.argument("corpus", type=_CORPUS)
 @click.option("--tokenizer", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--out", type=_FOLDER, required=True, help="Folder of the dataset.")
+@click.option("--out", type=_FOLDER, required=True, help="Folder of the dataset to write.")
 @click.option("--split", default="train", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
 def tokenize(corpus: Path, tokenizer: Path, out: Path, split: str, as_json: bool) -> None:
-    """Turn one split of the folder CORPUS into a dataset: a flat file of token ids."""
+    """Tokenize one split of the folder CORPUS: a dataset is a flat file of token ids."""
     from sounding.data.corpus import read_stats
     from sounding.data.dataset import tokenize as write_dataset
     from sounding.data.documents import read_documents
@@ -225,10 +261,10 @@ def tokenize(corpus: Path, tokenizer: Path, out: Path, split: str, as_json: bool
 @click.option("--split", default="train", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")
 def functions(corpus: Path, out: Path, split: str, as_json: bool) -> None:
-    """Take functions that stand alone out of the folder CORPUS; OUT is a corpus of them.
+    """Extract self-contained functions from the folder CORPUS to the corpus OUT.
 
-    They are documented and short, and need nothing but the standard library, whose imports are put
-    above them. `data tokenize OUT` makes a dataset for a mixture.
+    The functions are short and documented and use only the standard library; the imports that they
+    need precede them. `data tokenize OUT` makes a dataset for a mixture.
     """
     from sounding.data.corpus import read_stats
     from sounding.data.functions import mine
@@ -244,11 +280,11 @@ def functions(corpus: Path, out: Path, split: str, as_json: bool) -> None:
 
 @data.command()
 @click.argument("corpus", type=_CORPUS)
-@click.option("--split", help="Print the documents of this split as JSONL instead.")
-@click.option("--package", help="Of --split, only the documents of this package.")
+@click.option("--split", help="Print the documents of this split as JSONL.")
+@click.option("--package", help="With --split: only the documents of this package.")
 @click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")
 def show(corpus: Path, split: str | None, package: str | None, as_json: bool) -> None:
-    """Say what the folder CORPUS holds, or print its documents."""
+    """Print the statistics of the folder CORPUS, or its documents."""
     from dataclasses import asdict
 
     from sounding.data.corpus import read_stats
@@ -256,7 +292,7 @@ def show(corpus: Path, split: str | None, package: str | None, as_json: bool) ->
 
     stats = read_stats(corpus)
     if package and not split:
-        raise ValueError("--package needs --split, which says what to print")
+        raise ValueError("--package requires --split")
     if split:
         for document in read_documents(corpus, split):
             if package in (None, document.package):
@@ -270,12 +306,12 @@ def show(corpus: Path, split: str | None, package: str | None, as_json: bool) ->
 @data.command()
 @click.argument("file", type=_FILE)
 @click.option("--tokenizer", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--out", type=_FOLDER, required=True, help="Folder of the dataset.")
+@click.option("--out", type=_FOLDER, required=True, help="Folder of the dataset to write.")
 def problems(file: Path, tokenizer: Path, out: Path) -> None:
-    """Turn the rows of MBPP that are for training into a dataset.
+    """Tokenize the training rows of MBPP: a dataset for a mixture (`data.mixture`).
 
-    Each is its description as a comment with the solution below. Rows that repeat one which is
-    measured are left out. A run reads the dataset beside others in a mixture, `data.mixture`.
+    A document is the description of a row as a comment, followed by the solution. Rows that repeat
+    one of the evaluation rows are left out.
     """
     from sounding.data.dataset import tokenize as write_dataset
     from sounding.tasks.mbpp import REPEATED_IDS, TRAIN_IDS, read_mbpp, training_text

@@ -1,4 +1,4 @@
-"""`language-server`: completions in an editor."""
+"""`language-server`: code completion in an editor."""
 
 import os
 import signal
@@ -61,15 +61,19 @@ def language_server(
     """Complete code in an editor, over LSP on stdin and stdout.
 
     MODEL is the folder of a checkpoint with a tokenizer.json; by default the shipped model is
-    used. An editor starts this command: docs/editors.md has the settings for Neovim, VS Code, Emacs
-    and Zed. The model is loaded once the editor has connected, and errors are shown there.
+    used, with the adapter in .sounding/adapter of the workspace if `sounding tune` has made one. An
+    editor starts this command: docs/editors.md has the settings for Neovim, VS Code, Emacs and Zed.
+    The model is loaded once the editor has connected, and errors are shown there.
     """
     from sounding.completion.prompt import TYPING_CANDIDATES, CompletionSettings
     from sounding.editor.language_server import CodeServer
     from sounding.editor.suggest import FromModel, FromServer, through
+    from sounding.editor.workspace_adapter import WorkspaceAdapter
 
     if model is not None and server is not None:
-        raise click.UsageError("give either MODEL or --server, which has a model of its own")
+        raise click.UsageError(
+            "give either MODEL or --server, not both: a server has its own model"
+        )
     if api_key_file is not None and server is None:
         raise click.UsageError("--api-key-file requires --server")
     seconds = budget_ms / 1000
@@ -91,10 +95,16 @@ def language_server(
             typing=True,
         )
         opened = open_model(model)
+        engine = opened.engine()
+        adapter = WorkspaceAdapter(
+            *(engine.adapters, opened.read_adapter),
+            roots=lambda: code_server.roots,
+            tell=code_server.tell_from_worker,
+        )
         return FromModel(
             opened.tokenizer,
             opened.fim_format,
-            through(opened.engine()),
+            through(engine, adapter),
             settings,
             seconds=seconds,
             min_confidence=min_confidence,
@@ -102,9 +112,10 @@ def language_server(
 
     if sys.stdin.isatty():
         click.echo("an editor starts this command; see docs/editors.md", err=True)
-    # pygls would take an interrupt for a reason to wait until stdin is closed.
+    # On an interrupt pygls would wait until stdin is closed.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    code = CodeServer(open_suggest, pause_seconds=pause_ms / 1000).run()
-    # The worker may be loading a model; nobody waits for it any more.
+    code_server = CodeServer(open_suggest, pause_seconds=pause_ms / 1000)
+    code = code_server.run()
+    # Do not wait for the worker, which may be loading a model.
     sys.stderr.flush()
     os._exit(code)

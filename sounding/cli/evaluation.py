@@ -1,4 +1,4 @@
-"""`eval`: measure a model, with settings and confidence intervals."""
+"""`eval`: evaluate a model, with settings and confidence intervals."""
 
 import json
 from collections.abc import Sequence
@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from sounding.cli.chat_tasks import compare, tasks
 from sounding.cli.completion import open_model
 from sounding.cli.evaluation_options import (
     common_options,
+    k_option,
+    numbers,
     report,
+    samples_option,
     sampling_options,
     sandbox_options,
     syntax_option,
     warn,
 )
 from sounding.cli.evaluation_run import run
+from sounding.cli.evaluation_tasks import compare, tasks
 from sounding.evaluation import measuring
+from sounding.evaluation.eval_options import EvalOptions
 from sounding.evaluation.measuring import limited, read_texts, sandbox
-from sounding.evaluation.options import EvalOptions
 
 if TYPE_CHECKING:
     from sounding.tasks.code import Problem
@@ -29,23 +32,21 @@ if TYPE_CHECKING:
 _PATH = click.Path(exists=True, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _suffix_option = click.option(
-    "--suffix", "suffixes", multiple=True, default=(".py",), show_default=True, help="Of files."
+    "--suffix",
+    "suffixes",
+    multiple=True,
+    default=(".py",),
+    show_default=True,
+    help="Suffix of the files to read; can be given repeatedly.",
 )
 
 
-def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...]:
-    parts = (text or "").replace(",", " ").split()
-    if text is not None and not (parts and all(part.isdecimal() and int(part) for part in parts)):
-        raise click.BadParameter(f"{text!r} must be numbers such as 1,10")
-    return tuple(map(int, parts))
-
-
 @click.group()
-def eval() -> None:  # shadows a builtin that is not used here
-    """Measure a model: bits per byte, filled lines, passed tests.
+def eval() -> None:  # shadows a builtin, which this module does not use
+    """Evaluate a model: bits per byte, infilling, pass@k.
 
-    Every command prints its settings, and 95 % intervals. With --out, results are written to
-    a file one by one; after Ctrl-C or a crash the same command resumes.
+    Every command prints its settings and 95 % confidence intervals. With --out, results are written
+    to a file one by one, and the same command resumes after Ctrl-C or a crash.
     """
 
 
@@ -58,8 +59,14 @@ eval.add_command(compare)
 @click.argument("path", type=_PATH)
 @common_options
 @_suffix_option
-@click.option("--context-tokens", default=1024, show_default=True, help="Of a window, with BOS.")
-@click.option("--stride", type=int, help="Between windows.  [default: half of the context]")
+@click.option(
+    "--context-tokens", default=1024, show_default=True, help="Tokens in a window, including BOS."
+)
+@click.option(
+    "--stride",
+    type=int,
+    help="Tokens between the starts of windows.  [default: half of the context]",
+)
 @click.option("--batch-tokens", default=4096, show_default=True, help="Tokens in a forward pass.")
 @click.option(
     "--compressors/--no-compressors", default=True, help="Also compress with xz and brotli."
@@ -74,9 +81,9 @@ def bpb(
     compressors: bool,
     **settings: Any,
 ) -> None:
-    """Bits per byte of a file, a folder's files, or a corpus's held-out split.
+    """Bits per byte of a file, the files of a folder, or the held-out split of a corpus.
 
-    Each document is scored by itself, in overlapping windows. For comparison, xz and brotli
+    Each document is scored separately, in overlapping windows. For comparison, xz and brotli
     compress the same bytes, as one stream and document by document.
     """
     options = EvalOptions(**settings)
@@ -98,13 +105,13 @@ def bpb(
 @_suffix_option
 @sampling_options(64)
 @syntax_option
-@click.option("--per-file", default=5, show_default=True, help="Lines of each file.")
+@click.option("--per-file", default=5, show_default=True, help="Number of lines per file.")
 @click.option(
     "--cursor",
     type=click.Choice(["indent", "inside"]),
     default="indent",
     show_default=True,
-    help="Remove a line from its indentation on, or from a place inside it.",
+    help="Remove a line after its indentation, or from a position inside it.",
 )
 def lines(
     path: Path,
@@ -115,11 +122,11 @@ def lines(
     cursor: Literal["indent", "inside"],
     **settings: Any,
 ) -> None:
-    """Single-line infilling of a file, a folder's files, or a corpus's held-out split.
+    """Single-line infilling of a file, the files of a folder, or the held-out split of a corpus.
 
-    Shares of exactly written lines and mean edit similarities, of the model and of two copyists:
-    `copy` takes the line of the file whose neighbours are most similar to the gap's; `best_copy`
-    knows the answer and takes the most similar line, the upper bound of copying.
+    Exact matches and mean edit similarity of the model and of two baselines that copy a line of the
+    file: `copy` takes the line whose neighbours are most similar to those of the gap, `best_copy`
+    the line most similar to the answer, which is the upper bound of copying.
     """
     from sounding.evaluation.lines import choose_lines
 
@@ -137,13 +144,20 @@ def lines(
 @click.argument("path", type=_PATH)
 @common_options
 @_suffix_option
-@click.option("--context-tokens", default=4096, show_default=True, help="Read of a document.")
-@click.option("--at-least", default=2048, show_default=True, help="Tokens of a document.")
+@click.option(
+    "--context-tokens",
+    default=4096,
+    show_default=True,
+    help="Maximum number of tokens read from a document.",
+)
+@click.option(
+    "--at-least", default=2048, show_default=True, help="Minimum number of tokens of a document."
+)
 @click.option(
     "-k",
     "sizes",
-    callback=_numbers,
-    help="Entries picked, such as 16,64.  [default: 16, 32, 64 where fewer, and the model's own]",
+    callback=numbers,
+    help="Values of k, such as 16,64.  [default: 16, 32, 64 up to the model's k]",
 )
 def mechanisms(
     path: Path,
@@ -154,13 +168,14 @@ def mechanisms(
     sizes: tuple[int, ...],
     **settings: Any,
 ) -> None:
-    """Accepted drafts, expert load, and what the indexers pick, on long documents.
+    """MTP acceptance, expert load and indexer recall on long documents.
 
-    `mtp_acceptance` is how often the MTP block's likeliest token after next is the network's own
-    likeliest one, given the text. `index_recall@k` is the share of the k entries most attended to
-    that the indexers pick, over queries that see more than k; attention is what CSA layers would
-    pay if they read all entries. By layer: `covered` is the share of that attention the picked
-    entries get, `coverable` the most that k entries can get, `chance` the recall of random picks.
+    `mtp_acceptance` is how often the MTP block and the network agree on the most likely token after
+    the next one, given the text. `index_recall@k` is the share of the k entries with the most
+    attention that the indexers select, over queries that can see more than k entries; attention is
+    that of CSA layers when they read all entries. By layer, `covered` is the share of this
+    attention on the selected entries, `coverable` the maximum for k entries, `chance` the recall of
+    random entries.
     """
     from sounding.evaluation.mechanisms import long_documents, measure_mechanisms, recall_sizes
 
@@ -196,14 +211,14 @@ def mechanisms(
 @click.option(
     "--until",
     type=click.Choice(["line", "block", "end"]),
-    help="Where answers end.  [default: line if all canonical solutions are, else end]",
+    help="Where answers end.  [default: line if all solutions are single lines, else end]",
 )
 def infilling(
     file: Path, model: str | None, as_json: bool, until: str | None, **settings: Any
 ) -> None:
-    """pass@1 of gaps filled in, by running the tests.
+    """pass@1 of infilling: the tests of each problem are run.
 
-    FILE has JSON rows of task_id, prompt, suffix, canonical_solution, test and entry_point.
+    FILE has JSON lines with task_id, prompt, suffix, canonical_solution, test and entry_point.
     """
     from sounding.tasks.code import read_problems
 
@@ -213,24 +228,18 @@ def infilling(
     report(measured, as_json=as_json)
 
 
-_samples_option = click.option("--samples", default=1, show_default=True, help="Per problem.")
-_k_option = click.option(
-    "-k", "ks", default="1", show_default=True, callback=_numbers, help="Of pass@k, such as 1,10."
-)
-
-
 @eval.command()
 @click.argument("file", type=_FILE)
 @common_options
 @sampling_options(256)
 @sandbox_options
-@_samples_option
-@_k_option
+@samples_option
+@k_option
 def functions(file: Path, model: str | None, as_json: bool, **settings: Any) -> None:
-    """pass@k of functions written from signature and docstring.
+    """pass@k of functions, given their signature and docstring.
 
-    FILE has HumanEval's JSON rows: task_id, prompt, canonical_solution, test and entry_point. An
-    answer ends with the function. More than one sample needs a --temperature above 0.
+    FILE has JSON lines as HumanEval: task_id, prompt, canonical_solution, test and entry_point. An
+    answer ends with the function. More than one sample requires a --temperature above 0.
     """
     from sounding.tasks.code import read_problems
 
@@ -247,7 +256,11 @@ def _ids(context: click.Context, option: click.Parameter, text: str) -> range:
 
 
 _ids_option = click.option(
-    "--ids", default="11-510", show_default=True, callback=_ids, help="The test split is 11-510."
+    "--ids",
+    default="11-510",
+    show_default=True,
+    callback=_ids,
+    help="Ids of the rows to use; 11-510 is the test split.",
 )
 
 
@@ -256,17 +269,19 @@ _ids_option = click.option(
 @common_options
 @sampling_options(256)
 @sandbox_options
-@_samples_option
-@_k_option
+@samples_option
+@k_option
 @_ids_option
-@click.option("--examples", default=3, show_default=True, help="Tests shown in the docstring.")
+@click.option(
+    "--examples", default=3, show_default=True, help="Number of tests shown in the docstring."
+)
 def mbpp(
     file: Path, model: str | None, as_json: bool, ids: range, examples: int, **settings: Any
 ) -> None:
-    """pass@k of functions written from MBPP's descriptions.
+    """pass@k of functions, given the descriptions of MBPP.
 
-    FILE has MBPP's JSON rows. Each becomes a signature, taken from its solution, and a docstring
-    with the description and some of the tests.
+    FILE has the JSON lines of MBPP. Each becomes a signature, taken from its solution, and a
+    docstring with the description and some of the tests.
     """
     from sounding.tasks.mbpp import function_problem, read_mbpp
 
@@ -296,7 +311,13 @@ def _programs(
 @click.argument("file", type=_FILE)
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @_ids_option
-@click.option("--per-problem", default=2, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--per-problem",
+    default=2,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Maximum number of rows per problem.",
+)
 @sandbox_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def make_infilling(
@@ -309,12 +330,12 @@ def make_infilling(
     unsafe: bool,
     as_json: bool,
 ) -> None:
-    """Make rows for `eval infilling` from MBPP's solutions.
+    """Make problems for `eval infilling` from the solutions of MBPP.
 
-    One line is taken out of a solution, from behind its indentation to its end: a line inside of a
-    function that is a statement of its own, with at least four letters and digits. A solution must
-    pass its own tests, and fail them with `pass` in the line's place. Of the lines that are left,
-    --per-problem are taken, by a hash of their names; so the same FILE gives the same OUT.
+    A problem removes one line from a solution, except its indentation: a complete statement inside
+    a function, with at least four letters and digits. The solution must pass its tests, and fail
+    them if `pass` replaces the line. Of these lines, --per-problem are chosen by a hash of their
+    names, so the same FILE gives the same OUT.
     """
     from sounding.evaluation.make_infilling import infilling_rows
     from sounding.files import write_file

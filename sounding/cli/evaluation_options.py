@@ -1,4 +1,4 @@
-"""Options and output that the commands of `eval` share."""
+"""Options and output of the `eval` commands."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -22,13 +22,36 @@ def warn(message: str) -> None:
     click.echo(message, err=True)
 
 
+def numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...]:
+    """Parse numbers such as 1,10; without any text there are none."""
+    parts = (text or "").replace(",", " ").split()
+    if text is not None and not (parts and all(part.isdecimal() and int(part) for part in parts)):
+        raise click.BadParameter(f"{text!r} must be numbers such as 1,10")
+    return tuple(map(int, parts))
+
+
+samples_option = click.option(
+    "--samples", default=1, show_default=True, help="Samples per problem."
+)
+k_option = click.option(
+    "-k",
+    "ks",
+    default="1",
+    show_default=True,
+    callback=numbers,
+    help="Values of k for pass@k, such as 1,10.",
+)
+
+
 def common_options(command: _Command) -> _Command:
     """--model, --limit, --seed, --out and --json."""
     for option in reversed(
         [
             model_option,
             click.option(
-                "--limit", type=click.IntRange(min=1), help="Number of items, drawn by --seed."
+                "--limit",
+                type=click.IntRange(min=1),
+                help="Number of items, drawn by --seed.  [default: all]",
             ),
             click.option("--seed", default=0, show_default=True, type=click.IntRange(0)),
             click.option(
@@ -44,7 +67,7 @@ def common_options(command: _Command) -> _Command:
 
 
 def syntax_option(command: _Command) -> _Command:
-    """Whether to try again if an answer breaks the syntax."""
+    """--syntax/--no-syntax."""
     return click.option(
         "--syntax/--no-syntax",
         default=True,
@@ -53,48 +76,66 @@ def syntax_option(command: _Command) -> _Command:
 
 
 def sampling_options(max_tokens: int) -> Callable[[_Command], _Command]:
-    """Options of generating answers."""
+    """Options of generation."""
     options = [
-        click.option("--max-tokens", default=max_tokens, show_default=True, help="Per answer."),
-        click.option("--context-tokens", default=1024, show_default=True, help="With the answer."),
+        click.option(
+            "--max-tokens", default=max_tokens, show_default=True, help="Token limit of an answer."
+        ),
+        click.option(
+            "--context-tokens",
+            default=1024,
+            show_default=True,
+            help="Token limit of prompt and answer.",
+        ),
         click.option("--temperature", default=0.0, show_default=True),
         click.option("--top-p", default=1.0, show_default=True),
-        click.option("--width", default=16, show_default=True, help="Sequences at a time."),
-        click.option("--heal/--no-heal", default=True, help="Token healing of an unfinished word."),
+        click.option(
+            "--width", default=16, show_default=True, help="Sequences generated at the same time."
+        ),
+        click.option(
+            "--heal/--no-heal", default=True, help="Use token healing for an unfinished word."
+        ),
         click.option(
             "--copying/--no-copying",
             default=True,
-            help="Let the other lines of the file compete with the network.",
+            help="Also consider lines copied from the same file.",
         ),
         click.option(
             "--candidates",
             default=8,
             show_default=True,
             type=click.IntRange(min=0),
-            help="Lines sampled beside the likeliest, where a line is missing. 0: that one alone.",
+            help="Lines to sample besides the most likely one. 0: only that one.",
         ),
         click.option(
             "--min-confidence",
             default=0.0,
             show_default=True,
             type=click.FloatRange(0, 1),
-            help="Withhold answers that are less sure; they count as not passed.",
+            help="Withhold answers with a lower confidence; they count as failed.",
         ),
     ]
     return lambda command: _decorated(command, options)
 
 
 def sandbox_options(command: _Command) -> _Command:
-    """Options of running programs."""
+    """Options of the sandbox that runs programs."""
     options = [
-        click.option("--timeout", default=10.0, show_default=True, help="Seconds per program."),
-        click.option("--workers", default=2, show_default=True, help="Programs at a time."),
+        click.option(
+            "--timeout",
+            default=10.0,
+            show_default=True,
+            help="Time limit of a program, in seconds.",
+        ),
+        click.option(
+            "--workers", default=2, show_default=True, help="Programs run at the same time."
+        ),
         click.option(
             "--unsafe-no-isolation",
             "unsafe",
             is_flag=True,
             help="Run generated code with limits but without isolation: it can read, write and "
-            "send whatever you can. Only for disposable machines.",
+            "send what you can. Only for disposable machines.",
         ),
     ]
     return _decorated(command, options)
@@ -107,7 +148,7 @@ def _decorated(command: _Command, options: Sequence[Callable[[_Command], _Comman
 
 
 def report(measured: Measured, *, as_json: bool) -> None:
-    """Print settings and metrics; after an interrupt, of what is done, and exit with 130."""
+    """Print settings and metrics. After an interrupt they cover what is done; exits with 130."""
     if as_json:
         click.echo(json.dumps(measured.to_dict(), indent=2))
     else:

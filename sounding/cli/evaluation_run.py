@@ -1,4 +1,4 @@
-"""`eval run`: the models that a training run kept, measured one after the other."""
+"""`eval run`: evaluate the saved models of a training run."""
 
 import importlib.util
 import json
@@ -23,18 +23,24 @@ if TYPE_CHECKING:
 @click.option(
     "--infilling",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Rows of `eval infilling`; without them no programs are run.",
+    help="Problems of `eval infilling`.  [default: none, and no programs are run]",
 )
-@click.option("--documents", default=40, show_default=True, help="Of PATH, for bits per byte.")
-@click.option("--lines", default=300, show_default=True, help="Of PATH, to be filled in.")
-@click.option("--problems", type=int, help="Of the infilling rows.  [default: all]")
-@click.option("--context-tokens", default=1024, show_default=True)
-@click.option("--width", default=16, show_default=True, help="Sequences at a time.")
+@click.option(
+    "--documents", default=40, show_default=True, help="Documents of PATH for bits per byte."
+)
+@click.option("--lines", default=300, show_default=True, help="Lines of PATH to fill in.")
+@click.option("--problems", type=int, help="Number of infilling problems.  [default: all]")
+@click.option(
+    "--context-tokens", default=1024, show_default=True, help="Token limit of prompt and answer."
+)
+@click.option(
+    "--width", default=16, show_default=True, help="Sequences generated at the same time."
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of results and the picture.  [default: FOLDER/evaluations]",
+    help="Folder of the results and the plot.  [default: FOLDER/evaluations]",
 )
 @sandbox_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -49,23 +55,24 @@ def run(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure every model that a run kept, by its training tokens.
+    """Evaluate every saved model of a run, by the number of training tokens.
 
-    FOLDER is that of the run: its milestones (`log.milestone_every`) and checkpoints are measured.
-    PATH is held-out text, as for `eval bpb` and `eval lines`. `copy` and `best_copy` are the
-    copyists of `eval lines`. Models that are measured already are not measured again: as training
-    goes on, the same command adds the new ones. With Matplotlib, the table is also drawn as
-    growth.png.
+    FOLDER is the folder of a run; its milestones (`log.milestone_every`) and checkpoints are
+    evaluated. PATH is held-out text, as for `eval bpb` and `eval lines`; `copy` and `best_copy` are
+    the baselines of `eval lines`. Models with results are skipped, so the same command adds the new
+    ones while training continues. With Matplotlib, the table is also drawn as growth.png.
     """
+    from sounding.evaluation.eval_options import EvalOptions
     from sounding.evaluation.measuring import read_texts
-    from sounding.evaluation.options import EvalOptions
     from sounding.evaluation.training_curve import TrainingCurve
     from sounding.tasks.code import read_problems
     from sounding.train.saved_models import saved_models
 
     found = saved_models(folder)
     if not found:
-        raise ValueError(f"{folder} keeps no model; is it the folder of a run that has saved?")
+        raise ValueError(
+            f"{folder} has no saved model; give the folder of a run that has a checkpoint"
+        )
     results = out or folder / "evaluations"
     results.mkdir(parents=True, exist_ok=True)
     curve = TrainingCurve(
@@ -98,7 +105,7 @@ def _draw(curve: "TrainingCurve", path: Path) -> None:
     if not curve.points:
         return
     if importlib.util.find_spec("matplotlib") is None:
-        warn(f"{path} is not drawn: it needs {how_to_install('matplotlib')}")
+        warn(f"{path} is not drawn: drawing requires {how_to_install('matplotlib')}")
         return
     draw(curve.points, curve.copying, path)
 

@@ -1,4 +1,4 @@
-"""`logits` and `generate`: compute logits of tokens, and continue a prompt."""
+"""`logits` and `generate`: compute logits, and continue a prompt."""
 
 import random
 import sys
@@ -36,27 +36,25 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Safetensors file to write: logits, F32 [b, t, v].",
 )
-@click.option(
-    "--simulate", is_flag=True, help="Round activations to FP8 and FP4 as the deployed network."
-)
+@click.option("--simulate", is_flag=True, help="Round activations to FP8 and FP4 as in deployment.")
 @click.option(
     "--split",
-    help="Feed the tokens in chunks: sizes such as 137,1,1 (the last one repeats), or random:SEED "
-    "for random chunks, different in every sequence. The logits are the same.",
+    help="Process the tokens in chunks: sizes such as 137,1,1 (the last one repeats), or "
+    "random:SEED for random chunks, different in every sequence.",
 )
 @click.option(
     "--bfloat16",
     is_flag=True,
-    help="Compute in bfloat16 by the C++ kernels, as the engine does; needs no PyTorch.",
+    help="Compute in bfloat16 with the C++ kernels, as the engine does; does not need PyTorch.",
 )
 def logits(
     model: str, source: Path, out: Path, simulate: bool, split: str | None, bfloat16: bool
 ) -> None:
-    """Compute logits for given tokens.
+    """Compute the logits of tokens.
 
-    Every position of every sequence in the file, computed in float32 by the PyTorch reference.
-    With --split the tokens are processed in chunks, as a server does. The logits must be the same
-    up to rounding, which this option lets you verify.
+    Logits of every position of every sequence in the file, computed in float32 by the PyTorch
+    reference. With --split the tokens are processed in chunks, as a server does; the logits must be
+    the same up to rounding, which can be verified with this option.
 
     \b
     Example:
@@ -90,7 +88,7 @@ def _read_tokens(path: Path) -> "NDArray[np.int64]":
                 raise ValueError(f"{path} holds {names or 'nothing'}; it must hold 'input_ids'")
             found = file.get_slice("input_ids")
             dtype, shape = found.get_dtype(), found.get_shape()
-            # Asked first: NumPy cannot hold every format.
+            # Checked before reading: NumPy cannot represent every dtype.
             if dtype != "I64" or len(shape) != 2 or 0 in shape:
                 raise ValueError(
                     f"input_ids in {path} is {dtype} of shape {shape}; it must be I64 "
@@ -103,7 +101,7 @@ def _read_tokens(path: Path) -> "NDArray[np.int64]":
 
 
 def _pieces(split: str | None, length: int, row: int) -> list[int]:
-    """The sizes in which sequence `row` of `length` tokens arrives."""
+    """The chunk sizes of sequence `row` of `length` tokens."""
     if split is None:
         return [length]
     kind, _, seed = split.partition(":")
@@ -116,13 +114,15 @@ def _pieces(split: str | None, length: int, row: int) -> list[int]:
         )
     sizes = [int(part) for part in parts]
     if sum(sizes) > length:
-        raise ValueError(f"--split {split} asks for {sum(sizes)} tokens; there are {length}")
+        raise ValueError(
+            f"--split {split} adds up to {sum(sizes)} tokens; the sequences have {length}"
+        )
     rest, last = length - sum(sizes), sizes[-1]
     return sizes + [last] * (rest // last) + ([rest % last] if rest % last else [])
 
 
 def _random_pieces(length: int, choose: random.Random) -> list[int]:
-    """Pieces of every scale: single tokens and long chunks alike."""
+    """Random chunk sizes of every scale, from single tokens to the whole sequence."""
     sizes: list[int] = []
     while (rest := length - sum(sizes)) > 0:
         sizes.append(choose.randint(1, min(rest, choose.choice((1, 5, 200, length)))))
@@ -138,18 +138,21 @@ def _random_pieces(length: int, choose: random.Random) -> list[int]:
 @click.option("--prompt", help="Text to continue; '-' reads it from stdin.")
 @click.option(
     "--tokens",
-    help="Token ids to continue, such as 5,17,3; the answer is token ids. For models without "
-    "a tokenizer.",
+    help="Token ids to continue, such as 5,17,3; token ids are printed too. For models without a "
+    "tokenizer.",
 )
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option(
     "--temperature",
     default=0.0,
     show_default=True,
-    help="0 takes the likeliest token. The published models are meant for 1.",
+    help="0 chooses the most likely token. The published models are meant for 1.",
 )
 @click.option(
-    "--top-p", default=1.0, show_default=True, help="Sample among the likeliest this much."
+    "--top-p",
+    default=1.0,
+    show_default=True,
+    help="Sample among the most likely tokens with this total probability.",
 )
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same answer.")
 @click.option("--stop", multiple=True, help="Stop before this string; can be given repeatedly.")
@@ -163,11 +166,11 @@ def generate(
     seed: int,
     stop: tuple[str, ...],
 ) -> None:
-    """Continue a prompt, streaming.
+    """Continue a prompt and stream the result.
 
-    MODEL is the folder of a checkpoint, or left out for the shipped model. The prompt is used
-    as it is, including special tokens; `encode` makes chat prompts. The answer is streamed to
-    stdout; it ends at EOS, a stop string or --max-tokens. Ctrl-C stops it.
+    MODEL is the folder of a checkpoint; by default the shipped model is used. The prompt is used
+    unchanged, including special tokens; `encode` renders chat prompts. The result is streamed to
+    stdout and ends at EOS, a stop string or --max-tokens. Ctrl-C stops it.
 
     \b
     Examples:
@@ -182,7 +185,7 @@ def generate(
     if (prompt is None) == (tokens is None):
         raise click.UsageError("give either --prompt or --tokens")
     if tokens is not None and stop:
-        raise click.UsageError("--stop is a text; it requires --prompt")
+        raise click.UsageError("--stop requires --prompt, because it is text")
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
     folder = find_model(model)
     if tokens is not None:

@@ -1,4 +1,4 @@
-"""`inspect` and `plan`: describe a model, and the resources that running it takes."""
+"""`inspect` and `plan`: describe a model, and the resources that it needs."""
 
 import dataclasses
 import itertools
@@ -38,9 +38,9 @@ _PLAIN: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE}
 
 
 def describe(name: str) -> tuple[Description, "Checkpoint | None"]:
-    """A model by its name, and its checkpoint if it has one: `preset:flash`, `flash`, a folder.
+    """Describe a model by name, and open its checkpoint if any: `preset:flash`, `flash`, a folder.
 
-    "nano" is the shipped model, weights included; its bare shape is "preset:nano".
+    "nano" is the shipped model with weights; "preset:nano" is its shape alone.
     """
     shape = name.removeprefix("preset:")
     if shape in PRESETS and name != SHIPPED_NAME:
@@ -59,9 +59,9 @@ def describe(name: str) -> tuple[Description, "Checkpoint | None"]:
 def inspect(model: str, as_json: bool) -> None:
     """Describe a model: layers, parameters, bytes, state.
 
-    MODEL is a preset (tiny, nano, flash, pro), described without weights at hand, or a folder with
-    config.json and safetensors, of which only the headers are read. A folder that is called like a
-    preset is written ./flash.
+    MODEL is a preset (tiny, nano, flash, pro), described without weights, or a folder with
+    config.json and safetensors, of which only the headers are read. For a folder with the name of a
+    preset write ./flash.
 
     \b
     Examples:
@@ -71,7 +71,7 @@ def inspect(model: str, as_json: bool) -> None:
     \b
     Keys of the JSON:
       model, source       the argument; "preset" or "folder"
-      dialect             "published" or "transformers": whose names the files use
+      dialect             "published" or "transformers": naming of the tensors
       layers              [{layer, attention: window|CSA|HCA, router: hash|scored}]
       parameters          {main, mtp, dspark, active}, counted unpacked
       tensors             number of tensors in the files
@@ -159,7 +159,7 @@ def _layer_summary(layers: list[dict[str, Any]]) -> str:
 
 
 def _kinds(layers: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """One row for each kind of layer there is: its attention, its router, which layers."""
+    """One row per kind of layer: its attention, its router, the layers."""
     kinds: dict[tuple[str, str], list[int]] = {}
     for layer in layers:
         kinds.setdefault((layer["attention"], layer["router"]), []).append(layer["layer"])
@@ -186,16 +186,16 @@ def _span(numbers: list[int]) -> str:
     type=int,
     default=_DEFAULT_CONTEXT,
     show_default=True,
-    help="Tokens of prompt and answer to make room for.",
+    help="Tokens of prompt and answer to allow for.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def plan(model: str, context: int, as_json: bool) -> None:
-    """Say what running a model takes beside what this machine has.
+    """Compare what a model needs with what this machine has.
 
     MODEL is a preset (tiny, nano, flash, pro) or a folder, as for inspect. Weights, state and
-    workspace of one sequence are held against free memory and disk; memory speed is measured, disk
-    speed too where a shard is large enough to tell, else 2 GB/s are assumed. Tokens per second are
-    a ceiling: one sequence, each byte read once per token, experts equally likely.
+    workspace of one sequence are compared with free memory and disk. Memory bandwidth is measured;
+    disk bandwidth is measured if a shard is large enough, else 2 GB/s are assumed. Tokens per
+    second are an upper bound: one sequence, each byte read once per token, experts equally likely.
 
     \b
     Example:
@@ -207,11 +207,11 @@ def plan(model: str, context: int, as_json: bool) -> None:
       verdict             "memory": fits in RAM; "stream": experts are read from disk as
                           needed; "none": does not fit; reason says why
       context_tokens, weight_bytes, expert_bytes, state_bytes
-      needed_bytes        memory to hold everything, 1 GiB of workspace included
-      streaming_bytes     memory to hold everything but the routed experts
+      needed_bytes        memory for everything, including 1 GiB of workspace
+      streaming_bytes     memory for everything except the routed experts
       dense_bytes_per_token, expert_bytes_per_token, state_bytes_per_token
-      cached_experts      share of the experts that memory has room for
-      tokens_per_second   bound by reading alone; 0 where it does not fit
+      cached_experts      share of the experts that fit in memory
+      tokens_per_second   upper bound by bandwidth; 0 if the model does not fit
       machine             {memory_bytes, available_bytes, disk_free_bytes, memory_bandwidth,
                           disk_bandwidth, disk_bandwidth_measured}, bandwidths in bytes/s
     """
@@ -250,7 +250,7 @@ def _print_plan(found: Plan, machine: dict[str, Any]) -> None:
             f"{human_bytes(found.weight_bytes)}, routed experts {human_bytes(found.expert_bytes)}",
         ),
         ("state", f"{human_bytes(found.state_bytes)} at {found.context_tokens:,} tokens"),
-        ("in all", f"{human_bytes(found.needed_bytes)} with workspace"),
+        ("total", f"{human_bytes(found.needed_bytes)} with workspace"),
         ("read per token", human_bytes(per_token)),
     )
     has = _facts(
@@ -260,7 +260,7 @@ def _print_plan(found: Plan, machine: dict[str, Any]) -> None:
         ("disk speed", f"{machine['disk_bandwidth'] / 1e9:.1f} GB/s, {origin}"),
     )
     console = Console()
-    console.print("[bold]it takes[/]", takes, "[bold]this machine has[/]", has)
+    console.print("[bold]needed[/]", takes, "[bold]available[/]", has)
     console.print(f"{verdicts[found.verdict]}: {found.reason}", soft_wrap=True)
     if found.verdict != "none":
         console.print(f"at most {found.tokens_per_second:,.2f} tokens per second, by bandwidth")

@@ -20,16 +20,16 @@ _RESULT = "model"  # in the folder of a run
 
 
 def _shared(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that all three stages have."""
+    """The options that all stages share."""
     options = [
-        click.option("--from", "model", help="Model to begin with.  [default: the shipped one]"),
+        click.option("--from", "model", help="Model to start from.  [default: the shipped model]"),
         click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE",
-                     help="Change one field."),
+                     help="Set a field; can be given repeatedly."),
         click.option("--out", type=_FOLDER, help="Folder of the run.  [default: runs/STAGE]"),
         click.option("--change", is_flag=True,
                      help="Change the settings of a saved run from here on."),
         click.option("--print", "only_print", is_flag=True,
-                     help="Print the resolved run and stop."),
+                     help="Print the resolved settings and exit."),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -38,18 +38,18 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def posttrain() -> None:
-    """Teach a model to answer: conversations, rewards, teachers.
+    """Post-train a model: fine-tuning, GRPO, distillation.
 
-    Each command makes a run in a folder, as `train` does. Ctrl-C saves and stops after the current
-    step; the same command goes on, and so does a run that was killed, with the same unfinished
-    answers. The result is OUT/model, as it is deployed.
+    Each command creates a run in a folder, as `train` does. Ctrl-C saves and stops after the
+    current step; the same command resumes, also after a crash, with the same unfinished answers.
+    The result is OUT/model, in the deployment format.
     """
 
 
 @posttrain.command()
-@click.option("--data", type=_FILE, help="JSON lines of conversations to train on.")
-@click.option("--held-out", type=_FILE, help="The same, to validate on.")
-@click.option("--epochs", type=float, help="Passes over the data, instead of train.steps.")
+@click.option("--data", type=_FILE, help="JSONL file of training conversations.")
+@click.option("--held-out", type=_FILE, help="JSONL file of validation conversations.")
+@click.option("--epochs", type=float, help="Number of epochs, instead of train.steps.")
 @_shared
 def sft(
     data: Path | None,
@@ -63,16 +63,16 @@ def sft(
 ) -> None:
     """Fine-tune a model on conversations.
 
-    A row of --data has `messages` as the chat endpoint of `serve` takes them, and may have `tools`
-    and `thinking` (true, false or an effort). Loss is on what the assistant wrote: reasoning,
-    content, calls, the end of its turn; a message with `"loss": false` is context only.
+    A row of --data has `messages` in the format of /v1/chat/completions, and may have `tools` and
+    `thinking` (true, false or an effort). The loss covers the tokens of the assistant: reasoning,
+    content, calls, the end of its turn. A message with `"loss": false` is context only.
 
     \b
     Example:
       sounding posttrain sft --data chats.jsonl --held-out more.jsonl --epochs 2
     """
     from sounding.posttrain.open_runs import open_sft, tokenizer_of
-    from sounding.posttrain.settings import SftRun, sft_recipe
+    from sounding.posttrain.run_configs import SftRun, sft_recipe
     from sounding.posttrain.sft import read_samples, steps_of
 
     place = out or Path("runs") / "sft"
@@ -88,7 +88,9 @@ def sft(
 
 
 @posttrain.command()
-@click.option("--tasks", type=_FILE, help="JSON lines of tasks: messages, and the right answer.")
+@click.option(
+    "--tasks", type=_FILE, help="JSONL file of tasks: messages, and how answers are graded."
+)
 @_shared
 def grpo(
     tasks: Path | None,
@@ -98,17 +100,18 @@ def grpo(
     change: bool,
     only_print: bool,
 ) -> None:
-    """Train a model by rewards for its own answers (group relative policy optimisation).
+    """Train a model with rewards for its answers (GRPO).
 
-    Answers are sampled in rounds by the engine, from the weights as they are, and graded as they
-    end. A row of --tasks is a conversation up to the answer, and the `answer` that scores 1.
+    GRPO is group relative policy optimisation. In each round the engine samples answers from the
+    current weights, and they are graded. A row of --tasks is a conversation up to the answer, with
+    the `answer` that scores 1; rows of `data textbook tasks` have a `check` that grades any answer.
 
     \b
     Example:
       sounding posttrain grpo --tasks traces.jsonl --from runs/sft --set rollouts.group=16
     """
     from sounding.posttrain.open_runs import open_grpo
-    from sounding.posttrain.settings import GrpoRun, grpo_recipe
+    from sounding.posttrain.run_configs import GrpoRun, grpo_recipe
 
     place = out or Path("runs") / "grpo"
     given = _paths({"rollouts.tasks": tasks})
@@ -124,7 +127,7 @@ def grpo(
     nargs=2,
     multiple=True,
     metavar="MODEL PROMPTS",
-    help="A specialist, and JSON lines of conversations that it answers well; may be repeated.",
+    help="A teacher, and a JSONL file of conversations that it answers; can be given repeatedly.",
 )
 @_shared
 def distill(
@@ -135,10 +138,10 @@ def distill(
     change: bool,
     only_print: bool,
 ) -> None:
-    """Merge specialists into one model, on its own answers (on-policy distillation).
+    """Distill one or more teachers into a model, on its own answers (on-policy distillation).
 
-    The model answers each teacher's prompts, and learns at every token of its answers how likely
-    the teacher finds each token of the vocabulary. Teachers may be runs or models.
+    The model answers the prompts of each teacher and, at every token of its answers, learns the
+    teacher's probabilities of the whole vocabulary. Teachers may be runs or models.
 
     \b
     Example:
@@ -146,7 +149,7 @@ def distill(
         --teacher runs/trace trace.jsonl
     """
     from sounding.posttrain.open_runs import open_distill
-    from sounding.posttrain.settings import DistillRun, distill_recipe
+    from sounding.posttrain.run_configs import DistillRun, distill_recipe
 
     place = out or Path("runs") / "distill"
     rows = [
@@ -162,10 +165,10 @@ def distill(
 
 @posttrain.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=_FOLDER, help="Where the pictures go.  [default: FOLDER/plots]")
+@click.option("--out", type=_FOLDER, help="Folder of the plots.  [default: FOLDER/plots]")
 def plot(folder: Path, out: Path | None) -> None:
-    """Draw rewards, passes, lengths, entropy and differences of a run as PNG files."""
-    from sounding.posttrain.plots import draw
+    """Plot rewards, pass rates, lengths, entropy and differences of a run as PNG files."""
+    from sounding.posttrain.reward_plots import draw
 
     for path in draw(folder, out or folder / "plots"):
         click.echo(path)
@@ -190,16 +193,16 @@ def _resolved(
     from sounding.train.runs import change
 
     if (place / RUN_NAME).is_file():
-        click.echo(f"resuming the run in {place}; remove that folder to begin anew", err=True)
+        click.echo(f"resuming the run in {place}; delete that folder to start again", err=True)
         return change(read_run_as(kind, place), settings)
-    begins = find_model(model).resolve()
+    begins = find_model(model).absolute()
     new = recipe(_config_of(begins))
     return _changed(new, [*settings, f"train.initial_weights={begins}"], settings)
 
 
 def _config_of(model: Path) -> "ModelConfig":
-    """The config of a model; of a run's checkpoint that of the run, which says what the float32
-    weights are deployed in."""
+    """The config of a model. For a checkpoint of a run it is that of the run, which has the
+    deployment format of the float32 weights."""
     from sounding.train.resolve import RUN_NAME, read_run_model
     from sounding.weights.checkpoint import read_config
 
@@ -210,7 +213,7 @@ def _config_of(model: Path) -> "ModelConfig":
 
 
 def _changed(run: Any, settings: list[str], given: "tuple[str, ...] | list[str]") -> Any:
-    """A run with settings; another number of steps scales its schedule, unless that is given."""
+    """A run with settings. A new number of steps scales the schedule, unless that is given."""
     from sounding.train.resolve import scaled_schedule
     from sounding.train.runs import change
 
@@ -225,7 +228,7 @@ def _train(
     open_run: "Callable[[Callable[[dict[str, Any]], None]], Trainer[Any]]",
     only_print: bool,
 ) -> None:
-    """Train until the run is finished or interrupted, then write the model as it is deployed."""
+    """Train until finished or interrupted; write a finished model in the deployment format."""
     from sounding.cli.posttrain_progress import progress_lines
     from sounding.train.allocator import keep_freed_memory
 

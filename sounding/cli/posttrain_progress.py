@@ -1,4 +1,4 @@
-"""Progress of post-training on stderr: a line for every row of metrics."""
+"""Progress of post-training on stderr: one line per row of metrics."""
 
 import logging
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _NAMES = {
 
 
 def progress_lines(steps: int) -> Callable[[dict[str, Any]], None]:
-    """Shows rows of metrics, and warnings, as lines."""
+    """A function that prints rows of metrics. Warnings are printed as lines, too."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     def show(row: dict[str, Any]) -> None:

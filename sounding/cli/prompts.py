@@ -1,7 +1,7 @@
 """`encode`, `parse` and `tokenizer`: the prompt library for other languages, proxies and shells.
 
-Rows come as JSON lines and leave as JSON lines, each flushed as soon as it is done; a bad row is
-answered with {"error"} and stops nothing.
+Rows are read and written as JSON lines, and each result is flushed at once. An invalid row gives
+{"error"}, and the next row is read.
 """
 
 import difflib
@@ -20,12 +20,12 @@ ROWS = click.argument("rows", type=click.File("rb"), default="-")
 @click.command()
 @ROWS
 def encode(rows: Iterable[bytes]) -> None:
-    """Turn conversations into prompt text, JSONL to JSONL.
+    """Render conversations as prompts, JSONL to JSONL.
 
-    Each line of ROWS (a file, or standard input) is {"messages": [...], "kwargs": {...}}; its
-    answer is {"prompt"} or {"error"}. The kwargs are thinking_mode ("chat" or "thinking"),
+    Each line of ROWS (a file, or standard input) is {"messages": [...], "kwargs": {...}}; the
+    result is {"prompt"} or {"error"}. The kwargs are thinking_mode ("chat" or "thinking"),
     context, drop_thinking, add_default_bos_token, reasoning_effort, and effort_scheme ("april"
-    or "0731"). A row may also hold "tools", which go on its first message.
+    or "0731"). A row may also have "tools", which are added to its first message.
     """
     _answer(rows, _encode_row)
 
@@ -34,31 +34,33 @@ def encode(rows: Iterable[bytes]) -> None:
 @ROWS
 @click.option("--tolerant", is_flag=True, help="Repair malformed text and report each repair.")
 def parse(rows: Iterable[bytes], tolerant: bool) -> None:
-    """Turn completions into messages, JSONL to JSONL.
+    """Parse completions into messages, JSONL to JSONL.
 
-    Each line of ROWS (a file, or standard input) is {"text", "thinking_mode"}; its answer is
-    {"message"} or {"error"}. With --tolerant a row may hold the "tools" that were offered, and
-    the answer has "repairs" and "finish_reason" too.
+    Each line of ROWS (a file, or standard input) is {"text", "thinking_mode"}; the result is
+    {"message"} or {"error"}. With --tolerant a row may have the "tools" of the request, and the
+    result also has "repairs" and "finish_reason".
     """
     _answer(rows, lambda row: _parse_row(row, tolerant))
 
 
 @click.group()
 def tokenizer() -> None:
-    """Train a tokenizer, or look into one."""
+    """Train or describe a tokenizer."""
 
 
 @tokenizer.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--vocab-size", required=True, type=int, help="Number of ids, named tokens included.")
+@click.option(
+    "--vocab-size", required=True, type=int, help="Number of ids, including named tokens."
+)
 @click.option(
     "--out",
     required=True,
     type=click.Path(path_type=Path),
-    help="Where to write the tokenizer.json: a file, or a folder that exists.",
+    help="File to write, or an existing folder to write tokenizer.json to.",
 )
 def train(paths: tuple[Path, ...], vocab_size: int, out: Path) -> None:
-    """Train a byte-level BPE on the text files in PATHS, folders included."""
+    """Train a byte-level BPE tokenizer on text files and folders."""
     from sounding.text.tokenizer import train as train_tokenizer
 
     skipped: list[Path] = []
@@ -66,19 +68,19 @@ def train(paths: tuple[Path, ...], vocab_size: int, out: Path) -> None:
     made = train_tokenizer(texts, vocab_size, progress=sys.stderr.isatty())
     target = out / "tokenizer.json" if out.is_dir() else out
     made.save(target)
-    _tell_skipped(skipped)
+    _report_skipped(skipped)
     click.echo(f"{target}: {made.num_tokens} tokens", err=True)
 
 
 @tokenizer.command()
 @click.argument("file", type=click.Path(exists=True, path_type=Path))
 @click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON instead of tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def inspect(file: Path, paths: tuple[Path, ...], as_json: bool) -> None:
-    """Describe the tokenizer FILE, and how many bytes of the text in PATHS make a token.
+    """Describe a tokenizer, and measure the bytes per token of text files and folders.
 
     FILE is a tokenizer.json or a folder with one. Counts are by language and file type; the
-    language of prose is told by its script.
+    language of prose is detected by its script.
     """
     from sounding.text.coverage import measure
     from sounding.text.tokenizer import Tokenizer
@@ -86,7 +88,7 @@ def inspect(file: Path, paths: tuple[Path, ...], as_json: bool) -> None:
     loaded = Tokenizer.from_file(file)
     skipped: list[Path] = []
     measured = measure(loaded, _texts(paths, skipped))
-    _tell_skipped(skipped)
+    _report_skipped(skipped)
     answer: dict[str, Any] = {
         "tokens": loaded.num_tokens,
         "named_tokens": len(loaded.named),
@@ -114,11 +116,11 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _texts(paths: tuple[Path, ...], skipped: list[Path]) -> Iterator[tuple[Path, str]]:
-    """Every file that is UTF-8 text, in a fixed order; the others are put into `skipped`."""
+    """Every file that is UTF-8 text, in a fixed order; the others are added to `skipped`."""
     for path in paths:
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         for file in files:
-            # Version control and caches: what a person would not call the text of a folder.
+            # Hidden files and folders: version control and caches.
             if any(part.startswith(".") for part in file.relative_to(path).parts):
                 continue
             try:
@@ -127,20 +129,20 @@ def _texts(paths: tuple[Path, ...], skipped: list[Path]) -> Iterator[tuple[Path,
                 skipped.append(file)
 
 
-def _tell_skipped(skipped: list[Path]) -> None:
+def _report_skipped(skipped: list[Path]) -> None:
     if skipped:
         click.echo(f"skipped {len(skipped)} files that are not UTF-8 text", err=True)
 
 
 def _answer(rows: Iterable[bytes], respond: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Answer each row by itself; blank lines are no rows."""
+    """Process each row separately; blank lines are skipped."""
     out = sys.stdout.buffer
     for line in rows:
         if not line.strip():
             continue
         try:
             answer = respond(_row(line))
-        # One bad row must not end a stream that others wait on, whatever is wrong with it.
+        # Whatever is wrong with one row, the stream must go on to the next.
         except Exception as error:
             text = (
                 str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
@@ -163,7 +165,7 @@ def _row(line: bytes) -> dict[str, Any]:
 def _line(answer: dict[str, Any]) -> bytes:
     try:
         return json.dumps(answer, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can carry
+    except UnicodeEncodeError:  # half of a surrogate pair can only be written as an escape
         return json.dumps(answer).encode() + b"\n"
 
 
@@ -193,7 +195,7 @@ def _encode_row(row: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name} is {kwargs[name]!r:.60}; give true or false")
     if row.get("tools"):
         if not messages or not isinstance(messages[0], dict):
-            raise ValueError("tools need a first message to go on; give a system message")
+            raise ValueError("tools are added to the first message; give a system message")
         messages = [{**messages[0], "tools": row["tools"]}, *messages[1:]]
     return {"prompt": encode_messages(messages, **kwargs)}
 

@@ -1,4 +1,4 @@
-"""The page of all commands, made from the commands themselves.
+"""The reference page of all commands, generated from their help.
 
 `python -m sounding.cli.reference > docs/commands.md` writes it; a test compares the two.
 """
@@ -12,7 +12,7 @@ from sounding.cli import cli
 _HEAD = """# Commands
 
 `scripts/sounding COMMAND --help` prints the same in a terminal. In a checkout the command is
-`scripts/sounding`, after `pip install` it is `sounding`. This page is made from the commands:
+`scripts/sounding`, after `pip install` it is `sounding`. This page is generated:
 `python -m sounding.cli.reference > docs/commands.md`.
 """
 _WIDTH = 88

@@ -37,13 +37,13 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 @click.option(
     "--api-keys",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="File with one key a line. Clients send one as 'Authorization: Bearer KEY' or 'x-api-key: "
-    "KEY'.",
+    help="File with one key per line. Clients send one as 'Authorization: Bearer KEY' or "
+    "'x-api-key: KEY'.",
 )
 @click.option(
     "--without-keys",
     is_flag=True,
-    help="Listen without keys on an address that other machines can reach: anybody there may use "
+    help="Listen without keys on an address that other machines can reach: anyone there can use "
     "the server.",
 )
 @click.option(
@@ -139,6 +139,20 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
     help="Time for running answers to finish after SIGTERM or Ctrl-C.",
 )
 @click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME=DIR",
+    help="Adapter of `sounding tune` to serve beside the model, under the name MODEL:NAME; can be "
+    "given repeatedly.",
+)
+@click.option(
+    "--load-adapters",
+    is_flag=True,
+    help="Let clients load and drop adapters by /v1/load_lora_adapter and /v1/unload_lora_adapter: "
+    "they name folders of this machine.",
+)
+@click.option(
     "--trace",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for one JSON file per answer with its tokens, cache hits and times. The files "
@@ -159,6 +173,8 @@ def serve(
     width: int,
     max_body_mib: int,
     grace_seconds: float,
+    adapters: tuple[str, ...],
+    load_adapters: bool,
     thinking: bool | None,
     **options: Any,
 ) -> None:
@@ -200,6 +216,7 @@ def serve(
         hosts=_hosts(host, allowed_hosts),
         **options,
     )
+    named = dict(map(_named_adapter, adapters))
     listener = listen(host, port)
     opened = open_model(folder)
     engine = opened.engine(
@@ -209,26 +226,42 @@ def serve(
         context_tokens=context_tokens,
         prefix_limit_bytes=round(prefix_cache_gib * 2**30),
     )
-    service = Service(engine, opened.tokenizer, settings, _card(opened), opened.fim_format)
+    for name, place in named.items():
+        engine.adapters.load(name, opened.read_adapter(place))
+    service = Service(
+        *(engine, opened.tokenizer, settings, _card(opened), opened.fim_format),
+        adapters=engine.adapters,
+        read_adapter=opened.read_adapter if load_adapters else None,
+    )
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}"
     serve_forever(
         service,
         listener,
         grace_seconds=grace_seconds,
-        ready=lambda: _announce(settings, address, service.card),
+        ready=lambda: _announce(settings, address, service.card, tuple(named)),
     )
 
 
+def _named_adapter(option: str) -> tuple[str, Path]:
+    from sounding.server.protocols.adapters import require_adapter_name
+
+    name, equals, folder = option.partition("=")
+    if not equals or not folder:
+        raise ValueError(f"--adapter {option!r} must have the form NAME=DIR")
+    require_adapter_name(name)
+    return name, Path(folder)
+
+
 def _keys(host: str, path: Path | None, *, without_keys: bool) -> "Keys | None":
-    """The API keys. Raises ValueError where others can reach the server and may not be meant to."""
+    """The API keys. Raises ValueError if other machines can reach a server without keys."""
     from sounding.server.http.keys import Keys
     from sounding.server.http.serve import is_loopback
 
     if path is None and not without_keys and not is_loopback(host):
         raise ValueError(
             f"other machines can reach {host}: give --api-keys FILE, or --without-keys to let "
-            "anybody use the server"
+            "anyone use the server"
         )
     return None if path is None else Keys.from_file(path)
 
@@ -242,16 +275,20 @@ def _hosts(host: str, allowed: tuple[str, ...]) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(name.lower() for name in (*_LOOPBACK_NAMES, host, *allowed)))
 
 
-def _announce(settings: "ServerOptions", address: str, card: "ModelCard") -> None:
+def _announce(
+    settings: "ServerOptions", address: str, card: "ModelCard", adapters: tuple[str, ...]
+) -> None:
     click.echo(f"serving {settings.model_names[0]} on {address}", err=True)
+    for name in adapters:
+        click.echo(f"with an adapter as {settings.model_names[0]}:{name}", err=True)
     if not card.converses:
-        click.echo("it completes code and has not learned to converse", err=True)
+        click.echo("this is a base model: it completes code and is not trained to chat", err=True)
     if settings.keys is None and settings.hosts is None:
-        click.echo("no API keys: anybody who can reach this address may use the server", err=True)
+        click.echo("no API keys: anyone who can reach this address can use the server", err=True)
 
 
 def _card(opened: LoadedModel) -> "ModelCard":
-    """Facts about the model that clients ask for."""
+    """The description of the model for clients."""
     from sounding.server.service import ModelCard
     from sounding.weights.layout import count_parameters
 

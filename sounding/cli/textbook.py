@@ -1,4 +1,4 @@
-"""`data textbook`: check exercises, make documents and problems of them."""
+"""`data textbook`: check exercises, and make documents and problems from them."""
 
 import json
 from collections import Counter
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.progress import MofNCompleteColumn, Progress
 
-from sounding.cli.conversations import conversations, tasks
 from sounding.cli.evaluation_options import sandbox_options
+from sounding.cli.textbook_conversations import conversations, tasks
 from sounding.evaluation.measuring import sandbox
 from sounding.progress import progress_bar
 
@@ -28,7 +28,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 
 @click.group()
 def textbook() -> None:
-    """Exercises with solutions and tests: check them, and make texts and problems of them.
+    """Check exercises with solutions and tests, and make training data from them.
 
     PATH is a folder of AREA/TOPIC.toml, or one such file.
     """
@@ -50,7 +50,12 @@ def _read(path: Path) -> "list[Exercise]":
 
 @textbook.command()
 @click.argument("path", type=_PATH)
-@click.option("--exclude", type=_FILE, multiple=True, help="JSONL of texts to keep out.")
+@click.option(
+    "--exclude",
+    type=_FILE,
+    multiple=True,
+    help="JSONL file of texts that exercises must not repeat; can be given repeatedly.",
+)
 @sandbox_options
 @_json_option
 def check(
@@ -61,10 +66,10 @@ def check(
     unsafe: bool,
     as_json: bool,
 ) -> None:
-    """Run every solution against every test, and look for exercises that repeat something.
+    """Run every solution against its tests, and find repeated exercises.
 
-    Refused are exercises that are nearly the same as another one or as a text of --exclude FILE,
-    in program or in words, and those whose function has a name that FILE defines.
+    An exercise is a fault if its program or its text is nearly the same as another exercise or as a
+    text of --exclude, or if its function has a name that this file defines.
     """
     from sounding.textbook import checking
     from sounding.textbook.running import all_failures, sandboxed
@@ -94,10 +99,18 @@ def check(
 @textbook.command()
 @click.argument("path", type=_PATH)
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--split", type=click.Choice(["train", "heldout"]), help="Only this one.")
-@click.option("--variants", default=8, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--split", type=click.Choice(["train", "heldout"]), help="Only this split.  [default: both]"
+)
+@click.option(
+    "--variants",
+    default=8,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Number of variants of each exercise.",
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--overwrite", is_flag=True, help="Replace a corpus of other exercises.")
+@click.option("--overwrite", is_flag=True, help="Replace a corpus of other exercises in OUT.")
 @_json_option
 def render(
     path: Path,
@@ -108,13 +121,13 @@ def render(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write documents to the folder OUT, a corpus as `data tokenize` reads it.
+    """Write exercises as documents to the folder OUT, a corpus for `data tokenize`.
 
-    Every exercise comes --variants times: told by a docstring, a comment or not at all, typed or
-    not, alone or among others, with or without tests below. Topics that are held out make a split
-    of their own.
+    Every exercise is rendered --variants times: with a docstring, a comment or no description,
+    typed or not, alone or among others, with or without tests. Held-out topics are a split of their
+    own.
     """
-    from sounding.textbook.corpus import write_corpus
+    from sounding.textbook.write_corpus import write_corpus
 
     splits = [split] if split else ["train", "heldout"]
     stats = write_corpus(
@@ -132,7 +145,13 @@ def render(
 @textbook.command()
 @click.argument("path", type=_PATH)
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--per-exercise", default=2, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--per-exercise",
+    default=2,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Maximum number of infilling problems per exercise.",
+)
 @sandbox_options
 @_json_option
 def problems(
@@ -144,11 +163,11 @@ def problems(
     unsafe: bool,
     as_json: bool,
 ) -> None:
-    """Write the topics that are held out as problems to the folder OUT.
+    """Write problems from held-out topics to the folder OUT.
 
     functions.jsonl is for `eval functions`: signatures with descriptions and examples.
-    infilling.jsonl is for `eval infilling`: at most --per-exercise single lines of a solution. A
-    solution must pass its tests, and fail them with `pass` in the line's place.
+    infilling.jsonl is for `eval infilling`: single lines of solutions to fill in. A solution must
+    pass its tests, and fail them if `pass` replaces the line.
     """
     from sounding.files import write_file
     from sounding.tasks import gaps
@@ -157,7 +176,7 @@ def problems(
 
     exercises = [exercise for exercise in _read(path) if exercise.held_out]
     if not exercises:
-        raise ValueError(f"{path} has no topic with held_out = true, so no problems to make")
+        raise ValueError(f"{path} has no topic with held_out = true, which problems are made from")
     judge = sandbox(timeout, unsafe)
     reasons: Counter[str] = Counter()
     functions: list[Problem] = []

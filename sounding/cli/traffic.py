@@ -1,4 +1,4 @@
-"""`traffic`: a server under the hands of people who type, and under a crowd."""
+"""`traffic`: load-test a running server with typing, many clients and disconnects."""
 
 import inspect
 import json
@@ -30,15 +30,17 @@ _PROCESS = (
 
 @click.group()
 def traffic() -> None:
-    """Measure a running server by what editors and agents do to it."""
+    """Load-test a running server as editors and agents use it."""
 
 
 _file = click.option(
     "--file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The code that is sent.  [default: a module of the standard library]",
+    help="Source file that requests contain.  [default: a module of the standard library]",
 )
-_model = click.option("--model", default="nano", show_default=True, help="Its name at the server.")
+_model = click.option(
+    "--model", default="nano", show_default=True, help="Name of the model at the server."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -49,11 +51,17 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
     type=click.Choice(["infill", "suffix", "lsp"]),
     default="infill",
     show_default=True,
-    help="llama.cpp's, OpenAI's completions, or a language server started for this.",
+    help="llama.cpp's /infill, OpenAI's /v1/completions, or a language server, which is started.",
 )
 @_file
-@click.option("--line", default=200, show_default=True, help="Where the typing begins.")
-@click.option("--keys", default=300, show_default=True, type=click.IntRange(min=1))
+@click.option("--line", default=200, show_default=True, help="Line where typing starts.")
+@click.option(
+    "--keys",
+    default=300,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Number of keys to type.",
+)
 @_model
 @api_key_file_option
 @_json
@@ -67,14 +75,15 @@ def typing(
     api_key_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Type a part of a file and ask for a completion at every key.
+    """Type part of a file and request a completion at every key.
 
-    Times run from a key to the text that would be shown; the next key waits for it. URL is that of
-    a server; with --protocol lsp none is needed (or give it, and the language server asks it).
+    The latency is measured from the key to the completion; the next key is typed after it. URL is
+    the address of a server; with --protocol lsp it is optional, and the language server then uses
+    it instead of loading a model.
 
     \b
-    Keys of the JSON: protocol, keys, p50_ms, p95_ms, largest_ms, and shares of keys after which
-    something was "shown", and was "right": the file goes on so.
+    Keys of the JSON: protocol, keys, p50_ms, p95_ms, largest_ms, and the shares of keys after which
+    a completion was "shown" and was "right", that is, continues as the file does.
     """
     from sounding.bench.traffic.http import Client
     from sounding.bench.traffic.typist import trace_of, type_in_an_editor, type_over_http
@@ -104,9 +113,26 @@ def typing(
 
 @traffic.command()
 @click.argument("url")
-@click.option("--clients", default=64, show_default=True, type=click.IntRange(min=1))
-@click.option("--minutes", default=1.0, show_default=True, type=click.FloatRange(min=0.05))
-@click.option("--repeat", default=64, show_default=True, help="Answers compared with asking alone.")
+@click.option(
+    "--clients",
+    default=64,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Number of clients.",
+)
+@click.option(
+    "--minutes",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(min=0.05),
+    help="Duration of the load.",
+)
+@click.option(
+    "--repeat",
+    default=64,
+    show_default=True,
+    help="Number of requests to repeat one at a time.",
+)
 @click.option("--seed", default=0, show_default=True)
 @_file
 @_model
@@ -123,15 +149,16 @@ def crowd(
     api_key_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Be many clients at once: agents, chats and editors, some of whom hang up.
+    """Simulate many clients at once: agents, chats and editors, some of which disconnect.
 
-    Afterwards some answers are asked for again, alone, and have to be the same; and the server's
-    memory and open files are read before (after one round of every kind) and at the end.
+    Afterwards some requests are repeated one at a time; their answers must be the same. Memory and
+    open files of the server are read before the load (after a warm-up) and after it.
 
     \b
-    Keys of the JSON: clients, seconds, requests, left (given up on purpose), errors, different
-    (answers that are others alone), compared, kinds {requests, p50_ms, p95_ms, largest_ms,
-    first_p95_ms}, fewest and most (answers of one client), before and after (from /metrics).
+    Keys of the JSON: clients, seconds, requests, left (deliberate disconnects), errors, different
+    (answers that changed when repeated alone), compared, kinds {requests, p50_ms, p95_ms,
+    largest_ms, first_p95_ms}, fewest and most (answers per client), before and after (from
+    /metrics).
     """
     from sounding.bench.traffic.crowd import Crowd
 
@@ -158,10 +185,14 @@ def crowd(
 
 @traffic.command()
 @click.argument("url")
-@click.option("--times", default=20, show_default=True, type=click.IntRange(min=1))
 @click.option(
-    "--characters", default=60_000, show_default=True, help="Of a prompt that takes long to read."
+    "--times",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Number of disconnects of each kind.",
 )
+@click.option("--characters", default=60_000, show_default=True, help="Length of the long prompt.")
 @_file
 @_model
 @api_key_file_option
@@ -175,10 +206,10 @@ def leaving(
     api_key_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Hang up in the middle of things, and see how long the server goes on for nobody.
+    """Disconnect during requests, and measure how long the server keeps running them.
 
-    The server must have nothing else to do. Half of the requests are given up while a long prompt
-    is read, half while an answer is written.
+    The server must be idle otherwise. Half of the requests are dropped during the prefill of a long
+    prompt, half while an answer is generated.
 
     \b
     Keys of the JSON: reading and writing, each with times, p50_ms, p95_ms, largest_ms.
@@ -224,7 +255,7 @@ def _crowd_report(made: "Crowd", tally: "Tally", clients: int, repeat: int) -> d
 
 
 def _metrics(url: str, api_key: str | None) -> dict[str, float]:
-    """What the server says of itself, once it has nothing to do; {} where it says nothing."""
+    """Memory and open files of the server once it is idle; {} if /metrics lacks them."""
     from sounding.bench.traffic.http import Client
 
     with Client(url, api_key) as client:

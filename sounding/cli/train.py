@@ -1,4 +1,4 @@
-"""`train` and `plot`: run a training, watch it, draw what it measured."""
+"""`train` and `plot`: run a training and plot its metrics."""
 
 import json
 from pathlib import Path
@@ -14,18 +14,24 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change one field.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Set a field; can be given repeatedly.",
+)
 @click.option("--out", type=_FOLDER, help="Folder of a new run.  [default: runs/NAME]")
 @click.option(
     "--from",
     "model",
     type=_FOLDER,
-    help="Start from the weights of this model, or the weights and moments of this checkpoint of a "
-    "run, instead of random weights; sets train.initial_weights.",
+    help="Start from the weights of a model, or from the weights and optimizer moments of a run's "
+    "checkpoint, instead of random weights; sets train.initial_weights.",
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ... or auto.")
 @click.option("--change", is_flag=True, help="Change the settings of a saved run from here on.")
-@click.option("--print", "only_print", is_flag=True, help="Print the resolved run and stop.")
+@click.option("--print", "only_print", is_flag=True, help="Print the resolved settings and exit.")
 def train(
     run: str,
     settings: tuple[str, ...],
@@ -39,23 +45,24 @@ def train(
 
     \b
     Recipes:
-      copying   repeat random sequences; no data needed, minutes on a CPU
-      nano      the shipped model for code, from a dataset; about ten hours on two cores
-      repeats   teach a nano to find repeated tokens, from a dataset; minutes
+      copying   repeat random sequences; needs no data, minutes on a CPU
+      nano      the shipped code model, from a dataset; about ten hours on two cores
+      repeats   train a nano to find repeated tokens, from a dataset; minutes
 
     \b
-    From text to completions (to train the shipped model on your code, see `finetune`):
+    From text to completions (`finetune` trains the shipped model on your code):
       sounding data build corpus --source my-project
       sounding data vocabulary corpus --vocab-size 8192 --out tokenizer.json
       sounding data tokenize corpus --tokenizer tokenizer.json --out tokens
       sounding train nano --set data.path=tokens --set train.steps=300
       sounding complete FILE:LINE --model runs/nano
 
-    The run's folder keeps settings, metrics and checkpoints. Ctrl-C saves and stops; `train RUN`
-    resumes from the last checkpoint with the saved settings. Progress goes to stderr, the resolved
-    settings to stdout. Another train.steps scales the schedule of a new run; `--print` shows it.
+    The folder of a run holds its settings, metrics and checkpoints. Ctrl-C saves and stops; `train
+    RUN` resumes from the last checkpoint with the saved settings. Progress goes to stderr, the
+    resolved settings to stdout. Setting train.steps scales the schedule of a new run; `--print`
+    shows it.
 
-    Several processes share a run when torchrun starts them:
+    Start several processes for one run with torchrun:
     `torchrun --nproc-per-node 2 -m sounding train RUN`.
     """
     from sounding.train.resolve import resolve_run
@@ -81,8 +88,8 @@ def run_training(
 ) -> bool:
     """Train a run until it is finished or interrupted, showing progress on stderr.
 
-    `measure_first` validates a new run before its first step; `advise` names the commands that come
-    next. Returns whether the run is finished.
+    `measure_first` validates a new run before its first step; `advise` prints the next commands.
+    Returns whether the run is finished.
     """
     import torch
 
@@ -128,23 +135,23 @@ def run_training(
         verb = "finished" if finished else "stopped"
         click.echo(f"{verb} at step {trainer.step:,} of {config.train.steps:,}: {folder}", err=True)
     if group.is_main and advise:
-        _say_what_next(folder, finished)
+        _advise(folder, finished)
     return finished
 
 
-def _say_what_next(folder: Path, finished: bool) -> None:
+def _advise(folder: Path, finished: bool) -> None:
     if not finished:
-        click.echo(f"resume it:  sounding train {folder}", err=True)
+        click.echo(f"resume:  sounding train {folder}", err=True)
     elif any(folder.glob("checkpoints/step-*/model/tokenizer.json")):
-        click.echo(f"try it:     sounding complete FILE:LINE --model {folder}", err=True)
-    click.echo(f"see it:     sounding plot {folder}", err=True)
+        click.echo(f"try it:  sounding complete FILE:LINE --model {folder}", err=True)
+    click.echo(f"plot it:  sounding plot {folder}", err=True)
 
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=_FOLDER, help="Where the pictures go.  [default: FOLDER/plots]")
+@click.option("--out", type=_FOLDER, help="Folder of the plots.  [default: FOLDER/plots]")
 def plot(folder: Path, out: Path | None) -> None:
-    """Draw loss, expert load and gradient norm of a run as PNG files.
+    """Plot loss, expert load and gradient norm of a run as PNG files.
 
     FOLDER is the folder of a run. The files are loss.png, expert_load.png and gradient_norm.png.
 

@@ -1,4 +1,4 @@
-"""Progress of a training on stderr: a bar in a terminal, lines where output is kept or piped."""
+"""Progress of a training on stderr: a bar in a terminal, lines elsewhere."""
 
 import logging
 import time
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from sounding.train.metrics import MetricsRow
     from sounding.train.run_config import RunConfig
 
-_LINES = 100  # of progress over a whole run
+_LINES = 100  # progress lines of a whole run
 
 
 class TrainProgress(Protocol):
-    """What shows how a run goes."""
+    """Shows the progress of a run."""
 
     def start_at(self, step: int) -> None:
-        """Begin at a resumed step: the time left is judged by steps taken from here on."""
+        """Start at a resumed step; the remaining time is estimated from the steps after it."""
 
     def show(self, row: "MetricsRow") -> None:
-        """Take in a row of metrics."""
+        """Show a row of metrics."""
 
 
 @contextmanager
 def train_progress(run: "RunConfig", *, shown: bool) -> Iterator[TrainProgress]:
-    """A bar where stderr is a terminal, lines elsewhere; warnings go the same way.
+    """A bar if stderr is a terminal, lines elsewhere; warnings are printed the same way.
 
-    Not `shown` is for a process that leaves all words to another one.
+    Set `shown` to False in processes that should print only errors.
     """
     console = Console(stderr=True)
     handler: logging.Handler = logging.StreamHandler()
@@ -56,7 +56,7 @@ def train_progress(run: "RunConfig", *, shown: bool) -> Iterator[TrainProgress]:
 
 
 class ProgressBar:
-    """Steps taken, loss, speed and the time left, on one line that is redrawn."""
+    """A progress bar with steps, loss, speed and remaining time."""
 
     def __init__(self, bar: Progress, run: "RunConfig") -> None:
         self._bar = bar
@@ -75,7 +75,7 @@ class ProgressBar:
 
 
 class ProgressLines:
-    """The same as a line for every hundredth of the run, and one for every validation."""
+    """A line per hundredth of the run, and one per validation."""
 
     def __init__(self, run: "RunConfig") -> None:
         self._steps = run.train.steps
@@ -97,7 +97,7 @@ class ProgressLines:
             click.echo(f"{where}: {measured}", err=True)
 
     def _is_due(self, step: int) -> bool:
-        """Whether a line belongs to this step: also the first, which shows that it runs at all."""
+        """Whether to print a line for this step; true for the first, which shows that it runs."""
         return step in (self._first + 1, self._steps) or step % self._every == 0
 
 

@@ -1,8 +1,8 @@
-"""Ways to begin a missing line: what the network is asked for beside its likeliest line.
+"""Candidate beginnings of a missing line, from which the network writes further lines.
 
-A network that has read little finds the right line more often than it thinks it the likeliest. So
-it writes several, from each indentation that is possible and from the beginnings that the text
-around asks for: a name that is read below and bound nowhere is bound by the missing line.
+A small network often ranks the right line below another one. So it writes several lines, from
+each possible indentation and from beginnings that the surrounding text implies: if a name is read
+below and bound nowhere, the missing line must bind it.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ _SAMPLED_AGAIN = SamplingParams(temperature=0.6, top_p=0.95)
 
 
 class Start(NamedTuple):
-    """A beginning of the text in a gap, which the network continues."""
+    """The beginning of a candidate, which the network continues."""
 
     text: str
     opens: bool
@@ -30,10 +30,10 @@ class Start(NamedTuple):
 def line_starts(
     gap: Gap, source: PythonSource | None, params: SamplingParams, samples: int
 ) -> list[Start]:
-    """The beginnings of a whole missing line, the plain one ("" with `params`) first."""
+    """Beginnings of a whole missing line; the plain one ("" with `params`) comes first."""
     typed = len(gap.line)
     levels = [] if source is None else source.levels[:_MOST_LEVELS]
-    # White space that is typed is meant; in column 0 there may be more to come.
+    # Typed white space is intended; in column 0 the user may still type some.
     plain = [level.opens for level in levels if level.white == gap.line]
     starts = [Start("", any(plain) and bool(gap.line or len(levels) == 1), params)]
     if not samples:
@@ -50,8 +50,8 @@ def line_starts(
 def more_starts(
     gap: Gap, source: PythonSource, params: SamplingParams, kept: int, wanted: int
 ) -> list[Start]:
-    """`wanted` other beginnings, where none of the lines before can be right; `kept` samples were
-    drawn already."""
+    """`wanted` more beginnings, for when no earlier line can be right; `kept` samples were drawn
+    before."""
     more = sampled(params, kept + wanted)[-wanted:]
     levels = source.levels[:1] if not gap.line.strip() else []
     white = levels[0].white[len(gap.line) :] if levels else ""
@@ -81,7 +81,7 @@ def _beginnings(source: PythonSource, opens: bool) -> list[str]:
 def sampled(
     params: SamplingParams, count: int, base: SamplingParams = _SAMPLED_AGAIN
 ) -> list[SamplingParams]:
-    """`count` ways to sample like `params`, warm enough to differ, each with its own seed."""
+    """`count` variants of `params`, each with its own seed and a temperature above 0."""
     base = params if params.temperature else base
     return [
         dataclasses.replace(base, seed=(params.seed + 1 + number) % 2**63)

@@ -1,7 +1,7 @@
-"""Code completion: plan a gap's prompt, let a network write candidates, choose what is inserted.
+"""Code completion: plan a gap's prompt, generate candidates, choose the text to insert.
 
-`Completer.plan` prepares a gap, `Completer.run` completes prepared gaps. A server that has run the
-likeliest answer of a plan itself passes it to `Completer.settle`. `Completer.write` streams.
+`Completer.plan` prepares a gap and `Completer.run` completes prepared gaps. A server that generates
+a plan's likeliest answer itself passes it to `Completer.settle`. `Completer.write` streams.
 """
 
 import copy
@@ -28,10 +28,10 @@ from sounding.text.fim_format import FimFormat
 from sounding.text.tokenizer import Tokenizer
 
 _NEAR_CHARACTERS = 1 << 16  # on each side of the cursor
-_RETRIES = 8  # lines sampled when none can be right
-_BLOCK_RETRIES = 3  # of blocks, which are longer
-_GROUP = 16  # gaps that are worked on together
-_COPIES = 6  # other lines of the file that are tried
+_RETRIES = 8  # more lines to sample if none so far can be right
+_BLOCK_RETRIES = 3  # the same for blocks, which are longer
+_GROUP = 16  # gaps completed together
+_COPIES = 6  # other lines of the file used as candidates
 
 
 class FilledGap(NamedTuple):
@@ -39,30 +39,30 @@ class FilledGap(NamedTuple):
 
     text: str
     tokens: int
-    """Generated, including those that were cut off."""
+    """Generated tokens, including those cut off."""
     valid: bool
-    """True if the whole Python source parses with it, or at the end of the source, a beginning
-    that can be. False where the source is no Python."""
+    """True if the whole Python source parses with it; at the end of the source, if the source can
+    begin like this. False if the source is not Python."""
     confidence: float = 0.0
-    """Estimated probability that exactly this belongs there; see `ranking.confidence`."""
+    """Estimated probability that this is exactly right; see `ranking.confidence`."""
     evidence: tuple[float, ...] = ()
-    """What that was estimated from: `ranking.features`."""
+    """Features behind the estimate; see `ranking.features`."""
 
 
-class Plan(NamedTuple):
-    """A gap that is ready to be completed."""
+class CompletionPlan(NamedTuple):
+    """A gap, prepared for completion."""
 
     gap: Gap
-    """The part of the text around the cursor that is used."""
+    """The text around the cursor, as much as is used."""
     kind: Kind | None
     """None completes to the end of the text."""
     settings: CompletionSettings
     prompt: list[int]
     healing: Healing | None
     context: str
-    """Text of other files that the prompt shows."""
+    """Text of other files in the prompt."""
     source: PythonSource | None
-    """None where the text is not taken for Python."""
+    """None if the text is not treated as Python."""
     truncated: bool
     """True if the prompt omits some of the text around the cursor."""
 
@@ -73,7 +73,7 @@ class Plan(NamedTuple):
 
     @property
     def blank(self) -> bool:
-        """True if there is no text, so that there is nothing to complete."""
+        """True if there is no text at all, and so nothing to complete."""
         return not (self.context + self.gap.prefix + self.gap.suffix).strip()
 
     @property
@@ -88,21 +88,21 @@ class Plan(NamedTuple):
 
 
 class _Attempt(NamedTuple):
-    """A candidate in the making."""
+    """A candidate under generation."""
 
-    plan: Plan
+    plan: CompletionPlan
     start: str
-    """Text that was put before what is generated."""
+    """Text placed before the generated text."""
     middle: Middle
     request: Request
     likeliest: bool
 
 
 class Completer:
-    """Completes code with a tokenizer and something that generates."""
+    """Completes code with a tokenizer and a generator."""
 
     def __init__(self, tokenizer: Tokenizer, fim_format: FimFormat, generate: Generate) -> None:
-        """`fim_format` is the order that the model has learned.
+        """`fim_format` is the order of prefix and suffix that the model has learned.
 
         Raises ValueError for a tokenizer without the FIM tokens.
         """
@@ -110,7 +110,7 @@ class Completer:
         self._prompts = Prompts(tokenizer, fim_format)
 
     def using(self, generate: Generate) -> "Completer":
-        """Return a completer with another generator; tables are shared."""
+        """Return a completer with another generator that shares this one's tables."""
         other = copy.copy(self)
         other._generate = generate
         return other
@@ -123,8 +123,8 @@ class Completer:
         *,
         files: Sequence[File] = (),
         python: bool = True,
-    ) -> Plan:
-        """Prepare a gap; `python`: the text may be Python, which its syntax shows."""
+    ) -> CompletionPlan:
+        """Prepare a gap; `python` permits treating the text as Python if its syntax agrees."""
         num_bytes = len(gap.prefix.encode())
         if gap.suffix.strip():
             num_bytes += len(gap.suffix.encode())
@@ -135,21 +135,25 @@ class Completer:
         rest = healing.rest if healing is not None else b""
         whole = len(context.encode()) + num_bytes - len(rest)
         truncated = self._prompts.count_text_bytes(ids) < whole
-        return Plan(gap, kind, settings, ids, healing, context, source, truncated)
+        return CompletionPlan(gap, kind, settings, ids, healing, context, source, truncated)
 
-    def decoder(self, plan: Plan, *, stop: Sequence[str] = ()) -> Middle:
-        """A new decoder of the plan's likeliest answer; `stop` are strings before which it ends."""
+    def decoder(self, plan: CompletionPlan, *, stop: Sequence[str] = ()) -> Middle:
+        """A new decoder for the plan's likeliest answer, which ends before any string in `stop`."""
         return self._decoder(plan, plan.gap, plan.healing, self._must_open(plan), stop)
 
     def run(
-        self, plans: Sequence[Plan], params: Sequence[SamplingParams], *, alternatives: int = 1
+        self,
+        plans: Sequence[CompletionPlan],
+        params: Sequence[SamplingParams],
+        *,
+        alternatives: int = 1,
     ) -> Iterator[tuple[int, list[FilledGap]]]:
-        """Complete plans; yields (number, up to `alternatives` different texts, the best first).
+        """Complete plans; yields (number, up to `alternatives` different texts, best first).
 
-        The first text of each is sampled with its `params`. Beside the likeliest line others
-        compete: see `candidates`. In Python, what cannot be correct is taken only if nothing else
-        is found, and lines at the end after which the source cannot be correct are cut off. In a
-        blank file without other files there is nothing to complete.
+        The first candidate of each plan is sampled with its `params`. Other lines compete with the
+        likeliest one: see `candidates`. In Python, a candidate that cannot be correct is used only
+        if there is no other, and final lines that make the source incorrect are cut off. A blank
+        file without other files has no completion.
         """
         numbers = [number for number, plan in enumerate(plans) if not plan.blank]
         yield from ((number, []) for number, plan in enumerate(plans) if plan.blank)
@@ -171,14 +175,16 @@ class Completer:
             )
 
     def complete(
-        self, plan: Plan, params: SamplingParams, *, alternatives: int = 1
+        self, plan: CompletionPlan, params: SamplingParams, *, alternatives: int = 1
     ) -> list[FilledGap]:
-        """The texts of one plan, see `run`."""
+        """The texts of one plan; see `run`."""
         return next(self.run([plan], [params], alternatives=alternatives))[1]
 
-    def settle(self, plan: Plan, params: SamplingParams, first: Middle, *, cut: bool) -> FilledGap:
-        """Choose the text of a plan whose first answer is there already; `cut` if it was cut off by
-        a limit."""
+    def settle(
+        self, plan: CompletionPlan, params: SamplingParams, first: Middle, *, cut: bool
+    ) -> FilledGap:
+        """Choose the text of a plan whose first answer was generated already; `cut` is True if a
+        limit cut it off."""
         others = self._attempts(plan, params, 1)[1:]
         found = [self._candidate(plan, "", first, cut=cut or first.cut_short, likeliest=True)]
         found += self._candidates(others)[id(plan)] if others else []
@@ -187,9 +193,9 @@ class Completer:
     def write(
         self, text: str, settings: CompletionSettings, params: SamplingParams, *, until: Kind | None
     ) -> Iterator[str]:
-        """Continue a text, yielding pieces as they become final; `until` None is its end.
+        """Continue a text and yield pieces as they become final; `until` None has no ending rule.
 
-        White space is held back until something follows it in the same block.
+        White space is withheld until something follows it in the same block.
         """
         plan = self.plan(Gap(text), until, settings, python=False)
         middle = self.decoder(plan)
@@ -204,15 +210,17 @@ class Completer:
     def count(self, gap: Gap, most_tokens: int | None = None) -> int:
         """Tokens of a prompt with all the text around the cursor.
 
-        Raises TooManyTokens as soon as there are certainly more than `most_tokens`.
+        Raises TooManyTokens as soon as the number certainly exceeds `most_tokens`.
         """
         return self._prompts.count(gap, most_tokens)
 
     # ----------------------------------------------------------------------------------------------
     # Candidates
 
-    def _attempts(self, plan: Plan, params: SamplingParams, alternatives: int) -> list[_Attempt]:
-        """What the network is asked for: the likeliest text first."""
+    def _attempts(
+        self, plan: CompletionPlan, params: SamplingParams, alternatives: int
+    ) -> list[_Attempt]:
+        """Attempts for the network, the likeliest text first."""
         starts = [Start("", self._must_open(plan), params)]
         if plan.competes and not params.temperature:
             starts = line_starts(plan.gap, plan.source, params, plan.settings.candidates)
@@ -222,15 +230,17 @@ class Completer:
             self._attempt(plan, start, likeliest=number == 0) for number, start in enumerate(starts)
         ]
 
-    def _again(self, plan: Plan, source: PythonSource, params: SamplingParams) -> list[Start]:
-        """What the network is asked for when nothing it has written can be right."""
+    def _again(
+        self, plan: CompletionPlan, source: PythonSource, params: SamplingParams
+    ) -> list[Start]:
+        """Further attempts, for when no text so far can be right."""
         if plan.competes and not params.temperature:
             kept = plan.settings.candidates
             return more_starts(plan.gap, source, params, kept, _RETRIES)
         opens = self._must_open(plan)
         return [Start("", opens, one) for one in sampled(params, _BLOCK_RETRIES)]
 
-    def _attempt(self, plan: Plan, start: Start, *, likeliest: bool = False) -> _Attempt:
+    def _attempt(self, plan: CompletionPlan, start: Start, *, likeliest: bool = False) -> _Attempt:
         gap, ids, healing = plan.gap, plan.prompt, plan.healing
         if start.text:
             gap = _with(gap, start.text)
@@ -240,21 +250,21 @@ class Completer:
         return _Attempt(plan, start.text, middle, request, likeliest)
 
     def _candidates(self, attempts: Sequence[_Attempt]) -> dict[int, list[Candidate]]:
-        """Run attempts; candidates by the id of their plan."""
+        """Run attempts and return candidates by the id of their plan."""
         requests = [attempt.request for attempt in attempts]
         ended = {index for index, finished in self._generate(requests) if finished}
         found: dict[int, list[Candidate]] = {id(attempt.plan): [] for attempt in attempts}
         for index, (plan, start, middle, _, likeliest) in enumerate(attempts):
-            # The generator may stop early, such as at a deadline while the user is typing.
+            # The generator may stop early, for example at a deadline while the user types.
             cut = middle.cut_short or index not in ended
             if cut and plan.whole_line and not likeliest:
-                continue  # a line without an end is none
+                continue  # an unfinished line does not count
             one = self._candidate(plan, start, middle, cut=cut, likeliest=likeliest)
             found[id(plan)].append(one)
         return found
 
     def _candidate(
-        self, plan: Plan, start: str, middle: Middle, *, cut: bool, likeliest: bool
+        self, plan: CompletionPlan, start: str, middle: Middle, *, cut: bool, likeliest: bool
     ) -> Candidate:
         gap = _with(plan.gap, start) if start else plan.gap
         text = start + trim(middle.finish(), gap, cut_short=cut)
@@ -269,10 +279,10 @@ class Completer:
 
     def _choose(
         self,
-        groups: Sequence[tuple[Plan, SamplingParams, list[Candidate]]],
+        groups: Sequence[tuple[CompletionPlan, SamplingParams, list[Candidate]]],
         alternatives: int,
     ) -> list[list[FilledGap]]:
-        """Judge and score candidates; the texts of each plan, the best first."""
+        """Judge and score candidates; returns the texts of each plan, best first."""
         pools = [_pool(plan, params, found) for plan, params, found in groups]
         retried = []
         for (plan, params, _), pool in zip(groups, pools, strict=True):
@@ -289,9 +299,9 @@ class Completer:
             for group, pool in zip(groups, pools, strict=True)
         ]
 
-    def _score(self, groups: Iterable[tuple[Plan, list[Candidate]]]) -> None:
-        """Score the lines that compete for a place, each with what follows it: all, or none where
-        the generator stops early."""
+    def _score(self, groups: Iterable[tuple[CompletionPlan, list[Candidate]]]) -> None:
+        """Score competing lines, each with the text that follows it: all of them, or none if the
+        generator stops early."""
         requests: list[Request] = []
         owners: list[list[tuple[Candidate, _Scored, int]]] = []
         for plan, pool in groups:
@@ -324,20 +334,20 @@ class Completer:
 
     def _decoder(
         self,
-        plan: Plan,
+        plan: CompletionPlan,
         gap: Gap,
         healing: Healing | None,
         opens: bool,
         stop: Sequence[str] = (),
     ) -> Middle:
-        """A decoder for a gap; each has its own healing, which remembers how far it is."""
+        """A decoder for a gap. Each has its own healing, which keeps its progress."""
         again = healing and Healing(self._prompts.healer, healing.ids, healing.rest)
         ending = ending_for(plan.kind, gap) if plan.kind is not None else None
         opening = Opening(self._prompts.healer) if opens else None
         limit = plan.settings.max_tokens
         return Middle(self._tokenizer, again, ending, limit, opening=opening, stop=stop)
 
-    def _must_open(self, plan: Plan) -> bool:
+    def _must_open(self, plan: CompletionPlan) -> bool:
         return plan.source is not None and opens_block(plan.gap)
 
 
@@ -363,13 +373,13 @@ def _request(
 
 
 def _with(gap: Gap, start: str) -> Gap:
-    """The gap behind a text that is put into it."""
+    """The gap after `start` is inserted into it."""
     gap = _whole_line(gap)
     return dataclasses.replace(gap, prefix=gap.prefix + start)
 
 
 def _tidied(text: str, gap: Gap, source: PythonSource) -> str:
-    """A line without more indentation than is typed, if that is possible; with its colon."""
+    """The line without extra indentation, where the typed one is possible, and with its colon."""
     if gap.line and source.level(gap.line) is not None:
         text = text.lstrip(" \t")
     code = text.strip()
@@ -384,12 +394,12 @@ def _may_be_right(one: Candidate) -> bool:
 
 
 def _whole_line(gap: Gap) -> Gap:
-    """A gap in a line of its own, where a line is inserted before another one."""
+    """The gap on a line of its own if a line is inserted before another one."""
     return Gap(gap.prefix, "\n" + gap.suffix) if gap.takes_newline else gap
 
 
-def _pool(plan: Plan, params: SamplingParams, found: list[Candidate]) -> list[Candidate]:
-    """Different candidates, judged, with the copies that compete with them."""
+def _pool(plan: CompletionPlan, params: SamplingParams, found: list[Candidate]) -> list[Candidate]:
+    """Distinct candidates, judged, together with the copies that compete with them."""
     pool: list[Candidate] = []
     _join(plan, pool, found)
     if plan.settings.copying and plan.whole_line and not params.temperature:
@@ -402,8 +412,8 @@ def _pool(plan: Plan, params: SamplingParams, found: list[Candidate]) -> list[Ca
     return pool
 
 
-def _join(plan: Plan, pool: list[Candidate], more: Iterable[Candidate]) -> None:
-    """Add candidates to those that are there; equal texts are one."""
+def _join(plan: CompletionPlan, pool: list[Candidate], more: Iterable[Candidate]) -> None:
+    """Add candidates to the pool; equal texts are merged."""
     known = {one.text: one for one in pool}
     for one in more:
         if one.text in known:
@@ -418,8 +428,8 @@ def _join(plan: Plan, pool: list[Candidate], more: Iterable[Candidate]) -> None:
         pool.append(one)
 
 
-def _filled(plan: Plan, pool: list[Candidate]) -> list[FilledGap]:
-    """The candidates as texts, the best first."""
+def _filled(plan: CompletionPlan, pool: list[Candidate]) -> list[FilledGap]:
+    """The candidates as texts, best first."""
     ordered = ranked(pool)
     seen: dict[str, FilledGap] = {}
     for number, one in enumerate(ordered):

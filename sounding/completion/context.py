@@ -1,7 +1,7 @@
-"""Choose the parts of other files to show before the file that is being completed.
+"""Choose parts of other files to show in the prompt before the file under completion.
 
-A small model sees a thousand tokens or so, fewer than most files have. Pieces of the other files
-are ranked by the rare names they share with the text around the cursor.
+A small model sees about a thousand tokens, fewer than most files have. Pieces of other files are
+ranked by the rare names they share with the text around the cursor.
 """
 
 import math
@@ -14,8 +14,8 @@ _NAME = re.compile(r"[^\W\d]\w{2,}")
 _PIECE_LINES = 24
 _AROUND_LINES = 40
 _STEP_LINES = 4
-_MOST_CHARACTERS = 400_000  # of all files together
-_MOST_TRIED = 64  # pieces; beyond the best of these there is no room
+_MOST_CHARACTERS = 400_000  # total of all files
+_MOST_TRIED = 64  # pieces; more than these would not fit
 
 File = tuple[str, str]  # path, text
 
@@ -35,11 +35,11 @@ def relevant_context(
     budget_tokens: int,
     count: Callable[[str], int],
 ) -> str:
-    """The best pieces of `files` that together have at most `budget_tokens`, as `count` counts.
+    """The best pieces of `files` that together have at most `budget_tokens`, counted by `count`.
 
-    Each under a comment with its file's path, in the files' order; "" where no piece shares a
-    name with the text around the cursor. Of many or large files only the first characters are
-    looked at: this has to be faster than typing.
+    Pieces are in the files' order, below a comment with the file's path; "" if no piece shares a
+    name with the text around the cursor. Only the first characters of many or large files are
+    searched, because this must be faster than typing.
     """
     pieces: list[_Piece] = []
     room = _MOST_CHARACTERS
@@ -67,7 +67,7 @@ def relevant_context(
 
 
 def settled(prefix: str) -> str:
-    """The lines above the cursor's own, in steps of a few lines, while the user is typing."""
+    """The lines above the cursor's, in steps of a few lines, so that typing rarely changes them."""
     lines = prefix.split("\n")
     done = len(lines) - 1
     return "\n".join(lines[: max(done // _STEP_LINES * _STEP_LINES, min(done, _STEP_LINES))])

@@ -1,22 +1,22 @@
-"""Other lines of a file as candidates for the missing one, beside the network's own.
+"""Other lines of the file as candidates for the missing one, in addition to the network's.
 
-Files repeat themselves, and a small network sees only a part of one. A line is the likelier a copy
-the more its neighbours are like the gap's, with words exchanged as the neighbours' are.
+Files repeat themselves, and a small network sees only part of a file. The more a line's neighbours
+resemble the gap's, the likelier is a copy of it, with the same words replaced as in the neighbours.
 """
 
 import math
 
 from sounding.completion.similar import Around
 
-_NEAR_LINES = 500  # on each side of a gap, of files that are longer
-_LIKELIEST = 16  # lines that are adapted
-_SHARPNESS = 3.0  # logarithm of a line's weight, by its likeness
+_NEAR_LINES = 500  # most lines searched on each side of a gap
+_LIKELIEST = 16  # lines to adapt
+_SHARPNESS = 3.0  # logarithm of a line's weight per unit of likeness
 
 
 def copies(prefix: str, suffix: str, most: int) -> dict[str, float]:
-    """Up to `most` lines that may fill a gap, by the rest of the line, the likeliest first.
+    """Up to `most` texts that may complete the gap's line, likeliest first.
 
-    Each with the logarithm of its weight: lines that are alike add up.
+    Maps each to the logarithm of its weight; the weights of equal lines add up.
     """
     around = Around(prefix, suffix, most=_NEAR_LINES)
     likeliest = sorted(around.similar(), key=lambda line: -line.likeness)[:_LIKELIEST]

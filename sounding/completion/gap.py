@@ -1,4 +1,4 @@
-"""A cursor in a text: what is before and after it, and what is to be filled in there."""
+"""A cursor in a text: the text before and after it, and the kind of text to insert."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ Kind = Literal["line", "block"]
 CONTINUES = ("else", "elif", "except", "finally", "case", *")]}")  # the statement above
 _NEWLINE = re.compile("\n")
 _OUTER = re.compile(rf"(?!{'|'.join(map(re.escape, CONTINUES))})[\w@]")  # begins a statement
-_SIGNIFICANT = 4  # letters and digits of a line before its coming again means something
+_SIGNIFICANT = 4  # letters and digits that a line needs before its repetition counts
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Gap:
 
     @property
     def following(self) -> str:
-        """The first line below the cursor's that is not blank, without white space at its end."""
+        """The first non-blank line below the cursor's, without trailing white space."""
         lines = self.suffix.split("\n")
         below = lines if self.takes_newline else lines[1:]
         return next((line.rstrip() for line in below if line.strip()), "")
@@ -42,11 +42,11 @@ class Gap:
         return not self.line and bool(self.rest.strip())
 
     def near(self, most_characters: int) -> "Gap":
-        """Return the text near the cursor, bounded in characters on each side.
+        """Return the text near the cursor, with a limit of characters on each side.
 
-        Where it can, each side is cut between lines, and before one that is not indented: what is
-        left of a program that is correct is correct then. What is left out above the cursor grows
-        in steps, so that prompts share a prefix while the user types.
+        Each side is cut between lines and before an unindented one if possible, so that the rest of
+        a correct program is still correct. The omitted part above the cursor grows in steps, so
+        that prompts share a prefix while the user types.
         """
         prefix, suffix = self.prefix, self.suffix
         step = max(1, most_characters // 4)
@@ -59,7 +59,7 @@ class Gap:
         return Gap(prefix, suffix)
 
     def natural_kind(self) -> Kind:
-        """A block where one begins or a line is empty; otherwise the rest of the line."""
+        """Return "block" if a block begins here or the line is empty, else "line"."""
         if self.rest.strip():
             return "block" if self.takes_newline else "line"
         opens = self.line.rstrip().endswith(":")
@@ -67,18 +67,18 @@ class Gap:
 
 
 def _line_between(text: str, start: int, end: int, otherwise: int) -> int:
-    """Start of a line between two places, the first that is not indented if there is one."""
+    """Start of the first unindented line between two offsets, or else of the first line."""
     begins = [match.end() for match in _NEWLINE.finditer(text, start, end)]
     outer = (at for at in begins if _OUTER.match(text, at))
     return next(outer, begins[0] if begins else otherwise)
 
 
 def indentation(line: str) -> int:
-    """Characters of white space a line begins with."""
+    """Number of white space characters at the start of a line."""
     return len(line) - len(line.lstrip())
 
 
 def repeats(line: str, following: str) -> bool:
-    """True if a line is the one that follows the cursor, and is worth noticing."""
+    """True if a line equals `following` and has enough letters for this to count."""
     letters = sum(character.isalnum() for character in following)
     return letters >= _SIGNIFICANT and line.rstrip() == following

@@ -1,8 +1,8 @@
-"""Token healing: the continuation of a prompt does not depend on a token cut at its end.
+"""Token healing: makes a continuation independent of a token cut at the prompt's end.
 
-The last tokens of such a prompt are removed as far as a continuation could change them, and
-the model generates their bytes again: it may sample any token that is a prefix of the remaining
-bytes, or that they are a prefix of. Named tokens are neither removed nor sampled.
+The last tokens of such a prompt are removed as far as a continuation could change them. The model
+then generates their bytes again: it may sample any token that is a prefix of the remaining bytes,
+or that the remaining bytes are a prefix of. Named tokens are neither removed nor sampled.
 """
 
 import unicodedata
@@ -14,7 +14,7 @@ _CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
 
 
 class Healer:
-    """The tokens of a vocabulary by their bytes. Made once for a tokenizer."""
+    """The tokens of a vocabulary by their bytes. Built once per tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -25,7 +25,7 @@ class Healer:
         self._longest = max(map(len, self._ids))
 
     def heal(self, text: str) -> "Healing":
-        """The tokens of a prompt that every continuation has too, and the bytes after them."""
+        """The tokens of a prompt that every continuation keeps, and the bytes after them."""
         encoding = self.tokenizer.core.encode(text, add_special_tokens=False)
         ids, words, offsets = encoding.ids, encoding.word_ids, encoding.offsets
         first, num_words, tail = len(ids), 0, ""
@@ -47,7 +47,7 @@ class Healer:
         return Healing(self, [*ids[:first], *kept], rest)
 
     def allowed(self, rest: bytes) -> list[int]:
-        """The ids that begin with `rest`, and those it begins with."""
+        """The ids whose bytes start with `rest`, or are a prefix of it."""
         shorter = (self._ids.get(rest[:length]) for length in range(1, len(rest)))
         found = [token for token in shorter if token is not None]
         at = bisect_left(self._sorted, (rest, -1))
@@ -59,9 +59,9 @@ class Healer:
     def _stable(self, ids: list[int], word: bytes) -> list[int]:
         """The leading ids of an unfinished word that do not depend on its continuation.
 
-        Up to any token boundary, BPE gives a word the tokens of its beginning alone. So look at
-        each place where a token could begin that reaches beyond the word, and keep what all
-        agree on.
+        Up to any token boundary, BPE splits a word as it splits the part before the boundary alone.
+        So consider each place where a token that extends beyond the word could begin, and keep the
+        ids on which all agree.
         """
         kept = ids
         for start in range(max(0, len(word) - self._longest), len(word)):
@@ -85,11 +85,11 @@ class Healing:
         self.ids, self.rest = ids, rest
 
     def allowed(self) -> list[int] | None:
-        """The ids that may be sampled next; None when any may, the prompt being complete."""
+        """The ids that may be sampled next; None permits any, once the prompt is complete."""
         return self._healer.allowed(self.rest) if self.rest else None
 
     def advance(self, token: int) -> None:
-        """Account for a sampled id. Raises ValueError for one that is not allowed."""
+        """Process a sampled id. Raises ValueError if it is not allowed."""
         sampled = self._healer.tokenizer.bytes_of(token)
         if not (sampled.startswith(self.rest) or (sampled and self.rest.startswith(sampled))):
             raise ValueError(f"token {token} ({sampled!r}) does not continue {self.rest!r}")

@@ -1,4 +1,4 @@
-"""Which indentations a missing line of Python can have, where the cursor is in front of it."""
+"""The indentations that a missing line of Python can have, for a cursor at its start."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ _UNIT = "    "
 
 
 class Level(NamedTuple):
-    """An indentation that the missing line may have."""
+    """A possible indentation of the missing line."""
 
     white: str
     opens: bool
@@ -17,10 +17,10 @@ class Level(NamedTuple):
 
 
 def possible_levels(gap: Gap) -> list[Level]:
-    """The indentations that fit the lines around an empty line, the likeliest first.
+    """The indentations that fit the lines around an empty line, likeliest first.
 
-    They begin with the white space that is typed already. Empty where a string or bracket is open,
-    where something else is on the line, and where nothing fits.
+    All start with the white space typed so far. Empty if a string or bracket is open, if the line
+    has other text, or if nothing fits.
     """
     if gap.line.strip() or (gap.rest.strip() and not gap.takes_newline):
         return []
@@ -34,7 +34,7 @@ def possible_levels(gap: Gap) -> list[Level]:
 
 
 def _inner(base: str, below: "_Code | None", unit: str) -> list[Level]:
-    """Behind a line that opens a block."""
+    """Levels after a line that opens a block."""
     if below is None or len(below.white) <= len(base):
         return [Level(base + unit, False)]
     levels = [] if below.continues else [Level(below.white, False)]
@@ -44,7 +44,7 @@ def _inner(base: str, below: "_Code | None", unit: str) -> list[Level]:
 
 
 def _same_or_outer(stack: list[str], below: "_Code | None") -> list[Level]:
-    """Behind any other line."""
+    """Levels after any other line."""
     levels = []
     for white in reversed(stack):
         if below is None or len(white) >= len(below.white) + below.continues:
@@ -57,7 +57,7 @@ def _same_or_outer(stack: list[str], below: "_Code | None") -> list[Level]:
 
 
 def _blocks_above(above: str) -> tuple[list[str], bool, str] | None:
-    """Indentations of the open blocks, True if the last line opens one, and the usual step.
+    """Indentations of the open blocks; True if the last line opens a block; the indentation step.
 
     None in the middle of a statement.
     """
@@ -91,7 +91,7 @@ class _Code(NamedTuple):
 
     white: str
     continues: bool
-    """True if it goes on with a statement whose block this line ends, as `else` does."""
+    """True if it continues a statement whose block this line ends, as `else` does."""
 
 
 def _first_code(gap: Gap) -> _Code | None:

@@ -1,4 +1,4 @@
-"""The text generated for a gap, while it is generated."""
+"""The text of a gap during generation."""
 
 import codecs
 from collections.abc import Collection, Sequence
@@ -11,7 +11,7 @@ from sounding.text.tokenizer import Tokenizer
 
 
 class Middle:
-    """Decodes one answer token by token, and stops at its ending."""
+    """Decodes one answer token by token and stops at its ending."""
 
     def __init__(
         self,
@@ -23,10 +23,10 @@ class Middle:
         opening: Opening | None = None,
         stop: Sequence[str] = (),
     ) -> None:
-        """`stop` are strings before which the text ends; what is healed is not searched."""
+        """The text ends before any string in `stop`; healed text is not searched."""
         self.text = ""
         self.certain = ""
-        """The beginning of the text that will not be taken back; another thread may read it."""
+        """The part of the text that no later token changes; another thread may read it."""
         self.count = 0
         self.logprob = 0.0
         """Log probability of all tokens under the network."""
@@ -37,11 +37,11 @@ class Middle:
         self._end: int | None = None
         self.stops: Sequence[str] = tuple(stop)
         self._strings = StopStrings(stop)
-        self._passed = ""  # by the stop strings
+        self._passed = ""  # text that the stop strings have released
 
     @property
     def cut_short(self) -> bool:
-        """True if it was cut by the limit of tokens."""
+        """True if the token limit cut it off."""
         return self._end is None and self.count >= self._max_tokens
 
     @property
@@ -50,8 +50,8 @@ class Middle:
         return self._strings.found
 
     def allowed(self) -> Collection[int] | None:
-        """The only tokens that may come next, while a word is healed or the line has to begin in
-        a certain way."""
+        """The tokens that may come next during healing or a required beginning of the line; None
+        permits any."""
         healing = self._healing
         if self._opening is not None:
             rest = healing.rest if healing is not None else b""
@@ -61,7 +61,7 @@ class Middle:
         return healing.allowed() if healing is not None else None
 
     def push(self, token: int, logprob: float = 0.0) -> bool:
-        """Take a token; return True to continue."""
+        """Append a token; returns True to continue."""
         self.count += 1
         self.logprob += logprob
         if self._healing is not None and self._healing.rest:
@@ -84,7 +84,7 @@ class Middle:
         return self._end is None and self.found is None
 
     def finish(self) -> str:
-        """The text up to its end, when no more tokens come."""
+        """The text up to its end, after the last token."""
         if self.found is not None:
             return self._passed[: self._end]
         if self._end is not None:

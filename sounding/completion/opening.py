@@ -1,7 +1,7 @@
-"""Lines of Python that must open a block, because the line below is indented more.
+"""Python lines that must open a block because the line below is indented further.
 
-Their first word is one of a few. A network that has read little often writes another statement
-there, after which the program cannot be correct.
+Such a line starts with one of a few words. A small network often writes another statement there,
+after which the program cannot be correct.
 """
 
 from sounding.completion.gap import Gap, indentation
@@ -20,19 +20,19 @@ def opens_block(gap: Gap) -> bool:
     if indentation(below) <= len(gap.line) or gap.prefix.rstrip("\n \t").endswith("\\"):
         return False
     before = scan(gap.prefix)
-    # Inside of brackets, or where one is closed below, more indentation means nothing.
+    # Indentation is meaningless inside brackets, or if a bracket is closed below.
     return before.in_code and before.depth <= 0 and scan(gap.suffix).lowest >= 0
 
 
 class Opening:
-    """Lets the line begin with nothing else."""
+    """Restricts the start of a line to the words that open a block."""
 
     def __init__(self, healer: Healer) -> None:
         self._healer = healer
 
     def allowed(self, rest: bytes, text: str) -> list[int] | None:
-        """The ids allowed behind the line's `text`, with the healed `rest` of the prompt before it;
-        None once the first word is complete."""
+        """The ids allowed after the healed `rest` of the prompt and the line's `text`; None once
+        the first word is complete."""
         written = text.encode()
         if written.startswith(_OPENERS):
             return None

@@ -1,12 +1,12 @@
 """Build the prompt for a gap in a text.
 
-The prompt is the one training shows: BOS, then prefix and suffix around the FIM tokens, each
-encoded by itself; without a suffix simply the text. For models that learned it so, the prefix
-follows the suffix, as the beginning of a middle without a prefix (SPM of Bavarian et al.,
-2022): the answer directly continues the prefix, and a keystroke only extends the prompt.
-Names of special tokens in a user's file are ordinary characters there. Other files go before the
-prefix as plain text, because the loader trains on single documents and never shows the tokens that
-separate the files of a repository.
+The prompt has the form of training: BOS, then prefix and suffix around the FIM tokens, each
+encoded separately; without a suffix, just the text. For models trained that way, the prefix comes
+after the suffix, as the beginning of a middle without a prefix (SPM of Bavarian et al., 2022). The
+answer then directly continues the prefix, and a keystroke only extends the prompt. Names of special
+tokens in a user's file are encoded as ordinary characters. Other files come before the prefix as
+plain text, because the loader trains on single documents and never uses the tokens that separate
+the files of a repository.
 """
 
 from collections.abc import Sequence
@@ -20,36 +20,36 @@ from sounding.completion.healing import Healer, Healing
 from sounding.text.fim_format import FimFormat, FimTokens
 from sounding.text.tokenizer import Tokenizer, TooManyTokens
 
-_SPECIAL_TOKENS = 4  # BOS and the three of FIM
-BYTES_PER_TOKEN = 16  # more than a window can need; spares encoding a long file as a whole
-_HEALED_CHARACTERS = 1024  # of a long line; the rest is encoded apart
-CANDIDATES, TYPING_CANDIDATES = 8, 4  # each takes time, of which a typist gives little
-_SCORED_TOKENS = 24  # behind a candidate
-_STEPS = 8  # step in which the start of a long prefix moves
+_SPECIAL_TOKENS = 4  # BOS and three FIM tokens
+BYTES_PER_TOKEN = 16  # more than a window can need; avoids encoding a long file as a whole
+_HEALED_CHARACTERS = 1024  # of a long line; the rest is encoded separately
+CANDIDATES, TYPING_CANDIDATES = 8, 4  # each takes time, which is short during typing
+_SCORED_TOKENS = 24  # tokens scored after a candidate
+_STEPS = 8  # the start of a long prefix moves in this many steps per prompt length
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionSettings:
-    """Settings of completions. Raises ValueError for budgets that leave no room."""
+    """Settings of completions. Raises ValueError if the budgets leave no room for text."""
 
     max_tokens: int = 128
-    """Limit of the answer."""
+    """Token limit of the answer."""
     context_tokens: int = 1024
-    """Limit of prompt and answer together: about the model's length in training."""
+    """Token limit of prompt and answer together: about the model's training length."""
     suffix_share: float = 0.25
-    """The suffix's share of the prompt, if both sides are long."""
+    """Share of the suffix in the prompt if both sides are long."""
     files_share: float = 0.25
     """Largest share of the prompt for pieces of other files."""
     heal: bool = True
-    """Inside a word, let the model choose its tokens anew."""
+    """Inside a word, let the model choose its tokens again (token healing)."""
     copying: bool = True
-    """Let the other lines of the file compete with the network's, where a line is wanted."""
+    """Let copies of other lines of the file compete with the network's lines, for kind "line"."""
     candidates: int = CANDIDATES
-    """Lines sampled beside the likeliest one, where a line is wanted at temperature 0; with 0 the
-    network writes its likeliest alone."""
+    """Lines sampled in addition to the likeliest one, for kind "line" at temperature 0; with 0 the
+    network writes only its likeliest line."""
     typing: bool = False
-    """The user is typing: choose pieces of other files by the lines above the cursor's own, so
-    that prompts share a prefix from one keystroke to the next."""
+    """The user is typing: choose pieces of other files by the lines above the cursor's, so that
+    prompts share a prefix from one keystroke to the next."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -67,12 +67,12 @@ class CompletionSettings:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens left for text in the prompt."""
+        """Number of tokens left for text in the prompt."""
         return self.context_tokens - self.max_tokens - _SPECIAL_TOKENS
 
 
 class Prompts:
-    """Makes prompts with a tokenizer."""
+    """Builds prompts with a tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, fim_format: FimFormat) -> None:
         """Raises ValueError for a tokenizer without the FIM tokens."""
@@ -83,7 +83,7 @@ class Prompts:
     def make(
         self, gap: Gap, settings: CompletionSettings, context: str = ""
     ) -> tuple[list[int], Healing | None]:
-        """Token ids, and the healing of the word at the cursor if it is to be healed.
+        """Token ids, and the healing of the word at the cursor if it needs healing.
 
         `context` goes before the prefix; see `context`.
         """
@@ -93,11 +93,11 @@ class Prompts:
         healing = self._heal(gap, inside_words_only=cut) if settings.heal else None
         kept, last = gap.prefix, []
         if healing is not None:
-            # Healing looks at the last line; what is before it is encoded apart.
+            # Healing needs only the last line; the text before it is encoded separately.
             kept, last = kept[: _healed_from(kept)], healing.ids
         head = self._encode(context) if context else []
         prefix = self._encode(_end_of(kept, settings.prompt_tokens))
-        most = settings.prompt_tokens // 2  # of what is always shown
+        most = settings.prompt_tokens // 2  # of the healed line's tokens, which are always shown
         prefix, last = prefix + last[:-most], last[-most:]
         room = max(0, settings.prompt_tokens - len(head) - len(last))
         suffix = self._encode(gap.suffix[: room * BYTES_PER_TOKEN]) if infilling else []
@@ -114,11 +114,11 @@ class Prompts:
     def scored(
         self, gap: Gap, texts: Sequence[str], settings: CompletionSettings, context: str = ""
     ) -> list[tuple[list[int], int]]:
-        """Prompts in which texts stand in the gap, in the order of the file, with the beginning of
-        what follows; each with the place of its first token that differs or follows.
+        """Prompts with each text placed in the gap, in the order of the file, followed by the start
+        of the suffix. Each comes with the index of its first token after the common beginning.
 
-        A network has learned plain text far better than gaps, and here it sees if what follows
-        fits. All begin alike.
+        A network models plain text far better than gaps, and such a prompt also shows whether the
+        suffix fits.
         """
         ids, healing = self.make(Gap(gap.prefix), settings, context)
         rest = healing.rest.decode() if healing is not None else ""
@@ -141,7 +141,7 @@ class Prompts:
     def count(self, gap: Gap, most_tokens: int | None = None) -> int:
         """Tokens of a prompt with all the text around the cursor.
 
-        Raises TooManyTokens as soon as there are certainly more than `most_tokens`.
+        Raises TooManyTokens as soon as the number certainly exceeds `most_tokens`.
         """
         prefix, suffix = (
             self._tokenizer.count(text, named=False, most_tokens=most_tokens)
@@ -150,26 +150,26 @@ class Prompts:
         return prefix + suffix + _SPECIAL_TOKENS
 
     def count_text_bytes(self, ids: Sequence[int]) -> int:
-        """Bytes of text in a prompt, without the tokens that structure it."""
+        """Bytes of text in a prompt, without its special tokens."""
         return self._tokenizer.count_bytes(token for token in ids if token not in self._fim)
 
     def _heal(self, gap: Gap, *, inside_words_only: bool) -> Healing | None:
-        """Heal the last line that is not blank.
+        """Heal the last non-blank line.
 
-        Training cuts a middle out anywhere and encodes it by itself, so that a hole after white
-        space or a bracket needs no healing; inside a word it is what makes the rest of the word
-        one token again. A plain continuation has seen no cuts at all.
+        Training cuts middles at any place and encodes them separately, so a gap after white space
+        or a bracket needs no healing. Inside a word, healing lets the rest of the word be one token
+        again. Plain continuations contain no cuts in training.
         """
         text = gap.prefix
         if not text or (inside_words_only and not (text[-1].isalnum() or text[-1] == "_")):
             return None
         line = text[_healed_from(text) :]
         if any(name in line for name in self._tokenizer.named):
-            return None  # it would be read as structure
+            return None  # it would be parsed as a special token
         healing = self.healer.heal(line)
         try:
             healing.rest.decode()
-        except UnicodeDecodeError:  # begins inside of a character
+        except UnicodeDecodeError:  # starts inside a character
             return None
         return healing
 
@@ -177,14 +177,14 @@ class Prompts:
         return self._tokenizer.encode(text, named=False)
 
     def _count_up_to(self, most_tokens: int, text: str) -> int:
-        """Number of tokens of a text, counted only until the limit is exceeded."""
+        """Number of tokens of a text, counted only until it exceeds the limit."""
         try:
             return self._tokenizer.count(text, named=False, most_tokens=most_tokens)
         except TooManyTokens as error:
             return error.num_tokens
 
     def _last_lines(self, ids: list[int], budget: int, step: int) -> list[int]:
-        """Return the last tokens, from the start of a line if there is one.
+        """Return the last tokens, from a line's start if possible.
 
         The omitted part grows in steps: while the user types, prompts share a prefix, which hits
         the cache.
@@ -199,7 +199,7 @@ class Prompts:
         return ids[start:]
 
     def _first_lines(self, ids: list[int], budget: int) -> list[int]:
-        """The first tokens, up to the end of a line where there is one."""
+        """Return the first tokens, up to a line's end if possible."""
         if len(ids) <= budget:
             return ids
         for at in range(budget, 0, -1):
@@ -209,7 +209,7 @@ class Prompts:
 
 
 def _last_line(text: str) -> int:
-    """Start of the last line that is not blank."""
+    """Start of the last non-blank line."""
     return text.rfind("\n", 0, len(text.rstrip())) + 1
 
 

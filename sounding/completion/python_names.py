@@ -1,10 +1,10 @@
-"""Names in Python source: which are read without a value, and which are never read.
+"""Names in Python source: which are read while unbound, and which are never read.
 
-A simplified model of execution. Each scope's reads and bindings are ordered as they are evaluated,
-a branch as if it were taken. A read that no binding precedes is unbound, except where a loop that
-holds both may have run the binding before. Functions run after their module is complete, so that
-their free names may be bound anywhere outside of them. Attributes are those of `self` alone, in
-classes whose bases are all known to add none.
+This is a simplified model of execution. Reads and bindings of each scope are in order of
+evaluation, and every branch counts as taken. A read without an earlier binding is unbound, unless a
+loop around both may have run the binding before. Functions run after their module is complete, so
+their free names may be bound anywhere outside them. Attributes are only those of `self`, in classes
+whose bases are all known to add none.
 """
 
 import ast
@@ -24,12 +24,12 @@ Where = tuple[str, str]  # qualified name of a scope, name
 
 
 class Names(NamedTuple):
-    """Names of a module, each with the scope it is used in."""
+    """Names of a module, each with the scope that uses it."""
 
     unbound: frozenset[Where]
-    """Read where nothing can have bound them. Attributes begin with a dot."""
+    """Names read where nothing can have bound them. Attributes begin with a dot."""
     unread: frozenset[Where]
-    """Bound in a function, parameters included, and never read."""
+    """Names bound in a function, including parameters, and never read."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class _Scope:
     bindings: dict[str, list[_Binding]] = field(default_factory=dict)
     reads: list[tuple[str, int, tuple[int, ...]]] = field(default_factory=list)
     read: set[str] = field(default_factory=set)
-    """Names read here or in scopes inside of it."""
+    """Names read in this scope or in nested ones."""
     elsewhere: dict[str, str] = field(default_factory=dict)
     """Names declared global or nonlocal."""
     opaque: bool = False
@@ -56,7 +56,7 @@ class _Scope:
 
 
 def find_names(tree: ast.Module, known: Iterable[str] = ()) -> Names:
-    """Analyse a module; `known` are names that are bound in parts of it that are left out."""
+    """Analyse a module; `known` are names bound in omitted parts of it."""
     visitor = _Visitor()
     for name in known:
         visitor.bind(name)
@@ -65,7 +65,7 @@ def find_names(tree: ast.Module, known: Iterable[str] = ()) -> Names:
 
 
 def module_names(tree: ast.Module) -> tuple[frozenset[str], bool]:
-    """Names that a module binds, and True if it may bind others by a star import."""
+    """Names that a module binds, and True if a star import may bind others."""
     visitor = _Visitor()
     visitor.visit(tree)
     outer = visitor.scopes[0]
@@ -98,7 +98,7 @@ def _unbound(visitor: "_Visitor") -> Iterator[Where]:
 
 
 def _known_outside(scope: _Scope, name: str, opaque: bool) -> bool:
-    """True if a name of a class body or module, not bound there yet, may come from outside."""
+    """True if a name not yet bound in a class body or module may come from outside."""
     above = scope.parent
     return name in _BUILTINS or opaque or (above is not None and _owner(above, name) is not None)
 
@@ -150,7 +150,7 @@ class _Visitor(ast.NodeVisitor):
     # Events
 
     def bind(self, name: str, *, initial: bool = True) -> None:
-        """The current scope binds a name now."""
+        """Record that the current scope binds a name now."""
         self._at += 1
         scope = self._scope
         if scope.elsewhere.get(name) == "nonlocal":
@@ -340,12 +340,12 @@ class _Visitor(ast.NodeVisitor):
     visit_ParamSpec = visit_TypeVarTuple = visit_TypeVar
 
     def _arguments_outside(self, arguments: ast.arguments) -> None:
-        """Defaults and annotations belong to the scope around the function."""
+        """Visit defaults and annotations, which belong to the enclosing scope."""
         self._all([*arguments.defaults, *arguments.kw_defaults])
         self._all(parameter.annotation for parameter in _parameters(arguments))
 
     def unknown_attributes(self) -> Iterator[Where]:
-        """Attributes of `self` that a class reads and nothing gives it."""
+        """Attributes of `self` that a class reads and nothing sets."""
         for node, given, used in self._attributes.values():
             plain = all(_last_name(base) in _PLAIN_BASES for base in node.bases)
             if not plain or node.keywords or node.decorator_list:
@@ -359,7 +359,7 @@ class _Visitor(ast.NodeVisitor):
 
 
 def id_of(node: ast.ClassDef) -> str:
-    """A key for a class within one tree."""
+    """A key that is unique to a class within one tree."""
     return f"{node.name}:{node.lineno}"
 
 
@@ -381,7 +381,7 @@ def _last_name(node: ast.expr) -> str:
 
 
 def _bound_by(node: ast.stmt) -> Iterator[str]:
-    """Names that a statement of a class gives it."""
+    """Names that a statement of a class body defines."""
     for part in ast.walk(node):
         if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield part.name

@@ -1,7 +1,7 @@
-"""Judge candidates for a gap in Python source: what cannot be right, and what is left undone.
+"""Judge candidates for a gap in Python source: errors, and names left unbound or unread.
 
-The file is analysed once, with a filler in the gap; each candidate is then parsed in the statement
-of the file that the gap lies in.
+The file is analysed once, with a filler in the gap. Each candidate is then parsed only within the
+top-level statement that contains the gap.
 """
 
 import ast
@@ -15,7 +15,7 @@ from sounding.completion.indentation import Level, possible_levels
 from sounding.completion.python_names import Names, find_names, module_names
 from sounding.completion.python_syntax import fits, may_parse, parses
 
-_BLANK = "_"  # the name in fillers
+_BLANK = "_"  # the name used in fillers
 _FILLERS = (
     *("pass", "", f"if {_BLANK}:", f"for {_BLANK} in ():", "else:", "try:", f"def {_BLANK}():"),
     *("except Exception:", "finally:", f"case {_BLANK}:", f"class {_BLANK}:"),
@@ -26,21 +26,21 @@ _DEFINES = re.compile(r"(?:async\s+)?(?:def|class)\s+(\w+)")
 _IMPORTS = re.compile(r"(import|from)\s")
 _CONTINUES = re.compile(r"(else|elif|except|finally|case)\b")
 _STATEMENT = re.compile(r"(?m)^(?:@|def\b|class\b|async\s+def\b)")
-_OUTER = re.compile(r"(?m)^[^\s#)\]}]")  # a line of code that is not indented
-_MOST_CHARACTERS = 1 << 20  # of a file that is analysed
+_OUTER = re.compile(r"(?m)^[^\s#)\]}]")  # an unindented line of code
+_MOST_CHARACTERS = 1 << 20  # of a file; longer ones are not analysed
 
 Fault = Literal["", "syntax", "name", "unreachable", "repetition", "comment"]
 
 
 class Judged(NamedTuple):
-    """What is wrong with a candidate."""
+    """The judgement of a candidate."""
 
     fault: Fault
-    """Why it cannot be right; "" if it can be."""
+    """The reason why it cannot be right; "" if it can."""
     missing: int = 0
-    """Names used around it that are still bound nowhere."""
+    """Number of names used around it that are still unbound."""
     unread: int = 0
-    """Names that nothing reads, more than with nothing in the gap."""
+    """Number of names never read, minus the number with the filler in the gap."""
 
 
 class PythonSource:
@@ -49,21 +49,21 @@ class PythonSource:
     def __init__(self, gap: Gap) -> None:
         self._gap = gap
         self.levels: list[Level] = possible_levels(gap)
-        """Indentations of a whole missing line."""
+        """Possible indentations of a whole missing line."""
         self._before, self._after = gap.prefix, gap.suffix
         self._known: frozenset[str] = frozenset()
         self._open = False
         self._names: Names | None = None
-        self._mendable = False  # something in the gap makes the whole source parse
+        self._mendable = False  # some filler makes the whole source parse
         self._analyse()
 
     @property
     def known(self) -> bool:
-        """True if the source is Python that is correct but for the gap."""
+        """True if the source is Python that is correct apart from the gap."""
         return self._names is not None
 
     def level(self, white: str) -> Level | None:
-        """The possible level of a whole missing line that has this white space before it."""
+        """The possible level that has this white space, or None."""
         return next((level for level in self.levels if level.white == white), None)
 
     @cached_property
@@ -72,7 +72,7 @@ class PythonSource:
         return self.known or may_parse(self._gap.prefix)
 
     def judge(self, text: str) -> Judged:
-        """Judge a text in the gap."""
+        """Judge a text placed in the gap."""
         whole = self._gap.line + text
         if not self._gap.line.strip():
             if self._repeats(whole.strip("\n")):
@@ -80,7 +80,7 @@ class PythonSource:
             if whole.lstrip().startswith("#") and "\n" not in whole.strip():
                 return Judged("comment")
         if self._names is None:
-            return Judged("" if self._may_stand(text) else "syntax")  # the only rule left
+            return Judged("" if self._may_stand(text) else "syntax")  # no other rule applies
         names = self._names_with(text)
         if names is None:
             return Judged("syntax")
@@ -92,14 +92,14 @@ class PythonSource:
         return Judged("", missing, len(names.unread) - len(self._names.unread))
 
     def valid(self, text: str) -> bool:
-        """True if the whole source parses with this text; at its end, if it can begin so."""
+        """True if the whole source parses with this text; at its end, if it can begin like this."""
         if self._names is not None:
             return self._names_with(text) is not None
         gap = self._gap
         return parses(gap.prefix + text + gap.suffix) if gap.suffix.strip() else fits(text, gap)
 
     def needed(self) -> list[str]:
-        """Names that are read around the gap and bound nowhere, in the order of their first use.
+        """Names read around the gap and bound nowhere, in order of first use.
 
         Attributes begin with a dot.
         """
@@ -112,7 +112,7 @@ class PythonSource:
     # ----------------------------------------------------------------------------------------------
 
     def _analyse(self) -> None:
-        """Find a filler that makes the source correct, and the names with it."""
+        """Find a filler that makes the source correct, and analyse the names with it."""
         gap = self._gap
         if len(gap.prefix) + len(gap.suffix) > _MOST_CHARACTERS:
             return
@@ -151,13 +151,13 @@ class PythonSource:
         return None if tree is None else find_names(tree, self._known - {_BLANK})
 
     def _may_stand(self, text: str) -> bool:
-        """True if a text is no error of syntax that was not there without it."""
+        """True if a text adds no syntax error to the source."""
         if self._mendable:
             return self.valid(text)
         return not self.begun or fits(text, self._gap)
 
     def _repeats(self, text: str) -> bool:
-        """True for a line that its neighbours have, or a definition that stands there already."""
+        """True for a line equal to a neighbour, or a definition or import that exists already."""
         gap = self._gap
         first = text.split("\n", 1)[0].rstrip()
         above = next((x.rstrip() for x in reversed(gap.prefix.split("\n")[:-1]) if x.strip()), "")
@@ -165,7 +165,7 @@ class PythonSource:
             return True
         code = first.strip()
         if above.lstrip().startswith("@"):
-            return False  # overloads and setters have one name
+            return False  # overloads and setters share a name
         defined = _DEFINES.match(code)
         if defined is not None:
             white = first[: len(first) - len(code)]
@@ -177,7 +177,7 @@ class PythonSource:
         return False
 
     def _unreachable(self, text: str) -> bool:
-        """True if the text leaves the block in whose middle it stands."""
+        """True if the text leaves a block that has more lines after it."""
         last = text.rstrip().split("\n")[-1]
         following = self._gap.following
         white = last[: len(last) - len(last.lstrip())]
@@ -192,15 +192,17 @@ def _parsed(source: str) -> ast.Module | None:
         warnings.simplefilter("ignore")
         try:
             tree = ast.parse(source)
-            compile(tree, "<completion>", "exec", dont_inherit=True)  # `return` outside and so on
+            compile(
+                tree, "<completion>", "exec", dont_inherit=True
+            )  # finds `return` outside a function and the like
             return tree
         except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError):
             return None
 
 
 def _statement_around(gap: Gap) -> tuple[str, str] | None:
-    """The function or class of the module that a gap lies in, before and behind the gap; None where
-    it may lie in none."""
+    """The top-level function or class around a gap, as the parts before and after the gap; None if
+    the gap may be outside any."""
     begins = [match.start() for match in _STATEMENT.finditer(gap.prefix)]
     if not begins:
         return None

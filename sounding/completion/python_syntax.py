@@ -1,4 +1,4 @@
-"""Syntax of Python source around a gap: brackets and strings, and what can be correct."""
+"""Syntax of Python source around a gap: brackets, strings, and whether source can be correct."""
 
 import codeop
 import warnings
@@ -10,17 +10,17 @@ OPENING, CLOSING = "([{", ")]}"
 
 
 class Scanner:
-    """Follows brackets and strings through Python source, piece by piece."""
+    """Tracks brackets and strings through Python source, piece by piece."""
 
     def __init__(self) -> None:
         self.depth = 0
         self.lowest = 0
-        """The least depth there was."""
+        """The lowest depth so far."""
         self.quote = ""  # of the open string
         self._comment = False
         self._escaped = False
-        self._quotes = ""  # a run of them that may become a triple one
-        self._seen = ""  # a run of them inside of a string, which may close it
+        self._quotes = ""  # a run of quotes that may become a triple one
+        self._seen = ""  # a run of quotes inside a string, which may close it
 
     def feed(self, text: str) -> None:
         for character in text:
@@ -28,7 +28,7 @@ class Scanner:
 
     @property
     def in_code(self) -> bool:
-        """True if a new line here begins a line of the program rather than of a string."""
+        """True if a new line here is a line of the program and not of a string."""
         return not self.quote and self._quotes[:3] not in ('"""', "'''")
 
     def _step(self, character: str) -> None:
@@ -36,7 +36,7 @@ class Scanner:
             if character == self._quotes[0] and len(self._quotes) < 3:
                 self._quotes += character
                 return
-            # One or three quotes open a string; two were an empty one.
+            # One or three quotes open a string; two are an empty string.
             self.quote = "" if len(self._quotes) == 2 else self._quotes
             self._quotes = ""
             self._seen = ""
@@ -81,15 +81,15 @@ def scan(text: str) -> Scanner:
 
 
 def parses(source: str) -> bool:
-    """True if this is a complete Python module."""
+    """True if the source is a complete Python module."""
     return _compiles(source) == "complete"
 
 
 def may_parse(source: str) -> bool:
-    """True if Python source can begin like this; its last line may be unfinished."""
+    """True if Python source can begin like this; the last line may be unfinished."""
     if _compiles(source) != "wrong":
         return True
-    # A line such as "x = 1 +" is a syntax error: test if an operand repairs it.
+    # A line such as "x = 1 +" is a syntax error: test whether an operand repairs it.
     unfinished = not source.endswith("\n")
     return unfinished and any(_compiles(source + more) != "wrong" for more in (" (", "_("))
 
@@ -114,9 +114,9 @@ def _compiles(source: str) -> Literal["complete", "begun", "wrong"]:
 
 
 def longest_valid(text: str, gap: Gap) -> str:
-    """The completion without the lines at its end after which the source cannot be correct.
+    """The completion without final lines that make the source incorrect.
 
-    The first line stays, and all stays where the source before the cursor is itself in error.
+    Keeps the first line, and keeps everything if the source before the cursor has an error itself.
     """
     if fits(text, gap) or not may_parse(gap.prefix):
         return text

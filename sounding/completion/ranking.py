@@ -1,4 +1,4 @@
-"""Choose among candidates for a gap, and say how sure the choice is."""
+"""Rank candidates for a gap, and estimate the confidence in the best."""
 
 import math
 from collections.abc import Sequence
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from sounding.completion.python_source import Judged
 
-_UNREAD = 1.5  # nats that a name costs which nothing reads
+_UNREAD = 1.5  # cost in nats of a name that nothing reads
 _MOST_MARGIN, _LEAST_LOGPROB = 20.0, -20.0
 
-# Logistic formula of `confidence`, over the features of `_features`, in their order. Fitted by
+# Logistic formula of `confidence` over the features of `features`, in their order. Fitted by
 # `scripts/fit-confidence CORPUS --lines 320`.
 _COEFFICIENTS = (0.0020, 0.8306, -0.0116, 4.7802, -0.0522, 2.4947, -0.6598)
 _INTERCEPT = -0.1192
@@ -20,47 +20,47 @@ _UNJUDGED = Judged("")
 
 @dataclass
 class Candidate:
-    """A text for a gap."""
+    """A candidate text for a gap."""
 
     text: str
     tokens: int = 0
-    """Generated for it."""
+    """Number of tokens generated for it."""
     written: int = 0
     """How often the network wrote it."""
     likeliest: bool = False
-    """True if it is the network's likeliest text, or the one that was asked for."""
+    """True if it is the network's likeliest text, or the requested sample."""
     copied: bool = False
-    """True if it is a copy of another line."""
+    """True if it is a copy of another line of the file."""
     logprob: float = -math.inf
-    """Natural logarithm of its probability where it was written first."""
+    """Natural logarithm of its probability when generated; the highest if generated repeatedly."""
     judged: Judged = _UNJUDGED
     score: float | None = None
-    """Log probability of it and of what follows, in the order of the file; None if not scored."""
+    """Log probability of it and the text after it, in file order; None if not scored."""
     num_tokens: int = 0
-    """Tokens of the text itself that were scored."""
+    """Number of scored tokens of the text itself."""
 
     @property
     def order(self) -> tuple[bool, bool, int, float]:
-        """Sorts the best first."""
+        """Sort key; the best candidate comes first."""
         cost = _UNREAD * max(0, self.judged.unread)
         fault = bool(self.judged.fault)
         return not self.text.strip(), fault, self.judged.missing, cost - self.value
 
     @property
     def value(self) -> float:
-        """Its log probability, with what follows where that was scored."""
+        """Its log probability, including the text after it if scored."""
         return self.logprob if self.score is None else self.score
 
 
 def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates, the best first."""
+    """The candidates, best first."""
     return sorted(candidates, key=lambda one: one.order)
 
 
 def confidence(best: Candidate, evidence: Sequence[float]) -> float:
-    """Probability from 0 to 1 that a candidate with these `features` is exactly what belongs there.
+    """Probability from 0 to 1 that a candidate with these `features` is exactly right.
 
-    0 where it cannot be correct.
+    0 if it cannot be correct.
     """
     if best.judged.fault or not best.text.strip():
         return 0.0
@@ -71,11 +71,11 @@ def confidence(best: Candidate, evidence: Sequence[float]) -> float:
 
 
 def features(best: Candidate, others: Sequence[Candidate]) -> tuple[float, ...]:
-    """What the confidence in a candidate is estimated from, beside the others.
+    """Features of a candidate among the others, for its confidence.
 
-    Its log probability as the answer to the gap, and per token in the order of the file; the
-    distance to the next best; the share of the network's lines that are this one, and if its
-    likeliest is; if it is a copy; its length.
+    Its log probability as the answer to the gap, and per token in file order; the margin to the
+    next best; the share of the network's lines that equal it; whether it is the network's likeliest
+    line; whether it is a copy; its length.
     """
     rivals = [one.value for one in others if not one.judged.fault]
     second = max(rivals, default=-math.inf)

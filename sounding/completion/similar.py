@@ -1,4 +1,4 @@
-"""Find lines of a text whose neighbours resemble those of a missing line."""
+"""Find lines whose neighbours resemble those of a missing line."""
 
 import difflib
 import math
@@ -8,21 +8,21 @@ from functools import lru_cache
 from typing import NamedTuple
 
 _WORD = re.compile(r"\w+|[^\w\s]")
-# Parts of names, and the characters between them.
+# Parts of names and the characters between them.
 _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W_A-Za-z\d]+|_|[^\w\s]|\s+")
-_NEIGHBOURS = 3  # lines above and below that are compared
-_ALIKE = 0.5  # how much two neighbours must have in common to show what is exchanged
+_NEIGHBOURS = 3  # lines compared above and below
+_ALIKE = 0.5  # similarity from which two neighbours show a replacement of words
 
 
 class Similar(NamedTuple):
-    """A line with its place, and how much its neighbours are like the gap's, from 0 to 3.67."""
+    """A line's index, and the similarity of its neighbours to the gap's, from 0 to 3.67."""
 
     number: int
     likeness: float
 
 
 class Around:
-    """A text around a gap, by lines. The gap goes to the end of its line."""
+    """The lines around a gap. The gap extends to the end of its line."""
 
     def __init__(self, prefix: str, suffix: str, *, most: int | None = None) -> None:
         """Compare at most `most` lines on each side."""
@@ -35,7 +35,7 @@ class Around:
         self._gap = len(above)
 
     def similar(self) -> Iterator[Similar]:
-        """The lines that begin as the gap's line does, the nearest first."""
+        """The lines that begin like the gap's line, nearest first."""
         gap = self._gap
         words = [_words(line) for line in self._lines]
         words[gap] = frozenset(["a word that is in no line"])
@@ -46,12 +46,13 @@ class Around:
                 yield Similar(number, math.fsum(_alike(*pair) for pair in pairs))
 
     def rest(self, number: int) -> str:
-        """The rest of a line that would fill the gap; "" if it does not begin like the gap's."""
+        """The rest of a line after the gap line's beginning; "" if it begins differently."""
         return self._behind_typed(self._lines[number].strip())
 
     def adapted(self, number: int) -> str:
-        """The line with words exchanged as between its neighbours and the gap's: below
-        `return self._width` instead of `return self._height`, `set_height` becomes `set_width`."""
+        """The line with words replaced as between its neighbours and the gap's. For a gap below
+        `return self._width`, a line `set_height` below `return self._height` becomes `set_width`.
+        """
         exchanged: dict[str, str] = {}
         for distance in range(1, _NEIGHBOURS + 1):
             for step in (-distance, distance):
@@ -75,12 +76,12 @@ def _words(line: str) -> frozenset[str]:
 def _neighbours(
     words: Sequence[frozenset[str]], at: int
 ) -> tuple[Sequence[frozenset[str]], Sequence[frozenset[str]]]:
-    """Neighbours above and below, the nearest first."""
+    """Neighbours above and below, nearest first."""
     return words[max(0, at - _NEIGHBOURS) : at][::-1], words[at + 1 : at + 1 + _NEIGHBOURS]
 
 
 def _alike(wanted: Sequence[frozenset[str]], found: Sequence[frozenset[str]]) -> float:
-    """Share of words that neighbours have in common, the nearest neighbours counting most."""
+    """Share of words that neighbours have in common; nearer neighbours weigh more."""
     pairs = zip(wanted, found, strict=False)
     return math.fsum(
         (len(one & other) + (one == other)) / (len(one | other) + 1) / (distance + 1)
@@ -90,7 +91,7 @@ def _alike(wanted: Sequence[frozenset[str]], found: Sequence[frozenset[str]]) ->
 
 @lru_cache(1 << 12)
 def _exchanged(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
-    """Map parts of names of one line to those at the same place in the other."""
+    """Map parts of names of one line to the parts at the same place in the other."""
     one, other = _PART.findall(theirs.strip()), _PART.findall(ours.strip())
     matcher = difflib.SequenceMatcher(None, one, other, autojunk=False)
     if not one or matcher.ratio() < _ALIKE:

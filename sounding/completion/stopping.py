@@ -1,7 +1,7 @@
-"""Where a completion ends: at its line, at its block.
+"""The end of a completion: the end of its line or of its block.
 
-Works on text alone, so that a scripted model can test it. Indentation means Python here, but a
-block in any indented language ends the same way.
+Works on text alone, so that tests can use a scripted model. Indentation is that of Python, but a
+block of any indented language ends the same way.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from sounding.completion.python_syntax import CLOSING, scan
 
 
 class LineEnding:
-    """The first line that is not blank."""
+    """Ends after the first non-blank line."""
 
     def __init__(self, gap: Gap) -> None:
         self._written = bool(gap.line.strip())
@@ -27,11 +27,11 @@ class LineEnding:
 
 
 class BlockEnding:
-    """Ends after the block around the cursor, or the block that is opened before it.
+    """Ends after the block around the cursor, or the block opened before it.
 
-    Ends before the first line that is indented less, lines inside of brackets and strings aside.
-    At the outermost level: before the next statement after a blank line or an indented one. Also
-    before a statement that repeats the one right above: small networks repeat it forever.
+    Ends before the first line with less indentation, except inside brackets and strings. At the
+    outermost level it ends before the next statement after a blank line or an indented one. It also
+    ends before a statement that repeats the one right above: small networks repeat it forever.
     """
 
     def __init__(self, gap: Gap) -> None:
@@ -42,7 +42,7 @@ class BlockEnding:
         self.at = 0
         """Start of the next line to check."""
         self.undecided = False
-        """True if that line may still prove to lie behind the end."""
+        """True if that line may still prove to be after the end."""
         self._indented = self._blank = False  # the line before it
         self._above = ""
         self._begun = bool(gap.line.strip())
@@ -50,8 +50,8 @@ class BlockEnding:
     def find(self, text: str) -> int | None:
         """Where the completion ends in what was generated so far; None while it may go on.
 
-        `text` must grow from call to call. White space that is not yet followed by anything may
-        still turn out to lie behind the end.
+        `text` must grow from call to call. Trailing white space may still prove to be after the
+        end.
         """
         while True:
             newline = text.find("\n", self.at)
@@ -84,7 +84,7 @@ class BlockEnding:
             if first[0] in CLOSING and self._scanner.depth > 0:
                 return False
             return indentation(line) < self._floor
-        # A keyword is known to continue the statement only when it is complete.
+        # Only a complete keyword shows that the statement continues.
         separated = self._blank or self._indented
         if not complete and any(word.startswith(first) for word in CONTINUES):
             self.undecided = separated
@@ -93,7 +93,7 @@ class BlockEnding:
 
 
 def _floor(gap: Gap) -> int | None:
-    """The least indentation inside of the block; None where the first line will decide."""
+    """The least indentation inside the block; None if the first line will decide it."""
     if gap.line.strip():
         return indentation(gap.line) + gap.line.rstrip().endswith(":")
     typed = len(gap.line)
@@ -104,7 +104,7 @@ def _floor(gap: Gap) -> int | None:
 
 
 def _lines_above(prefix: str) -> Iterator[str]:
-    """Lines above the cursor's, from the nearest."""
+    """Lines above the cursor's, nearest first."""
     end = prefix.rfind("\n")
     while end >= 0:
         begin = prefix.rfind("\n", 0, end) + 1
@@ -113,5 +113,5 @@ def _lines_above(prefix: str) -> Iterator[str]:
 
 
 def ending_for(kind: Kind, gap: Gap) -> LineEnding | BlockEnding:
-    """The rule for a kind of completion."""
+    """The ending rule for a kind of completion."""
     return LineEnding(gap) if kind == "line" else BlockEnding(gap)

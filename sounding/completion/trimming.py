@@ -1,14 +1,14 @@
-"""Trim a completion to what is inserted: without text that is after the cursor already."""
+"""Trim a completion to the text to insert, without text that is already after the cursor."""
 
 from sounding.completion.gap import Gap, repeats
 from sounding.completion.python_syntax import CLOSING, scan
 
 
 def trim(text: str, gap: Gap, *, cut_short: bool = False) -> str:
-    """Trim a completion to the text that is inserted at the cursor.
+    """Trim a completion to the text to insert at the cursor.
 
-    Drops text already after the cursor and blank lines at the end; with `cut_short` also the
-    unfinished last line, if there are others. Adds a newline where the text below needs one.
+    Drops text already after the cursor and final blank lines; with `cut_short` also the unfinished
+    last line, if there are others. Adds a newline if the text below needs one.
     """
     if cut_short and "\n" in text.strip():
         text = text[: text.rstrip().rfind("\n")]
@@ -23,7 +23,7 @@ def _without_repetition(text: str, gap: Gap) -> str:
     for rest in () if gap.takes_newline else (gap.rest.rstrip(), gap.rest.strip()):
         if rest and bare.endswith(rest):
             brackets = any(character in CLOSING for character in rest)
-            # foo(|) with the answer "a)" closes one bracket too many, with "b()" it does not.
+            # In foo(|) the answer "a)" closes one bracket too many, and "b()" does not.
             if not brackets or _closes_more_than_it_opens(bare, gap):
                 text = bare[: -len(rest)]
                 break

@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import torch
 
-from sounding.data.batch import StreamState, TokenBatch
-from sounding.data.rows import DocumentPiece, Row
+from sounding.data.data_rows import DocumentPiece, Row
+from sounding.data.token_batch import StreamState, TokenBatch
 from sounding.ops.loss import IGNORED
 
 _T = TypeVar("_T")

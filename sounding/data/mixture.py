@@ -9,9 +9,9 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 
-from sounding.data.batch import StreamState
-from sounding.data.rows import DataRows, Row
+from sounding.data.data_rows import DataRows, Row
 from sounding.data.shares import Share, require_mixture
+from sounding.data.token_batch import StreamState
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio
 

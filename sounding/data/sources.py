@@ -101,9 +101,8 @@ def folder_source(root: Path, split: str) -> DocumentSource:
     root = root.resolve()
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; give the root of a project or a git repository")
-    if (root / ".git").exists():
-        listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-        paths = sorted({name for name in listed.split("\0") if name})
+    paths = _known_to_git(root)
+    if paths is not None:
         version = _git(root, "describe", "--always", "--dirty", "--abbrev=12").strip()
 
         def files() -> Iterator[RawFile]:
@@ -123,6 +122,52 @@ def folder_source(root: Path, split: str) -> DocumentSource:
         public=False,
         files=files,
     )
+
+
+def _known_to_git(root: Path) -> list[str] | None:
+    """Files below a folder of a working tree that git tracks or would add; None outside of one,
+    and for a folder inside of one that git ignores."""
+    if not any((folder / ".git").exists() for folder in (root, *root.parents)):
+        return None
+    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if not listed and not (root / ".git").exists():
+        return None
+    return sorted({name for name in listed.split("\0") if name})
+
+
+def commit_source(root: Path, commit: str, split: str) -> DocumentSource:
+    """The files below a folder as they were in a commit of its repository.
+
+    Raises ValueError if there is no such commit.
+    """
+    root = root.resolve()
+    listed = _git(root, "ls-tree", "-r", "-z", "--long", commit, "--", ".")
+    version = _git(root, "rev-parse", "--short=12", f"{commit}^{{commit}}").strip()
+    entries: list[tuple[str, str, int]] = []  # path, object, bytes
+    for row in filter(None, listed.split("\0")):
+        facts, _, path = row.partition("\t")
+        mode, kind, name, size = facts.split()
+        if kind == "blob" and mode != "120000":  # no links
+            entries.append((path, name, int(size)))
+
+    def files() -> Iterator[RawFile]:
+        for path, name, size in entries:
+            yield RawFile(path, size, lambda name=name: _git_blob(root, name))  # type: ignore[misc]
+
+    return DocumentSource(
+        name=root.name,
+        version=version,
+        license=_folder_license(root),
+        split=split,
+        fingerprint=f"commit {version}",
+        public=False,
+        files=files,
+    )
+
+
+def _git_blob(root: Path, name: str) -> bytes:
+    words = ["git", "-C", str(root), "cat-file", "blob", name]
+    return subprocess.run(words, capture_output=True, timeout=_GIT_SECONDS, check=True).stdout
 
 
 def _git(root: Path, *words: str) -> str:

@@ -1,8 +1,8 @@
-"""Messages on stdin: a head with their length, then so many bytes.
+"""Framing of messages on stdin: a header with the length, then that many bytes.
 
-A head that is wrong, or a message that is none, means that nothing behind it can be found any more.
-pygls would look for the next head for ever, and the editor wait for answers; here it is an error
-that ends the process, upon which editors start it anew.
+After an invalid header or an unreadable message the start of the next message is unknown. pygls
+would search for the next header forever while the editor waits for answers. Here it is an error
+that ends the process, and editors then restart it.
 """
 
 import re
@@ -16,7 +16,7 @@ _LONGEST_HEAD = 16  # lines
 
 @runtime_checkable
 class ByteSource(Protocol):
-    """What bytes are read from."""
+    """A stream of bytes to read from."""
 
     def readline(self, size: int, /) -> bytes: ...
 
@@ -24,20 +24,20 @@ class ByteSource(Protocol):
 
 
 class BadFrame(Exception):
-    """What the editor sent cannot be read."""
+    """The editor's input is not a valid message."""
 
     def __init__(self, why: str) -> None:
-        super().__init__(f"the editor sent what cannot be read: {why}; the language server ends")
+        super().__init__(f"the editor sent an invalid message: {why}; the language server stops")
 
 
-class Frames:
-    """A stream of messages, checked, for a reader of lines and bytes."""
+class FrameReader:
+    """A checked stream of messages, read by lines and bytes."""
 
     def __init__(self, stream: ByteSource) -> None:
         self._stream, self._ends_head = stream, b""
 
     def readline(self) -> bytes:
-        """The next line of a head, b"" at the end of the stream. Raises BadFrame."""
+        """Return the next line of a header, b"" at the end of the stream. Raises BadFrame."""
         if self._ends_head:
             line, self._ends_head = self._ends_head, b""
             return line
@@ -48,7 +48,7 @@ class Frames:
         return b"Content-Length: %d\r\n" % length
 
     def read(self, size: int) -> bytes:
-        """Exactly so many bytes. Raises BadFrame where there are fewer."""
+        """Return exactly `size` bytes. Raises BadFrame if there are fewer."""
         data = self._stream.read(size)
         if len(data) < size:
             raise BadFrame(f"a message of {size} bytes ends after {len(data)}")
@@ -62,14 +62,14 @@ class Frames:
                 return None
             if line in (b"\r\n", b"\n"):
                 if not length:
-                    raise BadFrame("a head has no Content-Length above 0")
+                    raise BadFrame("a header has no Content-Length above 0")
                 return length
             found = _LENGTH.fullmatch(line)
             if found is not None and length is None:
                 length = int(found[1])
             elif found is not None or _OTHER.fullmatch(line) is None or _is_length(line):
-                raise BadFrame(f"{line[:40]!r} is no line of a head")
-        raise BadFrame(f"a head has more than {_LONGEST_HEAD} lines")
+                raise BadFrame(f"{line[:40]!r} is not a valid header line")
+        raise BadFrame(f"a header has more than {_LONGEST_HEAD} lines")
 
 
 def _is_length(line: bytes) -> bool:

@@ -1,8 +1,8 @@
-"""Completions of code for any editor, over the language server protocol on stdin and stdout.
+"""Code completion for any editor, over the language server protocol on stdin and stdout.
 
 Serves inline completion (ghost text), and ordinary completion for editors without it. A request
-waits a moment for the typing to pause, and is overtaken by the next one in its document; answers
-are made in a worker thread, so that the loop here only ever passes messages on.
+waits briefly for a pause in typing. The next request in the same document cancels it. Worker
+threads compute the completions, so that the event loop only passes messages.
 """
 
 import asyncio
@@ -30,22 +30,22 @@ from pygls.uris import to_fs_path
 
 from sounding.completion.context import File
 from sounding.completion.gap import Gap
-from sounding.editor.frames import BadFrame, Frames
+from sounding.editor.frames import BadFrame, FrameReader
 from sounding.editor.suggest import Ask, Stop, Suggest
 from sounding.editor.text_documents import OpenDocument, OpenDocuments
 
 logger = logging.getLogger(__name__)
 
-_WORKERS = 8  # completions that are made at once, each of another document
-_NEAR_CHARACTERS = 50_000  # on either side of a cursor
-_FILES = 16  # other documents that are looked at
-_FILES_CHARACTERS = 400_000  # of all of them together: looking must stay faster than typing
+_WORKERS = 8  # concurrent completions, each for another document
+_NEAR_CHARACTERS = 50_000  # on each side of the cursor
+_FILES = 16  # most other documents considered
+_FILES_CHARACTERS = 400_000  # total of these: the search must stay faster than typing
 _LABEL_CHARACTERS = 60
 _WORD = re.compile(r"\w*\Z")
 
 
 class _Protocol(LanguageServerProtocol):
-    """Keeps documents in our `OpenDocuments`; answers requests that pygls would leave waiting."""
+    """Keeps documents in our `OpenDocuments`, and answers requests that pygls leaves unanswered."""
 
     _server: "CodeServer"
 
@@ -55,7 +55,7 @@ class _Protocol(LanguageServerProtocol):
         except JsonRpcException:
             if not {"id", "method"} <= data.keys():
                 raise
-            refused = JsonRpcInvalidParams(message=f"the parameters are none of {data['method']}")
+            refused = JsonRpcInvalidParams(message=f"invalid parameters for {data['method']}")
             self._send_response(data["id"], error=refused.to_response_error())
             return JsonRPCNotification("$/refused", JsonRPCProtocol.VERSION, None)
 
@@ -76,32 +76,33 @@ class _Protocol(LanguageServerProtocol):
 
 
 class CodeServer(LanguageServer):
-    """The language server. What makes its completions is opened when an editor has connected."""
+    """The language server. It opens its source of completions once an editor has connected."""
 
     def __init__(self, open_suggest: Callable[[], Suggest], *, pause_seconds: float = 0.04) -> None:
-        """`open_suggest` runs in a worker thread; its error is shown in the editor.
+        """`open_suggest` runs in a worker thread; the editor shows its error.
 
-        `pause_seconds`: how long a request waits for another key before it is worked on.
+        A request waits `pause_seconds` for another key before its completion starts.
         """
         super().__init__("sounding", importlib.metadata.version("sounding"), protocol_cls=_Protocol)
         self.documents = OpenDocuments()
         self.asked_to_stop = False
         self._open_suggest, self._pause_seconds = open_suggest, pause_seconds
         self._opening: asyncio.Task[Suggest | None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._workers = ThreadPoolExecutor(_WORKERS, "suggest")
         self._jobs: dict[str, _Job] = {}
         self._told: set[str] = set()
         self.feature(types.INITIALIZED)(_initialized)
         self.feature(types.SHUTDOWN)(_shutdown)
-        inline = types.InlineCompletionOptions()  # without options pygls does not announce it
+        inline = types.InlineCompletionOptions()  # pygls announces it only with options
         self.feature(types.TEXT_DOCUMENT_INLINE_COMPLETION, inline)(_inline_completion)
         triggers = types.CompletionOptions(trigger_characters=[".", "(", "[", ",", "=", ":"])
         self.feature(types.TEXT_DOCUMENT_COMPLETION, triggers)(_completion)
 
     def run(self) -> int:
-        """Serve stdin and stdout until the editor leaves; the exit code of the protocol."""
+        """Serve stdin and stdout until the editor disconnects; returns the protocol's exit code."""
         output = sys.stdout.buffer
-        frames = Frames(sys.stdin.buffer)
+        frames = FrameReader(sys.stdin.buffer)
         with contextlib.redirect_stdout(sys.stderr):  # a stray print must not break the protocol
             try:
                 self.start_io(cast(BinaryIO, frames), output)
@@ -112,7 +113,7 @@ class CodeServer(LanguageServer):
     def report_server_error(
         self, error: Exception, source: type[PyglsError] | type[JsonRpcException]
     ) -> None:
-        """Show what went wrong outside of a request; a request has an error of its own."""
+        """Show errors that occur outside a request; a request gets an error response."""
         unreadable = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
         if source is JsonRpcException and isinstance(error, unreadable):
             raise BadFrame(f"a message is not JSON ({error})")
@@ -128,8 +129,13 @@ class CodeServer(LanguageServer):
             shown = types.ShowMessageParams(types.MessageType.Error, message)
             self.window_show_message(shown)
 
+    def tell_from_worker(self, error: Exception) -> None:
+        """The same from a thread in which completions are made."""
+        assert self._loop is not None, "set before the first worker began"
+        self._loop.call_soon_threadsafe(self.tell, error)
+
     def open(self) -> "asyncio.Task[Suggest | None]":
-        """What makes completions, being opened in a worker; None where it cannot be."""
+        """Open the source of completions in a worker, once; the task's result is None on error."""
         if self._opening is None:
             self._opening = asyncio.create_task(self._open())
         return self._opening
@@ -137,16 +143,17 @@ class CodeServer(LanguageServer):
     async def _open(self) -> Suggest | None:
         try:
             loop = asyncio.get_running_loop()
+            self._loop = loop
             return await loop.run_in_executor(self._workers, self._open_suggest)
         except Exception as error:
             self.tell(error)
             return None
 
     async def suggest(self, document: OpenDocument, gap: Gap, *, at_once: bool) -> str:
-        """The text to insert at a cursor; "" when there is none or a later request overtook it.
+        """Return the text to insert at a cursor; "" if there is none or a later request came.
 
-        Whoever asks at the same place shares the answer, and who has typed its beginning gets the
-        rest of it.
+        Requests at the same place share one completion. After the user types its beginning, a
+        request gets the rest of it.
         """
         job = self._jobs.get(document.uri)
         rest = None if job is None else job.rest(gap)
@@ -159,7 +166,7 @@ class CodeServer(LanguageServer):
         return rest or await job.wait()
 
     def forget(self, uri: str) -> None:
-        """End the completion of a document that is being made, if there is one."""
+        """Cancel the running completion of a document, if any."""
         job = self._jobs.pop(uri, None)
         if job is not None:
             job.task.cancel()
@@ -181,7 +188,7 @@ class CodeServer(LanguageServer):
             return ""
 
     def _others(self, document: OpenDocument) -> list[File]:
-        """The other open documents, the most recently edited first."""
+        """The other open documents within the limits, most recently edited first."""
         files: list[File] = []
         room = _FILES_CHARACTERS
         for other in reversed(list(self.documents)):
@@ -191,25 +198,30 @@ class CodeServer(LanguageServer):
             files.append((self._name(other.uri), _plain(other.text)))
         return files
 
+    @property
+    def roots(self) -> list[str]:
+        """The workspace's folders, as paths."""
+        folders = [to_fs_path(folder.uri) for folder in self.workspace.folders.values()]
+        return [root for root in (*folders, self.workspace.root_path) if root]
+
     def _name(self, uri: str) -> str:
-        """A document's path in the workspace, or else its file name."""
+        """A document's path relative to the workspace, or else its file name."""
         path = to_fs_path(uri) or uri
-        roots = [to_fs_path(folder.uri) for folder in self.workspace.folders.values()]
-        for root in (*roots, self.workspace.root_path):
-            if root and path.startswith(os.path.join(root, "")):
+        for root in self.roots:
+            if path.startswith(os.path.join(root, "")):
                 return os.path.relpath(path, root)
         return os.path.basename(path)
 
 
 class _Job:
-    """One completion in the making, or made, for everybody who asks at its place."""
+    """A running or finished completion, shared by all requests at its place."""
 
     def __init__(self, gap: Gap, task: "asyncio.Task[str]") -> None:
         self.gap, self.task = gap, task
         self._waiting = 0
 
     def rest(self, gap: Gap) -> str | None:
-        """What is left of the text at a cursor: "" while it is being made, None elsewhere."""
+        """The rest of the text at a cursor: "" while it runs, None if the cursor does not fit."""
         if not self.task.done():
             return "" if gap == self.gap else None
         if self.task.cancelled() or gap.suffix != self.gap.suffix:
@@ -219,14 +231,14 @@ class _Job:
         return whole[len(gap.prefix) :] or None if typed else None
 
     async def wait(self) -> str:
-        """The text, or "" when it was overtaken. The last one who stops waiting ends it."""
+        """Return the text, or "" if it was cancelled. The last waiter that leaves cancels it."""
         self._waiting += 1
         try:
             await asyncio.wait({self.task})
         finally:
             self._waiting -= 1
             if not self._waiting:
-                self.task.cancel()  # no matter when it is done
+                self.task.cancel()  # no effect once it is done
         return "" if self.task.cancelled() else self.task.result()
 
 
@@ -251,7 +263,7 @@ async def _inline_completion(
     where = types.Range(place, place)
     chosen = ""
     if info := params.context.selected_completion_info:
-        # The menu is open: what is completed is the text with the chosen item in it.
+        # The menu is open: complete the text as if the selected item were inserted.
         start, end = document.offset(info.range.start), document.offset(info.range.end)
         edges = (info.range.start, info.range.end)
         where, chosen = types.Range(*map(document.clamped, edges)), info.text
@@ -268,7 +280,7 @@ async def _completion(ls: CodeServer, params: types.CompletionParams) -> types.C
     at = document.offset(params.position)
     gap = _gap(document, at, at)
     text = await ls.suggest(document, gap, at_once=False)
-    # More typing asks again: the list is never complete.
+    # Marked incomplete, so that editors request it again after the next key.
     place = document.clamped(params.position)
     items = [_item(document, place, gap, text)] if text.strip() else []
     return types.CompletionList(is_incomplete=True, items=items)
@@ -277,7 +289,7 @@ async def _completion(ls: CodeServer, params: types.CompletionParams) -> types.C
 def _item(
     document: OpenDocument, position: types.Position, gap: Gap, text: str
 ) -> types.CompletionItem:
-    """One entry of a menu. Editors match it against the word at the cursor, which it repeats."""
+    """A menu entry. It repeats the word at the cursor, because editors match entries with it."""
     match = _WORD.search(gap.line)
     word = match[0] if match else ""
     start = types.Position(position.line, position.character - document.units(word))
@@ -293,7 +305,7 @@ def _item(
         filter_text=word + text,
         text_edit=types.TextEdit(types.Range(start, position), word + text),
         insert_text_format=types.InsertTextFormat.PlainText,
-        insert_text_mode=types.InsertTextMode.AsIs,  # the model has indented its lines itself
+        insert_text_mode=types.InsertTextMode.AsIs,  # the model's lines are already indented
     )
 
 
@@ -302,21 +314,21 @@ def _document(ls: CodeServer, uri: str) -> OpenDocument:
         return ls.documents[uri]
     except KeyError:
         raise JsonRpcInvalidParams(
-            message=f"{uri} is not open; send textDocument/didOpen before anything about it"
+            message=f"{uri} is not open; send textDocument/didOpen first"
         ) from None
 
 
 def _gap(document: OpenDocument, start: int, end: int, chosen: str = "") -> Gap:
-    """The text around a cursor, as far as a prompt may show it: a document may be of any length,
-    and the loop here must not wait for one."""
+    """The text around a cursor, bounded by what a prompt can show: a document may have any length,
+    and the event loop must not block on it."""
     before = document.before(start, _NEAR_CHARACTERS)
     return Gap(_plain(before) + chosen, _plain(document.after(end, _NEAR_CHARACTERS)))
 
 
 def _plain(text: str) -> str:
-    """Text as the model has seen it: plain newlines, no byte-order mark, no half surrogate.
+    """Text as in training: LF newlines, no byte-order mark, no unpaired surrogates.
 
-    Insertions have plain newlines too; editors turn them into the document's own.
+    Insertions have LF newlines too; editors convert them to the document's own.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

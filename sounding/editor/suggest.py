@@ -1,6 +1,6 @@
-"""What an editor's request for a completion is answered with: by a model here, or by a server.
+"""Sources of the editor's completions: a model in this process, or a server.
 
-Both block and are called in a worker thread; a `Stop` ends them from any other.
+Both block and are called in a worker thread; a `Stop` ends them from another thread.
 """
 
 import contextlib
@@ -20,33 +20,33 @@ from sounding.completion.gap import Gap
 from sounding.completion.prompt import CompletionSettings
 from sounding.engine.batch import Batch, Generate, Request
 from sounding.engine.engine import Engine
-from sounding.engine.requests import Priority
+from sounding.engine.requests import Priority, Stream
 from sounding.engine.sampling import SamplingParams
 from sounding.text.fim_format import FimFormat
 from sounding.text.tokenizer import Tokenizer
 
-_SENT_CHARACTERS = 50_000  # on either side of the cursor: more than a prompt can hold
+_SENT_CHARACTERS = 50_000  # on each side of the cursor: more than a prompt can hold
 _SENT_STEP = 4096
 _TIMEOUT_SECONDS = 30.0
-_PROMPT_MS = 1000  # for reading a long prompt that is in no cache
+_PROMPT_MS = 1000  # to prefill a long prompt that is not cached
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A cursor in a text, and what else is open."""
+    """A cursor in a text, with the other open documents."""
 
     gap: Gap
     files: Sequence[File] = ()
-    """The other documents, the most important first."""
+    """The other documents, most important first."""
     python: bool = False
 
 
 class Stopped(Exception):
-    """The completion is not wanted any more."""
+    """The completion was cancelled."""
 
 
 class Stop:
-    """Asks a running completion to end."""
+    """Cancels a running completion."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -54,7 +54,7 @@ class Stop:
         self._actions: list[Callable[[], None]] = []
 
     def set(self) -> None:
-        """End it; safe to call twice."""
+        """Cancel it; safe to call twice."""
         with self._lock:
             self._stopped = True
             actions, self._actions = self._actions, []
@@ -62,7 +62,7 @@ class Stop:
             action()
 
     def then(self, action: Callable[[], None]) -> None:
-        """Run `action` when it is set, at once if it is already."""
+        """Run `action` when it is cancelled, at once if it already is."""
         with self._lock:
             if not self._stopped:
                 self._actions.append(action)
@@ -70,26 +70,34 @@ class Stop:
         action()
 
     def check(self) -> None:
-        """Raise Stopped once it is set."""
+        """Raise Stopped if it is cancelled."""
         if self._stopped:
             raise Stopped
 
 
 class Suggest(Protocol):
-    """What makes completions."""
+    """A source of completions."""
 
     def __call__(self, ask: Ask, stop: Stop) -> str:
-        """The text to insert, "" for none. Raises Stopped within a step after `stop` is set."""
+        """Return the text to insert, "" for none. Raises Stopped within a step of `stop.set()`."""
 
 
-def through(engine: Engine) -> Callable[[Stop], Generate]:
-    """What generates through an engine, before everything else it has to do.
+def through(
+    engine: Engine, adapter: Callable[[], str | None] = lambda: None
+) -> Callable[[Stop], Generate]:
+    """Return a generator that uses the engine with its highest priority.
 
-    Stopping reaches the engine at once, also while it reads the prompt.
+    A `Stop` cancels the engine's request at once, also during prefill. `adapter` is called for
+    every completion and names the adapter to use.
     """
-    return lambda stop: Batch(
-        engine, Priority.KEYSTROKE, begun=lambda stream: stop.then(stream.cancel)
-    )
+
+    def generate(stop: Stop) -> Generate:
+        def begun(stream: Stream) -> None:
+            stop.then(stream.cancel)
+
+        return Batch(engine, Priority.KEYSTROKE, begun=begun, adapter=adapter())
+
+    return generate
 
 
 class FromModel:
@@ -105,8 +113,8 @@ class FromModel:
         seconds: float = 0.25,
         min_confidence: float = 0.0,
     ) -> None:
-        """`seconds` is the time from the first token on; what is there then is used. 0: no limit.
-        Lines that are less sure than `min_confidence` are not suggested.
+        """`seconds` limits the time from the first token on; the text so far is then used. 0 sets
+        no limit. Lines with a confidence below `min_confidence` are not suggested.
 
         Raises ValueError for a tokenizer without the FIM tokens.
         """
@@ -130,7 +138,7 @@ class FromModel:
         return found[0].text if found and not unsure else ""
 
     def _limited(self, stop: Stop) -> Generate:
-        """What generates for all attempts at one completion, until stopped or time is up."""
+        """Return a generator for all attempts at one completion, until stopped or out of time."""
         deadline = float("inf")
         unlimited = self._generate(stop)
 
@@ -148,14 +156,14 @@ class FromModel:
                     if time.monotonic() >= deadline:
                         return
             except RuntimeError:
-                stop.check()  # it failed because it was stopped
+                stop.check()  # it failed because it was cancelled
                 raise
 
         return generate
 
 
 class FromServer:
-    """Completions of a running `sounding serve`, or of another server with its /infill."""
+    """Completions of a running `sounding serve`, or of another server that has /infill."""
 
     def __init__(
         self,
@@ -166,23 +174,23 @@ class FromServer:
         seconds: float = 0.25,
         min_confidence: float = 0.0,
     ) -> None:
-        """Raises ValueError for what is not the http(s) address of a server."""
+        """Raises ValueError if `url` is not an http(s) address."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} must be the address of a server, such as {_EXAMPLE}")
+            raise ValueError(f"{url!r} must be the http(s) address of a server, such as {_EXAMPLE}")
         self._url, self._parts = url, parts
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._limits: dict[str, float] = {"n_predict": max_tokens}
-        if min_confidence:  # other servers' /infill do not know it
+        if min_confidence:  # /infill of other servers does not have it
             self._limits["min_confidence"] = min_confidence
         if seconds:
             milliseconds = round(seconds * 1000)
             self._limits |= {"t_max_predict_ms": milliseconds, "t_max_prompt_ms": _PROMPT_MS}
 
     def __call__(self, ask: Ask, stop: Stop) -> str:
-        """See `Suggest`. Raises OSError without a server, ValueError with what it refuses."""
+        """See `Suggest`. Raises OSError if no server answers, ValueError if it refuses."""
         body = {
             "input_prefix": _end_of(ask.gap.prefix),
             "input_suffix": ask.gap.suffix[:_SENT_CHARACTERS],
@@ -199,7 +207,7 @@ class FromServer:
             response = connection.getresponse()
             status, text = response.status, response.read().decode("utf-8", "replace")
         except (OSError, http.client.HTTPException) as error:
-            stop.check()  # hung up by ourselves
+            stop.check()  # we closed the connection
             raise OSError(f"no answer from {self._url} ({error}): is the server running?") from None
         finally:
             connection.close()
@@ -221,9 +229,9 @@ _EXAMPLE = "http://127.0.0.1:8000"
 
 
 def _hang_up(connection: http.client.HTTPConnection) -> None:
-    """Wake the thread that waits for an answer; the server sees that nobody listens any more."""
+    """Wake the thread that waits for the response; the server sees a disconnect."""
     if connection.sock is not None:
-        with contextlib.suppress(OSError):  # the answer came at the same time
+        with contextlib.suppress(OSError):  # the response arrived at the same time
             connection.sock.shutdown(socket.SHUT_RDWR)
 
 
@@ -240,7 +248,7 @@ def _content(status: int, text: str, url: str) -> str:
 
 
 def _end_of(text: str) -> str:
-    """As much of a long text as is sent; it begins at the same place for a while as it grows, for
-    the sake of what the server remembers."""
+    """The end of a long text, as much as is sent. Its start moves in steps as the text grows, so
+    that the server's prefix cache hits."""
     start = max(0, len(text) - _SENT_CHARACTERS)
     return text[start - start % _SENT_STEP :]

@@ -1,8 +1,8 @@
-"""The documents an editor has open, and the places in them.
+"""The documents that an editor has open, and positions in them.
 
-A place is a line and, in it, a number of code units: UTF-16 ones unless another encoding was agreed
-on. A line ends with LF, CRLF or CR and with nothing else. The documents of pygls also end lines at
-form feeds and the like, so that every place below one would be wrong; hence our own.
+A position is a line and a number of code units in it: UTF-16 unless another encoding was agreed on.
+Only LF, CRLF or CR end a line. The documents of pygls also end lines at form feeds and the like,
+which shifts every position below; hence our own.
 """
 
 import re
@@ -21,28 +21,28 @@ _UNITS: dict[types.PositionEncodingKind, Callable[[str], int]] = {
     ),
     types.PositionEncodingKind.Utf32: len,
 }
-_BLOCK = 4096  # characters of a line that are measured at once
-_STEPS = 4  # in which the beginning of what is near a place moves on
+_BLOCK = 4096  # characters of a line measured at once
+_STEPS = 4  # the start of the text before a position moves in this many steps per `most` characters
 
 
 @dataclass
 class OpenDocument:
-    """A text that is being edited."""
+    """A text under editing."""
 
     uri: str
     language: str
     text: str
     encoding: types.PositionEncodingKind = types.PositionEncodingKind.Utf16
     _starts: NDArray[np.int64] = field(init=False, repr=False)
-    """Where each line begins; kept from edit to edit."""
+    """Offset of each line's start; edits update it."""
 
     def __post_init__(self) -> None:
         self._starts = _line_starts(self.text)
 
     def offset(self, position: types.Position) -> int:
-        """The characters before a position; one past the end of its line means that end.
+        """Number of characters before a position; past its line's end means that end.
 
-        A position inside of a character means its beginning.
+        A position inside a character means its start.
         """
         if position.line >= len(self._starts):
             return len(self.text)
@@ -50,29 +50,29 @@ class OpenDocument:
         return begin + self._characters(self._line(position.line), position.character)
 
     def clamped(self, position: types.Position) -> types.Position:
-        """A position that is in the text: the end of its line, or of the text, for one beyond."""
+        """The position, moved to the end of its line or of the text if it is beyond."""
         line = min(position.line, len(self._starts) - 1)
         end = self.units(self._line(line))
         beyond = position.line > line
         return types.Position(line, end if beyond else min(position.character, end))
 
     def before(self, offset: int, most: int) -> str:
-        """At most so many characters before a place; they begin at the same one for a while when
-        the text grows."""
+        """At most `most` characters before an offset. Their start moves in steps as the text
+        grows."""
         step = most // _STEPS
         start = max(0, -(-(offset - most) // step) * step)
         return self.text[start:offset]
 
     def after(self, offset: int, most: int) -> str:
-        """At most so many characters from a place on."""
+        """At most `most` characters from an offset on."""
         return self.text[offset : offset + most]
 
     def units(self, text: str) -> int:
-        """The length of a piece of a line as the editor counts."""
+        """Length of a piece of a line in the editor's code units."""
         return _UNITS[self.encoding](text)
 
     def apply(self, change: types.TextDocumentContentChangeEvent) -> None:
-        """Take an edit over: a replaced range, or the whole text anew."""
+        """Apply an edit: a replaced range, or the whole text."""
         if isinstance(change, types.TextDocumentContentChangePartial):
             start, end = self.offset(change.range.start), self.offset(change.range.end)
             self._replace(start, max(start, end), change.text)
@@ -83,8 +83,8 @@ class OpenDocument:
     def _replace(self, start: int, end: int, text: str) -> None:
         old = self._starts
         self.text = self.text[:start] + text + self.text[end:]
-        # From the line of the character before on: it may be half of a line end. The first line
-        # that begins behind the range ends what has to be looked at.
+        # Search from the line of the character before, which may be the first half of CRLF, to the
+        # first line that starts after the range.
         first = int(np.searchsorted(old, max(0, start - 1), side="right")) - 1
         behind = old[int(np.searchsorted(old, end, side="right")) :] + (len(text) + start - end)
         begin = int(old[first])
@@ -93,7 +93,7 @@ class OpenDocument:
         self._starts = np.concatenate([old[: first + 1], np.array(ends, np.int64), behind[1:]])
 
     def _line(self, number: int) -> str:
-        """A line without its end."""
+        """A line without its line end."""
         last = number + 1 == len(self._starts)
         stop = len(self.text) if last else int(self._starts[number + 1])
         line = self.text[int(self._starts[number]) : stop]
@@ -118,13 +118,13 @@ def _line_starts(text: str) -> NDArray[np.int64]:
 
 
 class OpenDocuments:
-    """Every open document by its URI, the most recently edited last."""
+    """All open documents by URI, most recently edited last."""
 
     def __init__(self) -> None:
         self._open: dict[str, OpenDocument] = {}
 
     def __getitem__(self, uri: str) -> OpenDocument:
-        """Raises KeyError for one that is not open."""
+        """Raises KeyError if the document is not open."""
         return self._open[uri]
 
     def __iter__(self) -> Iterator[OpenDocument]:
@@ -136,7 +136,7 @@ class OpenDocuments:
 
     def change(self, params: types.DidChangeTextDocumentParams) -> None:
         document = self._open.pop(params.text_document.uri)
-        self._open[document.uri] = document  # the last one now
+        self._open[document.uri] = document  # move it to the end
         for change in params.content_changes:
             document.apply(change)
 

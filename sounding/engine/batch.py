@@ -57,9 +57,12 @@ class Batch:
         priority: Priority = Priority.BATCH,
         *,
         begun: Callable[[Stream], object] = lambda stream: None,
+        adapter: str | None = None,
     ) -> None:
-        """`begun` is called with each stream, so that another thread can cancel it."""
+        """`begun` is called with each stream, so that another thread can cancel it; `adapter` is
+        the name of one that the engine has loaded."""
         self._engine, self._priority, self._begun = engine, priority, begun
+        self._adapter = adapter
 
     def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[int, bool]]:
         """See `Generate`. Raises ValueError for a request the engine cannot answer, before any is
@@ -103,6 +106,7 @@ class Batch:
             params=request.params,
             max_tokens=request.max_tokens,
             answer=request.answer,
+            adapter=self._adapter,
             scored_from=request.scored_from,
             priority=self._priority,
             markup=False,

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from sounding.engine.adapters import Adapters
 from sounding.engine.memory_budget import StatePool
 from sounding.engine.network import Network
 from sounding.engine.requests import EngineStats, FinishReason, GenerationRequest, Overloaded
@@ -62,6 +63,8 @@ class Engine:
             eos = tokenizer.named.get(EOS)
         default = () if eos is None else (eos,)
         self._stop_tokens = frozenset(default if stop_tokens is None else stop_tokens)
+        self.adapters = Adapters(model)
+        """Loaded and dropped at any time, by any thread."""
         self._constraints: Constraints | None = None
         self._pool = StatePool(settings.state_limit_bytes)
         self._scheduler = Scheduler(settings, self._pool)
@@ -103,6 +106,7 @@ class Engine:
             )
         if self._tokenizer is None and (request.stop or request.grammar):
             raise ValueError("stop strings and grammars need a tokenizer, and there is none")
+        self.adapters.find(request.adapter)
         if request.scored_from is not None and not 0 < request.scored_from < len(request.prompt):
             raise ValueError(
                 f"scored_from = {request.scored_from} must be from 1 to {len(request.prompt) - 1}: "
@@ -133,6 +137,7 @@ class Engine:
     def submit(self, request: GenerationRequest) -> EventStream:
         """See `EngineLike`."""
         num_bytes = self.check(request)
+        adapter = self.adapters.find(request.adapter)
         constraint = None
         if request.grammar is not None and self._tokenizer is not None:
             constraints = self._constraints_over(self._tokenizer)
@@ -154,6 +159,7 @@ class Engine:
                 stop_tokens=self._stop_tokens,
                 barred_tokens=self._barred_tokens(request),
                 repetition_tokens=self._settings.repetition_tokens,
+                adapter=adapter,
             )
             self._submitted = serial
             self._queued += 1

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sounding.config import ModelConfig
 from sounding.state.sequence_state import SequenceState
+from sounding.weights.adapters import Adapter
 from sounding.weights.raw import ParameterSize
 
 Streams = NDArray[Any]
@@ -120,6 +121,12 @@ class Network(Protocol):
     def new_state(self, *, rewind_tokens: int = 0, packed_tokens: int | None = None) -> State:
         """The state of a sequence that has no tokens yet. With `packed_tokens` it has room for so
         many tokens in the deployed formats, and no more."""
+
+    def load_adapter(self, adapter: Adapter) -> Any:
+        """What a state carries as its `adapter`, so that its sequence runs with the deltas.
+
+        Sequences with different adapters and with none may share a step. May be called from
+        another thread. Raises ValueError for deltas that fit no weight."""
 
     def state_bytes(self, num_tokens: int, *, rewind_tokens: int = 0) -> int:
         """Bytes of a growing `new_state` with `num_tokens`, those of a drafter included."""

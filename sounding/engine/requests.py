@@ -89,6 +89,8 @@ class GenerationRequest:
     grammar: Grammar | None = None
     answer: StoppingRule | None = None
     """A rule over tokens, in process, such as where a code completion ends."""
+    adapter: str | None = None
+    """Name of a loaded adapter; None: the base alone."""
     priority: Priority = Priority.CHAT
     speculate: bool = True
     markup: bool = True

@@ -65,7 +65,9 @@ class Runner:
         """Set a sequence's state: the longest cached prefix, or an empty state."""
         settings = self._settings
         state = self._model.new_state(rewind_tokens=settings.effective_draft_tokens)
-        found = self._find(generation.unscored)
+        if generation.adapter is not None:
+            state.adapter = generation.adapter.weights
+        found = self._find(generation)
         if found.tail is not None:
             put_together(state, found.blocks, found.tail)
             generation.streams = found.tail.streams
@@ -95,10 +97,17 @@ class Runner:
             drafting = self._drafting.catch_up(generation)
             tokens = generation.tokens[: state.length]
             kept = self.prefixes.keep(
-                tokens, state, generation.streams, drafting=drafting, whole=cut
+                tokens,
+                state,
+                generation.streams,
+                drafting=drafting,
+                whole=cut,
+                adapter=generation.adapter_identity,
             )
             # A prompt that is being typed changes with every key, and is prefilled quickly.
             lasting = generation.request.priority != Priority.KEYSTROKE
+            # The store is named after the base's weights: states of adapters are not written.
+            lasting = lasting and generation.adapter is None
             if self.store is not None and kept and lasting and len(tokens) >= BLOCK_TOKENS:
                 self.store.put(tokens, *kept, whole=cut)
 
@@ -138,11 +147,14 @@ class Runner:
             self._drafting.propose([g for g in choosing if g.finished is None])
         self.counters.steps += 1
 
-    def _find(self, prompt: Sequence[int]) -> Found:
+    def _find(self, generation: ActiveSequence) -> Found:
         """Look a prompt up in the prefix cache, after loading a longer prefix from disk."""
-        found = self.prefixes.find(prompt)
-        if self.store is None or len(prompt) - found.length < BLOCK_TOKENS:
+        prompt = generation.unscored
+        found = self.prefixes.find(prompt, generation.adapter_identity)
+        stored_at_all = self.store is not None and generation.adapter is None
+        if not stored_at_all or len(prompt) - found.length < BLOCK_TOKENS:
             return found
+        assert self.store is not None
         stored = self.store.find(
             prompt,
             beyond=found.length + BLOCK_TOKENS // 2,

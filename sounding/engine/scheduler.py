@@ -150,6 +150,8 @@ class Scheduler:
                 continue
             if self._urgency(leader) > self._urgency(generation):
                 continue
+            if leader.adapter_identity != generation.adapter_identity:
+                continue
             common = self._settings.keepable(
                 common_prefix(leader.tokens, generation.tokens),
                 leader.prompt_length,

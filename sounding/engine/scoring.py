@@ -1,6 +1,7 @@
 """Teacher forcing: logits of fixed tokens under any split, and the tokens' logprobs."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,12 @@ from sounding.state.token_ids import require_tokens
 _LOGIT_ROWS = 1024  # logits of this many tokens exist at once
 
 
-def token_logprobs(network: Network, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+def token_logprobs(
+    network: Network, sequences: Sequence[Sequence[int]], adapter: Any = None
+) -> list[list[float]]:
     """Natural logarithm of the probability of each token after the first, given those before it.
 
+    `adapter` is what the network's `load_adapter` made; None: the base alone.
     All sequences are one ragged chunk, so their tokens together decide the memory it takes.
     Raises ValueError for an empty sequence or a token outside of the vocabulary, DamagedModel where
     logits are not finite.
@@ -26,6 +30,8 @@ def token_logprobs(network: Network, sequences: Sequence[Sequence[int]]) -> list
     require_tokens(tokens, network.config.vocab_size)
     lengths = [len(sequence) for sequence in sequences]
     states = [network.new_state() for _ in lengths]
+    for state in states:
+        state.adapter = adapter
     streams = network.predict(tokens, (), lengths, states).streams
     targets = np.roll(np.asarray(tokens, dtype=np.int64), -1)  # of each last token none is read
     found = []

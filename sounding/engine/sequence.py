@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sounding.engine.adapters import LoadedAdapter
 from sounding.engine.faults import DamagedModel, EngineFault
 from sounding.engine.network import State, Streams
 from sounding.engine.repetition import RepetitionGuard
@@ -51,8 +52,11 @@ class ActiveSequence:
         stop_tokens: Collection[int],
         barred_tokens: Collection[int],
         repetition_tokens: int,
+        adapter: LoadedAdapter | None = None,
     ) -> None:
         self.request, self.stream = request, stream
+        self.adapter = adapter
+        """Stays in use until the end, even if it is dropped meanwhile."""
         self.serial = serial
         """Order of arrival."""
         self.state_bytes = state_bytes
@@ -91,6 +95,11 @@ class ActiveSequence:
     @property
     def prompt_length(self) -> int:
         return len(self.request.prompt)
+
+    @property
+    def adapter_identity(self) -> str:
+        """Identity of the adapter that its state depends on, "" for the base alone."""
+        return "" if self.adapter is None else self.adapter.identity
 
     @property
     def fed(self) -> int:

@@ -1,4 +1,4 @@
-"""Measuring a model: bits per byte, filled lines, programs that pass their tests.
+"""Evaluation of a model: bits per byte, infilled lines, programs that pass their tests.
 
-Independent of networks and engines: callers pass functions that complete text or score tokens.
+Does not depend on networks or engines: callers pass functions that complete text or score tokens.
 """

@@ -1,9 +1,9 @@
-"""Bits per byte: a text's length under a model's code, compared with general compressors.
+"""Bits per byte: the code length of a text under a model, compared with general compressors.
 
-Every token of a document is scored once. A document is read in windows of `context` tokens, BOS
-among them, that begin on multiples of `stride`: after the first window, a token is predicted from
-at least context - 1 - stride tokens before it. EOS is not scored: the end of a text is no
-byte of it.
+Every token of a document is scored once. A document is read in windows of `context` tokens,
+including BOS, that start at multiples of `stride`. After the first window, each token is predicted
+from at least context - 1 - stride tokens before it. EOS is not scored, because the end of a text is
+not a byte of it.
 """
 
 import lzma
@@ -20,7 +20,7 @@ Document = tuple[str, str]  # name, text
 
 
 class Window(NamedTuple):
-    """Tokens to read, of which the last ones are scored."""
+    """Tokens to read; the last ones are scored."""
 
     document: int
     tokens: list[int]
@@ -30,7 +30,7 @@ class Window(NamedTuple):
 def windows(
     tokens: Sequence[int], bos: int, *, context: int, stride: int, document: int = 0
 ) -> Iterator[Window]:
-    """The windows of a document. Raises ValueError where they would leave tokens out."""
+    """The windows of a document. Raises ValueError if they would skip tokens."""
     if not 1 <= stride < context:
         raise ValueError(f"stride = {stride} must be from 1 to below context = {context}")
     size, done, start = context - 1, 0, 0
@@ -87,9 +87,9 @@ def score_documents(
 
 
 def xz_bytes(data: bytes) -> int:
-    """The size that `xz -9e` makes of it.
+    """Size of the data after `xz -9e`.
 
-    A dictionary larger than the data changes nothing but the time it takes to make.
+    A dictionary larger than the data changes only the time to allocate it.
     """
     size = min(64 * 2**20, max(2**16, 1 << len(data).bit_length()))
     preset = 9 | lzma.PRESET_EXTREME
@@ -100,7 +100,7 @@ def xz_bytes(data: bytes) -> int:
 def brotli_bytes(data: bytes) -> tuple[str, int] | None:
     """Return (command, compressed size), or None if neither program nor package is installed.
 
-    The package cannot choose windows above 16 MiB; for data up to that size it is the same.
+    The package has no windows above 16 MiB; for data up to that size the result is the same.
     """
     program = shutil.which("brotli")
     if program is not None:
@@ -115,7 +115,7 @@ def brotli_bytes(data: bytes) -> tuple[str, int] | None:
 
 
 def summarise_bits(rows: Sequence[dict[str, Any]], *, seed: int) -> dict[str, Estimate]:
-    """Bits per byte and bytes per token over all documents, with intervals over resampled ones."""
+    """Bits per byte and bytes per token over all documents; intervals resample documents."""
     bits = [(row["bits"], float(row["bytes"])) for row in rows]
     tokens = [(float(row["bytes"]), float(row["tokens"])) for row in rows]
     return {
@@ -125,9 +125,9 @@ def summarise_bits(rows: Sequence[dict[str, Any]], *, seed: int) -> dict[str, Es
 
 
 def compressed_sizes(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Sizes of the same bytes under compressors: all documents as one stream, and one by one.
+    """Sizes of the same bytes after compression: all documents as one stream, and separately.
 
-    As one stream they have all other documents as context, where the model has one document.
+    In one stream each document has all earlier ones as context; the model has one document.
     """
     parts = [text.encode() for text in texts]
     whole = b"".join(parts)

@@ -1,21 +1,67 @@
-"""Tasks asked in a conversation: answers, tools where there are any, grades.
+"""Evaluate chat tasks: generate answers, run tools if a task has any, and grade.
 
-Conversations run side by side, each in a thread of its own; the engine or the server behind `Chat`
-puts them together.
+Conversations run concurrently, each in its own thread; the engine or server behind `Chat` batches
+them.
 """
 
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from sounding.agent.loop import Chat, converse
+from sounding.evaluation.eval_options import EvalOptions
 from sounding.evaluation.execution import attempt_id
+from sounding.evaluation.measuring import Measured, collect, digest_of
+from sounding.evaluation.results import Results
 from sounding.evaluation.statistics import Estimate, bootstrap, pass_at_k, wilson
-from sounding.tasks.chat import ChatTask
+from sounding.tasks.chat_task import ChatTask
 from sounding.tasks.task import Grade
 
 Row = dict[str, Any]
+
+
+def measure_chats(
+    task: ChatTask,
+    chat: Chat,
+    options: EvalOptions,
+    source: Mapping[str, Any],
+    *,
+    most_turns: int,
+) -> Measured:
+    """pass@k of the conversations of a task. `source` identifies what answers as `chat`.
+
+    Results that `options.out` already holds are not measured again.
+    """
+    settings = {
+        **source,
+        "tasks": digest_of([json.dumps(task[index].row()) for index in range(len(task))]),
+        "seed": options.seed,
+        "samples": options.samples,
+        "turns": most_turns,
+        "timeout": options.timeout,
+        "isolated": not options.unsafe,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "max_tokens": options.max_tokens,
+    }
+    results = Results(options.out, settings)
+    attempts = [(index, sample) for index in range(len(task)) for sample in range(options.samples)]
+    names = [attempt_id(task[index].task_id, sample) for index, sample in attempts]
+    left = [attempt for attempt, name in zip(attempts, names, strict=True) if name not in results]
+    rows = evaluate_chats(
+        task, left, chat, seed=options.seed, most_turns=most_turns, width=options.width
+    )
+    interrupt = collect(results, "tasks", len(attempts), rows)
+    done = results.select(names)
+    samples, ks = options.samples, options.ks
+    metrics = summarise_chats(done, samples=samples, ks=ks, seed=options.seed)
+    more = {
+        "by difficulty": by_difficulty(done, samples=samples, ks=ks),
+        "outcomes": reasons(done),
+    }
+    return Measured("tasks", settings, metrics, len(done), len(attempts), more, interrupt)
 
 
 def evaluate_chats(
@@ -27,10 +73,10 @@ def evaluate_chats(
     most_turns: int,
     width: int,
 ) -> Iterator[Row]:
-    """A row per attempt, as it ends: id, task_id, group, difficulty, sample, passed, messages.
+    """Yield a row per finished attempt: id, task_id, group, difficulty, sample, passed, messages.
 
-    An attempt is a problem's index and the number of the sample. `width` run at a time. An answer
-    that was cut off does not pass; of a repair by tools the files are graded as they were left.
+    An attempt is a problem's index and a sample number. `width` attempts run at a time. An answer
+    that was cut off fails. A repair with tools is graded by the final state of the files.
     """
 
     def attempt(index: int, sample: int) -> Row:
@@ -66,7 +112,7 @@ def evaluate_chats(
 def _side_by_side(
     attempts: Sequence[tuple[int, int]], act: Callable[[int, int], Row], width: int
 ) -> Iterator[Row]:
-    """What calls return, as they end."""
+    """Results of calls, in order of completion."""
     with ThreadPoolExecutor(width) as pool:
         waiting: set[Future[Row]] = {pool.submit(act, *one) for one in attempts}
         try:
@@ -80,16 +126,16 @@ def _side_by_side(
 
 
 def group_of(kind: str, *, thinking: bool) -> str:
-    """The name of what is counted together."""
+    """Name of the group in which a problem is counted."""
     return f"{kind}, thinking" if thinking else kind
 
 
 def summarise_chats(
     rows: Sequence[Row], *, samples: int, ks: Sequence[int], seed: int
 ) -> dict[str, Estimate]:
-    """pass@k over all problems whose samples are all judged, and of each kind of them.
+    """pass@k over all problems whose samples are all graded, and per kind.
 
-    With one sample the interval is Wilson's, otherwise that of resampled problems.
+    With one sample the interval is Wilson's, otherwise it resamples problems.
     """
     found = {}
     groups = sorted({row["group"] for row in rows})
@@ -106,7 +152,7 @@ def summarise_chats(
 
 
 def by_difficulty(rows: Sequence[Row], *, samples: int, ks: Sequence[int]) -> list[Row]:
-    """A line for each kind and difficulty: number of problems, and pass@k."""
+    """A row per kind and difficulty: number of problems, and pass@k."""
     cells: dict[tuple[str, int], list[int]] = {}
     for group, difficulty, passed in _counts(rows, samples):
         cells.setdefault((group, difficulty), []).append(passed)
@@ -127,14 +173,14 @@ def by_difficulty(rows: Sequence[Row], *, samples: int, ks: Sequence[int]) -> li
 def compared(
     before: Sequence[Row], after: Sequence[Row], *, ks: Sequence[int], seed: int
 ) -> dict[str, Estimate]:
-    """How much pass@k has risen, by kind, on the tasks of both; intervals resample tasks in pairs.
+    """Increase of pass@k, by kind, on the tasks of both; intervals resample tasks in pairs.
 
-    Raises ValueError where no task is in both, or the numbers of samples differ or are below k.
+    Raises ValueError if no task is in both, or if numbers of samples differ or are below k.
     """
     first, second = _passed(before), _passed(after)
     both = [name for name in first if name in second]
     if not both:
-        raise ValueError("the two have no task in common; compare results of the same tasks")
+        raise ValueError("the two results have no common task; compare results of the same tasks")
     found: dict[str, list[tuple[str, int, int, int]]] = {}
     for name in both:
         group, samples, passed = first[name]
@@ -152,7 +198,7 @@ def compared(
 
 
 def _passed(rows: Sequence[Row]) -> dict[str, tuple[str, int, int]]:
-    """Group, number of samples, and how many passed, by task."""
+    """Group, number of samples, and number of passed samples, by task."""
     found: dict[str, tuple[str, int, int]] = {}
     for row in rows:
         group, samples, passed = found.get(row["task_id"], (row["group"], 0, 0))
@@ -161,12 +207,12 @@ def _passed(rows: Sequence[Row]) -> dict[str, tuple[str, int, int]]:
 
 
 def reasons(rows: Sequence[Row]) -> dict[str, int]:
-    """How often answers failed for each reason."""
+    """Number of failed answers by reason."""
     return dict(Counter(row["reason"] for row in rows).most_common(20))
 
 
 def _counts(rows: Sequence[Row], samples: int) -> list[tuple[str, int, int]]:
-    """(group, difficulty, samples that passed) of each problem with all its samples."""
+    """(group, difficulty, passed samples) of each problem with all its samples."""
     problems: dict[str, list[Row]] = {}
     for row in rows:
         problems.setdefault(row["task_id"], []).append(row)

@@ -1,7 +1,7 @@
 """Fit the formula of `completion.ranking.confidence` on lines of held-out packages.
 
-`scripts/fit-confidence CORPUS [--lines 600] [--model MODEL]` fits it on every other package, prints
-the coefficients to put there, and the precision on the other packages.
+`scripts/fit-confidence CORPUS [--lines 600] [--model MODEL]` fits it on every second package. It
+prints the coefficients for that file, and the precision on the other packages.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _STEPS = 30
 
 
 def observe(model: LoadedModel, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
-    """What was known of each line that was written, and if it was exact."""
+    """Features of each generated line, and whether it was exact."""
     completer = Completer(model.tokenizer, model.fim_format, model.batch(16))
     settings = CompletionSettings()
     gaps = [Gap(item.prefix, item.suffix) for item in items]
@@ -57,7 +57,7 @@ def fit(evidence: NDArray[np.float64], exact: NDArray[np.bool_]) -> tuple[float,
 
 
 def main() -> None:
-    """See the module."""
+    """Run the command; see the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--lines", type=int, default=600)

@@ -1,6 +1,6 @@
-"""Grade programs by execution: a model generates them, a pool of sandboxes runs their tests.
+"""Grade programs by execution: a model generates programs, a pool of sandboxes runs their tests.
 
-Generation and tests overlap: while answers are generated, earlier ones run.
+Generation and tests overlap: earlier answers are tested while later ones are generated.
 """
 
 from collections import Counter, deque
@@ -12,7 +12,7 @@ from sounding.evaluation.model import FillGaps
 from sounding.evaluation.statistics import Estimate, bootstrap, pass_at_k, wilson
 from sounding.tasks.task import Grade, Task
 
-WITHHELD = "withheld"  # the reason where no answer was given
+WITHHELD = "withheld"  # the reason if no answer was given
 BREAKS = ("SyntaxError", "IndentationError", "TabError", "NameError", "UnboundLocalError")
 
 
@@ -24,10 +24,10 @@ def evaluate_task(
     seed: int,
     workers: int,
 ) -> Iterator[dict[str, object]]:
-    """A row per attempt, as it is judged: id, task_id, sample, passed, reason, the answer.
+    """Yield a row per graded attempt: id, task_id, sample, passed, reason, answer.
 
-    An attempt is an example's index and the number of the sample, which is added to the seed.
-    Rows of an attempt are called TASK_ID#SAMPLE.
+    An attempt is an example's index and a sample number, which is added to the seed. The id of a
+    row is TASK_ID#SAMPLE.
     """
     gaps = [(task[index].prompt, task[index].suffix) for index, _ in attempts]
     seeds = [seed + sample for _, sample in attempts]
@@ -58,7 +58,7 @@ def evaluate_task(
 
 
 def _grade(task: Task, index: int, answer: str) -> Grade:
-    """The grade of an answer; one that was withheld is not run."""
+    """Grade an answer; a withheld answer is not run."""
     return task.grade(index, answer) if answer.strip() else Grade(0.0, WITHHELD)
 
 
@@ -70,11 +70,11 @@ def attempt_id(task_id: str, sample: int) -> str:
 def summarise_attempts(
     rows: Sequence[dict[str, Any]], *, samples: int, ks: Sequence[int], seed: int
 ) -> dict[str, Estimate]:
-    """pass@k over the problems all of whose samples are judged.
+    """pass@k over the problems whose samples are all graded.
 
-    With one sample the interval is Wilson's, otherwise that of resampled problems; beside it the
-    shares of answers that break the program (see `BREAKS`), each kind's and of those withheld, and
-    pass@1 of gaps in column 0, where the indentation is a part of the answer.
+    With one sample the interval is Wilson's, otherwise it resamples problems. Also reports the
+    shares of answers that break the program, by kind (see `BREAKS`), and of withheld answers, and
+    pass@1 of gaps in column 0, where the answer includes the indentation.
     """
     passed: dict[str, list[bool]] = {}
     for row in rows:

@@ -1,14 +1,14 @@
-"""Single-line infilling on held-out files: exact matches with the line that was removed.
+"""Single-line infilling on held-out files: exact matches with the removed line.
 
-A line is taken out from behind its indentation (or from somewhere inside of it) to its end, as in
-an editor; the model sees the file around it. Lines are drawn at random among those with at least
-four letters and digits that are not comments. Two copyists are baselines: one inserts the
-line of the file whose neighbours are most similar to the gap's; the other, given the answer,
-inserts the most similar line of the file, the upper bound of copying.
+A line is removed from its indentation (or from a place inside it) to its end, as in an editor; the
+model sees the file around it. Lines are drawn at random among those that are not comments and have
+at least four letters and digits. Two copyists are baselines. One inserts the line of the file whose
+neighbours are most similar to the gap's. The other knows the answer and inserts the most similar
+line of the file, which is the upper bound of copying.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from sounding.completion.similar import Around
@@ -23,7 +23,7 @@ _BOUNDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class Item(NamedTuple):
-    """A line to be written."""
+    """A removed line for the model to write."""
 
     id: str
     prefix: str
@@ -32,14 +32,23 @@ class Item(NamedTuple):
 
 
 def choose_lines(
-    documents: Sequence[Document], *, per_file: int, cursor: Cursor, seed: int
+    documents: Sequence[Document],
+    *,
+    per_file: int,
+    cursor: Cursor,
+    seed: int,
+    among: Mapping[str, Collection[int]] | None = None,
 ) -> list[Item]:
-    """Up to `per_file` lines of each document; the same ones for the same seed and name."""
+    """Up to `per_file` lines of each document; seed and name determine them.
+
+    `among` restricts the draw to these line numbers, from 0, by document; None permits all.
+    """
     items = []
     for name, text in documents:
         rng = random.Random(f"{seed} {name}")
         lines = text.split("\n")
-        worth = [number for number, line in enumerate(lines) if _worth(line)]
+        allowed = range(len(lines)) if among is None else among.get(name, ())
+        worth = [n for n, line in enumerate(lines) if _worth(line) and n in allowed]
         # Sorting by random() and not rng.sample, whose sequence may change with the version.
         drawn = sorted(worth, key=lambda number: rng.random())[:per_file]
         for number in sorted(drawn):
@@ -63,7 +72,7 @@ def _worth(line: str) -> bool:
 def evaluate_lines(
     items: Sequence[Item], fill: FillGaps, *, seed: int
 ) -> Iterator[dict[str, object]]:
-    """A row per line, as it is done: the answer, what was written, and the copyists' results."""
+    """Yield a row per finished line: the answer, the model's text, and the copyists' results."""
     gaps = [(item.prefix, item.suffix) for item in items]
     for index, text, confidence in fill(gaps, [seed] * len(items)):
         item = items[index]
@@ -91,14 +100,16 @@ def _judged(name: str, text: str, answer: str) -> dict[str, object]:
 def copies(item: Item) -> tuple[str, str]:
     """Return the copyist's line by the gap's neighbours, and the line most similar to the answer.
 
-    Both copy a line of the same file, from behind its indentation; where the gap begins inside of
-    a line, of those that begin alike.
+    Both copy a line of the same file without its indentation. If the gap begins inside a line, only
+    lines that begin alike count.
     """
     around = Around(item.prefix, item.suffix)
     lines = list(around.similar())
     if not lines:
         return "", ""
-    nearest = max(lines, key=lambda line: line.likeness)  # of equals the first, the nearest
+    nearest = max(
+        lines, key=lambda line: line.likeness
+    )  # among equals the first, which is the nearest
     texts = [around.rest(line.number) for line in lines]
     return around.rest(nearest.number), _most_similar([t.strip() for t in texts], item.answer)
 
@@ -107,14 +118,14 @@ def _most_similar(texts: Sequence[str], answer: str) -> str:
     answer, best, record = answer.strip(), "", -1.0
     for text in dict.fromkeys(texts):
         longer = max(len(text), len(answer))
-        possible = 1 - abs(len(text) - len(answer)) / longer  # if all else were the same
+        possible = 1 - abs(len(text) - len(answer)) / longer  # if everything else were equal
         if possible > record and (found := edit_similarity(text, answer)) > record:
             best, record = text, found
     return best
 
 
 def summarise_lines(rows: Sequence[dict[str, Any]], *, seed: int) -> dict[str, Estimate]:
-    """Shares of exact lines and mean similarities, with intervals over resampled files."""
+    """Shares of exact lines and mean similarities; intervals resample files."""
     files: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         files.setdefault(row["file"], []).append(row)
@@ -129,9 +140,9 @@ def summarise_lines(rows: Sequence[dict[str, Any]], *, seed: int) -> dict[str, E
 
 
 def precision_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
-    """Precision against the share of lines shown: a row per bound on the confidence.
+    """Precision against the share of lines shown: a row per threshold of confidence.
 
-    Of rows that come without a confidence there is none.
+    Empty for rows without a confidence.
     """
     sure = sorted((row["confidence"], row["model_exact"]) for row in rows if "confidence" in row)
     table: list[dict[str, object]] = []

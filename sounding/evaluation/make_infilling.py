@@ -1,4 +1,4 @@
-"""Infilling problems made from MBPP's solutions, each proven fair by running its tests."""
+"""Make infilling problems from MBPP's solutions; running the tests proves each one fair."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from sounding.tasks.mbpp import MBPPRow, fair_problems
 def infilling_rows(
     rows: Sequence[MBPPRow], judge: Judge, per_problem: int, workers: int
 ) -> tuple[list[Problem], Counter[str]]:
-    """Make at most `per_problem` problems of each row, and count why rows have none."""
+    """Make at most `per_problem` problems per row, and count the reasons for rows without any."""
     made: dict[int, list[Problem]] = {}
     reasons: Counter[str] = Counter()
 

@@ -1,6 +1,6 @@
-"""Measurements of an opened model: bits per byte, filled lines, programs that pass their tests.
+"""Measure an open model: bits per byte, infilled lines, programs that pass their tests.
 
-Those of the network's mechanisms are in mechanisms.py.
+mechanisms.py measures the network's mechanisms.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rich.progress import MofNCompleteColumn
 
+from sounding.evaluation.eval_options import EvalOptions
 from sounding.evaluation.model import Filled
-from sounding.evaluation.options import EvalOptions
 from sounding.loading import LoadedModel
 from sounding.progress import progress_bar
 
@@ -42,7 +42,7 @@ def read_texts(
 ) -> list[tuple[str, str]]:
     """Names and texts: of a file, of a folder's files, or of a corpus's held-out split.
 
-    Texts that are empty or not UTF-8 are skipped, and `warn` is called with their count.
+    Skips texts that are empty or not UTF-8. Calls `warn` with the number of those not UTF-8.
     """
     if path.is_dir() and list(path.glob("heldout-*.jsonl.xz")):
         from sounding.data.documents import read_documents
@@ -61,14 +61,14 @@ def read_texts(
             name = str(file.relative_to(path)) if path.is_dir() else file.name
             texts.append((name, text))
     if skipped:
-        warn(f"left out {skipped} files that are not UTF-8")
+        warn(f"skipped {skipped} files that are not UTF-8")
     if not texts:
         raise ValueError(f"{path} has no text in files named {', '.join(suffixes)}; see --suffix")
     return texts
 
 
 def _files_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Files with these suffixes in order of their names; hidden folders are not entered."""
+    """Files with these suffixes in order of name, without those in hidden folders."""
     found = []
     for above, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -78,7 +78,7 @@ def _files_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def limited(items: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
-    """All, or `limit` of them drawn at random, in their order."""
+    """All items, or `limit` random ones in their order."""
     if limit is None or limit >= len(items):
         return list(items)
     rng = random.Random(seed)
@@ -87,7 +87,7 @@ def limited(items: Sequence[_T], limit: int | None, seed: int) -> list[_T]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Identify a checkpoint by its config, and the names, sizes and first bytes of its shards."""
+    """Identify a checkpoint by its config and its shards' names, sizes and first bytes."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for shard in sorted(folder.glob("*.safetensors")):
         digest.update(f"{shard.name} {shard.stat().st_size}".encode())
@@ -98,7 +98,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def digest_of(texts: Sequence[str]) -> str:
-    """Identifies what was evaluated."""
+    """A digest that identifies the evaluated items."""
     whole = hashlib.sha256()
     for text in texts:
         whole.update(hashlib.sha256(text.encode()).digest())
@@ -109,8 +109,13 @@ def digest_of(texts: Sequence[str]) -> str:
 # Set up
 
 
-def filler(model: LoadedModel, kind: "Kind | None", options: EvalOptions) -> "FillGaps":
-    """A function that fills gaps with the model. Raises ValueError for invalid options."""
+def filler(
+    model: LoadedModel, kind: "Kind | None", options: EvalOptions, adapter: Path | None = None
+) -> "FillGaps":
+    """Return a function that fills gaps with the model and the adapter in a folder.
+
+    Raises ValueError for invalid options.
+    """
     from sounding.completion.completer import Completer, FilledGap
     from sounding.completion.gap import Gap
     from sounding.completion.prompt import CompletionSettings
@@ -124,7 +129,8 @@ def filler(model: LoadedModel, kind: "Kind | None", options: EvalOptions) -> "Fi
         candidates=options.candidates,
     )
     params = SamplingParams(temperature=options.temperature, top_p=options.top_p)
-    completer = Completer(model.tokenizer, model.fim_format, model.batch(options.width))
+    batch = model.batch(options.width, adapter)
+    completer = Completer(model.tokenizer, model.fim_format, batch)
     python = bool(options.syntax)
 
     def fill(gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[Filled]:
@@ -139,7 +145,7 @@ def filler(model: LoadedModel, kind: "Kind | None", options: EvalOptions) -> "Fi
 
 
 def sandbox(timeout: float, unsafe: bool) -> "Judge":
-    """Return the judge that runs tests against answers. Raises NoIsolation if it cannot isolate."""
+    """Return a judge that runs tests on answers. Raises NoIsolation if it cannot isolate them."""
     from sounding.sandbox.run import Limits, require_isolation
     from sounding.sandbox.trial import judge
 
@@ -156,7 +162,7 @@ def sandbox(timeout: float, unsafe: bool) -> "Judge":
 def collect(
     results: "Results", title: str, total: int, rows: Iterator[dict[str, Any]]
 ) -> KeyboardInterrupt | None:
-    """Keep rows as they come, with a bar on stderr; Ctrl-C ends it and loses nothing."""
+    """Store rows as they finish, with a progress bar on stderr; Ctrl-C loses none."""
     with progress_bar(MofNCompleteColumn()) as bar:
         task = bar.add_task(title, total=total, completed=len(results.rows))
         try:
@@ -169,7 +175,7 @@ def collect(
 
 
 class Measured(NamedTuple):
-    """The result of an evaluation, with its settings."""
+    """Result of an evaluation, with its settings."""
 
     evaluation: str
     settings: Mapping[str, Any]
@@ -177,7 +183,7 @@ class Measured(NamedTuple):
     done: int
     total: int
     more: Mapping[str, Any]
-    """Tables beside the metrics: rows, or counts by name."""
+    """Tables in addition to the metrics: rows, or counts by name."""
     interrupt: KeyboardInterrupt | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -245,7 +251,7 @@ def measure_lines(
     per_file: int,
     cursor: str,
 ) -> Measured:
-    """Lines filled in, beside the two copyists."""
+    """Single-line infilling, with the two copyists as baselines."""
     from sounding.evaluation.lines import evaluate_lines, precision_table, summarise_lines
     from sounding.evaluation.results import Results
 
@@ -276,9 +282,9 @@ def measure_programs(
     options: EvalOptions,
     notes: Mapping[str, Any] | None = None,
 ) -> Measured:
-    """Programs written by the model and run against their tests. `notes` are further settings.
+    """Programs by the model, graded by their tests. `notes` are further settings.
 
-    Problems that are not fair are left out, and named in `left_out`.
+    Unfair problems are omitted and named in `left_out`.
     """
     from sounding.evaluation.execution import attempt_id, evaluate_task, summarise_attempts
     from sounding.evaluation.results import Results
@@ -324,7 +330,7 @@ def _program_settings(
 
 
 def _left_out(task: "CodeTask", workers: int) -> dict[str, str]:
-    """Map the names of unfair problems to the reason. Raises ValueError if no problem is fair."""
+    """Map names of unfair problems to the reasons. Raises ValueError if no problem is fair."""
     from sounding.evaluation.results import Results
 
     judged = (
@@ -338,7 +344,7 @@ def _left_out(task: "CodeTask", workers: int) -> dict[str, str]:
     left_out = {name: row["because"] for name, row in checked.rows.items() if row["because"]}
     if len(left_out) == len(task):
         name, why = next(iter(left_out.items()))
-        raise ValueError(f"no problem can be judged; the first is {name}: {why}")
+        raise ValueError(f"no problem can be graded; the first is {name}: {why}")
     return left_out
 
 

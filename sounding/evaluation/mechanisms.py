@@ -1,7 +1,7 @@
-"""Reports of a model's mechanisms on held-out text: are drafts accepted, are experts used evenly,
-does the indexer pick what attention would read?
+"""Reports on a model's mechanisms on held-out text: acceptance of drafts, balance of experts, and
+how well the indexer picks the entries that attention would read.
 
-Only long documents count: up to index_topk visible entries, all of them are selected.
+Only long documents count: with at most index_topk visible entries, all are selected.
 """
 
 import math
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from sounding.config import CSA, RATIO_NAMES, ModelConfig
+from sounding.evaluation.eval_options import EvalOptions
 from sounding.evaluation.measuring import Measured, collect, digest_of, fingerprint
-from sounding.evaluation.options import EvalOptions
 from sounding.evaluation.results import Results
 from sounding.evaluation.statistics import Estimate, bootstrap
 from sounding.loading import LoadedModel
@@ -39,7 +39,7 @@ def long_documents(
 def observe_documents(
     documents: Sequence[tuple[str, list[int]]], bos: int, observe: Callable[[list[int]], Row]
 ) -> Iterator[Row]:
-    """A row per document, as it is done: its id and what `observe` counts in it."""
+    """Yield a row per finished document: its id and the counts of `observe`."""
     for name, tokens in documents:
         yield {"id": name, **observe([bos, *tokens])}
 
@@ -49,7 +49,7 @@ def summarise_mechanisms(
 ) -> dict[str, Estimate]:
     """Shares of accepted drafts, and the indexers' recall over all CSA layers.
 
-    Intervals are those of resampled documents.
+    Intervals resample documents.
     """
     found = {}
     blocks = max((len(row["drafts"]) for row in rows), default=0)
@@ -73,8 +73,8 @@ def _sums(row: Row, number: int) -> list[float]:
 def load_table(rows: Sequence[Row], layers: Sequence[dict[str, Any]]) -> list[Row]:
     """Balance of expert load per layer; `layers` describe them, MTP blocks last.
 
-    Entropy of the load as a share of the largest possible (1 is even), and the load of the most
-    and the least used expert beside the mean.
+    Gives the entropy of the load as a share of its maximum (1 is even), and the load of the most
+    and the least used expert relative to the mean.
     """
     table = []
     for number, layer in enumerate(layers):
@@ -90,9 +90,9 @@ def load_table(rows: Sequence[Row], layers: Sequence[dict[str, Any]]) -> list[Ro
 def recall_table(rows: Sequence[Row], sizes: Sequence[int], *, seed: int) -> list[Row]:
     """Quality of each CSA layer's indexer, for each number of selected entries.
 
-    `recall`: share of the entries most attended to that are picked, with its interval; `chance`:
-    recall of a random selection; `covered`: share of attention to entries that goes to those
-    picked; `coverable`: its maximum for that number. Only queries that see more entries count.
+    `recall`: share of the most attended entries that are picked, with its interval; `chance`:
+    recall of a random selection; `covered`: share of attention on entries that goes to picked ones;
+    `coverable`: its maximum for that number. Only queries that see more entries count.
     """
     table = []
     for layer in sorted({name for row in rows for name in row["recall"]}, key=int):
@@ -126,7 +126,7 @@ def measure_mechanisms(
     at_least: int,
     sizes: Sequence[int],
 ) -> Measured:
-    """Drafts, expert load and the indexer's choice on documents as tokens."""
+    """Measure drafts, expert load and the indexer's selection on tokenized documents."""
     from sounding.evaluation.observe import observe
     from sounding.loading import load_reference
 
@@ -156,7 +156,7 @@ def measure_mechanisms(
 
 
 def recall_sizes(config: ModelConfig, requested: Sequence[int] = ()) -> tuple[int, ...]:
-    """Numbers of selected entries to measure: the requested ones, or the model's own and fewer."""
+    """Numbers of selected entries to measure: as requested, or the model's own and smaller ones."""
     if CSA not in config.ratios:
         return ()
     fewer = (size for size in (16, 32, 64) if size < config.index_topk)

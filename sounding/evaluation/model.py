@@ -1,16 +1,16 @@
-"""The calls that an evaluation needs of a model, provided by the caller."""
+"""The functions of a model that evaluations need; the caller provides them."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class Filled(NamedTuple):
-    """What was written in a gap."""
+    """The text that a model wrote in a gap."""
 
     number: int
     text: str
     confidence: float = 0.0
-    """Estimated probability that it is exactly right."""
+    """Estimated probability that the text is exactly right."""
 
 
 @runtime_checkable
@@ -18,9 +18,9 @@ class FillGaps(Protocol):
     """Completes text."""
 
     def __call__(self, gaps: Sequence[tuple[str, str]], seeds: Sequence[int]) -> Iterator[Filled]:
-        """Fill each (prefix, suffix) with its seed; yield as each ends, in any order.
+        """Fill each (prefix, suffix) with its seed; yields results as they finish, in any order.
 
-        A text without letters is none: it was withheld."""
+        A text without letters means that the answer was withheld."""
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
-"""Observe a network's mechanisms on fixed tokens: drafts, expert loads, the indexer's selection.
+"""Observe a network's mechanisms on given tokens: drafts, expert loads, the indexer's selection.
 
-The network runs as deployed, CSA layers reading the entries that their indexers select; this is
-compared with the attention of the same layers over every visible entry.
+The network runs as deployed: CSA layers read the entries that their indexers select. This is
+compared with attention of the same layers over all visible entries.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from sounding.model.moe import Routing
 from sounding.model.transformer import Transformer
 from sounding.state.token_ids import require_tokens
 
-_LOGIT_ROWS = 1024  # logits of this many tokens exist at once
+_LOGIT_ROWS = 1024  # tokens whose logits are in memory at once
 
 
 @torch.inference_mode()
 def observe(model: Transformer, tokens: Sequence[int], sizes: Sequence[int]) -> dict[str, Any]:
-    """Counts of one sequence, to be added to those of others; a JSON value.
+    """Counts of one sequence as a JSON value; counts of several sequences can be added.
 
-    - `drafts`: for each MTP block, drafts that equal the network's own choice, and all drafts;
-    - `loads`: choices of each expert, a row for every layer, then for every MTP block;
-    - `recall`: for every CSA layer, by its number, the sums of `index_recall` for each of `sizes`.
+    - `drafts`: for each MTP block, the drafts that equal the network's choice, and all drafts;
+    - `loads`: tokens of each expert, one row per layer, then one per MTP block;
+    - `recall`: for each CSA layer, by number, the sums of `index_recall` for each of `sizes`.
 
     A draft is the likeliest token of MTP block k after the text up to token t + k + 1; the
     network's choice is its own likeliest token for the same place. Raises ValueError for a token
-    outside of the vocabulary.
+    outside the vocabulary.
     """
     device = next(model.parameters()).device
     require_tokens(tokens, model.config.vocab_size)

@@ -1,6 +1,6 @@
-"""Results row by row, so that an interrupted evaluation can resume without loss.
+"""Results stored row by row, so that an interrupted evaluation can resume without loss.
 
-A results file is JSONL: the settings first, then a row per finished item.
+A results file is JSONL: first the settings, then a row per finished item.
 """
 
 import json
@@ -13,12 +13,12 @@ Row = dict[str, Any]
 
 
 class Results:
-    """Rows by id, in memory and, with a path, in a file."""
+    """Rows by id, in memory and, if a path is given, in a file."""
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
-        """Read what is in the file already; a line cut short by a crash is dropped.
+        """Read existing rows from the file; drops a last line that a crash cut short.
 
-        Raises ValueError if the file holds results of other settings, or is something else.
+        Raises ValueError if the file has results of other settings or is not a results file.
         """
         self.rows: dict[str, Row] = {}
         self._path = path
@@ -33,8 +33,8 @@ class Results:
         first, *lines = whole.decode().split("\n")[:-1] or [""]
         if first != header:
             raise ValueError(
-                f"{path} does not hold results of these settings; choose another file, or remove "
-                f"it to start again{_first_difference(first, settings)}"
+                f"{path} has no results of these settings; choose another file, or remove "
+                f"it to start over{_first_difference(first, settings)}"
             )
         for line in lines:
             row = json.loads(line)
@@ -43,7 +43,7 @@ class Results:
             os.truncate(path, len(whole))
 
     def add(self, row: Row) -> None:
-        """Keep a row, which must have an "id"; it is on its way to the disk when this returns."""
+        """Store a row, which must have an "id"; it is written to the file before this returns."""
         self.rows[row["id"]] = row
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
@@ -53,12 +53,12 @@ class Results:
         return name in self.rows
 
     def select(self, names: list[str]) -> list[Row]:
-        """The rows of these ids that are there, in this order."""
+        """The stored rows with these ids, in this order."""
         return [self.rows[name] for name in names if name in self.rows]
 
 
 def read_results(path: Path) -> dict[str, Row]:
-    """The rows of a file by id. Raises ValueError for a file of something else."""
+    """The rows of a file by id. Raises ValueError if it is not a results file."""
     try:
         settings, *lines = path.read_text(encoding="utf-8").splitlines()
         if "settings" not in json.loads(settings):
@@ -66,7 +66,7 @@ def read_results(path: Path) -> dict[str, Row]:
         rows = [json.loads(line) for line in lines]
         return {row["id"]: row for row in rows}
     except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} holds no results of an evaluation ({error})") from None
+        raise ValueError(f"{path} is not a results file of an evaluation ({error})") from None
 
 
 def _first_difference(header: str, settings: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ class Estimate(NamedTuple):
 
 
 def wilson(successes: int, trials: int) -> Estimate:
-    """A share of independent trials, with the score interval.
+    """A share of independent trials, with Wilson's score interval.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
     """
@@ -29,15 +29,16 @@ def wilson(successes: int, trials: int) -> Estimate:
     spread = _Z95**2 / trials
     centre = (share + spread / 2) / (1 + spread)
     half = _Z95 * math.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
-    # Rounding must not leave the share itself outside.
+    # Rounding must not exclude the share itself.
     return Estimate(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)))
 
 
 def bootstrap(groups: Sequence[tuple[float, float]], *, seed: int) -> Estimate:
-    """A ratio of sums over groups, with the percentile interval of resampled groups.
+    """A ratio of sums over groups, with a percentile interval over resampled groups.
 
-    groups[i] is what group i (a file, a problem) adds above and below the line: sums and counts
-    give a mean, bits and bytes bits per byte. Items of one group are resampled together.
+    groups[i] has the contributions of group i (a file, a problem) to numerator and denominator:
+    sums and counts give a mean, bits and bytes give bits per byte. Items of a group are resampled
+    together.
     """
     table = np.asarray(groups, np.float64).reshape(-1, 2)
     if not table[:, 1].any():
@@ -46,7 +47,7 @@ def bootstrap(groups: Sequence[tuple[float, float]], *, seed: int) -> Estimate:
     ratios = []
     for _ in range(RESAMPLES):
         above, below = table[random.integers(len(table), size=len(table))].sum(0)
-        if below:  # else only groups without weight were drawn
+        if below:  # otherwise only groups without weight were drawn
             ratios.append(above / below)
     above, below = table.sum(0)
     low, high = np.quantile(ratios, (0.025, 0.975))
@@ -67,7 +68,7 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
 def edit_distance(one: str, other: str) -> int:
     """Edit distance: the fewest insertions, deletions and replacements of characters.
 
-    A column of the usual table is stored as the bits of two integers, its steps up and down.
+    Stores a column of the usual table as the bits of two integers: its steps up and down.
     Source: Hyyrö, "A bit-vector algorithm for computing Levenshtein and Damerau edit distances",
     2003.
     """
@@ -92,6 +93,6 @@ def edit_distance(one: str, other: str) -> int:
 
 
 def edit_similarity(one: str, other: str) -> float:
-    """1 - edit distance / length of the longer text; 1 for two empty ones."""
+    """1 - edit distance / length of the longer text; 1 for two empty texts."""
     longer = max(len(one), len(other))
     return 1.0 - edit_distance(one, other) / longer if longer else 1.0

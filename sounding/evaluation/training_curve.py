@@ -1,10 +1,11 @@
-"""Training curve: the models that a run kept, measured by the number of training tokens."""
+"""Training curve: measurements of the models that a run kept, over training tokens."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sounding.evaluation.eval_options import EvalOptions
 from sounding.evaluation.lines import Item, choose_lines
 from sounding.evaluation.measuring import (
     Measured,
@@ -15,7 +16,6 @@ from sounding.evaluation.measuring import (
     natural_end,
     sandbox,
 )
-from sounding.evaluation.options import EvalOptions
 from sounding.evaluation.statistics import Estimate
 from sounding.loading import LoadedModel
 from sounding.tasks.code import CodeTask, Problem
@@ -38,13 +38,13 @@ _PER_FILE = 5
 _SETTINGS = ("temperature", "top_p", "heal", "copying", "syntax")
 
 Point = dict[str, Any]
-"""One model: `step`, `tokens`, and an `Estimate` under each of `MEASURES` that was made."""
+"""One model: `step`, `tokens`, and an `Estimate` for each of `MEASURES` that was measured."""
 
 
 class TrainingCurve:
-    """Measures models of a run one after the other, all on the same items.
+    """Measures the models of a run one after the other on the same items.
 
-    Results are kept in `folder`; a model that is measured already is not measured again.
+    Stores results in `folder`; models measured before are not measured again.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TrainingCurve:
         """Choose at most `documents` texts, `lines` and `options.limit` problems."""
         self.folder = folder
         seed = options.seed
-        # The likeliest lines alone: what the network has learned is measured.
+        # Only the likeliest lines, to measure what the network itself has learned.
         self.options = dataclasses.replace(options, copying=False, candidates=0, syntax=True)
         self.documents = limited(texts, documents, seed)
         chosen = choose_lines(texts, per_file=_PER_FILE, cursor="indent", seed=seed)
@@ -75,7 +75,7 @@ class TrainingCurve:
         self.copying: dict[str, Estimate] = {}
 
     def settings(self) -> dict[str, Any]:
-        """What decides the results, except the models."""
+        """Settings that determine the results, except the models."""
         return {
             "seed": self.options.seed,
             "documents": len(self.documents),
@@ -86,7 +86,7 @@ class TrainingCurve:
         }
 
     def add(self, step: int, tokens: int, model: LoadedModel) -> KeyboardInterrupt | None:
-        """Measure a model; returns the interrupt that ended it, if any."""
+        """Measure a model; returns the interrupt that ended the measurement, if any."""
         metrics: dict[str, Estimate] = {}
         for measured in self._measure(model, f"step-{step:08d}"):
             if measured.interrupt is not None:
@@ -116,7 +116,7 @@ class TrainingCurve:
 
 
 def rows_of(points: Sequence[Point], copying: Mapping[str, Estimate]) -> list[dict[str, Any]]:
-    """The curve as JSON rows: a row per model in order of tokens, then the copyists."""
+    """The curve as JSON rows: one per model in order of tokens, then the copyists."""
     rows = [
         {name: _plain(value) for name, value in point.items()}
         for point in sorted(points, key=lambda point: point["tokens"])
@@ -132,7 +132,7 @@ def _plain(value: Any) -> Any:
 
 
 def draw(points: Sequence[Point], copying: Mapping[str, Estimate], path: Path) -> None:
-    """Draw each measure over training tokens, with its interval; copyists are dashed lines.
+    """Draw each measure with its interval over training tokens; copyists are dashed lines.
 
     Needs Matplotlib.
     """

@@ -4,7 +4,7 @@ A quantized weight is two parameters, `weight` in packed form and `scale`; a pla
 `format` is the weight's deployed format (docs/architecture.md 9.4), independent of storage.
 """
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,13 @@ from sounding.ops.quant import simulate_weight
 from sounding.simulation import EXACT, Simulation
 
 Format = Literal["fp8", "fp4"] | None
+
+
+class Delta(Protocol):
+    """What is trained beside a weight that is not."""
+
+    def added_to(self, weight: matmul.Weight) -> matmul.Weight:
+        """The sum of both."""
 
 
 class Linear(nn.Module):
@@ -37,13 +44,16 @@ class Linear(nn.Module):
         self.format = format
         self.simulate = simulation.linear_inputs and format is not None
         self.simulate_weight = simulation.weights and format is not None
+        self.adapter: Delta | None = None
+        """Added to the weight at every use (`adapters.py`)."""
 
     @property
     def stored(self) -> matmul.Weight:
-        """The weight as the ops take it."""
+        """The weight as the ops take it, with its adapter."""
+        weight = matmul.Weight(self.weight, self.scale)
         if self.simulate_weight and self.format is not None and self.scale is None:
-            return matmul.Weight(simulate_weight(self.weight, self.format))
-        return matmul.Weight(self.weight, self.scale)
+            weight = matmul.Weight(simulate_weight(self.weight, self.format))
+        return weight if self.adapter is None else self.adapter.added_to(weight)
 
     def forward(self, x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch o"]:
         return matmul.linear(x, self.stored, simulate=self.simulate)

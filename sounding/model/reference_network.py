@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sounding.model.adapters import adapted
 from sounding.model.dspark import DSpark
 from sounding.model.state import TensorState, growing_state, packed_state
 from sounding.model.transformer import Transformer
-from sounding.state.layout import all_lists
+from sounding.state.row_layout import all_lists
 from sounding.state.token_ids import require_tokens
+from sounding.weights.adapters import Adapter
 from sounding.weights.digest import weights_digest
 from sounding.weights.raw import ParameterSize, parameter_size
 from sounding.weights.tensors import from_torch
@@ -92,6 +94,10 @@ class ReferenceNetwork:
             return growing_state(self.config, rewind_tokens=rewind_tokens)
         return packed_state(self.config, max_tokens=packed_tokens, rewind_tokens=rewind_tokens)
 
+    def load_adapter(self, adapter: Adapter) -> Transformer:
+        """A network with the deltas merged in; see `Network`."""
+        return adapted(self.model, adapter)
+
     def state_bytes(self, num_tokens: int, *, rewind_tokens: int = 0) -> int:
         lists = all_lists(self.config, rewind_tokens=rewind_tokens)
         numbers = sum(rows.kept_rows(num_tokens) * rows.width for rows in lists)
@@ -106,10 +112,35 @@ class ReferenceNetwork:
         states: Sequence[TensorState],
     ) -> Prediction:
         """See `Network`. Raises ValueError for a token outside the vocabulary."""
-        made = self.model.predict(self.tokens(tokens), rows, lengths, states)
+        adapters = [state.adapter for state in states]
+        if any(adapter is not adapters[0] for adapter in adapters):
+            return self._predict_apart(tokens, rows, lengths, states)
+        model = (adapters[0] if adapters else None) or self.model
+        made = model.predict(self.tokens(tokens), rows, lengths, states)
         chosen = torch.stack([routed.chosen for routed in made.routing])
         streams = made.streams if made.taps is None else torch.cat((made.streams, made.taps), 1)
         return Prediction(_array(streams), _array(chosen), _array(made.logits.float()))
+
+    def _predict_apart(
+        self,
+        tokens: Sequence[int],
+        rows: Sequence[int],
+        lengths: Sequence[int],
+        states: Sequence[TensorState],
+    ) -> Prediction:
+        """Sequence by sequence, since they have different adapters."""
+        parts, first = [], 0
+        for length, state in zip(lengths, states, strict=True):
+            here = [row - first for row in rows if first <= row < first + length]
+            parts.append(self.predict(tokens[first : first + length], here, [length], [state]))
+            first += length
+        if list(rows) != sorted(rows):
+            raise ValueError(f"rows {list(rows)} must ascend where sequences have adapters")
+        return Prediction(
+            np.concatenate([part.streams for part in parts]),
+            np.concatenate([part.chosen for part in parts], 1),
+            np.concatenate([part.logits for part in parts]),
+        )
 
     @torch.inference_mode()
     def draft(

@@ -9,7 +9,7 @@ from sounding.model.rows import (
     index_codec,
     kv_codec,
 )
-from sounding.state.layout import ListLayout
+from sounding.state.row_layout import ListLayout
 from sounding.state.sequence_state import (
     CompressorState,
     LayerState,

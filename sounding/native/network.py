@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sounding.config import ModelConfig
+from sounding.native.adapters import KernelAdapter
 from sounding.native.describe import NetworkDescription, pointers
 from sounding.native.dspark import KernelDrafter
 from sounding.native.kernels import INT, address, kernels, threads_argument
@@ -28,8 +29,9 @@ from sounding.native.state import (
 )
 from sounding.native.structs import NativeEnds
 from sounding.simulation import EXACT, Simulation
-from sounding.state.layout import all_lists
+from sounding.state.row_layout import all_lists
 from sounding.state.token_ids import require_tokens
+from sounding.weights.adapters import Adapter
 from sounding.weights.digest import weights_digest
 from sounding.weights.raw import ParameterSize, RawTensor, parameter_size
 
@@ -115,6 +117,10 @@ class KernelNetwork:
             return growing_state(self.config, rewind_tokens=rewind_tokens)
         return packed_state(self.config, max_tokens=packed_tokens, rewind_tokens=rewind_tokens)
 
+    def load_adapter(self, adapter: Adapter) -> KernelAdapter:
+        """An adapter as a state carries it; see `Network`."""
+        return KernelAdapter(adapter, self.config)
+
     def state_bytes(self, num_tokens: int, *, rewind_tokens: int = 0) -> int:
         """Bytes that a growing state needs for so many tokens, without its spare rows."""
         lists = all_lists(self.config, rewind_tokens=rewind_tokens)
@@ -145,12 +151,12 @@ class KernelNetwork:
             self._room_for_taps(count),
         )
         layer_states = [state.layers for state in states]
+        adapters = [state.adapter for state in states]
         if count <= _PIECE_TOKENS:
-            self._run(
-                self._layers, self._description.ends, given, rows, lengths, layer_states, made
-            )
+            ends = self._description.ends
+            self._run(self._layers, ends, given, rows, lengths, layer_states, made, adapters)
         else:
-            self._predict_in_pieces(given, rows, lengths, layer_states, made)
+            self._predict_in_pieces(given, rows, lengths, layer_states, made, adapters)
         if made.taps is None:
             return made
         return made._replace(streams=np.concatenate((made.streams, made.taps), 1))
@@ -224,11 +230,12 @@ class KernelNetwork:
         lengths: Sequence[int],
         states: Sequence[Sequence[KernelLayer]],
         made: Prediction,
+        adapters: Sequence[KernelAdapter | None],
     ) -> None:
         """Run each sequence in pieces, one after the other."""
         wanted = np.asarray(rows, dtype=np.int64)
         first = 0
-        for length, state in zip(lengths, states, strict=True):
+        for length, state, adapter in zip(lengths, states, adapters, strict=True):
             for low in range(first, first + length, _PIECE_TOKENS):
                 high = min(low + _PIECE_TOKENS, first + length)
                 here = (wanted >= low) & (wanted < high)
@@ -241,7 +248,8 @@ class KernelNetwork:
                 )
                 asked = (wanted[here] - low).tolist()
                 ends, piece = self._description.ends, tokens[low:high]
-                self._run(self._layers, ends, piece, asked, [high - low], [state], part)
+                sizes = [high - low]
+                self._run(self._layers, ends, piece, asked, sizes, [state], part, [adapter])
                 made.chosen[:, low:high], made.scores[:, low:high] = part.chosen, part.scores
                 made.logits[here] = part.logits
             first += length
@@ -255,6 +263,7 @@ class KernelNetwork:
         lengths: Sequence[int],
         states: Sequence[Sequence[KernelLayer]],
         made: Prediction,
+        adapters: Sequence[KernelAdapter | None] = (),
     ) -> None:
         """Call the kernels, after making room in lists that lack it."""
         lists = [lists_of(layers) for layers in states]
@@ -274,8 +283,9 @@ class KernelNetwork:
             (INT * len(rows))(*rows),
             INT(len(rows)),
             address(made.logits),
-            *self._tap_arguments(made.taps),
             threads_argument(),
+            _addresses(adapters),
+            *self._tap_arguments(made.taps),
         )
         while (crowded := kernels().network_run(*given)) >= 0:
             sequence, number = divmod(crowded, len(lists[0].rows))
@@ -298,3 +308,11 @@ def _tap_places(config: ModelConfig) -> NDArray[np.int64] | None:
     layers = list(config.dspark.target_layer_ids)
     places[layers] = np.arange(len(layers))
     return places
+
+
+def _addresses(adapters: Sequence[KernelAdapter | None]) -> Any:
+    """The first layer of each sequence's adapter, None for a step of the base alone."""
+    if not any(adapters):
+        return None
+    found = (None if adapter is None else ctypes.addressof(adapter.layers) for adapter in adapters)
+    return (ctypes.c_void_p * len(adapters))(*found)

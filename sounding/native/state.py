@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from sounding.config import ModelConfig
 from sounding.native.rows import Format, KernelRows
-from sounding.state.layout import ListLayout, RowFormat, packed_row_bytes
+from sounding.state.row_layout import ListLayout, RowFormat, packed_row_bytes
 from sounding.state.sequence_state import LayerState, SequenceState, empty_state
 
 KernelLayer = LayerState[KernelRows]

@@ -71,6 +71,22 @@ class NativeLayer(ctypes.Structure):
     )
 
 
+class NativeDelta(ctypes.Structure):
+    """struct Delta of network.h."""
+
+    _fields_ = (("low", NativeWeight), ("high", NativeWeight), ("factor", ctypes.c_double))
+
+
+class NativeAdapterLayer(ctypes.Structure):
+    """struct AdapterLayer of network.h."""
+
+    _fields_ = (
+        *((name, NativeDelta) for name in ("wq_a", "wq_b", "wkv", "wo_a", "wo_b")),
+        *((name, _POINTER) for name in ("w1", "w2", "w3")),
+        *((name, NativeDelta) for name in ("shared_w1", "shared_w2", "shared_w3")),
+    )
+
+
 class NativeNetwork(ctypes.Structure):
     """struct Network of network.h."""
 
@@ -135,6 +151,8 @@ STRUCTS: tuple[type[ctypes.Structure], ...] = (
     NativeHyperConnection,
     NativePooling,
     NativeLayer,
+    NativeDelta,
+    NativeAdapterLayer,
     NativeNetwork,
     NativeEnds,
     NativeDraftEnds,

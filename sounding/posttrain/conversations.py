@@ -21,7 +21,7 @@ _ASKING = ("user", "developer")
 
 
 @dataclass(frozen=True)
-class Conversation:
+class ConversationRow:
     """Messages as the encoder takes them, and how the assistant answers."""
 
     messages: Sequence[Message]
@@ -57,7 +57,7 @@ class TrainingSample:
 
 def conversation_of(
     row: Mapping[str, Any], where: str = "the conversation", *, effort_scheme: str = "april"
-) -> Conversation:
+) -> ConversationRow:
     """A conversation from `messages`, `tools` and `thinking` (false, true, or an effort).
 
     Tools go to the first message if that is a system message, else to one before it. Other keys
@@ -85,7 +85,7 @@ def conversation_of(
             f"{where} has thinking {thinking!r:.40}; it is false, true or one of {levels} "
             f"(efforts of the {effort_scheme} scheme)"
         )
-    return Conversation(
+    return ConversationRow(
         _with_tools(messages, row.get("tools"), where),
         bool(thinking),
         None if isinstance(thinking, bool) else thinking,
@@ -104,7 +104,7 @@ def _with_tools(messages: list[Any], tools: Any, where: str) -> list[Message]:
     return [{**messages[0], "tools": tools}, *messages[1:]]
 
 
-def read_conversations(path: Path, *, effort_scheme: str = "april") -> list[Conversation]:
+def read_conversations(path: Path, *, effort_scheme: str = "april") -> list[ConversationRow]:
     """The conversations of a file of JSON lines. Raises ValueError naming file, line and rule."""
     found = []
     for number, row in read_json_lines(path):
@@ -117,7 +117,7 @@ def read_conversations(path: Path, *, effort_scheme: str = "april") -> list[Conv
     return found
 
 
-def prompt_of(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
+def prompt_of(conversation: ConversationRow, tokenizer: Tokenizer) -> list[int]:
     """The tokens that the next answer follows: answers at the end of the messages are left out.
 
     Raises ValueError where nobody is left to be answered.
@@ -132,7 +132,7 @@ def prompt_of(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
 
 
 def samples_of(
-    conversation: Conversation, tokenizer: Tokenizer, most_tokens: int
+    conversation: ConversationRow, tokenizer: Tokenizer, most_tokens: int
 ) -> list[TrainingSample]:
     """The sequences that teach every answer of a conversation as it would be generated.
 
@@ -156,7 +156,7 @@ def samples_of(
     return made
 
 
-def _spans(conversation: Conversation) -> Iterator[tuple[int, list[int]]]:
+def _spans(conversation: ConversationRow) -> Iterator[tuple[int, list[int]]]:
     """Ends of samples among the messages, each with the answers that carry loss."""
     messages = conversation.messages
     answers = [
@@ -175,7 +175,7 @@ def _spans(conversation: Conversation) -> Iterator[tuple[int, list[int]]]:
 
 
 def _fitting(
-    conversation: Conversation,
+    conversation: ConversationRow,
     end: int,
     answers: Sequence[int],
     tokenizer: Tokenizer,
@@ -193,7 +193,7 @@ def _fitting(
 
 
 def _sample(
-    conversation: Conversation, end: int, answers: Sequence[int], tokenizer: Tokenizer
+    conversation: ConversationRow, end: int, answers: Sequence[int], tokenizer: Tokenizer
 ) -> TrainingSample:
     parts = _encode(conversation, conversation.messages[:end])
     tokens, owners = tokenizer.encode_parts([part for part, _ in parts])
@@ -202,7 +202,7 @@ def _sample(
 
 
 def _encode(
-    conversation: Conversation, messages: Sequence[Message]
+    conversation: ConversationRow, messages: Sequence[Message]
 ) -> list[tuple[str, int | None]]:
     try:
         parts = encode_parts(

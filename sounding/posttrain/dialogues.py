@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sounding.agent.loop import Tools, results_of, with_ids
-from sounding.posttrain.conversations import Conversation
-from sounding.posttrain.prompts import GradedChats
+from sounding.posttrain.conversations import ConversationRow
 from sounding.posttrain.rollout_log import LoggedAnswer
+from sounding.posttrain.task_prompts import GradedChats
 from sounding.tasks.task import Grade
 from sounding.text import Malformed, encode, parse
 from sounding.text.encoding import Message
@@ -39,7 +39,7 @@ class Dialogues:
         self,
         task: GradedChats,
         examples: Sequence[int],
-        conversations: Sequence[Conversation],
+        conversations: Sequence[ConversationRow],
         prompts: Sequence[Sequence[int]],
         tokenizer: Tokenizer,
         *,
@@ -142,7 +142,7 @@ def _turns(answer: LoggedAnswer) -> Iterator[list[int]]:
         yield turn
 
 
-def _asked(conversation: Conversation) -> list[Message]:
+def _asked(conversation: ConversationRow) -> list[Message]:
     """The messages of a prompt: those in front of the answers at the end."""
     messages = list(conversation.messages)
     while messages and messages[-1].get("role") == "assistant":

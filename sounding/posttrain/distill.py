@@ -26,7 +26,7 @@ from sounding.posttrain.grpo import (
 )
 from sounding.posttrain.rollout_batch import RolloutBatch, batch_of, empty_like
 from sounding.posttrain.rounds import Answer, Round
-from sounding.posttrain.settings import DistillRun, Teacher
+from sounding.posttrain.run_configs import DistillRun, Teacher
 from sounding.text.tokenizer import Tokenizer
 from sounding.train.metrics import MetricsRow
 from sounding.train.objective import StepPlan

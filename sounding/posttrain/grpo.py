@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sounding.data.batch import StreamState
+from sounding.data.token_batch import StreamState
 from sounding.model.moe import Routing
 from sounding.model.transformer import Transformer
 from sounding.ops.token_logprobs import token_logprobs
@@ -26,7 +26,7 @@ from sounding.posttrain.rollout_batch import (
     shares_of,
 )
 from sounding.posttrain.rounds import Round
-from sounding.posttrain.settings import GrpoConfig, GrpoRun
+from sounding.posttrain.run_configs import GrpoConfig, GrpoRun
 from sounding.train.expert_load import gates
 from sounding.train.metrics import MetricsRow
 from sounding.train.objective import BatchSource, StepPlan

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sounding.data.batch import TokenBatch
+from sounding.data.token_batch import TokenBatch
 from sounding.engine.sampling import SamplingParams
 from sounding.model.transformer import Transformer
 from sounding.posttrain.conversations import prompt_of, read_conversations
@@ -17,13 +17,13 @@ from sounding.posttrain.dialogues import Dialogues
 from sounding.posttrain.distill import Distill, TaughtBatches, Teachers
 from sounding.posttrain.frozen import load_frozen, reference_logprobs
 from sounding.posttrain.grpo import REFERENCE, Grpo, batches_of_rounds, grpo_batches
-from sounding.posttrain.prompts import GradedChats, drawn, read_tasks, task_prompts
 from sounding.posttrain.rollout_batch import RolloutBatch
 from sounding.posttrain.rollouts import RolloutSettings
-from sounding.posttrain.rounds import Answer, Prompts, Round, Rounds
+from sounding.posttrain.rounds import Answer, Enrich, Round, RoundPrompts, Rounds
+from sounding.posttrain.run_configs import DistillRun, GrpoRun, RolloutsConfig, SftRun
 from sounding.posttrain.sampler import Sampler
-from sounding.posttrain.settings import DistillRun, GrpoRun, RolloutsConfig, SftRun
 from sounding.posttrain.sft import held_out_of, read_samples, sample_source
+from sounding.posttrain.task_prompts import GradedChats, drawn, read_tasks, task_prompts
 from sounding.text.tokenizer import Tokenizer
 from sounding.train.build_network import build_network
 from sounding.train.metrics import MetricsRow
@@ -137,6 +137,27 @@ def require_room(
             )
 
 
+def _rounds(
+    run: GrpoRun | DistillRun,
+    folder: Path,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    ask: Callable[[int], RoundPrompts],
+    enrich: Enrich | None,
+) -> Rounds:
+    """The rounds of a run in a folder, sampled from `model`."""
+    config = run.rollouts
+    return Rounds(
+        folder,
+        model,
+        Sampler(model, width=config.width, reference=config.reference),
+        ask,
+        rollout_settings(config, run.train.seed, tokenizer.eos_id),
+        enrich=enrich,
+        keep=config.keep_rounds,
+    )
+
+
 def open_grpo(
     run: GrpoRun,
     folder: Path,
@@ -157,35 +178,14 @@ def open_grpo(
         raise ValueError(
             f"rollouts.group = {config.group} must be at least 2: rewards are compared in a group"
         )
-    scheme = config.effort_scheme
-    conversations, prompts = task_prompts(task, tokenizer, effort_scheme=scheme)
-    require_room(prompts, [one.where for one in conversations], run, config.max_tokens)
-
-    def ask(number: int) -> Prompts:
-        chosen = drawn(len(prompts), number, config.prompts, run.train.seed)
-        examples = [index for index in chosen for _ in range(config.group)]
-        dialogues = Dialogues(
-            task,
-            examples,
-            conversations,
-            prompts,
-            tokenizer,
-            eos=tokenizer.eos_id,
-            most_turns=config.turns,
-            most_tokens=min(run.data.batch_tokens, run.model.max_position_embeddings),
-            most_sampled=config.max_tokens,
-        )
-        return Prompts([prompts[index] for index in examples], dialogues.grade, dialogues.reply)
-
     model = build_network(run, torch.device("cpu"))
-    rounds = Rounds(
+    rounds = _rounds(
+        run,
         folder,
         model,
-        Sampler(model, width=config.width, reference=config.reference),
-        ask,
-        rollout_settings(config, run.train.seed, tokenizer.eos_id),
-        enrich=_reference(run) if run.grpo.kl_weight else None,
-        keep=config.keep_rounds,
+        tokenizer,
+        _ask_tasks(run, task, tokenizer),
+        _reference(run) if run.grpo.kl_weight else None,
     )
     facts = RoundFacts()
     idle = 0
@@ -214,7 +214,36 @@ def open_grpo(
     )
 
 
-def _reference(run: GrpoRun) -> Callable[[Sequence[Answer]], list[dict[str, Tensor]]]:
+def _ask_tasks(
+    run: GrpoRun, task: GradedChats, tokenizer: Tokenizer
+) -> Callable[[int], RoundPrompts]:
+    """A function from the number of a round to its prompts, with a dialogue for each answer."""
+    config = run.rollouts
+    conversations, prompts = task_prompts(task, tokenizer, effort_scheme=config.effort_scheme)
+    require_room(prompts, [one.where for one in conversations], run, config.max_tokens)
+
+    def ask(number: int) -> RoundPrompts:
+        chosen = drawn(len(prompts), number, config.prompts, run.train.seed)
+        examples = [index for index in chosen for _ in range(config.group)]
+        dialogues = Dialogues(
+            task,
+            examples,
+            conversations,
+            prompts,
+            tokenizer,
+            eos=tokenizer.eos_id,
+            most_turns=config.turns,
+            most_tokens=min(run.data.batch_tokens, run.model.max_position_embeddings),
+            most_sampled=config.max_tokens,
+        )
+        return RoundPrompts(
+            [prompts[index] for index in examples], dialogues.grade, dialogues.reply
+        )
+
+    return ask
+
+
+def _reference(run: GrpoRun) -> Enrich:
     """Adds the log-probabilities of the weights that the run began with."""
     begins = run.train.initial_weights
     if begins is None:
@@ -265,41 +294,12 @@ def open_distill(
 ) -> Trainer[RolloutBatch]:
     """The trainer of a run of `posttrain distill`, new or resumed. Raises ValueError for teachers
     of another vocabulary and prompts that cannot be asked."""
-    config = run.rollouts
     tokenizer = tokenizer_of(run, folder)
     teachers = Teachers(run, tokenizer)
-    prompts: list[list[int]] = []
-    owners: list[int] = []
-    names: list[str] = []
-    for number, teacher in enumerate(run.distill.teachers):
-        path = Path(teacher.prompts)
-        for conversation in read_conversations(path, effort_scheme=config.effort_scheme):
-            prompts.append(prompt_of(conversation, tokenizer))
-            owners.append(number)
-            names.append(conversation.where)
-    require_room(prompts, names, run, config.max_tokens)
-
-    def chosen(number: int) -> list[int]:
-        """The prompts of a round, teacher by teacher, each as often as a group has answers."""
-        found = drawn(len(prompts), number, config.prompts, run.train.seed)
-        ordered = sorted(found, key=lambda index: owners[index])
-        return [index for index in ordered for _ in range(config.group)]
-
+    ask, owners = _ask_teachers(run, tokenizer)
     model = build_network(run, torch.device("cpu"))
-    asked: list[int] = []
-
-    def ask(number: int) -> Prompts:
-        asked[:] = [owners[index] for index in chosen(number)]
-        return Prompts([prompts[index] for index in chosen(number)])
-
-    rounds = Rounds(
-        folder,
-        model,
-        Sampler(model, width=config.width, reference=config.reference),
-        ask,
-        rollout_settings(config, run.train.seed, tokenizer.eos_id),
-        enrich=lambda answers: teachers.enrich(answers, asked),
-        keep=config.keep_rounds,
+    rounds = _rounds(
+        run, folder, model, tokenizer, ask, lambda answers: teachers.enrich(answers, owners)
     )
     facts = RoundFacts()
 
@@ -320,3 +320,34 @@ def open_distill(
         beside=files_beside(folder),
         allow_change=allow_change,
     )
+
+
+def _ask_teachers(
+    run: DistillRun, tokenizer: Tokenizer
+) -> tuple[Callable[[int], RoundPrompts], list[int]]:
+    """A function from the number of a round to its prompts, and a list that it fills with the
+    teacher of each prompt of the latest round.
+
+    The prompts of a round are ordered by teacher.
+    """
+    config = run.rollouts
+    prompts: list[list[int]] = []
+    owners: list[int] = []
+    names: list[str] = []
+    for number, teacher in enumerate(run.distill.teachers):
+        path = Path(teacher.prompts)
+        for conversation in read_conversations(path, effort_scheme=config.effort_scheme):
+            prompts.append(prompt_of(conversation, tokenizer))
+            owners.append(number)
+            names.append(conversation.where)
+    require_room(prompts, names, run, config.max_tokens)
+    latest: list[int] = []
+
+    def ask(number: int) -> RoundPrompts:
+        found = drawn(len(prompts), number, config.prompts, run.train.seed)
+        ordered = sorted(found, key=lambda index: owners[index])
+        chosen = [index for index in ordered for _ in range(config.group)]
+        latest[:] = [owners[index] for index in chosen]
+        return RoundPrompts([prompts[index] for index in chosen])
+
+    return ask, latest

@@ -74,7 +74,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class RoundPrompts:
     """What a round asks: one prompt for every answer."""
 
     tokens: Sequence[Sequence[int]]
@@ -94,7 +94,7 @@ class Rounds:
         folder: Path,
         model: Transformer,
         sampler: Sampler,
-        ask: Callable[[int], Prompts],
+        ask: Callable[[int], RoundPrompts],
         settings: RolloutSettings,
         *,
         enrich: Enrich | None = None,

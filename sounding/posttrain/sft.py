@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sounding.data.batch import StreamState, TokenBatch
 from sounding.data.packing import best_fit
+from sounding.data.token_batch import StreamState, TokenBatch
 from sounding.ops.loss import IGNORED
 from sounding.posttrain.conversations import TrainingSample, read_conversations, samples_of
-from sounding.posttrain.settings import SftRun
+from sounding.posttrain.run_configs import SftRun
 from sounding.text.tokenizer import Tokenizer
 from sounding.train.objective import BatchSource
 from sounding.train.source import HeldOut

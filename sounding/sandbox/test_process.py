@@ -24,7 +24,7 @@ from sounding.sandbox.typed_json import Channel, MalformedMessage, NotPlain, Pac
 MODULE = "__main__"
 
 
-class Fault(BaseException):
+class CannotJudge(BaseException):
     """The answer cannot be judged further; no test may catch this and go on."""
 
 
@@ -142,10 +142,10 @@ class Caller:
                 return error
         raise TypeError("no exception")
 
-    def spoilt(self, why: str) -> Fault:
+    def spoilt(self, why: str) -> CannotJudge:
         """Nothing that the tests do from here on can make this a pass."""
         self.fault = self.fault or why
-        return Fault(why)
+        return CannotJudge(why)
 
 
 class Remote:
@@ -210,7 +210,7 @@ def run_tests(orders: dict[str, Any], caller: Caller) -> str:
         exec(compile(orders["test"], "test.py", "exec", dont_inherit=True), names)
         if orders["calls_check"]:
             names["check"](caller.ask("get", entry))
-    except Fault:
+    except CannotJudge:
         pass
     except AssertionError:
         return caller.fault or "wrong answer"

@@ -14,6 +14,7 @@ from sounding.server.http.middleware import AccessMiddleware
 from sounding.server.http.openapi import Operation, document
 from sounding.server.http.streaming import Endpoint, JSONAnswer
 from sounding.server.protocols import (
+    adapters,
     chat_completions,
     completions,
     infill,
@@ -79,6 +80,21 @@ OPERATIONS = [
     ),
 ]
 
+ADAPTER_OPERATIONS = [
+    Operation(
+        adapters.LOAD_ROUTE,
+        adapters.LoadAdapterRequest,
+        "Load an adapter (vLLM).",
+        stream=None,
+    ),
+    Operation(
+        adapters.DROP_ROUTE,
+        adapters.DropAdapterRequest,
+        "Drop an adapter (vLLM).",
+        stream=None,
+    ),
+]
+
 # DeepSeek's own paths for routes that are under /v1 here: its clients need only a new address.
 ALIASES = {
     "/chat/completions": chat_completions.ROUTE,
@@ -102,11 +118,16 @@ def application(service: Service) -> ASGIApp:
         infill.ROUTE: infill.Infill(service),
         llama_completion.ROUTE: llama_completion.LlamaCompletion(service),
         ollama.ROUTE: ollama.OllamaGenerate(service),
-        ollama_chat.ROUTE: ollama_chat.Chat(service),
+        ollama_chat.ROUTE: ollama_chat.OllamaChat(service),
         ollama_model.SHOW_ROUTE: ollama_model.Show(service),
     }
+    operations = OPERATIONS
+    if service.adapters is not None and service.read_adapter is not None:
+        posts[adapters.LOAD_ROUTE] = adapters.LoadAdapter(service, service.read_adapter)
+        posts[adapters.DROP_ROUTE] = adapters.DropAdapter(service)
+        operations = [*OPERATIONS, *ADAPTER_OPERATIONS]
     gets = status.endpoints(service) | ollama_model.listings(service)
-    described = document(OPERATIONS, [path.replace(":path", "") for path in gets])
+    described = document(operations, [path.replace(":path", "") for path in gets])
 
     async def openapi(request: Request) -> Response:
         return JSONAnswer(described)

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from sounding.engine.requests import GenerationRequest, Grammar, Priority, StoppingRule
 from sounding.engine.sampling import SamplingParams
+from sounding.server.content_stops import ContentRule
 from sounding.server.http.errors import Refusal, context_overflow
 from sounding.server.options import ServerOptions
-from sounding.server.stopping import ContentRule
 from sounding.server.turn_memory import RenderedTurns, TurnMemory
 from sounding.text import Parser, parser
 from sounding.text.grammar import turn_grammar

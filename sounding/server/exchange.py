@@ -22,7 +22,7 @@ from sounding.engine.requests import (
     TokenEvent,
 )
 from sounding.server.http.errors import Refusal
-from sounding.server.threads import Threads
+from sounding.server.work_threads import Threads
 
 
 @dataclass(eq=False)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sounding.engine.requests import Event, Finished, TokenEvent, Usage
+from sounding.server.content_stops import ContentStops
 from sounding.server.conversation import Conversation
 from sounding.server.exchange import failure
 from sounding.server.http.errors import Refusal
-from sounding.server.stopping import ContentStops
 from sounding.server.turn_memory import RenderedTurns, TurnMemory
 from sounding.text import (
     CallBegun,

@@ -5,9 +5,10 @@ import gc
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -15,6 +16,7 @@ from starlette.requests import Request
 from sounding.completion.completer import Completer
 from sounding.completion.gap import Gap
 from sounding.completion.prompt import CompletionSettings as CompletionSettings
+from sounding.engine.adapters import Adapters
 from sounding.engine.requests import EngineLike, GenerationRequest, Usage
 from sounding.runtime import give_back_free_memory
 from sounding.server.exchange import EngineRun, Exchange, Ledger, begin
@@ -28,16 +30,17 @@ from sounding.server.http.wire import (
 )
 from sounding.server.options import ServerOptions
 from sounding.server.prometheus import Metrics
-from sounding.server.threads import Threads
 from sounding.server.trace import Trace
 from sounding.server.turn_memory import TurnMemory
+from sounding.server.work_threads import Threads
 from sounding.text.fim_format import FimFormat
 from sounding.text.tokenizer import Tokenizer, TooManyTokens
+from sounding.weights.adapters import Adapter
 
 log = logging.getLogger(__name__)
 
 _SMALL_BYTES = 1 << 14  # a body up to this size is parsed at once, without a thread
-_LARGE_BYTES = 1 << 18  # a body above this size counts as large work (threads.py)
+_LARGE_BYTES = 1 << 18  # a body above this size counts as large work (work_threads.py)
 _TIDY_SECONDS = 1.0  # after a large request
 _RATE_SECONDS = 10  # window over which tokens per second are measured
 
@@ -64,12 +67,17 @@ class Service:
         settings: ServerOptions,
         card: ModelCard | None = None,
         fim_format: FimFormat | None = None,
+        *,
+        adapters: Adapters | None = None,
+        read_adapter: Callable[[Path], Adapter] | None = None,
     ) -> None:
-        """`fim_format` is that of the model's folder, by default the usual one.
+        """`fim_format` is that of the model's folder, by default the usual one. `adapters` are the
+        engine's; with `read_adapter` clients may load others.
 
         Raises OSError when the trace folder cannot be written to."""
         self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
         self.card = card or ModelCard()
+        self.adapters, self.read_adapter = adapters, read_adapter
         self._fim_format = fim_format or FimFormat()
         self.memory = TurnMemory(tokenizer)
         self.ledger = Ledger()
@@ -113,17 +121,36 @@ class Service:
         names = self.settings.model_names
         return next((name for name in names if name != "*"), "sounding")
 
+    @property
+    def listed_names(self) -> list[str]:
+        """What clients are told they may ask for: the model's names, and one per adapter."""
+        names = [name for name in self.settings.model_names if name != "*"] or [self.model_name]
+        loaded = [] if self.adapters is None else self.adapters.names
+        return [*names, *(f"{self.model_name}:{adapter}" for adapter in loaded)]
+
+    def adapter_of(self, name: str | None) -> str | None:
+        """The adapter that a model's name asks for, as in `nano:mine`; None: the model alone."""
+        before, colon, adapter = (name or "").removesuffix(":latest").partition(":")
+        named = before in self.settings.model_names or "*" in self.settings.model_names
+        if not colon or not named or self.adapters is None:
+            return None
+        return adapter if adapter in self.adapters.names else None
+
     def require_model(self, name: str | None) -> str:
         """The model name to report. Raises Refusal for a model that is not served."""
         names = self.settings.model_names
         if name is None or not name.strip():  # llama.vim sends "" if none is set
             return self.model_name
         # Ollama's clients append a tag to the name.
-        if name in names or name.removesuffix(":latest") in names or "*" in names:
+        if name in names or name.removesuffix(":latest") in names or self.adapter_of(name):
             return name
+        if "*" in names:
+            return name
+        known = ", ".join(map(repr, self.listed_names))
         raise Refusal(
             404,
-            f"model {name[:80]!r} is not served; use {self.model_name!r} (serve --name adds names)",
+            f"model {name[:80]!r} is not served; use {known} (serve --name adds names, --adapter "
+            "adapters)",
             param="model",
             code="model_not_found",
         )
@@ -170,8 +197,16 @@ class Service:
             self.threads.call_large()
         return await self.threads.run(checked)
 
-    async def begin(self, route: str, requests: Sequence[GenerationRequest]) -> Exchange:
-        """Submit requests to the engine. Raises Refusal if it rejects them."""
+    async def begin(
+        self, route: str, requests: Sequence[GenerationRequest], model: str | None
+    ) -> Exchange:
+        """Submit requests to the engine, with the adapter that the model's name asks for.
+
+        Raises Refusal if it rejects them.
+        """
+        adapter = self.adapter_of(model)
+        if adapter is not None:
+            requests = [replace(request, adapter=adapter) for request in requests]
         if any(request.grammar is not None for request in requests):
             self.threads.call_large()
         return await begin(self.engine, self.ledger, self.threads, route, requests)

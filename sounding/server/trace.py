@@ -10,8 +10,8 @@ from typing import Any
 
 from sounding.engine.requests import Usage
 from sounding.files import write_file
+from sounding.server.content_stops import StopRule
 from sounding.server.exchange import EngineRun
-from sounding.server.stopping import StopRule
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ Source: docs/architecture.md 8.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from sounding.config import ModelConfig
-from sounding.state.layout import (
+from sounding.state.row_layout import (
     CompressorLayout,
     LayerLayout,
     ListLayout,
@@ -98,6 +98,9 @@ class SequenceState(Generic[_R]):
     draft_lag: int
     """Tokens that the drafter stays behind: 1 for MTP blocks, whose position t needs token t + 1;
     0 for DSpark."""
+    adapter: Any = None
+    """What the network's `load_adapter` made, applied to every token of this sequence; None: the
+    base alone. MTP blocks are always the base's."""
 
     @property
     def length(self) -> int:
@@ -129,8 +132,12 @@ class SequenceState(Generic[_R]):
 
     def fork(self) -> "SequenceState[_R]":
         """An independent continuation; growing storage shares its tensors, packed copies."""
-        layers = [layer.fork() for layer in self.layers]
-        return SequenceState(layers, [draft.fork() for draft in self.drafts], self.draft_lag)
+        return SequenceState(
+            [layer.fork() for layer in self.layers],
+            [draft.fork() for draft in self.drafts],
+            self.draft_lag,
+            self.adapter,
+        )
 
     def fork_drafts(self) -> "SequenceState[_R]":
         """A continuation of the drafter's blocks alone, for steps on their own output."""

@@ -17,7 +17,7 @@ import llguidance
 from sounding.text.dsml.broken_markup import ENDS_A_VALUE
 from sounding.text.dsml.calls import check_name, parameter_head
 from sounding.text.json_schema.arguments import Shape, shapes
-from sounding.text.json_schema.document import TYPES, Document, Schema
+from sounding.text.json_schema.document import TYPES, Schema, SchemaDocument
 from sounding.text.json_schema.json_values import json_grammar
 from sounding.text.json_schema.strings import EVERY, Strings, only_strings, strings
 from sounding.text.markup import DSML, INVOKE_CLOSE, INVOKE_OPEN, PARAMETER_CLOSE, to_json
@@ -62,7 +62,7 @@ class _Tool:
     """The rules of one tool, as `lines`."""
 
     def __init__(self, name: str, tool: str, parameters: Any) -> None:
-        document = Document(parameters, f"the parameters of {tool}")
+        document = SchemaDocument(parameters, f"the parameters of {tool}")
         values = _Values(name, tool, document)
         made = [
             _Arguments(f"{name}_s{index}", shape, values)
@@ -85,7 +85,7 @@ class _Tool:
 class _Values:
     """The rules of one tool's parameters, made when they are asked for."""
 
-    def __init__(self, name: str, tool: str, document: Document) -> None:
+    def __init__(self, name: str, tool: str, document: SchemaDocument) -> None:
         self.name, self._tool, self._document = name, tool, document
         self.lines: list[str] = []
         self._made: dict[str, str | None] = {}

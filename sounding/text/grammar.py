@@ -12,7 +12,7 @@ from typing import Any
 import llguidance
 
 from sounding.text.call_grammar import literal, tool_rules
-from sounding.text.json_schema.document import Document
+from sounding.text.json_schema.document import SchemaDocument
 from sounding.text.json_schema.json_values import json_grammar
 from sounding.text.markup import (
     BOS,
@@ -114,7 +114,7 @@ def schema_grammar(schema: Any) -> str:
     Raises ValueError for a schema that cannot be held.
     """
     require_affordable(schema)
-    document = Document(schema, "the JSON schema")
+    document = SchemaDocument(schema, "the JSON schema")
     written = json_grammar(document.root, document, "the JSON schema")
     if written is None:
         raise ValueError("the JSON schema admits no value at all")

@@ -1,6 +1,6 @@
-"""The textbook: small exercises with solutions and tests, checked and turned into training texts.
+"""The textbook: small exercises with solutions and tests, and the training texts made from them.
 
-`reading` reads the TOML files, `running` runs solutions against their tests in the sandbox,
-`likeness` finds exercises that repeat one another or a text to keep out, `rendering` makes
-documents of them and `problems` evaluation problems of the topics that are held out.
+`reading` reads the TOML files. `running` runs solutions against their tests in the sandbox.
+`likeness` finds exercises that duplicate one another or an excluded text. `rendering` turns
+exercises into documents, and `problems` turns held-out topics into evaluation problems.
 """

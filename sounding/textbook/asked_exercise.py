@@ -1,10 +1,10 @@
-"""An exercise as tasks use it: what is asked, what is graded, which tests are shown."""
+"""An exercise as tasks use it: the question, the check, and the tests that are shown."""
 
 import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sounding.tasks.chat import ChatProblem
+from sounding.tasks.chat_task import ChatProblem
 from sounding.tasks.checks import Check, CodeCheck, distinct_values
 from sounding.tasks.fences import fenced
 from sounding.textbook.drawing import Draw
@@ -20,7 +20,7 @@ _TESTS_AT_LEAST = 3
 
 
 class AskedExercise:
-    """An exercise, and the parts of tasks that all kinds share."""
+    """An exercise with the parts that all kinds of tasks share."""
 
     def __init__(self, exercise: Exercise) -> None:
         self.exercise = exercise
@@ -42,7 +42,7 @@ class AskedExercise:
         )
 
     def told(self, draw: Draw) -> str:
-        """What is asked: a description, perhaps examples."""
+        """The text of the question: one or two descriptions, sometimes with examples."""
         text, other = self.exercise.descriptions[0], draw.one(self.exercise.descriptions)
         if other != text and draw.chance(0.4):
             text = f"{text} {other}"
@@ -54,11 +54,11 @@ class AskedExercise:
         return f"{text}\n\n{fenced(chr(10).join(lines))}" if lines else text
 
     def wrapped(self) -> list[str]:
-        """The first description in lines."""
+        """The first description, wrapped into lines."""
         return wrapped(self.exercise.descriptions[0], 86)
 
     def test_file(self) -> str:
-        """The shown tests as a file; "" where too few can be said."""
+        """The shown tests as a file; "" if too few cases can be written as assertions."""
         name = self.exercise.entry_point
         chosen = [lines for case in self.exercise.cases if (lines := assertions(case))]
         if len(chosen) < _TESTS_AT_LEAST:
@@ -71,7 +71,7 @@ class AskedExercise:
         return "\n\n\n".join([f"from solution import {', '.join(names)}", *tests]) + "\n"
 
     def _used(self, chosen: Sequence[Sequence[str]]) -> set[str]:
-        """Other names of the program that tests use."""
+        """Other names of the program that the tests use."""
         defined = set()
         for node in ast.parse(self.exercise.solutions[0]).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -93,7 +93,7 @@ class AskedExercise:
         thinking: bool = False,
         difficulty: int | None = None,
     ) -> ChatProblem:
-        """A task with a name of its own."""
+        """Return a task with a unique id."""
         return ChatProblem(
             task_id=f"{self.exercise.name}/{kind}/{number}",
             kind=kind,
@@ -107,7 +107,7 @@ class AskedExercise:
 
 
 def _inputs(exercise: Exercise) -> tuple[str, ...]:
-    """Arguments of the plain calls among the tests of a function, as literals of tuples."""
+    """Arguments of the plain calls in a function's tests, each as a tuple literal."""
     if exercise.shape != "function":
         return ()
     found: dict[str, None] = {}

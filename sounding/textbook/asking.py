@@ -1,4 +1,4 @@
-"""The words in which tasks are asked, several for each kind of task."""
+"""Question templates, several for each kind of task."""
 
 from collections.abc import Sequence
 
@@ -78,9 +78,9 @@ MENDED = (
 
 
 def asked(templates: Sequence[str], draw: Draw, **parts: str) -> str:
-    """One of some templates with its parts, without what is empty at its ends."""
+    """Fill in a randomly chosen template, without blank lines at either end."""
     text = draw.one(templates)
-    # Parts are code and may have braces: they are put in one after the other, never formatted.
+    # Parts are code and may contain braces, so they are inserted one by one, never formatted.
     pieces, rest = [], text
     while True:
         before, found, rest = rest.partition("{")

@@ -1,13 +1,13 @@
-"""Exercises as tasks asked in a conversation, each with a right answer that its grader has passed.
+"""Exercises as chat tasks, each with a correct answer that its grader has passed.
 
-What is needed to prove a task (that its answer scores 1, that a faulty program scores 0) is run in
-the sandbox as the task is made; what cannot be proven is left out.
+Each task is proven in the sandbox when it is made: its answer must score 1 and a faulty program
+must score 0. Tasks that cannot be proven are left out.
 """
 
 import functools
 from collections.abc import Iterator, Sequence
 
-from sounding.tasks.chat import ChatProblem
+from sounding.tasks.chat_task import ChatProblem
 from sounding.tasks.checks import (
     CodeCheck,
     MutationCheck,
@@ -22,14 +22,14 @@ from sounding.textbook.asking import asked
 from sounding.textbook.drawing import Draw
 from sounding.textbook.examples import assertions, double_quoted
 from sounding.textbook.exercises import Exercise
-from sounding.textbook.faults import Fault, faults
+from sounding.textbook.failed_mutants import Fault, faults
 from sounding.textbook.gap_choice import gap
 from sounding.textbook.running import Run
 from sounding.textbook.tool_repairs import Solved, repaired_by_tools
 from sounding.textbook.tracing import Traced, traces
 
-_KEPT_VERDICTS = 512  # kinds ask the same of one program, and exercises follow each other
-_MOST_MUTANTS = 4  # of a task to write tests
+_KEPT_VERDICTS = 512  # several kinds grade the same program, and exercises come in sequence
+_MOST_MUTANTS = 4  # in a task that asks for tests
 _MOST_TRACE_CHARACTERS = 1800
 
 
@@ -37,12 +37,12 @@ class ChatProblems:
     """Makes the tasks of exercises. Safe to call from several threads."""
 
     def __init__(self, judge: Judge, run: Run, seed: int) -> None:
-        """`judge` grades answers, `run` runs our own programs, both in the sandbox."""
+        """`judge` grades answers and `run` runs our own programs, both in the sandbox."""
         self._judge: Judge = functools.lru_cache(_KEPT_VERDICTS)(judge)
         self._run, self._seed = run, seed
 
     def solved(self, exercise: Exercise, kinds: Sequence[str], each: int) -> Iterator[Solved]:
-        """Tasks of an exercise, at most `each` of a kind, in an order of their own."""
+        """Yield tasks of an exercise, at most `each` per kind, drawn by seed."""
         book = AskedExercise(exercise)
         if not book.usable:
             return
@@ -179,7 +179,7 @@ class ChatProblems:
 
 
 def printing_programs(exercise: Exercise, draw: Draw) -> list[str]:
-    """For each plain case of a function, a solution that prints the value of the case."""
+    """For each plain case of a function, a solution that prints the case's value."""
     return [
         f"{draw.one(exercise.solutions).rstrip()}\n\n\nprint({double_quoted(case.code)})\n"
         for case in draw.shuffled(exercise.cases)
@@ -192,7 +192,7 @@ def _answered(problem: ChatProblem, reply: Message) -> Solved:
 
 
 def _repair(book: AskedExercise, draw: Draw, fault: Fault, number: int) -> Solved:
-    """A faulty program to be repaired by an answer, sometimes after thinking."""
+    """A task to repair a faulty program in one answer, sometimes with thinking."""
     mutant, answer = fault.mutant, fenced(book.code.solution)
     question = asked(asking.REPAIR, draw, code=fenced(mutant.text), told=book.told(draw))
     seen = fault.seen(book.exercise.cases)
@@ -212,7 +212,7 @@ def _repair(book: AskedExercise, draw: Draw, fault: Fault, number: int) -> Solve
 
 
 def _traced(book: AskedExercise, draw: Draw, traced: Traced, number: int) -> Iterator[Solved]:
-    """What a program prints, asked twice: to be answered at once, and after its trace."""
+    """Two tasks that ask for a program's output: one answered directly, one after a trace."""
     question = asked(asking.TRACE, draw, code=fenced(traced.program))
     answer = fenced(traced.output, "")
     difficulty = min(5, 1 + len(traced.lines) // 8)

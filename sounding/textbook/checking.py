@@ -1,6 +1,6 @@
-"""What is wrong with a textbook as a whole: exercises that repeat one another, or what is kept out.
+"""Checks of a whole textbook: exercises that duplicate one another or an excluded text.
 
-Whether solutions pass their tests is for `running`.
+`running` checks that solutions pass their tests.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from sounding.textbook.likeness import Text
 
 
 def repeated(exercises: Sequence[Exercise]) -> Iterator[str]:
-    """A line for each pair of exercises that are nearly the same in program or request."""
+    """Yield a line for each pair of exercises with nearly the same program or description."""
     programs = [text for exercise in exercises for text in likeness.programs_of(exercise)]
     requests = [text for exercise in exercises for text in likeness.requests_of(exercise)]
     yield from likeness.like_programs(programs, programs)
@@ -23,9 +23,9 @@ def repeated(exercises: Sequence[Exercise]) -> Iterator[str]:
 
 
 def kept_out(exercises: Sequence[Exercise], path: Path) -> Iterator[str]:
-    """A line for each exercise that repeats a text of a JSONL file: its words, code or names.
+    """Yield a line for each exercise that repeats words, code or names of a JSONL file.
 
-    Raises ValueError naming the line for rows of another form.
+    Raises ValueError naming the line if a row has another form.
     """
     theirs = [
         Text(f"{path.name}, line {number}", text)
@@ -63,7 +63,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def counts(exercises: Sequence[Exercise]) -> dict[str, Any]:
-    """How many exercises there are, by shape, difficulty and area."""
+    """Count exercises by shape, difficulty and area."""
     by: dict[str, dict[str, int]] = {"shape": {}, "difficulty": {}, "area": {}}
     for exercise in exercises:
         for key, table in by.items():

@@ -1,4 +1,4 @@
-"""Choices by seed. Only `random.random` is used, whose sequence Python guarantees for a seed."""
+"""Seeded random choices, from `random.random` only: Python guarantees its sequence for a seed."""
 
 import random
 from collections.abc import Sequence
@@ -8,25 +8,25 @@ T = TypeVar("T")
 
 
 class Draw:
-    """A source of choices: the same seed gives the same choices in every version of Python."""
+    """A random generator that makes the same choices for a seed in every version of Python."""
 
     def __init__(self, seed: str) -> None:
         self._rng = random.Random(seed)
 
     def below(self, limit: int) -> int:
-        """A whole number from 0 to below `limit`."""
+        """A random integer from 0 to `limit` - 1."""
         return int(self._rng.random() * limit)
 
     def chance(self, share: float) -> bool:
-        """True in this share of cases."""
+        """True with this probability."""
         return self._rng.random() < share
 
     def one(self, items: Sequence[T]) -> T:
-        """One of some items."""
+        """A randomly chosen item."""
         return items[self.below(len(items))]
 
     def weighted(self, items: Sequence[tuple[T, float]]) -> T:
-        """One of some items with their weights."""
+        """A randomly chosen item, from (item, weight) pairs."""
         at = self._rng.random() * sum(weight for _, weight in items)
         for item, weight in items:
             at -= weight
@@ -35,11 +35,11 @@ class Draw:
         return items[-1][0]
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
-        """All items in another order."""
+        """All items in random order."""
         left = list(items)
         return [left.pop(self.below(len(left))) for _ in range(len(left))]
 
     def some(self, items: Sequence[T], count: int) -> list[T]:
-        """`count` of the items, or all where there are fewer, in their order."""
+        """`count` random items in their order, or all if there are fewer."""
         chosen = set(self.shuffled(range(len(items)))[:count])
         return [item for index, item in enumerate(items) if index in chosen]

@@ -1,4 +1,4 @@
-"""An exercise's tests as people write them: assertions, test functions, doctests, a main part."""
+"""Write an exercise's tests as people do: assertions, test functions, doctests, a main part."""
 
 import ast
 import functools
@@ -11,7 +11,7 @@ from sounding.textbook.exercises import Case, Exercise
 from sounding.textbook.programs import requoted
 
 MAX_DOC_CHARACTERS = 88
-# Of a case, so that its line stays below a hundred.
+# Characters of a case, so that its line stays below 100.
 _LONGEST = {
     "asserts": 90,
     "function": 86,
@@ -24,16 +24,16 @@ _LONGEST = {
 
 @dataclass(frozen=True)
 class Below:
-    """Lines that use a program, the modules they need, and how to see that they are right."""
+    """Lines that use a program, the imports they need, and code that checks them."""
 
     lines: tuple[str, ...]
     imports: tuple[tuple[str, str, str], ...] = ()
     proof: str = ""
-    """Code that runs what is only defined by the lines."""
+    """Code that calls the functions and classes that the lines only define."""
 
 
 def assertions(case: Case) -> list[str]:
-    """A case as statements; none where its value is not exact, or it raises."""
+    """A case as statements; empty if its value is not exact or the case raises."""
     if case.expected is None:
         return []
     exact = comparison(case)
@@ -41,7 +41,7 @@ def assertions(case: Case) -> list[str]:
 
 
 def comparison(case: Case) -> str:
-    """The condition that a case states, "" where floats inside its value may be off."""
+    """The condition that a case states; "" if its value contains floats that may be inexact."""
     assert case.expected is not None
     value = ast.literal_eval(case.expected)
     code = case.code
@@ -66,13 +66,13 @@ def comparison(case: Case) -> str:
 
 
 def expected_text(case: Case) -> str:
-    """The literal of a case as a programmer writes it, in double quotes where that is possible."""
+    """The expected literal as a programmer writes it, in double quotes if possible."""
     assert case.expected is not None
     return double_quoted(case.expected)
 
 
 def double_quoted(code: str) -> str:
-    """Code with "..." for each '...' that `ast.unparse` made and that allows it."""
+    """Code with each '...' of `ast.unparse` turned into "...", where the content allows it."""
     return requoted(code, '"')
 
 
@@ -85,7 +85,7 @@ def _has_float(value: object) -> bool:
 
 
 def doctest_lines(case: Case, program: str) -> list[str]:
-    """A case as an interpreter's session; none where what it prints is not certain."""
+    """A case as an interpreter session; empty if its output is not deterministic."""
     if case.expected is None:
         return []
     value = ast.literal_eval(case.expected)
@@ -101,7 +101,7 @@ def doctest_lines(case: Case, program: str) -> list[str]:
 
 
 def _is_silent(statement: str, silent: frozenset[str]) -> bool:
-    """Whether a session prints nothing after a statement."""
+    """True if an interpreter prints nothing after this statement."""
     node = ast.parse(statement).body[0]
     if not isinstance(node, ast.Expr):
         return True
@@ -115,7 +115,7 @@ def _is_silent(statement: str, silent: frozenset[str]) -> bool:
 
 @functools.lru_cache(4096)
 def _silent_names(program: str) -> frozenset[str]:
-    """Functions whose calls have the value None: of a program, and of lists, sets and dicts."""
+    """Names of functions that return None: the program's, and methods of lists, sets and dicts."""
     names = set("append extend insert remove sort reverse clear add discard update".split())
     for node in ast.walk(ast.parse(program)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -130,7 +130,7 @@ def _silent_names(program: str) -> frozenset[str]:
 def short_examples(cases: Sequence[Case], style: str, program: str) -> list[str]:
     """Cases of a program as lines for a docstring: "==", "->", "assert" or ">>>".
 
-    Cases that would be too long, or end a docstring, are left out.
+    Leaves out cases that are too long or would end the docstring.
     """
     lines: list[str] = []
     for case in cases:
@@ -153,11 +153,11 @@ def short_examples(cases: Sequence[Case], style: str, program: str) -> list[str]
 
 
 # --------------------------------------------------------------------------------------------------
-# What stands below
+# Code below a program
 
 
 def below(exercise: Exercise, draw: Draw, style: str) -> Below | None:
-    """Code that calls the exercise's program, in a style, or None where nothing can be said.
+    """Code that calls the exercise's program, in a style; None if no case fits it.
 
     Styles: "asserts", "function", "parametrize", "unittest", "main", "prints".
     """
@@ -179,7 +179,7 @@ def below(exercise: Exercise, draw: Draw, style: str) -> Below | None:
 
 
 def _test_name(exercise: Exercise) -> str:
-    """What is tested, as words: HarbourGauge is harbour_gauge."""
+    """The entry point in snake case: HarbourGauge becomes harbour_gauge."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", exercise.entry_point).lower()
 
 
@@ -202,7 +202,7 @@ def _functions(name: str, chosen: Sequence[Case], raising: Sequence[Case]) -> Be
 
 
 def _parametrized(exercise: Exercise, chosen: Sequence[Case]) -> Below | None:
-    """Rows of arguments and values; for functions called plainly by their own name."""
+    """Rows of arguments and values, for cases that call the function directly by name."""
     rows = []
     for case in chosen:
         call = ast.parse(case.code, mode="eval").body

@@ -1,6 +1,6 @@
-"""What the textbook is made of: topics of exercises, with their solutions and tests.
+"""Data types of the textbook: topics of exercises, with their solutions and tests.
 
-The format is told in textbook/README.md; `reading` reads it.
+textbook/README.md describes the file format; `reading` reads it.
 """
 
 import ast
@@ -15,44 +15,44 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One test: statements, then an expression with its value, or code with the error it raises."""
+    """One test: statements, then an expression and its value, or code and the error it raises."""
 
     text: str
     before: tuple[str, ...]
     code: str
     expected: str | None
-    """The literal that `code` must be equal to."""
+    """The literal that `code` must equal."""
     raises: str | None
     """The name of the exception that `code` must raise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScriptCase:
-    """One run of a script: what it is given and what it must print."""
+    """One run of a script: its input and the output it must print."""
 
     stdin: str = ""
     args: tuple[str, ...] = ()
     files: Mapping[str, str]
-    """Texts of the files in its working folder."""
+    """Contents of the files in its working folder, by name."""
     stdout: str
     exit: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exercise:
-    """Something to write, told in several ways, with solutions that pass its tests."""
+    """A program to write, described in several ways, with solutions that pass its tests."""
 
     name: str
     area: str
     topic: str
     title: str
-    """Of the topic."""
+    """Title of the topic."""
     held_out: bool
     shape: Shape
     difficulty: int
     """1 (first week) to 5 (a good interview question)."""
     signature: str
-    """The head of the function or class that the tests call; empty for scripts and tests."""
+    """Head of the function or class that the tests call; empty for shapes script and tests."""
     descriptions: tuple[str, ...]
     solutions: tuple[str, ...]
     cases: tuple[Case, ...] = ()
@@ -60,7 +60,7 @@ class Exercise:
     subject: str = ""
     """Shape "tests": the module that the solution tests."""
     mutants: tuple[str, ...] = ()
-    """Shape "tests": broken versions of the subject, which the solution must notice."""
+    """Shape "tests": faulty versions of the subject, which the solution must fail."""
 
     @property
     def entry_point(self) -> str:
@@ -81,7 +81,7 @@ class Topic:
 
 
 def signature_node(signature: str) -> Definition | None:
-    """The definition of which this is the head, or None."""
+    """The definition that has this head, or None if it is not a head."""
     if not signature:
         return None
     try:

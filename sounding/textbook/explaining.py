@@ -1,4 +1,4 @@
-"""What a line of a program does, in a sentence, with what it did in a run that was traced."""
+"""Explain a line of a program in a sentence, with its effects in a traced run."""
 
 import ast
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _MOST_NOTE = 70
 
 @dataclass(frozen=True)
 class Explained:
-    """A line, and what there is to say about it."""
+    """A line and its explanation."""
 
     number: int
     line: str
@@ -27,7 +27,7 @@ class Explained:
 
 
 def explained(traced: Traced, draw: Draw) -> Explained | None:
-    """One of the lines that ran; None where there is nothing to say about any."""
+    """Explain one of the lines that ran; None if no line can be explained."""
     lines = traced.program.split("\n")
     ran = {number for number, _ in traced.runs}
     found = []
@@ -80,7 +80,7 @@ def _filled(pattern: str, first: str, second: str) -> str:
 
 
 def _facts(notes: list[str]) -> str:
-    """How often a line ran, and what came of it."""
+    """State how often a line ran and with which results."""
     times = "once" if len(notes) == 1 else f"{len(notes)} times"
     told = [note for note in notes if note and len(note) <= _MOST_NOTE and note != "done"]
     if not told:

@@ -1,4 +1,4 @@
-"""Whole statements taken out of a program, to be filled in."""
+"""Choose a statement to remove from a program, as a gap to fill."""
 
 import ast
 import textwrap
@@ -11,23 +11,23 @@ _MOST_LINES = 4
 
 
 @dataclass(frozen=True)
-class Gap:
-    """A statement, and what stands around it."""
+class ChosenGap:
+    """A statement and the text around it."""
 
     prefix: str
     code: str
-    """The statement with its indentation."""
+    """The statement, indented."""
     suffix: str
     indent: str
 
     @property
     def answer(self) -> str:
-        """The statement as it would stand by itself."""
+        """The statement without its indentation."""
         return textwrap.dedent(self.code)
 
 
-def gap(program: str, draw: Draw) -> Gap | None:
-    """A statement of a function, of one to four lines; None where there is none.
+def gap(program: str, draw: Draw) -> ChosenGap | None:
+    """Choose a statement of one to four lines inside a function; None if there is none.
 
     It has a name or a call in it, and is not all of a body of several lines.
     """
@@ -49,7 +49,7 @@ def gap(program: str, draw: Draw) -> Gap | None:
     first, last = draw.one(found)
     line = lines[first - 1]
     indent = line[: len(line) - len(line.lstrip())]
-    return Gap(
+    return ChosenGap(
         prefix="\n".join(lines[: first - 1]) + "\n",
         code="\n".join(lines[first - 1 : last]),
         suffix="\n" + "\n".join(lines[last:]),

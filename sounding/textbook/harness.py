@@ -1,7 +1,7 @@
-"""The program that runs an exercise's tests inside the sandbox; `running` sends its text there.
+"""The program that runs an exercise's tests in the sandbox; `running` sends its text there.
 
-Each test runs in a process of its own, made by fork, so that none sees what another left behind.
-It imports nothing of this package: the sandbox has the standard library only.
+Each test runs in a forked process of its own, so that tests cannot affect each other. This file
+imports nothing from the package: the sandbox has the standard library only.
 """
 
 import ast
@@ -18,13 +18,13 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-TEST_SECONDS = 2  # of the processor; the sandbox ends what only waits
+TEST_SECONDS = 2  # of processor time; the sandbox ends programs that only wait
 
 
 def main(orders: dict[str, Any], mark: str) -> None:
-    """Print what each test says: "" where it passed, else the reason.
+    """Print each test's result: "" if it passed, else the reason.
 
-    All of it is run again with other hashes of strings: an answer must not depend on them.
+    If all pass, everything runs again with another hash seed: results must not depend on it.
     """
     said = run(orders)
     if os.environ.get("PYTHONHASHSEED") == "0":
@@ -37,7 +37,7 @@ def main(orders: dict[str, Any], mark: str) -> None:
 
 
 def run(orders: dict[str, Any]) -> list[str]:
-    """What each test says."""
+    """Return each test's result: "" if it passed, else the reason."""
     load(orders["pytest"], "pytest")
     if orders["shape"] == "tests":
         said = [apart(check_test_file, orders, text) for text in orders["modules"]]
@@ -47,7 +47,7 @@ def run(orders: dict[str, Any]) -> list[str]:
 
 
 def apart(check: Callable[..., str], *arguments: Any) -> str:
-    """The answer of a function that runs in a child process."""
+    """Call a function in a child process and return its result."""
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
@@ -71,7 +71,7 @@ def apart(check: Callable[..., str], *arguments: Any) -> str:
 
 
 def told(error: BaseException) -> str:
-    """An exception and the line it comes from."""
+    """An exception as text, with the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f.lineno for f in frames if f.filename.startswith("<")]
     where = f" (line {lines[-1]})" if lines else ""
@@ -79,7 +79,7 @@ def told(error: BaseException) -> str:
 
 
 def load(text: str, name: str) -> dict[str, Any]:
-    """Run a program as a module of this name; its names."""
+    """Run a program as a module of this name and return its namespace."""
     module = types.ModuleType(name)
     sys.modules[name] = module  # dataclasses and pickle look their module up
     exec(compile(text, f"<{name}>", "exec", dont_inherit=True), module.__dict__)
@@ -91,7 +91,7 @@ def load(text: str, name: str) -> dict[str, Any]:
 
 
 def check_case(solution: str, test: dict[str, Any]) -> str:
-    """Statements, then an expression that equals a literal, or code that raises."""
+    """Run the statements, then check an expression's value or the error that code raises."""
     with quiet():
         names = load(solution, "solution")
         exec("\n".join(test["before"]), names)
@@ -110,7 +110,7 @@ def check_case(solution: str, test: dict[str, Any]) -> str:
 
 
 def same(value: Any, expected: Any) -> bool:
-    """Equal in value and exact type, all the way down; floats within 1e-9."""
+    """True if equal in value and exact type, recursively; floats within 1e-9."""
     if type(value) is not type(expected):
         return False
     if isinstance(expected, float):
@@ -128,12 +128,12 @@ def same(value: Any, expected: Any) -> bool:
 
 
 def typed(value: Any) -> tuple[str, str]:
-    """A text of a member of a set that tells 1 from True."""
+    """A sort key for members of a set that distinguishes 1 from True."""
     return type(value).__name__, repr(value)
 
 
 def check_script(solution: str, test: dict[str, Any]) -> str:
-    """A run as the main program with its own input, arguments and files."""
+    """Run a script as the main program with its input, arguments and files."""
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for name, text in test["files"].items():
@@ -150,7 +150,7 @@ def check_script(solution: str, test: dict[str, Any]) -> str:
 
 
 def run_script(text: str, test: dict[str, Any]) -> tuple[str, str, int]:
-    """What a script prints, what it says on stderr, and its exit code."""
+    """Return a script's stdout, stderr and exit code."""
     sys.argv = ["script.py", *test["args"]]
     sys.stdin = io.TextIOWrapper(io.BytesIO(test["stdin"].encode()), encoding="utf-8")
     output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
@@ -171,7 +171,7 @@ def run_script(text: str, test: dict[str, Any]) -> tuple[str, str, int]:
 
 
 def check_test_file(orders: dict[str, Any], subject: str) -> str:
-    """All test functions of a file against one version of its subject."""
+    """Run all test functions of a file against one version of its subject."""
     with quiet():
         load(subject, "subject")
         names = load(orders["solution"], "test_subject")
@@ -187,6 +187,6 @@ def check_test_file(orders: dict[str, Any], subject: str) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Output of what is tested goes nowhere, so that it cannot be taken for ours."""
+    """Discard output of the tested program, so that it cannot mix with the harness's own."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

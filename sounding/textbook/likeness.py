@@ -1,7 +1,7 @@
-"""Exercises that repeat one another, or a text that must be kept out of training.
+"""Find exercises that duplicate one another or a text that must stay out of training.
 
-Programs are compared by their runs of tokens, twice: with their names, and with every name of
-their own replaced by one word, so that renaming does not hide a copy. Requests are compared by
+Programs are compared by their token n-grams, twice: with their names, and with every name they
+define replaced by one word, so that renaming does not hide a copy. Descriptions are compared by
 their words.
 """
 
@@ -22,15 +22,15 @@ from sounding.textbook.exercises import Exercise
 
 RUN_TOKENS = 6
 MIN_TOKENS = 30
-"""Shorter programs have too few runs to tell a copy from a common idiom."""
+"""Shorter programs have too few n-grams to distinguish a copy from a common idiom."""
 MAX_LIKENESS = 0.6
-"""Jaccard similarity of the runs of tokens, names kept, from which two programs are one."""
+"""Jaccard similarity of token n-grams, names kept, from which two programs count as one."""
 MAX_SHAPE_LIKENESS = 0.8
-"""The same with names of their own made one."""
+"""The same limit with all defined names replaced by one word."""
 MIN_WORDS = 6
-"""Shorter requests are made of what all requests are made of."""
+"""Shorter descriptions consist of words that most descriptions share."""
 MAX_REQUEST_LIKENESS = 0.65
-"""Jaccard similarity of the words of two requests."""
+"""Jaccard similarity of words from which two descriptions count as one."""
 
 _STOP = frozenset(
     "a an the of to in is it and or for with that from as by on given return returns write "
@@ -41,14 +41,14 @@ _STOP = frozenset(
 
 @dataclass(frozen=True)
 class Text:
-    """A program or a request, and whose it is."""
+    """A program or a description, and the exercise or file line it belongs to."""
 
     owner: str
     text: str
 
 
 def programs_of(exercise: Exercise) -> list[Text]:
-    """Everything of an exercise that is a program to learn."""
+    """The programs of an exercise that a model learns."""
     return [Text(exercise.name, text) for text in exercise.solutions]
 
 
@@ -58,7 +58,7 @@ def requests_of(exercise: Exercise) -> list[Text]:
 
 
 def like_programs(ours: Sequence[Text], theirs: Sequence[Text]) -> Iterator[str]:
-    """A line for each pair of ours and theirs that is one program. Owners are not compared."""
+    """Yield a line for each pair of ours and theirs that is one program; owners must differ."""
     for shape, limit in ((False, MAX_LIKENESS), (True, MAX_SHAPE_LIKENESS)):
         how = "apart from names" if shape else "in its text"
         for one, other, share in _pairs(ours, theirs, functools.partial(_runs, shape=shape), limit):
@@ -66,7 +66,7 @@ def like_programs(ours: Sequence[Text], theirs: Sequence[Text]) -> Iterator[str]
 
 
 def like_requests(ours: Sequence[Text], theirs: Sequence[Text]) -> Iterator[str]:
-    """A line for each pair of ours and theirs that asks for the same in the same words."""
+    """Yield a line for each pair of ours and theirs that asks for the same in the same words."""
     for one, other, share in _pairs(ours, theirs, _words, MAX_REQUEST_LIKENESS):
         yield f"{one} is asked for like {other} ({share:.0%} of the words)"
 
@@ -79,8 +79,8 @@ def _pairs(
 ) -> Iterator[tuple[str, str, float]]:
     """Pairs whose sets of features have a Jaccard similarity of at least `limit`.
 
-    Two such sets share one of the rarest features of either, more than a share 1 - limit of its
-    own: only pairs that do are compared.
+    Such pairs share a feature among the n - ceil(limit * n) + 1 rarest of each set of n. Only pairs
+    that do are compared.
     """
     sets = [features(text.text) for text in theirs]
     frequency = Counter(member for members in sets for member in members)
@@ -124,7 +124,7 @@ def _runs(text: str, shape: bool) -> frozenset[tuple[str, ...]]:
 
 
 def _tokens(text: str, shape: bool) -> Iterator[str]:
-    """Tokens without comments, layout and imports; own names and literals made one for `shape`."""
+    """Tokens without comments, layout, imports; `shape` replaces defined names and literals."""
     try:
         tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
         own = _own_names(ast.parse(text)) if shape else frozenset()
@@ -165,5 +165,5 @@ def _own_names(tree: ast.AST) -> frozenset[str]:
 
 
 def names_in(texts: Iterable[str]) -> frozenset[str]:
-    """Functions that programs define."""
+    """Names of the functions that programs define."""
     return frozenset(name for text in texts for name in re.findall(r"\bdef (\w+)\(", text))

@@ -1,7 +1,7 @@
-"""Programs with one line made wrong, as people get lines wrong.
+"""Mutate one line of a program the way people make mistakes.
 
-An operator, a bound, a constant, a variable, a condition or a call is changed on one line. That a
-change is a fault is for tests to say (`running.py`): some leave a program right.
+Each mutation changes an operator, bound, constant, variable, condition or call. Some mutants are
+still correct programs; tests decide which ones are faulty (`running.py`).
 """
 
 import ast
@@ -55,14 +55,14 @@ class Mutant:
     text: str
     kind: str
     line: int
-    """Its number, from 1."""
+    """Line number, from 1."""
     right: str
     wrong: str
-    """The line before and after, without indentation."""
+    """The line before (`right`) and after (`wrong`) the change, without indentation."""
 
 
 def mutants(program: str) -> list[Mutant]:
-    """All mutants of a program that are Python, in order of their places; no two are equal."""
+    """All syntactically valid mutants of a program, in order of their lines, without duplicates."""
     source = ProgramSource(program)
     lines = program.split("\n")
     found: dict[str, Mutant] = {}
@@ -112,7 +112,7 @@ def _own(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _variables(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
-    """Arguments and local variables, in the order in which they come."""
+    """Arguments and local variables, in order of appearance."""
     given = function.args
     names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
     inner = set()
@@ -224,7 +224,7 @@ def _operator(
     old: str,
     new: tuple[str, ...],
 ) -> Iterator[tuple[str, Edit]]:
-    """Edits of the operator between two operands, which may have brackets around them."""
+    """Edits of the operator between two operands, which may be parenthesized."""
     begin, end = source.end(left), source.begin(right)
     between = source.bytes[begin:end]
     pattern = re.escape(old.encode()).replace(rb"\ ", rb"\s+")

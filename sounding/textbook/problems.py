@@ -1,4 +1,4 @@
-"""Held-out exercises as problems for evaluation: functions to write, and lines to fill in."""
+"""Held-out exercises as evaluation problems: functions to write and lines to fill in."""
 
 import ast
 import textwrap
@@ -15,10 +15,10 @@ NUM_EXAMPLES = 3
 
 
 def function_problem(exercise: Exercise) -> Problem | None:
-    """A function to write: what stands above it, its head, and a docstring with examples.
+    """A function to write: the code above it, its head, and a docstring with examples.
 
-    The docstring has all descriptions. None for other shapes, where no solution ends with the
-    function, and where no test can be said as an assertion.
+    The docstring has all descriptions. None for other shapes, if no solution ends with the
+    function, or if there is no test that `check` can state exactly.
     """
     test = check_function(exercise.cases)
     if exercise.shape != "function" or not test:
@@ -42,7 +42,7 @@ def function_problem(exercise: Exercise) -> Problem | None:
 
 
 def infilling_problems(exercise: Exercise) -> list[Problem]:
-    """The first solution with one line taken out, what is asked above it as a comment."""
+    """The first solution with one line removed, below the description as a comment."""
     test = check_function(exercise.cases)
     if not exercise.entry_point or not test:
         return []
@@ -70,7 +70,7 @@ def _docstring(exercise: Exercise) -> list[str]:
 
 
 def check_function(cases: Sequence[Case]) -> str:
-    """The function `check` with all cases that can be said exactly; "" where there is none."""
+    """The function `check` with all cases that can be stated exactly; "" if there are none."""
     lines: list[str] = []
     for case in cases:
         stated = assertions(case)

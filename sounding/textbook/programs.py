@@ -1,7 +1,7 @@
-"""Changing the text of a program without changing what it does.
+"""Edit the text of a program without changing its behaviour.
 
-Everything works on the text at positions that the parser gives, so that layout, quotes and comments
-stay as they were written.
+Edits apply to the text at positions from the parser, so that layout, quotes and comments stay as
+written.
 """
 
 import ast
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from sounding.textbook.exercises import Definition
 
-# Where annotations are more than notes for readers.
+# Programs that may read annotations at run time.
 _READ_ANNOTATIONS = re.compile(
     r"dataclass|NamedTuple|TypedDict|Protocol|get_type_hints|annotations|singledispatch|overload"
     r"|TypeVar|Generic|ParamSpec|signature\("
@@ -27,20 +27,20 @@ FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A program in two parts, and the names by which it could get in another one's way."""
+    """A program split into imports and body, with the names that may clash with another's."""
 
     imports: tuple[tuple[str, str, str], ...]
     """(module, name, as): ("math", "", "") for `import math`."""
     body: str
-    """All from the first statement that is no import."""
+    """Everything from the first statement that is not an import."""
     bound: frozenset[str]
     """Names that the body binds at its outermost level."""
     used: frozenset[str]
-    """All words of the body, and so all names it could read."""
+    """All words of the body, a superset of the names it reads."""
 
 
 def split_program(text: str) -> Program:
-    """The imports on top of a program, and the rest."""
+    """Split a program into the imports at its top and the rest."""
     tree = ast.parse(text)
     imports: list[tuple[str, str, str]] = []
     lines = text.split("\n")
@@ -61,7 +61,7 @@ def split_program(text: str) -> Program:
 
 
 def words(text: str) -> frozenset[str]:
-    """Everything in a text that could be a name."""
+    """Everything in a text that may be a name."""
     return frozenset(re.findall(r"[^\W\d]\w*", text))
 
 
@@ -72,7 +72,7 @@ def import_name(entry: tuple[str, str, str]) -> str:
 
 
 def import_lines(imports: Sequence[tuple[str, str, str]], used: frozenset[str]) -> list[str]:
-    """Import statements in the usual order, without what is not used."""
+    """Import statements in the usual order, without unused names."""
     needed = {entry for entry in imports if import_name(entry) in used or entry[0] == "__future__"}
     foreign = [f"import {entry[0]}" for entry in sorted(needed) if entry[0] == "pytest"]
     needed = {entry for entry in needed if entry[0] != "pytest"}
@@ -88,7 +88,7 @@ def import_lines(imports: Sequence[tuple[str, str, str]], used: frozenset[str]) 
 
 
 def collide(one: Program, other: Program) -> bool:
-    """Whether two programs cannot stand in one file: one binds a name that the other reads."""
+    """True if two programs cannot share a file because one binds a name that the other reads."""
     if any(entry[0] == "__future__" for entry in (*one.imports, *other.imports)):
         return True
     for a, b in ((one, other), (other, one)):
@@ -99,7 +99,7 @@ def collide(one: Program, other: Program) -> bool:
 
 
 def bound_names(body: str) -> Iterator[str]:
-    """Names that a program binds at its outermost level, by other ways than imports on top."""
+    """Names that a program binds at its outermost level, except by imports at its top."""
     for node in ast.parse(body).body:
         if isinstance(node, Definition):
             yield node.name
@@ -121,7 +121,7 @@ Edit = tuple[int, int, bytes]  # begin and end in bytes, and what comes there
 
 
 class ProgramSource:
-    """A text in bytes, in which the parser's positions can be found."""
+    """A program's text as bytes, with the parser's positions as offsets."""
 
     def __init__(self, text: str) -> None:
         self.bytes = text.encode()
@@ -130,20 +130,20 @@ class ProgramSource:
             self._starts.append(self._starts[-1] + len(line) + 1)
 
     def at(self, line: int, column: int) -> int:
-        """The byte at a line, from 1, and a byte of it, from 0."""
+        """Offset of a line, from 1, and a byte in it, from 0."""
         return self._starts[line - 1] + column
 
     def begin(self, node: ast.expr | ast.arg | ast.stmt) -> int:
-        """The first byte of a node."""
+        """Offset of a node's first byte."""
         return self.at(node.lineno, node.col_offset)
 
     def end(self, node: ast.expr | ast.arg | ast.stmt) -> int:
-        """The byte behind a node."""
+        """Offset of the byte after a node."""
         assert node.end_lineno is not None and node.end_col_offset is not None
         return self.at(node.end_lineno, node.end_col_offset)
 
     def edited(self, edits: Sequence[Edit]) -> str:
-        """The text with all edits made; they must not touch each other."""
+        """The text with all edits applied; they must not overlap."""
         result = self.bytes
         for begin, end, new in sorted(set(edits), reverse=True):
             result = result[:begin] + new + result[end:]
@@ -151,9 +151,9 @@ class ProgramSource:
 
 
 def strip_annotations(text: str) -> str:
-    """The program without annotations of arguments, results and local variables.
+    """Remove the annotations of arguments, results and local variables.
 
-    The text itself where something may read them: data classes, protocols, overloads.
+    Programs that may read annotations (data classes, protocols, overloads) stay unchanged.
     """
     if _READ_ANNOTATIONS.search(text):
         return text
@@ -191,7 +191,7 @@ def _signature_edits(source: ProgramSource, node: FUNCTIONS) -> Iterator[Edit]:
 
 @functools.lru_cache(maxsize=65536)
 def requoted(text: str, quote: str) -> str:
-    """The program with this quote, " or ', around each string whose content allows it."""
+    """Put this quote, " or ', around each string whose content allows it."""
     other = "'" if quote == '"' else '"'
     simple = re.compile(f"([a-zA-Z]*){other}([^\"'\\\\\n]*){other}")
     source, edits = ProgramSource(text), list[Edit]()
@@ -207,7 +207,7 @@ def requoted(text: str, quote: str) -> str:
 
 
 def _string_spans(text: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Begin and end of each string literal; since Python 3.12 f-strings are several tokens."""
+    """Start and end of each string literal; since Python 3.12 f-strings are several tokens."""
     opens, closes = (getattr(tokenize, f"FSTRING_{kind}", None) for kind in ("START", "END"))
     depth, begin = 0, (0, 0)
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -227,7 +227,7 @@ def _string_spans(text: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]
 
 
 def definition(text: str, name: str) -> Definition | None:
-    """The function or class of this name at the outermost level."""
+    """The function or class with this name at the outermost level."""
     for node in ast.parse(text).body:
         if isinstance(node, Definition) and node.name == name:
             return node
@@ -235,9 +235,9 @@ def definition(text: str, name: str) -> Definition | None:
 
 
 def insert_below_head(text: str, name: str, lines: Sequence[str]) -> str | None:
-    """The program with lines put in as the first of a function's or class's body, indented.
+    """Insert indented lines at the start of a function's or class's body.
 
-    None where the body stands on the line of the head.
+    None if the body is on the line of the head.
     """
     node = definition(text, name)
     assert node is not None
@@ -256,7 +256,7 @@ def insert_below_head(text: str, name: str, lines: Sequence[str]) -> str | None:
 
 
 def head_end(text: str, node: Definition) -> int:
-    """The line on which the head of a definition ends with its colon."""
+    """The number of the line with the colon that ends a definition's head."""
     depth = 0
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.start[0] < node.lineno or token.type != tokenize.OP:
@@ -268,7 +268,7 @@ def head_end(text: str, node: Definition) -> int:
 
 
 def insert_above(text: str, name: str, lines: Sequence[str]) -> str:
-    """The program with lines above a definition and its decorators."""
+    """Insert lines above a definition and its decorators."""
     node = definition(text, name)
     assert node is not None
     begin = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
@@ -277,7 +277,7 @@ def insert_above(text: str, name: str, lines: Sequence[str]) -> str:
 
 
 def can_be_method(body: str, name: str) -> bool:
-    """Whether a program is one function that could as well stand in a class."""
+    """True if a program is one function that may as well be a method."""
     tree = ast.parse(body)
     if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef):
         return False
@@ -289,7 +289,7 @@ def can_be_method(body: str, name: str) -> bool:
 
 
 def as_method(body: str, *, static: bool) -> str:
-    """A function as a method, four columns to the right; its docstring may come later."""
+    """Turn a function into a method, indented by four columns; a docstring may be added later."""
     if not static:
         body = re.sub(r"^def (\w+)\((?=\))", r"def \1(self", body, count=1, flags=re.MULTILINE)
         body = re.sub(

@@ -1,4 +1,4 @@
-"""Reading the textbook: one TOML file a topic, every rule of the format refused by name."""
+"""Read the textbook: one TOML file per topic. Errors name the rule of the format that is broken."""
 
 import ast
 import re
@@ -21,10 +21,10 @@ _RAISES = re.compile(r"(?P<code>.+) raises (?P<error>[A-Za-z_][\w.]*)")
 
 
 def read_textbook(path: Path) -> list[Topic]:
-    """The topics of a file, or of all TOML files under a folder, in order of their names.
+    """Read the topics of a file, or of all TOML files under a folder, in order of file names.
 
-    Raises ValueError with a line for each file or exercise that breaks a rule, and for a name of a
-    topic or an exercise that comes twice.
+    Raises ValueError with a line for each file or exercise that breaks a rule, and for each
+    duplicate name of a topic or exercise.
     """
     if path.is_file():
         paths = [path]
@@ -46,18 +46,18 @@ def read_textbook(path: Path) -> list[Topic]:
 
 
 def twice(what: str, names: Sequence[str]) -> list[str]:
-    """A complaint for each name that comes more than once."""
+    """Return an error message for each duplicate name."""
     seen: set[str] = set()
     doubles: dict[str, None] = {}
     for name in names:
         if name in seen:
             doubles[name] = None
         seen.add(name)
-    return [f"the {what} {name} comes twice; names are unique over all" for name in doubles]
+    return [f"duplicate {what} {name}; names must be unique in the textbook" for name in doubles]
 
 
 def read_topic(path: Path) -> Topic:
-    """The topic of a file. Raises ValueError naming file, exercise and rule, one a line."""
+    """Read a topic from a file. Raises ValueError naming file, exercise and rule, one per line."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -129,24 +129,24 @@ def _tests(row: dict[str, Any], shape: Shape) -> dict[str, Any]:
         for number, text in enumerate((subject, *mutants)):
             check_code(text, f"mutant {number}" if number else "subject", docstrings=True)
         if subject in mutants:
-            raise ValueError("a mutant is the subject itself")
+            raise ValueError("a mutant equals the subject; change one line of it")
         return {"subject": subject, "mutants": mutants}
     tests = _value(row, "tests", list)
     least = MIN_SCRIPT_TESTS if shape == "script" else MIN_TESTS
     if len(tests) < least:
-        raise ValueError(f"it has {len(tests)} tests; {least} are the least")
+        raise ValueError(f"it has {len(tests)} tests; at least {least} are required")
     if shape == "script":
         return {"script_cases": tuple(map(_script_case, tests))}
     cases = tuple(map(parse_case, tests))
     if len({case.text for case in cases}) < len(cases):
-        raise ValueError("a test comes twice")
+        raise ValueError("duplicate test; each must be different")
     return {"cases": cases}
 
 
 def parse_case(text: Any) -> Case:
-    """A test from its line: `STATEMENT; EXPRESSION == LITERAL` or `STATEMENT; CODE raises NAME`.
+    """Parse a test: `STATEMENT; EXPRESSION == LITERAL` or `STATEMENT; CODE raises NAME`.
 
-    Raises ValueError for another form.
+    Raises ValueError for any other form.
     """
     if not isinstance(text, str):
         raise ValueError(f"test {text!r:.60} must be a string")
@@ -190,10 +190,10 @@ def _script_case(row: Any) -> ScriptCase:
     _keys(row, {"stdin", "args", "stdout", "files", "exit"})
     files = row.get("files", {})
     if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
-        raise ValueError("files of a test must be a table of texts")
+        raise ValueError("files of a test must be a table of strings")
     for name in files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"file {name!r} of a test must lie in the script's folder")
+            raise ValueError(f"file {name!r} of a test must be inside the script's folder")
     args = row.get("args", [])
     if not isinstance(args, list) or not all(isinstance(argument, str) for argument in args):
         raise ValueError("args of a test must be a list of strings")
@@ -213,7 +213,7 @@ def _script_case(row: Any) -> ScriptCase:
 def _keys(table: dict[str, Any], known: set[str]) -> None:
     unknown = sorted(table.keys() - known)
     if unknown:
-        raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        raise ValueError(f"unknown key {unknown[0]!r}; valid keys: {', '.join(sorted(known))}")
 
 
 def _value(table: dict[str, Any], key: str, kind: type[Kind]) -> Kind:
@@ -242,17 +242,19 @@ def _text(table: dict[str, Any], key: str) -> str:
 def _texts(table: dict[str, Any], key: str, least: int, most: int) -> tuple[str, ...]:
     texts = _value(table, key, list)
     if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f"{key} must be texts that are not empty")
+        raise ValueError(f"{key} must be a list of non-empty strings")
     if not least <= len(texts) <= most:
-        raise ValueError(f"it has {len(texts)} {key}; {least} to {most} are asked for")
+        raise ValueError(f"it has {len(texts)} {key}; {least} to {most} are required")
     if len(set(texts)) < len(texts):
-        raise ValueError(f"one of {key} comes twice")
+        raise ValueError(f"duplicate entry in {key}; each must be different")
     return tuple(texts)
 
 
 def _description(text: str) -> None:
     if text != text.strip() or '"""' in text:
-        raise ValueError(f"description {text!r:.60} has blanks at its ends or triple quotes")
+        raise ValueError(
+            f"description {text!r:.60} must not have white space at its ends or triple quotes"
+        )
 
 
 def _program(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Other names for local variables, where no other part of a program can notice."""
+"""Rename local variables without changing the behaviour of a program."""
 
 import ast
 import builtins
@@ -10,7 +10,7 @@ from sounding.textbook.programs import FUNCTIONS, Edit, ProgramSource, bound_nam
 
 _READ_NAMES = frozenset({"locals", "globals", "vars", "eval", "exec", "dir"})
 
-# Other words for local variables, as people name them.
+# Common alternatives to names of local variables.
 _OTHER_NAMES = {
     "total": ("running_total", "amount", "acc", "sum_so_far"),
     "totals": ("sums", "amounts"),
@@ -74,7 +74,7 @@ _OTHER_NAMES = {
 
 
 def rename_locals(text: str, draw: Draw, share: float) -> str:
-    """The program with other names for a share of the local variables that can have one."""
+    """Rename a share of the local variables that can be renamed."""
     tree = ast.parse(text)
     taken = set(words(text)) | set(dir(builtins))
     source, edits = ProgramSource(text), list[Edit]()
@@ -101,7 +101,7 @@ def _outer_functions(node: ast.AST) -> Iterator[FUNCTIONS]:
 
 
 def _free_to_rename(function: FUNCTIONS) -> set[str]:
-    """Names that a function assigns and that are read nowhere but in its plain expressions."""
+    """Names that a function assigns and reads only in plain expressions."""
     assigned: set[str] = set()
     fixed: set[str] = set()
     for node in ast.walk(function):

@@ -1,8 +1,8 @@
-"""Documents of exercises, in the shapes that editors and people who ask see.
+"""Render exercises as documents, in the forms that files take in an editor or a prompt.
 
-A document is a file: one exercise or several, each told by a docstring, a comment or not at all,
-typed or not, used below or not; functions of a class; a script; a module with its tests. The same
-seed gives the same documents.
+A document is a file. It holds one exercise or several, each described by a docstring, a comment or
+not at all, typed or untyped, with or without code below that calls it; or functions as methods of a
+class; or a script; or a module with its tests. The same seed gives the same documents.
 """
 
 import re
@@ -32,35 +32,35 @@ MAX_TOGETHER = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """A document, and how to see that what it holds still does what it did."""
+    """A document, and code to check that its programs still behave as before."""
 
     path: str
     text: str
     exercises: tuple[Exercise, ...]
     proof: str = ""
-    """Code to run after the text, before the tests of its exercises."""
+    """Code to run after the text and before the tests of its exercises."""
 
 
 @dataclass(frozen=True)
 class _Style:
-    """What is the same all over a document."""
+    """Choices that hold for a whole document."""
 
     typed: bool
     single_quotes: bool
     renamed: float
-    """Share of the local variables that get another name."""
+    """Share of local variables to rename."""
 
 
 @dataclass(frozen=True)
 class _Item:
-    """One exercise's program, told and perhaps changed."""
+    """An exercise and its program, perhaps changed."""
 
     exercise: Exercise
     program: Program
 
 
 def render(exercises: Sequence[Exercise], variants: int, seed: int) -> Iterator[Rendered]:
-    """Documents in which every exercise comes `variants` times, in an order drawn by seed."""
+    """Yield documents that contain every exercise `variants` times, in an order drawn by seed."""
     for variant in range(variants):
         draw = Draw(f"textbook {seed} {variant}")
         waiting = draw.shuffled(exercises)
@@ -77,7 +77,7 @@ def render(exercises: Sequence[Exercise], variants: int, seed: int) -> Iterator[
 
 
 def _company(first: Exercise, waiting: list[Exercise], draw: Draw) -> list[Exercise]:
-    """Other exercises for the same file, taken from those that wait: of its topic, or of any."""
+    """Add exercises from `waiting` for the same file: of the same topic, or of any."""
     group = [first]
     wanted = 2 + draw.below(MAX_TOGETHER - 1)
     same_topic = draw.chance(0.5)
@@ -155,9 +155,9 @@ def _program(exercise: Exercise, draw: Draw, style: _Style) -> str:
 
 
 def _module_docstring(items: list[_Item], draw: Draw) -> tuple[list[str], list[_Item]]:
-    """Perhaps lines on top, and what is left to tell.
+    """Return the lines of a module docstring, or none, and the items to describe below it.
 
-    They are what is asked of the only exercise, or the topic of all.
+    The docstring is a description of the only exercise, or the title of the common topic.
     """
     if len(items) == 1 and draw.chance(0.1):
         text, exercise = taken(items[0].exercise, draw)
@@ -170,7 +170,7 @@ def _module_docstring(items: list[_Item], draw: Draw) -> tuple[list[str], list[_
 
 
 def _uses(items: Sequence[_Item], draw: Draw) -> list[Below]:
-    """What stands below: nothing in half of the files, else tests or a main part."""
+    """Code below the programs: nothing in half of the files, else tests or a main part."""
     if draw.chance(0.5):
         return []
     style = draw.weighted(
@@ -191,7 +191,7 @@ def _uses(items: Sequence[_Item], draw: Draw) -> list[Below]:
 
 
 def _two_files(item: _Item, use: Below, top: Sequence[str]) -> Rendered:
-    """A module and the file of its tests, one below the other, each with its name above."""
+    """A module and its test file, one below the other, each under a comment with its name."""
     exercise, program = item.exercise, item.program
     module = exercise.topic.replace("-", "_")
     tests = "\n".join(use.lines)
@@ -219,7 +219,7 @@ def _methods(items: Sequence[_Item], draw: Draw) -> Rendered:
         entry = item.exercise.entry_point
         called = f"{name}{'' if plain else '()'}.{entry}"
         told = told_program(item.exercise, item.program, draw).body
-        # It does not call itself, so these are examples.
+        # The function does not call itself, so these calls are examples.
         told = re.sub(rf"(?<![\w.])(?<!def ){entry}\(", f"{called}(", told)
         methods.append(as_method(told, static=plain).rstrip("\n"))
         proof.append(f"{entry} = {called}")

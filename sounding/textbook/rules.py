@@ -8,17 +8,17 @@ from sounding.textbook.exercises import Definition, Shape, signature_node
 
 MAX_LINE_CHARACTERS = 100
 PYTEST = "pytest"
-"""What a file of tests may use of it is in `small_pytest`."""
+"""`small_pytest` has the parts of pytest that a test file may use."""
 _UNSTEADY = {"secrets", "uuid", "socket", "subprocess", "urllib.request"}
 
 
 def check_solution(text: str, shape: Shape, signature: str) -> None:
-    """Raise ValueError for a solution that does not fit its shape, or has another head."""
+    """Raise ValueError if a solution does not fit its shape or has another head."""
     tree = check_code(text, "solution", docstrings=False)
     if shape == "tests":
         _test_file(tree)
     elif PYTEST in _imported(tree):
-        raise ValueError("a solution imports pytest, which only shape tests may")
+        raise ValueError('a solution imports pytest; only shape "tests" may')
     if signature:
         wanted = signature_node(signature)
         assert wanted is not None
@@ -35,13 +35,13 @@ def check_solution(text: str, shape: Shape, signature: str) -> None:
 def _test_file(tree: ast.Module) -> None:
     names = [_named(node) for node in tree.body]
     if not any(name and name.startswith("test_") for name in names):
-        raise ValueError("a solution of shape tests must have functions test_*")
+        raise ValueError('a solution of shape "tests" must have functions test_*')
     if "subject" not in _imported(tree):
-        raise ValueError("a solution of shape tests must import from subject")
+        raise ValueError('a solution of shape "tests" must import from subject')
 
 
 def check_code(text: str, what: str, *, docstrings: bool) -> ast.Module:
-    """The tree of a program. Raises ValueError naming the rule that it breaks."""
+    """Parse a program and check it. Raises ValueError naming the rule that it breaks."""
     try:
         tree = ast.parse(text)
     except SyntaxError as error:
@@ -50,16 +50,16 @@ def check_code(text: str, what: str, *, docstrings: bool) -> ast.Module:
         if len(line) > MAX_LINE_CHARACTERS:
             raise ValueError(f"{what}, line {number} is longer than {MAX_LINE_CHARACTERS}")
         if "\t" in line or line != line.rstrip():
-            raise ValueError(f"{what}, line {number} has a tab or blanks at its end")
+            raise ValueError(f"{what}, line {number} has a tab or trailing white space")
     if not docstrings:
         for node in ast.walk(tree):
             kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
             if isinstance(node, kinds) and ast.get_docstring(node) is not None:
-                raise ValueError(f"{what} has a docstring; descriptions are kept apart")
+                raise ValueError(f"{what} has a docstring; put it in descriptions instead")
     for module in _imported(tree):
         top = module.partition(".")[0]
         if module in _UNSTEADY:
-            raise ValueError(f"{what} imports {module}, which is not the same every time")
+            raise ValueError(f"{what} imports {module}, which is not deterministic")
         if top not in sys.stdlib_module_names and top not in ("subject", PYTEST):
             raise ValueError(f"{what} imports {module}, which is not in the standard library")
     return tree
@@ -74,7 +74,7 @@ def _imported(tree: ast.AST) -> Iterator[str]:
 
 
 def check_signature(signature: str, shape: Shape) -> str:
-    """The head of a function or class as the shape asks for it. Raises ValueError."""
+    """Return the signature. Raises ValueError if it is not a head that the shape requires."""
     if shape in ("script", "tests"):
         if signature:
             raise ValueError(f"signature = {signature!r} must be empty for shape {shape}")

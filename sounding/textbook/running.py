@@ -1,7 +1,7 @@
-"""Running solutions against the tests of their exercises, in the sandbox.
+"""Run solutions against the tests of their exercises, in the sandbox.
 
-One sandbox a solution, all tests in it. `run` is handed in by the caller: the sandbox, or what
-stands for it where the machine is a sandbox itself.
+All tests of a solution run in one sandbox. The caller passes `run`: the sandbox, or a substitute
+on a machine that is a sandbox itself.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from typing import Any
 from sounding.sandbox.run import Limits, Outcome, require_isolation, run_python
 from sounding.textbook.exercises import Exercise
 
-Run = Callable[[str], Outcome]  # a program in a sandbox
+Run = Callable[[str], Outcome]  # runs a program in a sandbox
 
 _MARK = "\x00results "
 
 
 def test_program(exercise: Exercise, solution: str) -> str:
-    """A program that runs all tests of an exercise on a solution and prints what they say."""
+    """A program that runs all tests of an exercise on a solution and prints their results."""
     orders = json.dumps(_orders(exercise, solution))
     return f"{_source('harness.py')}\n\nmain(json.loads({orders!r}), {_MARK!r})\n"
 
@@ -44,7 +44,7 @@ def _orders(exercise: Exercise, solution: str) -> dict[str, Any]:
 
 
 def failures(exercise: Exercise, solution: str, run: Run) -> list[str]:
-    """What the failed tests say, one line a test; empty where the solution passes all."""
+    """Messages of the failed tests, one line per test; empty if the solution passes all."""
     outcome = run(test_program(exercise, solution))
     _, found, text = outcome.stdout.rpartition(_MARK)
     if not outcome.ok or not found:
@@ -56,9 +56,9 @@ def failures(exercise: Exercise, solution: str, run: Run) -> list[str]:
 
 
 def reports(exercise: Exercise, programs: Sequence[str], run: Run) -> list[list[str]]:
-    """What each test says of each program, "" where it passes; all in one sandbox.
+    """Results of each test for each program, "" if it passes; all in one sandbox.
 
-    [] for a program that the sandbox has ended before.
+    [] for programs that have not finished when the sandbox ends.
     """
     orders = [_orders(exercise, program) for program in programs]
     body = f"""
@@ -75,7 +75,7 @@ for orders in json.loads({json.dumps(orders)!r}):
 
 
 def sandboxed(seconds: float, *, isolate: bool) -> Run:
-    """What runs programs for at most so long. Raises NoIsolation where it cannot isolate them."""
+    """A runner with a time limit. Raises NoIsolation if it cannot isolate programs."""
     limits = Limits(wall_seconds=seconds, cpu_seconds=max(1, math.ceil(seconds)))
     if isolate:
         require_isolation()
@@ -85,7 +85,7 @@ def sandboxed(seconds: float, *, isolate: bool) -> Run:
 def all_failures(
     exercises: Sequence[Exercise], run: Run, workers: int = 1
 ) -> Iterator[tuple[Exercise, list[str]]]:
-    """Each exercise with what its solutions fail, in order."""
+    """Yield each exercise with the failures of its solutions, in order."""
 
     def check(exercise: Exercise) -> list[str]:
         return [

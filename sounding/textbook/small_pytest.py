@@ -1,6 +1,6 @@
-"""What a file of tests may use of pytest where that is not installed: the sandbox.
+"""The parts of pytest that a test file may use in the sandbox, where pytest is not installed.
 
-`raises`, `approx` and `mark.parametrize`, in the few lines that they take.
+These are `raises`, `approx` and `mark.parametrize`.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import Any
 def raises(
     wanted: type[BaseException] | tuple[type[BaseException], ...], match: str = ""
 ) -> Iterator[SimpleNamespace]:
-    """A block that must raise; the exception is the `value` of what the block gets."""
+    """Check that a block raises; the object it yields has the exception as `value`."""
     caught = SimpleNamespace(value=None)
     try:
         yield caught
@@ -26,7 +26,7 @@ def raises(
 
 
 class approx:
-    """Equal to every number, or sequence of numbers, that is close enough."""
+    """Equals any number, or sequence of numbers, within the tolerance."""
 
     def __init__(self, expected: Any, rel: float = 1e-6, abs: float = 1e-12) -> None:
         self._expected, self._rel, self._abs = expected, rel, abs

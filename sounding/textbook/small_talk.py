@@ -1,4 +1,4 @@
-"""Chat that a small model of code cannot hold, and how it declines in a sentence."""
+"""Small talk that a small code model cannot answer, and one-sentence replies that decline it."""
 
 from sounding.textbook.drawing import Draw
 
@@ -46,7 +46,7 @@ _GREETED = (
 
 
 def small_talk(draw: Draw) -> tuple[str, str]:
-    """Something that is said, and the answer: one sentence."""
+    """A message and its one-sentence answer."""
     if draw.chance(0.1):
         return draw.one(_GREETINGS), draw.one(_GREETED)
     said = draw.one(list(_THINGS))

@@ -1,4 +1,4 @@
-"""What is asked, written into a program: as a docstring, as a comment, with examples."""
+"""Write an exercise's description into its program: as a docstring or comment, with examples."""
 
 import textwrap
 from dataclasses import replace
@@ -12,7 +12,7 @@ WIDTH = 88
 
 
 def told_program(exercise: Exercise, program: Program, draw: Draw) -> Program:
-    """The program with what is asked written into it."""
+    """The program with the exercise's description written into it, or unchanged."""
     name, body = exercise.entry_point, program.body
     how = draw.weighted(
         [("docstring", 0.62), ("comment", 0.2), ("inside", 0.05), ("both", 0.05), ("none", 0.08)]
@@ -33,14 +33,14 @@ def told_program(exercise: Exercise, program: Program, draw: Draw) -> Program:
 
 
 def taken(exercise: Exercise, draw: Draw) -> tuple[str, Exercise]:
-    """One description, and the exercise with the others, so that none is told twice."""
+    """Split off one description: return it and the exercise with the others."""
     one = request(exercise, draw)
     others = tuple(text for text in exercise.descriptions if text != one)
     return one, replace(exercise, descriptions=others or (one,))
 
 
 def docstring(exercise: Exercise, draw: Draw) -> list[str]:
-    """A docstring's lines: a description, perhaps another one, perhaps examples."""
+    """Lines of a docstring: one or two descriptions, perhaps examples."""
     if len(exercise.descriptions) > 1 and draw.chance(0.3):
         first, second = draw.some(exercise.descriptions, 2)
         paragraphs = [wrapped(first, WIDTH - 8), wrapped(second, WIDTH - 4)]
@@ -62,12 +62,12 @@ def docstring(exercise: Exercise, draw: Draw) -> list[str]:
 
 
 def request(exercise: Exercise, draw: Draw) -> str:
-    """A description; the first more often, since others may lean on it."""
+    """A random description; the first is likelier, since others may depend on it."""
     return exercise.descriptions[0] if draw.chance(0.5) else draw.one(exercise.descriptions)
 
 
 def example_paragraphs(exercise: Exercise, draw: Draw) -> list[list[str]]:
-    """Some tests as a paragraph of a docstring, or nothing."""
+    """Some tests as a paragraph of a docstring, or none."""
     style = draw.weighted([("", 0.35), (">>>", 0.33), ("assert", 0.14), ("==", 0.1), ("->", 0.08)])
     if not style:
         return []
@@ -84,7 +84,7 @@ def example_paragraphs(exercise: Exercise, draw: Draw) -> list[list[str]]:
 
 
 def comment(exercise: Exercise, first: str, draw: Draw) -> list[str]:
-    """What is asked as a comment: plain, as a task to do, with a second text or examples."""
+    """A description as a comment, perhaps with a label, a second description or examples."""
     before = draw.weighted([("", 0.75), ("TODO: ", 0.08), ("Task: ", 0.1), ("Exercise: ", 0.07)])
     lines = wrapped(before + first, WIDTH - 2)
     others = [text for text in exercise.descriptions if text != first]
@@ -99,7 +99,7 @@ def comment(exercise: Exercise, first: str, draw: Draw) -> list[str]:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """A text in lines; line ends that it has are kept."""
+    """Wrap a text into lines and keep its own line ends."""
     lines: list[str] = []
     for line in text.split("\n"):
         pieces = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
@@ -108,7 +108,7 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def module_docstring(text: str) -> list[str]:
-    """A text as the docstring of a module."""
+    """A text as the lines of a module docstring."""
     lines = wrapped(text, WIDTH - 8)
     raw = "r" if "\\" in text else ""
     if len(lines) == 1 and not text.endswith('"'):

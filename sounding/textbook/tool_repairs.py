@@ -1,11 +1,11 @@
-"""Repairs by tools as conversations: read, run the tests, edit, run them again."""
+"""Conversations that repair a program with tools: read, run the tests, edit, run them again."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sounding.tasks.chat import ChatProblem
+from sounding.tasks.chat_task import ChatProblem
 from sounding.tasks.checks import FilesCheck, grade_files
 from sounding.tasks.code import Judge
 from sounding.tasks.workspace import TOOLS, Workspace
@@ -13,7 +13,7 @@ from sounding.textbook import asking
 from sounding.textbook.asked_exercise import AskedExercise, Message
 from sounding.textbook.asking import asked
 from sounding.textbook.drawing import Draw
-from sounding.textbook.faults import Fault
+from sounding.textbook.failed_mutants import Fault
 from sounding.textbook.mutations import Mutant
 from sounding.textbook.running import Run
 
@@ -22,11 +22,11 @@ SOLUTION, TESTS = "solution.py", "test_solution.py"
 
 @dataclass(frozen=True)
 class Solved:
-    """A task, and a conversation that solves it."""
+    """A task and a conversation that solves it."""
 
     problem: ChatProblem
     reply: tuple[Message, ...]
-    """What follows the messages of the task: the last of them is the answer."""
+    """Messages that follow those of the task; the last one is the answer."""
 
 
 def repaired_by_tools(
@@ -38,9 +38,9 @@ def repaired_by_tools(
     run: Run,
     judge: Judge,
 ) -> Solved | None:
-    """A repair with the results that tools really gave; one in four goes wrong at first.
+    """A repair with real tool results; about one in four makes a wrong edit first.
 
-    None where the shown tests do not notice the fault, or its line comes twice.
+    None if the shown tests do not catch the fault or its line is not unique.
     """
     tests = book.test_file()
     if not tests:
@@ -78,7 +78,7 @@ def repaired_by_tools(
 
 
 class _Session:
-    """A conversation with tools as it is written down."""
+    """Calls tools and records the conversation."""
 
     def __init__(self, workspace: Workspace, draw: Draw) -> None:
         self.workspace, self._draw = workspace, draw
@@ -86,7 +86,7 @@ class _Session:
         self.results: list[str] = []
 
     def look(self) -> str:
-        """Read the program and run the tests, in one order or the other; what tests say."""
+        """Read the program and run the tests, in random order; returns the tests' output."""
         read_first = self._draw.chance(0.5)
         if read_first:
             self.read(SOLUTION)
@@ -102,16 +102,16 @@ class _Session:
         return self._call("run_tests", {})
 
     def edit(self, mutant: Mutant, new: str, *, loss: bool = True) -> bool:
-        """Replace the faulty line by another one."""
+        """Replace the faulty line; True if it was replaced."""
         return self.edit_line(mutant.wrong, new, loss=loss)
 
     def edit_line(self, old: str, new: str, *, loss: bool = True) -> bool:
-        """Replace a line; False where it comes more than once."""
+        """Replace a line; False if it is not unique."""
         said = self._call("edit", {"path": SOLUTION, "old": old, "new": new}, loss=loss)
         return said.startswith("edited")
 
     def say(self, text: str) -> None:
-        """The answer that ends the conversation."""
+        """Record the answer that ends the conversation."""
         self.messages.append({"role": "assistant", "content": text})
 
     def _call(self, name: str, arguments: Mapping[str, str], *, loss: bool = True) -> str:
@@ -121,7 +121,7 @@ class _Session:
         call = {"id": call_id, "type": "function", "function": function}
         message: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
         if not loss:
-            message["loss"] = False  # a step that turns out to be wrong is context, and no lesson
+            message["loss"] = False  # a wrong edit is context, not a training target
         result = self.workspace.call(name, text)
         self.results.append(result)
         self.messages += [

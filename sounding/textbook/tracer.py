@@ -1,6 +1,6 @@
-"""Traces a program inside of the sandbox, line by line; `tracing.py` sends its text there.
+"""Trace a program line by line inside the sandbox; `tracing.py` sends this file's text there.
 
-It imports nothing of this package: the sandbox has the standard library only.
+This file imports nothing from the package: the sandbox has the standard library only.
 """
 
 import ast
@@ -12,11 +12,11 @@ from typing import Any
 
 
 class GivenUp(BaseException):
-    """A program whose trace would be too long, or would not be plain text."""
+    """Raised if a trace would be too long or not plain text."""
 
 
 def main(program: str, limits: dict[str, int], mark: str) -> None:
-    """Print the trace and the output of a program as JSON; nothing where it cannot be traced."""
+    """Print the trace and the output of a program as JSON; nothing if it cannot be traced."""
     output = io.StringIO()
     tracer = Tracer(program, output, limits)
     code = compile(program, "<program>", "exec", dont_inherit=True)
@@ -34,20 +34,20 @@ def main(program: str, limits: dict[str, int], mark: str) -> None:
 
 
 class Tracer:
-    """What was executed so far: a line of text for each line of the program that ran."""
+    """Records the execution of a program: a line of text for each line that ran."""
 
     def __init__(self, program: str, output: io.StringIO, limits: dict[str, int]) -> None:
         self._source = program.split("\n")
         self._output, self._limits = output, limits
         self.lines: list[str] = []
         self.runs: list[tuple[int, str]] = []
-        """Number of each line that ran in a function, and what came of it."""
+        """For each line that ran in a function: its number and what it changed."""
         self._depth = 0
         self._printed = 0
         self._bodies = _bodies(ast.parse(program))
 
     def enter(self, frame: Any, event: str, argument: Any) -> Any:
-        """The tracing function of a new frame; None for frames that are not the program's own."""
+        """The trace function for a new frame; None for frames outside the program."""
         code = frame.f_code
         if code.co_filename != "<program>":
             return None
@@ -69,25 +69,25 @@ class Tracer:
         return self._module
 
     def printed(self) -> None:
-        """Say what was printed since the last time."""
+        """Record the output printed since the last call."""
         text = self._output.getvalue()
         new, self._printed = text[self._printed :], len(text)
         for line in new.splitlines():
             self._say(f"prints {line}")
 
     def leave(self, value: Any) -> None:
-        """Say what a function returns."""
+        """Record the value that a function returns."""
         self._depth -= 1
         self._say(f"returns {self._text(value)}")
 
     def line(self, number: int, note: str) -> None:
-        """Say that a line ran, and what came of it."""
+        """Record that a line ran and what it changed."""
         self.runs.append((number, note))
         text = self._source[number - 1].strip()
         self._say(f"{text}  # {note}" if note and note != text else text)
 
     def decision(self, number: int, following: int, texts: dict[str, str]) -> str:
-        """What a condition or a loop on this line has decided, by the line that follows; or ""."""
+        """The outcome of a condition or loop, inferred from the next line that ran; or ""."""
         if number not in self._bodies:
             return ""
         first, last, targets = self._bodies[number]
@@ -98,7 +98,7 @@ class Tracer:
         return ", ".join(known) if inside else "done"
 
     def changes(self, before: dict[str, str], now: dict[str, Any]) -> tuple[dict[str, str], str]:
-        """Texts of all variables, and those that have changed."""
+        """Texts of all variables, and a note of those that changed."""
         texts = {n: self._text(v) for n, v in now.items() if not callable(v)}
         changed = [f"{n} = {t}" for n, t in texts.items() if before.get(n) != t]
         return texts, ", ".join(changed)
@@ -108,7 +108,7 @@ class Tracer:
         if len(text) > self._limits["value"] or " at 0x" in text or "<" in text[:1]:
             raise GivenUp
         if isinstance(value, set | frozenset) and len(value) > 1:
-            raise GivenUp  # in no certain order
+            raise GivenUp  # its order is not deterministic
         return text
 
     def _say(self, text: str) -> None:
@@ -118,7 +118,7 @@ class Tracer:
 
 
 class _Function:
-    """One call of a function of the program."""
+    """Traces one call of a function of the program."""
 
     def __init__(self, tracer: Tracer, frame: Any) -> None:
         self._tracer = tracer
@@ -126,7 +126,7 @@ class _Function:
         self._line = 0
 
     def step(self, frame: Any, event: str, argument: Any) -> Any:
-        """Called before each line, and at the end."""
+        """Trace function: called before each line and on return."""
         if event == "exception":
             raise GivenUp
         if event in ("line", "return"):
@@ -137,7 +137,7 @@ class _Function:
         return self.step
 
     def _flush(self, frame: Any, following: int) -> None:
-        """Say what the last line did, now that it is over."""
+        """Record what the last line did, now that it has finished."""
         self._before, note = self._tracer.changes(self._before, frame.f_locals)
         if self._line:
             note = note or self._tracer.decision(self._line, following, self._before)
@@ -146,7 +146,7 @@ class _Function:
 
 
 def _bodies(tree: ast.Module) -> dict[int, tuple[int, int, list[str] | None]]:
-    """For the line of each condition and loop: the lines of its body, and a loop's variables."""
+    """For the line of each condition or loop: the lines of its body, and a for loop's variables."""
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.If | ast.While | ast.For):

@@ -1,4 +1,4 @@
-"""Traces of programs, made by really running them: what each line did, and what was printed."""
+"""Traces of programs from real runs: what each line changed, and what was printed."""
 
 import ast
 import functools
@@ -14,24 +14,24 @@ _MARK = "\x00trace "
 
 @dataclass(frozen=True)
 class Traced:
-    """A run of a program, line by line."""
+    """A program with the trace of its run."""
 
     program: str
     lines: tuple[str, ...]
-    """What happened, as text: each line that ran, with what it changed, calls and returns."""
+    """The trace as text: each line that ran, with its changes, calls and returns."""
     runs: tuple[tuple[int, str], ...]
-    """Each run of a line inside of a function: its number from 1, and what it changed."""
+    """Each execution of a line inside a function: its number from 1, and what it changed."""
     output: str
 
 
 def traces(
     programs: Sequence[str], run: Run, *, lines: int = 48, depth: int = 4, value: int = 60
 ) -> list[Traced | None]:
-    """Run programs in one sandbox; None for those that cannot be traced in plain text.
+    """Trace programs in one sandbox; None for those that cannot be traced as plain text.
 
-    These are programs that raise or print nothing, that take more than so many lines or levels of
-    calls, that have values whose text is longer than `value` or not certain, that have generators
-    or coroutines, and statements over several lines.
+    These programs raise or print nothing; take more than `lines` trace lines or `depth` nested
+    calls; have values whose text is longer than `value` or not deterministic; or contain
+    generators, coroutines or statements that span several lines.
     """
     wanted = [program for program in programs if _traceable(program)]
     if not wanted:
@@ -42,7 +42,7 @@ def traces(
 import os
 for program in json.loads({orders!r}):
     receive, send = os.pipe()
-    if os.fork() == 0:  # a program of its own for each
+    if os.fork() == 0:  # a process of its own for each program
         os.dup2(send, 1)
         os.close(receive)
         import signal
@@ -74,7 +74,7 @@ def _traced(program: str, text: str) -> Traced | None:
 
 
 def _traceable(program: str) -> bool:
-    """Whether every statement stands on one line, and heads of compound ones do."""
+    """True if every simple statement and every compound statement's head is on one line."""
     try:
         tree = ast.parse(program)
     except SyntaxError:

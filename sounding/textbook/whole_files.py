@@ -1,4 +1,4 @@
-"""Scripts, and modules with the files of their tests, as texts."""
+"""Render scripts, and modules with their test files."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from sounding.textbook.telling import WIDTH, module_docstring, request, wrapped
 
 
 def joined(parts: Sequence[str]) -> str:
-    """Parts of a file, two empty lines between; one between imports and constants."""
+    """Join parts of a file by two blank lines; by one between imports and constants."""
     whole = ""
     for part in parts:
         part = part.strip("\n")
@@ -22,7 +22,7 @@ def joined(parts: Sequence[str]) -> str:
 
 
 def script_file(exercise: Exercise, text: str, draw: Draw) -> str:
-    """A script with what is asked on top, perhaps with a run of it."""
+    """A script with its description at the top, perhaps with an example run."""
     description = request(exercise, draw)
     file = exercise.name + ".py"
     example = _run_lines(exercise.script_cases[0], file) if draw.chance(0.4) else []
@@ -41,7 +41,7 @@ def script_file(exercise: Exercise, text: str, draw: Draw) -> str:
 
 
 def _run_lines(case: ScriptCase, file: str) -> list[str]:
-    """A run in a shell; none where it would need files, or is long."""
+    """An example run in a shell; empty if it needs files or is long."""
     if case.files or case.exit or not case.stdout or any(" " in a or not a for a in case.args):
         return []
     if len(case.stdin) > 60 or case.stdout.count("\n") > 6 or '"""' in case.stdout:
@@ -54,7 +54,7 @@ def _run_lines(case: ScriptCase, file: str) -> list[str]:
 
 
 def test_file(exercise: Exercise, draw: Draw) -> str:
-    """Tests alone, or below their subject: as a second file or in the same one."""
+    """Tests alone, or below their subject, as a second file or in the same one."""
     subject = split_program(exercise.subject)
     tests = split_program(draw.one(exercise.solutions))
     module = _subject_name(exercise)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sounding.data.batch import TokenBatch
+from sounding.data.token_batch import TokenBatch
 from sounding.model.attention import Selection
 from sounding.model.moe import Routing
 from sounding.model.transformer import Transformer

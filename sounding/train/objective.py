@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from sounding.data.batch import StreamState
+from sounding.data.token_batch import StreamState
 from sounding.model.transformer import Transformer
 from sounding.train.metrics import MetricsRow
 

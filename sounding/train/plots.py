@@ -12,7 +12,8 @@ from sounding.train.metrics import METRICS_NAME, MetricsRow, read_metrics
 
 
 def draw(run: Path, out: Path) -> list[Path]:
-    """Write `loss.png`, `expert_load.png` and `gradient_norm.png` from the metrics of a run.
+    """Write `loss.png`, `expert_load.png` and `gradient_norm.png` from the metrics of a run, as far
+    as it has measured them.
 
     Raises ValueError when the run has measured nothing yet.
     """
@@ -29,6 +30,8 @@ def draw(run: Path, out: Path) -> list[Path]:
         ("expert_load", _expert_load),
         ("gradient_norm", _gradient_norm),
     ):
+        if name == "expert_load" and not any("load_entropy" in row for row in rows):
+            continue  # adapters do not move the routers
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.subplots()
         panel(axes, rows)

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from sounding.ops.cpu.threads import Share
+from sounding.ops.cpu.threads import ThreadShare
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -27,7 +27,7 @@ def side_by_side(
         yield from map(work, items)
         return
 
-    share = Share(threads, len(items))
+    share = ThreadShare(threads, len(items))
 
     def alone(item: _Item) -> _Result:
         with share.piece():

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sounding.data.batch import StreamState, TokenBatch
+from sounding.data.data_rows import DataRows, LoaderSettings
 from sounding.data.dataset import TOKENIZER_NAME, Dataset
 from sounding.data.fim import FimSettings
 from sounding.data.loader import Loader, RowStream
 from sounding.data.mixture import Mixture
-from sounding.data.rows import DataRows, LoaderSettings
+from sounding.data.token_batch import StreamState, TokenBatch
 from sounding.ops.loss import IGNORED
 from sounding.text.fim_format import FimFormat
 from sounding.text.tokenizer import MOST_PADDING

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from sounding.data.batch import TokenBatch
+from sounding.data.token_batch import TokenBatch
 from sounding.model.transformer import Transformer
 from sounding.train.expert_load import load_entropy, steer
 from sounding.train.losses import count_targets, next_token_loss, sum_losses, weighted_loss

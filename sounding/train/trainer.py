@@ -16,7 +16,7 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from sounding.data.batch import StreamState
+from sounding.data.token_batch import StreamState
 from sounding.model.transformer import Transformer
 from sounding.train.build_network import build_network, freeze_all_but
 from sounding.train.guard import Guard

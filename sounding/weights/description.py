@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sounding.config import ModelConfig
-from sounding.state.layout import ListLayout, entries_read, layer_layouts, packed_row_bytes
+from sounding.state.row_layout import ListLayout, entries_read, layer_layouts, packed_row_bytes
 from sounding.state.rows import Retention
 from sounding.weights.layout import (
     DRAFTERS,

@@ -24,6 +24,7 @@ from sounding.ops.quant import (
     quantize_fp8,
     repack_fp4_as_fp8,
 )
+from sounding.weights.adapters import Adapter, require_fit
 from sounding.weights.checkpoint import Checkpoint, reconcile
 from sounding.weights.layout import (
     BF16,
@@ -39,7 +40,7 @@ from sounding.weights.layout import (
     stored_as,
 )
 from sounding.weights.names import expert_parts, fused_place, transformers_name
-from sounding.weights.tensors import TORCH_DTYPES
+from sounding.weights.tensors import TORCH_DTYPES, to_torch
 from sounding.weights.writing import CheckpointWriter, new_checkpoint
 
 Target = Literal["fp4", "fp8", "bf16", "transformers"]
@@ -102,6 +103,7 @@ def convert(
     target: Target,
     *,
     plain: PlainDtype = "bfloat16",
+    adapter: Adapter | None = None,
     overwrite: bool = False,
     on_progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> Report:
@@ -112,13 +114,21 @@ def convert(
     - bf16: everything unquantized
     - transformers: everything unquantized under the names of the transformers library; `plain`
       chooses its dtype
-    Tensors already in the target's format are copied bit for bit. `on_progress` is called with
-    the number of source bytes done. Raises ValueError for weights that cannot be converted,
+    Tensors already in the target's format are copied bit for bit. The deltas of an `adapter` are
+    added before rounding; the report's errors are those made after that. `on_progress` is called
+    with the number of source bytes done. Raises ValueError for weights that cannot be converted,
     naming file and tensor.
     """
     storage = _storage(target, plain)
+    if adapter is not None:
+        require_fit(adapter, checkpoint.config, "the adapter")
+        if checkpoint.storage.scales != storage.scales and target in ("fp8", "fp4"):
+            raise ValueError(
+                f"{checkpoint.folder} has scales in {checkpoint.storage.scales}, which merged "
+                "weights cannot share: merge with --to bf16 first"
+            )
     moves = [
-        _move(checkpoint, parameter, storage, fused=target == "transformers")
+        _move(checkpoint, parameter, storage, adapter, fused=target == "transformers")
         for parameter in checkpoint.parameters
     ]
     config = _config(checkpoint, storage)
@@ -132,6 +142,8 @@ def convert(
     ) as writer:
         for move in moves:
             source, result = FORMATS[move.source_dtype], FORMATS[move.tensors[0].dtype]
+            if move.delta is not None:
+                source += " + adapter"
             key = (str(move.parameter.component), source, result)
             _carry_out(move, checkpoint, writer, rows.setdefault(key, ErrorSummary(*key)))
             on_progress(_source_bytes(checkpoint, move.parameter))
@@ -194,9 +206,37 @@ class _Move:
     source_dtype: str
     tensors: tuple[StoredTensor, ...]
     first_row: int = 0
+    delta: tuple[Tensor, Tensor] | None = None
+    """To add: the factor and B [o, r] in one, and A [r, i], in float32."""
 
 
-def _move(checkpoint: Checkpoint, parameter: Parameter, storage: Storage, *, fused: bool) -> _Move:
+def _move(
+    checkpoint: Checkpoint,
+    parameter: Parameter,
+    storage: Storage,
+    adapter: Adapter | None,
+    *,
+    fused: bool,
+) -> _Move:
+    move = _plain_move(checkpoint, parameter, storage, fused=fused)
+    return dataclasses.replace(move, delta=_delta(parameter, adapter))
+
+
+def _delta(parameter: Parameter, adapter: Adapter | None) -> tuple[Tensor, Tensor] | None:
+    parts = expert_parts(parameter.name)
+    module = f"{parts[0]}.{parts[2]}" if parts else parameter.name.removesuffix(".weight")
+    found = adapter.deltas.get(module) if adapter is not None else None
+    if adapter is None or found is None:
+        return None
+    low, high = (to_torch(part).float() for part in found)
+    if parts:
+        low, high = low[parts[1]], high[parts[1]]
+    return adapter.factor * high, low
+
+
+def _plain_move(
+    checkpoint: Checkpoint, parameter: Parameter, storage: Storage, *, fused: bool
+) -> _Move:
     source = checkpoint.sources[parameter.name].dtype
     dtype = storage.dtype(parameter.kind)
     scale = checkpoint.sources.get(parameter.scale_name)
@@ -222,6 +262,10 @@ def _carry_out(
     dtype = TORCH_DTYPES[move.tensors[0].dtype]
     exact = True
     for row, weight, scale in _slabs(*checkpoint.read_packed(move.parameter)):
+        if move.delta is not None:
+            high, low = move.delta
+            dense = Weight(weight, scale).dense(torch.float32)
+            weight, scale = torch.addmm(dense, high[row : row + len(weight)], low), None
         try:
             result, result_scale = _requantize(weight, scale, dtype)
         except ValueError as error:

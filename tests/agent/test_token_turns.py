@@ -7,7 +7,7 @@ import pytest
 
 from sounding.agent.loop import results_of
 from sounding.agent.token_turns import TokenTurns
-from sounding.tasks.chat import ChatProblem, ChatTask
+from sounding.tasks.chat_task import ChatProblem, ChatTask
 from sounding.tasks.checks import FilesCheck
 from sounding.tasks.workspace import TOOLS
 from sounding.text import encode, encode_completion

@@ -75,7 +75,7 @@ def test_runs_before_and_after_a_peer_are_averaged() -> None:
     assert (mean.tokens_per_second, mean.fraction) == (75.0, 0.375)
 
 
-def test_the_report() -> None:
+def test_bench_reports_every_row_with_its_limits_in_json() -> None:
     how = ["--prefill", "40,9", "--decode", "3", "--context", "30", "--runs", "1", "--threads", "1"]
     result = CliRunner().invoke(cli, ["bench", str(VECTORS), *how, "--json"])
     assert result.exit_code == 0, result.output
@@ -92,7 +92,7 @@ def test_the_report() -> None:
 def test_prompt_lengths_must_be_counts() -> None:
     result = CliRunner().invoke(cli, ["bench", str(VECTORS), "--prefill", "12,x"])
     assert result.exit_code == 2
-    assert "'12,x' must be counts of tokens" in result.output
+    assert "'12,x' must be numbers of tokens" in result.output
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -167,9 +167,9 @@ def test_a_process_that_ends_early_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     ("options", "message"),
     [
         (["tiny", "--train", "--tokens", "4096"], "'4096' must be sequences x tokens of each"),
-        (["tiny", "--train", "--decode", "8"], "--decode has no meaning with --train"),
-        (["tiny", "--tokens", "4x1024"], "--tokens needs --train"),
-        (["tiny", "--no-mtp"], "--no-mtp needs --train"),
+        (["tiny", "--train", "--decode", "8"], "--decode cannot be combined with --train"),
+        (["tiny", "--tokens", "4x1024"], "--tokens requires --train"),
+        (["tiny", "--no-mtp"], "--no-mtp requires --train"),
         (["tiny", "--train", "--phase", "indexer"], "'indexer' is not one of"),
         (["tiny", "--train", "--against", "llama"], "'llama' is not"),
         (["tiny", "--train", "--seed", "1"], "No such option"),

@@ -56,7 +56,9 @@ def test_a_trace_types_whole_lines() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["infill", "suffix", "lsp"])
-def test_typing(scripted: Live, file: Path, protocol: str) -> None:
+def test_typing_reports_latency_and_right_suggestions(
+    scripted: Live, file: Path, protocol: str
+) -> None:
     """The scripted suggestion is right before `+`; a language server then shows what is left of it
     while it is typed, and asks nobody."""
     options = ("--protocol", protocol, "--file", file, "--line", 3, "--keys", 5, "--json")
@@ -82,7 +84,7 @@ def test_a_crowd_gets_what_each_would_get_alone(server: Live, file: Path) -> Non
     assert report["after"]["process_open_fds"] <= report["before"]["process_open_fds"] + 4
 
 
-def test_leaving(server: Live, file: Path) -> None:
+def test_leaving_reports_when_requests_stop_after_a_disconnect(server: Live, file: Path) -> None:
     options = (
         "--times",
         2,
@@ -131,8 +133,8 @@ def test_an_answer_that_is_another_alone_is_found(scripted: Live, file: Path) ->
     ("arguments", "message"),
     [
         (("typing",), "give the URL of a server, or --protocol lsp"),
-        (("typing", "ftp://x"), "must be the address of a server"),
-        (("crowd", "http://127.0.0.1:9"), "no whole answer"),
+        (("typing", "ftp://x"), "must be the http address of a server"),
+        (("crowd", "http://127.0.0.1:9"), "no complete response"),
     ],
 )
 def test_mistakes_are_told(arguments: tuple[str, ...], message: str) -> None:

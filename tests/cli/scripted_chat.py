@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sounding.cli.chat import talk
-from sounding.cli.transcript import Transcript
+from sounding.cli.chat_session import ChatSession
 from sounding.text.markup import ASSISTANT, END_THINK, EOS, USER
 
 
@@ -27,4 +27,4 @@ def write(prompt: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    talk(Transcript(write), Path(sys.argv[1]))
+    talk(ChatSession(write), Path(sys.argv[1]))

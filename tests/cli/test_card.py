@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 import sounding
 from sounding.cli import cli
-from sounding.evaluation.card import _time
+from sounding.evaluation.model_card import _time
 from sounding.weights.checkpoint import Checkpoint
 from tests.data.conftest import code
 
@@ -239,10 +239,10 @@ def test_results_of_another_model_are_refused(made: Path, shipped: Path, tmp_pat
 
     assert "for another model" in refused(results, "--model", shipped)
     results.write_text('{"evaluation": "bpb"}')
-    assert "is not what `eval ... --json` prints" in refused(results, "--model", shipped)
+    assert "is not output of `eval ... --json`" in refused(results, "--model", shipped)
     bare = tmp_path / "bare"
     shutil.copytree(other, bare)
-    assert "says which step of a run it is" in refused("--model", bare)
+    assert "has no training.json with the step of its run" in refused("--model", bare)
     assert (shipped / "training.json").read_bytes() == before
 
 

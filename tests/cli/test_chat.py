@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sounding.cli import cli
-from sounding.cli.transcript import Transcript
+from sounding.cli.chat_session import ChatSession
 from sounding.text import ContentDelta, End, Event, ReasoningDelta, coalesce
 from sounding.text.markup import END_THINK, EOS
 from tests.cli.test_completion import model  # noqa: F401  (a random network in a folder)
@@ -39,7 +39,7 @@ class Script:
             self.closed += 1
 
 
-def ask(conversation: Transcript, text: str) -> list[Event]:
+def ask(conversation: ChatSession, text: str) -> list[Event]:
     return coalesce(conversation.ask(text))
 
 
@@ -48,7 +48,7 @@ BOS, USER, ASSISTANT = "<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Ass
 
 def test_a_conversation_grows() -> None:
     script = Script(["Hel", "lo." + EOS], ["Yes." + EOS])
-    conversation = Transcript(script, system="Be brief.")
+    conversation = ChatSession(script, system="Be brief.")
     assert ask(conversation, "Hi") == [ContentDelta("Hello."), End("stop", None)]
     ask(conversation, "Sure?")
     first = f"{BOS}Be brief.{USER}Hi{ASSISTANT}</think>"
@@ -57,7 +57,7 @@ def test_a_conversation_grows() -> None:
 
 def test_thinking_is_told_apart_and_kept() -> None:
     script = Script(["One", f" moment.{END_THINK}4", EOS])
-    conversation = Transcript(script, effort="max")
+    conversation = ChatSession(script, effort="max")
     assert ask(conversation, "2+2?")[:2] == [ReasoningDelta("One moment."), ContentDelta("4")]
     assert script.prompts[0].endswith(f"2+2?{ASSISTANT}<think>")
     assert "Reasoning Effort" in script.prompts[0]
@@ -70,7 +70,7 @@ def test_thinking_is_told_apart_and_kept() -> None:
 
 def test_an_answer_that_is_cut_off_is_kept() -> None:
     script = Script(["One, two", ", three" + EOS], ["Four." + EOS])
-    conversation = Transcript(script)
+    conversation = ChatSession(script)
     events = conversation.ask("Count.")
     assert next(events) == ContentDelta("One, two")
     events.close()
@@ -85,7 +85,7 @@ def test_a_question_without_an_answer_is_taken_back(tmp_path: Path) -> None:
         raise ValueError("too long")
         yield
 
-    conversation = Transcript(fail)
+    conversation = ChatSession(fail)
     (tmp_path / "a.py").write_text("x = 1\n")
     conversation.read(tmp_path / "a.py")
     with pytest.raises(ValueError, match="too long"):
@@ -108,7 +108,7 @@ def test_files_are_fenced_by_more_than_they_contain(tmp_path: Path) -> None:
     path = tmp_path / "notes.md"
     path.write_text("````\ncode\n````\n")
     script = Script(["Ok." + EOS])
-    conversation = Transcript(script)
+    conversation = ChatSession(script)
     conversation.read(path)
     ask(conversation, "What is it?")
     shown = f"{path}:\n`````\n````\ncode\n````\n`````\n\nWhat is it?"
@@ -120,7 +120,7 @@ def test_files_are_fenced_by_more_than_they_contain(tmp_path: Path) -> None:
 
 def test_saved_conversations_encode_to_their_prompt(tmp_path: Path) -> None:
     script = Script([f"Hm.{END_THINK}4{EOS}"], [f"{END_THINK}5{EOS}"])
-    conversation = Transcript(script, system="Be brief.", effort="max")
+    conversation = ChatSession(script, system="Be brief.", effort="max")
     ask(conversation, "2+2?")
     conversation.save(tmp_path / "saved.json")
     row = json.loads((tmp_path / "saved.json").read_text())
@@ -129,7 +129,7 @@ def test_saved_conversations_encode_to_their_prompt(tmp_path: Path) -> None:
     (tmp_path / "rows").write_text(json.dumps(row))
     encoded = CliRunner().invoke(cli, ["encode", str(tmp_path / "rows")])
     assert json.loads(encoded.stdout)["prompt"] == script.prompts[1]
-    with pytest.raises(ValueError, match="there already"):
+    with pytest.raises(ValueError, match="exists already"):
         conversation.save(tmp_path / "saved.json")
 
 
@@ -192,7 +192,7 @@ def _take_terminal() -> None:
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
     running = Terminal("-m", "tests.cli.scripted_chat", str(tmp_path / "settings" / "history"))
-    running.wait_for("/help tells what can be done")
+    running.wait_for("/help lists the commands")
     yield running
     running.close()
 
@@ -208,7 +208,7 @@ def test_talking_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     shown = terminal.wait_for("You said 'deep'.")
     assert re.search(r"\x1b\[2mHm, deep\.\x1b\[0m\r\n\r\n", shown)
     terminal.type("/thnik\r")
-    terminal.wait_for("/thnik is no command; /think?")
+    terminal.wait_for("unknown command /thnik; did you mean /think?")
     terminal.type("/usr/bin is where?\r")
     terminal.wait_for("You said '/usr/bin is where?'.")
     terminal.type("\x1b[A\x1b[A\x1b[A\r")  # three lines up
@@ -237,13 +237,13 @@ def test_a_model_gives_no_orders_to_the_terminal(terminal: Terminal) -> None:
     terminal.wait_for("You said 'red'�[31m!")
 
 
-def test_commands(terminal: Terminal, tmp_path: Path) -> None:
+def test_chat_commands_change_the_conversation(terminal: Terminal, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\n")
     terminal.type("/help\r")
     for name in ("/think", "/read", "/system", "/clear", "/save", "/exit", "Alt-Enter"):
         terminal.wait_for(name)
     terminal.type(f"/read {tmp_path}/a.py\r")
-    terminal.wait_for("1 lines go with the next message")
+    terminal.wait_for("1 lines, sent with the next message")
     terminal.type("and?\r")
     terminal.wait_for("x = 1")
     terminal.type("/read /nowhere\r")
@@ -295,5 +295,5 @@ def test_questions_and_models_that_are_none(model: Path, tmp_path: Path) -> None
     assert "base model" not in run("Hi", model, "--max-tokens", 1).stderr
     card.unlink()
     told.write_text('{"step": 1, "converses": false}')
-    assert "has not learned to converse" in run("Hi", model, "--max-tokens", 1).stderr
+    assert "is not trained to chat" in run("Hi", model, "--max-tokens", 1).stderr
     told.unlink()

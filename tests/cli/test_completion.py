@@ -85,7 +85,7 @@ def test_alternatives_are_numbered(model: Path, source: Path, author: Author) ->
 def test_what_does_not_parse_is_not_shown(model: Path, source: Path, author: Author) -> None:
     author.prefix, author.scripts = SOURCE[:27], (" + (",)
     result = run("complete", f"{source}:2", "--model", model)
-    assert (result.stdout, result.stderr) == ("", "the model has nothing to insert here\n")
+    assert (result.stdout, result.stderr) == ("", "the model suggests no completion here\n")
     shown = json.loads(run("complete", f"{source}:2", "--json", "--model", model).stdout)
     assert shown["alternatives"] == []
 
@@ -100,7 +100,7 @@ def test_a_file_that_is_broken_elsewhere_is_completed(
     assert result.stdout == " + b\n"
 
 
-def test_writing_that_goes_round_ends(model: Path, author: Author) -> None:
+def test_writing_stops_when_the_model_repeats_itself(model: Path, author: Author) -> None:
     author.prefix, author.scripts = "a = 1\n", ("b = a\nc = b\n" * 40,)
     result = run("write", author.prefix, "--model", model)
     assert result.stdout.count("b = a") == 4
@@ -111,7 +111,7 @@ def test_nothing_to_insert_is_said(model: Path, source: Path, author: Author) ->
     author.prefix = SOURCE[:27]
     result = run("complete", f"{source}:2", "--model", model)
     assert result.stdout == ""
-    assert result.stderr == "the model has nothing to insert here\n"
+    assert result.stderr == "the model suggests no completion here\n"
 
 
 def test_other_files_are_read(model: Path, source: Path, author: Author, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_byte_order_mark_is_no_text(model: Path, source: Path, author: Author)
     assert "\ufeff" not in small_tokenizer().decode(author.requests[0].prompt)
 
 
-def test_writing(model: Path, author: Author) -> None:
+def test_write_stops_where_until_says(model: Path, author: Author) -> None:
     author.prefix, author.scripts = "def f(x):", ("\n    return x\n\n\ny = 1",)
     assert run("write", author.prefix, "--model", model).stdout == "\n    return x\n"
     everything = run("write", author.prefix, "--until", "end", "--model", model)
@@ -150,9 +150,9 @@ def test_writing(model: Path, author: Author) -> None:
     ("where", "message"),
     [
         ("{}", "must be FILE:LINE or FILE:LINE:COL"),
-        ("{}:9", "line 9 is not in"),
-        ("{}:0", "line 0 is not in"),
-        ("{}:1:99", "column 99 is not in line 1"),
+        ("{}:9", "has no line 9"),
+        ("{}:0", "has no line 0"),
+        ("{}:1:99", "has no column 99"),
         ("/nowhere.py:1", "No such file"),
     ],
 )

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from sounding import loading
 from sounding.cli import cli
+from sounding.completion import completer
 from sounding.engine.batch import Request
 from sounding.sandbox.run import NoIsolation, require_isolation
 from sounding.text.markup import FIM_BEGIN, FIM_HOLE
@@ -108,13 +109,15 @@ def test_bits_per_byte(model: Path, tmp_path: Path) -> None:
     # From the file of results, without the model's help.
     assert answer(*arguments, "--out", out) == found
     other = run(*arguments, "--out", out, "--stride", 10)
-    assert "does not hold results of these settings" in str(other.exception)
+    assert "has no results of these settings" in str(other.exception)
     shown = run(*arguments, "--limit", 1, "--no-compressors")
     assert "bits_per_byte" in shown.stdout
     assert "1 of 1 done" in shown.stdout
 
 
-def test_lines(model: Path, tmp_path: Path, scholar: Scholar) -> None:
+def test_eval_lines_reports_exact_lines_and_the_baselines(
+    model: Path, tmp_path: Path, scholar: Scholar
+) -> None:
     path = tmp_path / "a.py"
     path.write_text(TEXT)
     lines = TEXT.splitlines()
@@ -126,7 +129,7 @@ def test_lines(model: Path, tmp_path: Path, scholar: Scholar) -> None:
     assert "cursor=inside" in table.stdout
 
 
-def test_mechanisms(model: Path, tmp_path: Path) -> None:
+def test_eval_mechanisms_measures_long_documents_only(model: Path, tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "long.py").write_text(TEXT * 8)
     (tmp_path / "t" / "short.py").write_text(TEXT)
@@ -151,13 +154,18 @@ def test_interrupted_lines_are_not_lost(
 ) -> None:
     path, out = tmp_path / "a.py", tmp_path / "out.jsonl"
     path.write_text(TEXT)
-    arguments = ("eval", "lines", path, "--model", model, "--out", out, "--no-syntax")
-    write = Scholar.__call__
+    options = ("--out", out, "--no-syntax", "--candidates", 0, "--no-copying")
+    arguments = ("eval", "lines", path, "--model", model, *options)
+    write, calls = Scholar.__call__, 0
 
     def interrupted(self: Scholar, requests: Sequence[Request]) -> Iterator[tuple[int, bool]]:
-        yield from write(self, requests[:1])
-        raise KeyboardInterrupt
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise KeyboardInterrupt
+        yield from write(self, requests)
 
+    monkeypatch.setattr(completer, "_GROUP", 1)
     monkeypatch.setattr(Scholar, "__call__", interrupted)
     stopped = run(*arguments)
     assert stopped.exit_code == 1  # 130 from `main`
@@ -183,7 +191,9 @@ def rows_in(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 @pytest.mark.usefixtures("isolation")
-def test_functions(model: Path, tmp_path: Path, scholar: Scholar) -> None:
+def test_eval_functions_counts_passed_programs(
+    model: Path, tmp_path: Path, scholar: Scholar
+) -> None:
     other = {**FUNCTION, "task_id": "T/1", "prompt": "def area(radius):\n"}
     path = rows_in(tmp_path / "f", FUNCTION, other)
     scholar.book = {FUNCTION["prompt"]: "    return 3.14 * radius**2\n\n\nassert False\n"}
@@ -215,7 +225,7 @@ def test_problems_that_measure_nothing_are_left_out_by_name(
     assert found["left_out"] == [{"left out": "T/wrong", "because": why}]
     assert "T/wrong" in run("eval", "functions", path, "--model", model).output
     alone = run("eval", "functions", rows_in(tmp_path / "g", wrong), "--model", model)
-    assert f"no problem can be judged; the first is T/wrong: {why}" in str(alone.exception)
+    assert f"no problem can be graded; the first is T/wrong: {why}" in str(alone.exception)
 
 
 @pytest.mark.usefixtures("isolation")

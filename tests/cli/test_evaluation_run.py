@@ -79,4 +79,4 @@ def test_programs_are_run_too(trained: Path, tmp_path: Path) -> None:
 def test_a_folder_without_models_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text(TEXT)
     result = run("eval", "run", tmp_path, tmp_path / "a.py")
-    assert "keeps no model" in str(result.exception)
+    assert "has no saved model" in str(result.exception)

@@ -29,7 +29,9 @@ def tokens(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("split", [None, "137,1,1", "random:5", "160"])
-def test_logits(tokens: Path, tmp_path: Path, split: str | None) -> None:
+def test_logits_match_the_golden_file_however_tokens_are_split(
+    tokens: Path, tmp_path: Path, split: str | None
+) -> None:
     out = tmp_path / "out.safetensors"
     options = [] if split is None else ["--split", split]
     result = run("logits", TINY, "--tokens", tokens, "--out", out, *options)
@@ -48,7 +50,7 @@ def test_simulation_changes_the_logits(tokens: Path, tmp_path: Path) -> None:
     assert 0.1 < (ours - exact).norm() / exact.norm() < 0.35
 
 
-def test_pieces() -> None:
+def test_split_sizes_add_up_and_random_ones_repeat_by_seed() -> None:
     assert _pieces(None, 9, 0) == [9]
     assert _pieces("4,2", 9, 0) == [4, 2, 2, 1]
     assert _pieces("5,4", 9, 0) == [5, 4]
@@ -68,7 +70,9 @@ def test_pieces() -> None:
         ({"input_ids": torch.full((1, 4), 512)}, "token id 512 is outside"),
     ],
 )
-def test_defective_tokens(tmp_path: Path, tensors: dict[str, torch.Tensor], message: str) -> None:
+def test_defective_token_files_are_refused_and_nothing_is_written(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], message: str
+) -> None:
     save_file(tensors, tmp_path / "in.safetensors")
     out = tmp_path / "out.safetensors"
     result = run("logits", TINY, "--tokens", tmp_path / "in.safetensors", "--out", out)
@@ -83,15 +87,17 @@ def test_defective_tokens(tmp_path: Path, tensors: dict[str, torch.Tensor], mess
         ("0,1", "must be sizes of at least 1"),
         ("a", "must be sizes of at least 1"),
         ("random:x", "must be sizes of at least 1"),
-        ("161", "asks for 161 tokens; there are 160"),
+        ("161", "adds up to 161 tokens; the sequences have 160"),
     ],
 )
-def test_defective_splits(tokens: Path, tmp_path: Path, split: str, message: str) -> None:
+def test_splits_that_do_not_fit_are_refused(
+    tokens: Path, tmp_path: Path, split: str, message: str
+) -> None:
     result = run("logits", TINY, "--tokens", tokens, "--out", tmp_path / "o", "--split", split)
     assert message in str(result.exception)
 
 
-def test_not_safetensors(tmp_path: Path) -> None:
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(b"PK\x03\x04")
     result = run("logits", TINY, "--tokens", tmp_path / "in", "--out", tmp_path / "o")
     assert "is not a readable safetensors file" in str(result.exception)
@@ -115,7 +121,7 @@ def folder(tmp_path: Path) -> Path:
     return model
 
 
-def test_generate_text(folder: Path) -> None:
+def test_generate_streams_text_and_ends_at_a_stop_string(folder: Path) -> None:
     whole = run("generate", folder, "--prompt", "def f(x):", "--max-tokens", 12)
     assert whole.exit_code == 0, whole.output
     text = whole.stdout.removesuffix("\n")
@@ -174,13 +180,15 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
     [
         ([], "give either --prompt or --tokens"),
         (["--prompt", "a", "--tokens", "1"], "give either --prompt or --tokens"),
-        (["--tokens", "1", "--stop", "x"], "--stop is a text; it requires --prompt"),
+        (["--tokens", "1", "--stop", "x"], "--stop requires --prompt"),
         (["--tokens", "1,x"], "must be token ids such as 5,17,3"),
         (["--prompt", "a"], "has no tokenizer.json; give token ids with --tokens"),
         (["--tokens", "1", "--top-p", "2"], "top_p = 2.0 must be above 0"),
     ],
 )
-def test_refusals(arguments: list[str], message: str) -> None:
+def test_generate_refuses_options_that_do_not_go_together(
+    arguments: list[str], message: str
+) -> None:
     result = run("generate", TINY, *arguments)
     assert result.exit_code != 0
     assert message in result.output + str(result.exception)

@@ -36,7 +36,7 @@ def ask(url):
     print("", *names, sep="\\n@", flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
 
-def announce(settings, address, card):
+def announce(settings, address, *_):
     threading.Thread(target=ask, args=(address,), daemon=True).start()
 
 serving._announce = announce

@@ -72,13 +72,13 @@ def test_inspect_for_people() -> None:
     ],
 )
 @pytest.mark.parametrize("command", ["inspect", "plan"])
-def test_unknown_models(command: str, model: str, message: str) -> None:
+def test_unknown_models_are_refused_with_a_hint(command: str, model: str, message: str) -> None:
     result = run(command, model)
     assert isinstance(result.exception, ValueError)
     assert message in str(result.exception)
 
 
-def test_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_reports_verdict_and_bandwidths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sounding.weights.machine._MEMORY_SAMPLE_BYTES", 2**20)
     found = answer("plan", "tiny", "--context", "1000")
     assert found["verdict"] == "memory"
@@ -99,7 +99,7 @@ def test_plan_of_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer("plan", "tiny")["tokens_per_second"] == 0
 
 
-def test_convert(tmp_path: Path) -> None:
+def test_convert_reports_exactness_and_replaces_only_by_force(tmp_path: Path) -> None:
     report = answer("convert", str(TINY), str(tmp_path / "out"), "--to", "fp8")
     assert report["exact"] is True
     rows = {(row["component"], row["source"], row["target"]): row for row in report["rows"]}
@@ -109,7 +109,7 @@ def test_convert(tmp_path: Path) -> None:
     again = run("convert", str(TINY), str(tmp_path / "out"), "--to", "bf16")
     assert "is not empty; choose a new folder" in str(again.exception)
     forced = run("convert", str(TINY), str(tmp_path / "out"), "--to", "bf16", "--force")
-    assert "exact: every value is unchanged" in forced.stdout
+    assert "exact: all values are unchanged" in forced.stdout
     assert "fp4 to bf16" in forced.stdout
     assert Checkpoint(tmp_path / "out").config.expert_format is None
 
@@ -132,7 +132,7 @@ def test_convert_refuses_a_preset_and_a_defect(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["inspect", "plan", "convert"])
-def test_help_teaches(name: str) -> None:
+def test_help_has_an_example_and_the_keys_of_the_json(name: str) -> None:
     result = run(name, "--help")
     assert f"sounding {name} " in result.stdout
     assert "Example" in result.stdout

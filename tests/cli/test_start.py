@@ -1,4 +1,4 @@
-"""Starting: the overview names every command as its own help does, and costs no torch."""
+"""Starting: the overview names every command as its own help does, and does not import torch."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def test_a_mistake_is_one_line_and_exit_code_1() -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_unknown_command() -> None:
+def test_an_unknown_command_is_named_with_exit_code_2() -> None:
     result = CliRunner().invoke(cli, ["inspct"])
     assert result.exit_code == 2
     assert "inspct" in result.output

@@ -83,11 +83,11 @@ def test_a_run_is_measured_without_the_picture(files: dict[str, Path], tmp_path:
     done = run("-m", "sounding", "eval", "run", str(tmp_path / "run"), str(files["source"]), *how)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"][0]["step"] == 3
-    assert "growth.png is not drawn: it needs Matplotlib" in done.stderr
+    assert "growth.png is not drawn: drawing requires Matplotlib" in done.stderr
 
 
 def test_the_model_card_needs_no_pytorch() -> None:
-    done = run("-c", "import sounding.evaluation.card")
+    done = run("-c", "import sounding.evaluation.model_card")
     assert done.returncode == 0, done.stderr
 
 

@@ -39,7 +39,9 @@ BEFORE = "def f(x):\n    if x:\n        y = 1\n"
         ("a = 1\n", "\nb = 2\n", [""]),
     ],
 )
-def test_levels(prefix: str, suffix: str, levels: list[str]) -> None:
+def test_possible_levels_are_those_that_syntax_allows_at_the_cursor(
+    prefix: str, suffix: str, levels: list[str]
+) -> None:
     found = possible_levels(Gap(prefix, suffix))
     assert [level.white + ":" * level.opens for level in found] == levels
 

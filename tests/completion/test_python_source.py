@@ -35,7 +35,7 @@ AFTER = "\n    return result\n\n\ndef other():\n    return 1\n"
          "def a(self, value):", ""),
     ],
 )  # fmt: skip
-def test_faults(prefix: str, suffix: str, text: str, fault: str) -> None:
+def test_judging_a_text_names_its_fault(prefix: str, suffix: str, text: str, fault: str) -> None:
     assert PythonSource(Gap(prefix, suffix)).judge(text).fault == fault
 
 

@@ -49,7 +49,9 @@ def ended(prefix: str, generated: str, suffix: str = "", kind: str = "block") ->
         ("x = ", "", "\n", ""),
     ],
 )
-def test_lines(prefix: str, generated: str, suffix: str, inserted: str) -> None:
+def test_a_line_completion_ends_with_its_line(
+    prefix: str, generated: str, suffix: str, inserted: str
+) -> None:
     assert ended(prefix, generated, suffix, "line") == inserted
 
 
@@ -83,7 +85,9 @@ def test_lines(prefix: str, generated: str, suffix: str, inserted: str) -> None:
         ("def f():\n    ", "b = 2\n    return a\n    more", "\n    return a\n", "b = 2"),
     ],
 )  # fmt: skip
-def test_blocks(prefix: str, generated: str, suffix: str, inserted: str) -> None:
+def test_a_block_completion_ends_with_its_block(
+    prefix: str, generated: str, suffix: str, inserted: str
+) -> None:
     assert ended(prefix, generated, suffix) == inserted
 
 
@@ -141,7 +145,7 @@ def test_the_natural_kind(prefix: str, suffix: str, kind: str) -> None:
     assert Gap(prefix, suffix).natural_kind() == kind
 
 
-def test_syntax() -> None:
+def test_unfinished_programs_may_still_parse_and_wrong_ones_may_not() -> None:
     assert parses("x = 1\n")
     assert not parses("def f():")
     for begun in ("def f():", "x = (", "x = 1 +", "'''a", "def f():\n    if x:\n", "# a", ""):

@@ -109,10 +109,10 @@ def test_from_a_manifest(tmp_path: Path, project: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "cache" / "packages" / wheel.name).is_file()
 
 
-def test_mistakes(tmp_path: Path, project: Path) -> None:
+def test_wrong_arguments_of_data_commands_are_refused(tmp_path: Path, project: Path) -> None:
     out = tmp_path / "out"
     run("build", out, "--source", project, "--heldout", "x", fails="no source has this name")
     run("build", out, "--source", tmp_path / "missing", fails="is not a folder")
     run("build", out, "--source", project)
-    run("show", out, "--package", "project", fails="--package needs --split")
+    run("show", out, "--package", "project", fails="--package requires --split")
     run("show", tmp_path, fails="holds no finished corpus")

@@ -223,7 +223,9 @@ def test_folders_in_use(tmp_path: Path, make_folder: FolderMaker) -> None:
         build(tmp_path / "one", [two], overwrite=True)
 
 
-def test_mistakes(tmp_path: Path, make_folder: FolderMaker) -> None:
+def test_sources_and_settings_that_make_no_corpus_are_refused(
+    tmp_path: Path, make_folder: FolderMaker
+) -> None:
     source = folder_source(make_folder("one", {"a.py": code(1)}), "train")
     with pytest.raises(ValueError, match="sources of the same name: one"):
         build(tmp_path / "out", [source, source])

@@ -42,7 +42,7 @@ def test_texts_with_few_shingles(text: str) -> None:
     assert similarity(signature(text), signature(text)) == 1
 
 
-def test_reasons() -> None:
+def test_duplicates_and_near_duplicates_are_dropped_by_reason() -> None:
     kept = Duplicates()
     base = code(5, 30)
     edited = base.replace("return", "yield", 1)

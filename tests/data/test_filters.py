@@ -34,11 +34,11 @@ def token(count: int) -> str:
         ("pkg/parsetab.py", "generated"),
     ],
 )
-def test_paths(path: str, reason: str | None) -> None:
+def test_paths_are_left_out_by_reason(path: str, reason: str | None) -> None:
     assert filters.path_reason(path, 1000, (".py",)) == reason
 
 
-def test_size_limit() -> None:
+def test_a_file_above_the_size_limit_is_left_out() -> None:
     assert filters.path_reason("a.py", filters.MAX_BYTES, (".py",)) is None
     assert filters.path_reason("a.py", filters.MAX_BYTES + 1, (".py",)) == "large"
 
@@ -62,7 +62,7 @@ def test_size_limit() -> None:
         (GOOD + "\nprint 'old'\n", "syntax"),
     ],
 )
-def test_contents(text: str, reason: str | None) -> None:
+def test_contents_are_left_out_by_reason(text: str, reason: str | None) -> None:
     assert filters.content_reason("a.py", text, public=True) == reason
 
 

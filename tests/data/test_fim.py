@@ -66,7 +66,7 @@ def test_rest_of_a_line() -> None:
         assert not middle[0].isspace() or prefix.rsplit("\n", 1)[-1].strip()
 
 
-def test_one_line() -> None:
+def test_every_line_is_a_middle_with_and_without_its_indentation_and_end() -> None:
     found = middles(only("line"))
     assert all("\n" not in middle.removesuffix("\n") for _, middle, _ in found)
     whole = {line for line in TEXT.split("\n") if line.strip()}

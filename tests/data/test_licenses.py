@@ -22,7 +22,7 @@ from sounding.data.licenses import families, header_allows, metadata_license, te
         ("COMMIT", set()),
     ],
 )
-def test_families(text: str, expected: set[str]) -> None:
+def test_permissive_licences_are_recognised_by_name(text: str, expected: set[str]) -> None:
     assert families(text) == expected
 
 
@@ -36,7 +36,7 @@ def test_metadata_prefers_the_expression_and_distrusts_the_free_text() -> None:
     assert metadata_license(message_from_string("Name: x\n")) == "unknown"
 
 
-def test_licence_files() -> None:
+def test_a_licence_is_recognised_by_its_text() -> None:
     assert text_license("MIT License\n\nPermission is hereby granted, free of charge") == "MIT"
     assert text_license("All rights reserved.") == "unknown"
 

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sounding.data.batch import TokenBatch
+from sounding.data.data_rows import DataRows, LoaderSettings, stream_name
 from sounding.data.dataset import Dataset, read_info, tokenize, verify
 from sounding.data.fim import FimSettings
 from sounding.data.loader import Loader
-from sounding.data.rows import DataRows, LoaderSettings, stream_name
+from sounding.data.token_batch import TokenBatch
 from sounding.ops.loss import IGNORED
 from sounding.text.markup import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE
 from sounding.text.tokenizer import Tokenizer
@@ -326,7 +326,7 @@ def test_rows_are_nearly_full(dataset: Dataset) -> None:
     assert sum(len(batch.tokens) for batch, _ in steps) / (512 * len(steps)) > 0.95
 
 
-def test_mistakes(dataset: Dataset) -> None:
+def test_settings_that_give_no_rows_are_refused(dataset: Dataset) -> None:
     with pytest.raises(ValueError, match="sequence_length = 20 must be at least"):
         settings(sequence_length=20)
     with pytest.raises(ValueError, match="window_documents = 0"):
@@ -374,7 +374,9 @@ def test_a_dataset_on_disk(tmp_path: Path, tokenizer: Tokenizer) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
-def test_damaged_datasets(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_existing_empty_and_damaged_datasets_are_refused(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     folder = tmp_path / "set"
     tokenize(TEXTS, tokenizer, folder)
     with pytest.raises(ValueError, match="exists; choose a new folder"):

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sounding.data.data_rows import DataRows, LoaderSettings, Row
 from sounding.data.dataset import Dataset
 from sounding.data.fim import FimSettings
 from sounding.data.loader import Loader
 from sounding.data.mixture import Mixture
-from sounding.data.rows import DataRows, LoaderSettings, Row
 from sounding.data.shares import Share, require_mixture
 from sounding.text.tokenizer import SMALLEST_VOCABULARY, Tokenizer, train
 from tests.data.conftest import code

@@ -39,7 +39,7 @@ def test_imports_are_nobodys_answer() -> None:
     assert not Overlap([line]).touches(line)
 
 
-def test_reading_rows(tmp_path: Path) -> None:
+def test_texts_are_read_from_all_strings_of_a_row_that_are_long_enough(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     row = {"id": 3, "code": SOLUTION, "tests": ["assert a == 1", "assert b == 2" + " " * 40]}
     path.write_text(json.dumps(row) + "\n\n")

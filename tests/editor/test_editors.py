@@ -59,16 +59,18 @@ def lines(text: str) -> list[Any]:
     ]
 
 
-def test_llama_vim(client: httpx.Client, server: Live) -> None:
+def test_a_request_of_llama_vim_gets_the_rest_of_the_line(
+    client: httpx.Client, server: Live
+) -> None:
     answer = client.post("/infill", json=VIM)
     assert answer.status_code == 200, answer.text
     done = answer.json()
     assert done["content"] == "a + b"  # the rest of the line, and no more
     assert set(done) == set(VIM["response_fields"])  # type: ignore[call-overload]
     assert done["truncated"] is False
-    request = engine(server).requests[-1]
-    assert request.priority is Priority.KEYSTROKE
-    assert request.max_seconds == 1.5
+    asked = engine(server).requests
+    request = next(one for one in reversed(asked) if one.max_seconds == 1.5)
+    assert {one.priority for one in asked[asked.index(request) :]} == {Priority.KEYSTROKE}
     assert (request.params.temperature, request.params.top_k) == (0.0, 40)
     prompt = engine(server).prompts[-1]
     assert prompt.endswith(f"<｜fim▁hole｜>{SUFFIX}<｜fim▁end｜>")
@@ -119,7 +121,9 @@ def test_infill_refuses_by_name(client: httpx.Client) -> None:
     assert client.post("/infill", json=VIM | {"mirostat": 0}).status_code == 200
 
 
-def test_suffix(client: httpx.Client, server: Live) -> None:
+def test_a_completion_with_a_suffix_ends_only_at_a_stop_string(
+    client: httpx.Client, server: Live
+) -> None:
     asked = {"model": "sounding", "prompt": PREFIX, "suffix": SUFFIX, "max_tokens": 20}
     done = client.post("/v1/completions", json=asked).json()
     assert done["choices"][0]["text"] == "a + b\nnever"  # the protocol knows no ending of its own
@@ -151,7 +155,9 @@ def test_ollama_fills_in(client: httpx.Client, server: Live) -> None:
     assert whole["response"] == "a + b\nnever" and whole["done"] is True
 
 
-def test_ollama_asks(client: httpx.Client, server: Live) -> None:
+def test_a_prompt_to_ollama_generate_is_answered_as_a_chat(
+    client: httpx.Client, server: Live
+) -> None:
     engine(server).script = lambda prompt: "Hm.</think>Yes."
     try:
         asked = {"model": "sounding", "prompt": "Hi", "system": "S", "think": True}

@@ -4,11 +4,11 @@ import io
 
 import pytest
 
-from sounding.editor.frames import BadFrame, Frames
+from sounding.editor.frames import BadFrame, FrameReader
 
 
 def read(data: bytes) -> list[bytes]:
-    frames, bodies = Frames(io.BytesIO(data)), []
+    frames, bodies = FrameReader(io.BytesIO(data)), []
     while line := frames.readline():
         length = int(line.removeprefix(b"Content-Length: "))
         assert frames.readline() == b"\r\n"
@@ -41,5 +41,5 @@ def test_messages_one_after_the_other() -> None:
     ],
 )
 def test_what_cannot_be_read(data: bytes) -> None:
-    with pytest.raises(BadFrame, match="the editor sent what cannot be read"):
+    with pytest.raises(BadFrame, match="the editor sent an invalid message"):
         read(data)

@@ -188,7 +188,7 @@ def test_errors_are_shown_once(editor: Editor) -> None:
 def test_parameters_that_are_none(editor: Editor) -> None:
     error = editor.ask("textDocument/inlineCompletion", {"position": 5})["error"]
     assert error["code"] == -32602
-    assert error["message"] == "the parameters are none of textDocument/inlineCompletion"
+    assert error["message"] == "invalid parameters for textDocument/inlineCompletion"
 
 
 def test_documents_that_are_not_open(editor: Editor) -> None:
@@ -210,7 +210,7 @@ def test_shutdown_during_a_completion() -> None:
 COMMAND = ["-m", "sounding", "language-server"]
 
 
-def test_the_command(model: Path) -> None:  # noqa: F811
+def test_the_command_suggests_code_and_exits_cleanly(model: Path) -> None:  # noqa: F811
     arguments = [str(model), "--budget-ms", "0", "--max-tokens", "8", "--context-tokens", "64"]
     with Editor([*COMMAND, *arguments]) as editor:
         editor.open("file:///w/a.py", "def add(a, b):\n    return a\n\n\nx = add(1, 2)\n")
@@ -254,7 +254,7 @@ def test_a_frame_that_cannot_be_read_ends_it(sent: bytes) -> None:
         assert editor.process.stdin is not None
         editor.process.stdin.write(sent)
         editor.process.stdin.flush()
-        editor.wait_for_message("the editor sent what cannot be read")
+        editor.wait_for_message("the editor sent an invalid message")
         assert editor.process.wait(SECONDS) == 1
 
 

@@ -100,7 +100,7 @@ def test_the_same_with_and_without_guessing() -> None:
     assert with_guesses[1].usage.accepted_tokens > 0 == without[1].usage.drafted_tokens
 
 
-def test_any_object() -> None:
+def test_a_json_object_grammar_gives_an_object() -> None:
     text, end = write("x", Grammar(kind="json_object"), max_tokens=30)
     assert text.startswith("{")
     assert end.reason == "length" or isinstance(json.loads(text), dict)

@@ -131,7 +131,9 @@ def test_it_takes_the_place_of_a_running_one(network: Transformer, gate: Gate) -
     assert [9] in gate.lengths[5:8]
 
 
-def test_nobody_starves(network: Transformer, gate: Gate) -> None:
+def test_the_lowest_priority_is_served_while_others_keep_coming(
+    network: Transformer, gate: Gate
+) -> None:
     """However much is typed, a prompt of the lowest priority goes on."""
     engine = Engine(as_network(network), settings=EngineSettings(width=2, patience_steps=4))
     low = engine.submit(request(200, max_tokens=2, priority=Priority.BATCH))
@@ -197,7 +199,7 @@ def test_what_cannot_be_answered_is_refused(
     engine.close()
 
 
-def test_budgets(network: Transformer, gate: Gate) -> None:
+def test_requests_end_at_their_limits_of_time_and_tokens(network: Transformer, gate: Gate) -> None:
     engine = Engine(as_network(network), settings=EngineSettings(repetition_tokens=8))
     slow = engine.submit(request(600, max_seconds=1e-6))
     nothing = engine.submit(request(9, max_tokens=0))

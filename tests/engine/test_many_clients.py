@@ -18,7 +18,9 @@ from tests.networks import as_network
 CLIENTS = 64
 
 
-def test_many_clients(network_maker: NetworkMaker, tmp_path: Any) -> None:
+def test_answers_to_many_clients_equal_those_given_alone(
+    network_maker: NetworkMaker, tmp_path: Any
+) -> None:
     network = network_maker(CONFIG, dtype=torch.float64)
     settings = EngineSettings(
         width=8,

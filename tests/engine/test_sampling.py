@@ -116,7 +116,7 @@ def test_seeded_samples_stay_as_they_are() -> None:
     ]
 
 
-def test_logprobs() -> None:
+def test_logprobs_are_those_of_a_float64_log_softmax() -> None:
     logits = torch.tensor([1.0, 3.0, 3.0, -torch.inf])
     logprob, best = logprob_of(logits.numpy(), 0, 3)
     expected = logits.double().log_softmax(-1)

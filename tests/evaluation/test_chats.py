@@ -16,7 +16,7 @@ from sounding.evaluation.chats import (
     summarise_chats,
 )
 from sounding.sandbox.trial import Trial, Verdict
-from sounding.tasks.chat import ChatProblem, ChatTask, read_chat_problems
+from sounding.tasks.chat_task import ChatProblem, ChatTask, read_chat_problems
 from sounding.tasks.checks import Check, CodeCheck, FilesCheck, MutationCheck, TextCheck
 from sounding.tasks.workspace import TOOLS
 
@@ -147,7 +147,7 @@ def test_two_results_are_compared_task_by_task() -> None:
     found = compared([*before, *tools], [*after, *tools], ks=(1,), seed=0)
     assert found["tools pass@1 rises by"] == (0, 0, 0)
     assert found["write pass@1 rises by"].value == pytest.approx(1 / 3)
-    with pytest.raises(ValueError, match="no task in common"):
+    with pytest.raises(ValueError, match="no common task"):
         compared(before, tools, ks=(1,), seed=0)
     with pytest.raises(ValueError, match="2 samples and 1"):
         compared(before, after[:1], ks=(1,), seed=0)

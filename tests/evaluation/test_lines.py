@@ -62,7 +62,7 @@ def item(number: int, at: int = 0) -> Item:
     return Item(f"f:{number}", before + line[:at], after, line[at:])
 
 
-def test_copyists() -> None:
+def test_copying_baselines_take_the_nearest_and_the_best_line() -> None:
     assert copies(item(9)) == ("value = compute(x)", "value = compute(x)")
     assert copies(item(6)) == ("return value", "return value")
     assert copies(item(10, at=4)) == ("rn value", "rn value")

@@ -30,7 +30,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"seed was 1 and is 5"):
         Results(path, {"seed": 5, "k": 2})
     path.write_text("something else\n")
-    with pytest.raises(ValueError, match="does not hold results of these settings"):
+    with pytest.raises(ValueError, match="has no results of these settings"):
         Results(path, {"seed": 1})
     assert path.read_text() == "something else\n"
 

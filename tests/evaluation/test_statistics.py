@@ -77,7 +77,7 @@ def test_edit_distance_is_the_tables(one: str, other: str) -> None:
     assert edit_distance(one, other) == distance_by_table(one, other)
 
 
-def test_edit_similarity() -> None:
+def test_edit_similarity_is_one_minus_distance_over_the_longer_length() -> None:
     assert edit_similarity("", "") == 1
     assert edit_similarity("abcd", "") == 0
     assert edit_similarity("kitten", "sitting") == pytest.approx(1 - 3 / 7)

@@ -134,7 +134,9 @@ def _logits(model: Transformer, tokens: Tensor) -> Tensor:
     return model.logits(model.hidden(output.streams)).unflatten(0, tokens.shape)
 
 
-def test_logits(pair: tuple[Transformer, torch.nn.Module, Tensor]) -> None:
+def test_logits_equal_those_of_transformers(
+    pair: tuple[Transformer, torch.nn.Module, Tensor],
+) -> None:
     ours, theirs, tokens = pair
     with torch.no_grad():
         expected = theirs(input_ids=tokens, use_cache=False).logits

@@ -101,7 +101,7 @@ print(peak_resident_bytes())
         pytest.param(TRAIN, 4 * GIB, id="train 8192"),
     ],
 )
-def test_peak_memory(work: str, most: int) -> None:
+def test_peak_memory_stays_below_scores_of_all_pairs(work: str, most: int) -> None:
     """Scores of all pairs for four heads would be 4 GiB for 16,384 tokens, and 64 for 65,536; of
     8,192 for each of four heads and five layers, kept for the gradient, 5 GiB."""
     command = [sys.executable, "-c", SETUP + work + REPORT]

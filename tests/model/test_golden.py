@@ -85,7 +85,9 @@ def test_logits_except_at_ties(
 
 
 @torch.no_grad()
-def test_decode(model: Transformer, golden: dict[str, Tensor]) -> None:
+def test_decoding_token_by_token_gives_the_golden_logits(
+    model: Transformer, golden: dict[str, Tensor]
+) -> None:
     tokens = golden["input_ids"]
     states = [growing_state(model.config) for _ in tokens]
     model(tokens[:, :137].flatten(), [137, 137], states)
@@ -98,7 +100,9 @@ def test_decode(model: Transformer, golden: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def test_residual_streams(model: Transformer, golden: dict[str, Tensor]) -> None:
+def test_residual_streams_equal_the_golden_ones(
+    model: Transformer, golden: dict[str, Tensor]
+) -> None:
     streams: list[Tensor] = []
     hooks = [
         layer.register_forward_hook(lambda _, __, result: streams.append(result[0]))
@@ -114,7 +118,7 @@ def test_residual_streams(model: Transformer, golden: dict[str, Tensor]) -> None
 
 
 @torch.no_grad()
-def test_mtp(model: Transformer, golden: dict[str, Tensor]) -> None:
+def test_mtp_drafts_equal_the_golden_ones(model: Transformer, golden: dict[str, Tensor]) -> None:
     tokens = golden["input_ids"]
     following = torch.cat((tokens[:, 1:], tokens[:, :1]), 1)
     streams = model(tokens.flatten(), [400, 400]).streams.clone()

@@ -185,7 +185,7 @@ COUNTS = st.one_of(
 @SOME
 @settings(max_examples=5)
 @given(pieces=st.lists(COUNTS, max_size=12))
-def test_any_split(name: str, pieces: list[int]) -> None:
+def test_results_do_not_depend_on_how_a_sequence_is_split(name: str, pieces: list[int]) -> None:
     timeline = Timeline(CASES[name])
     for count in pieces:
         timeline.accept(count)
@@ -216,7 +216,9 @@ EVENTS = st.one_of(
 @SOME
 @settings(max_examples=8)
 @given(events=st.lists(EVENTS, max_size=12))
-def test_any_history(name: str, events: list[tuple[Any, ...]]) -> None:
+def test_rejected_drafts_forks_and_restores_leave_no_trace(
+    name: str, events: list[tuple[Any, ...]]
+) -> None:
     """Rejected drafts, forks that go another way, saving and restoring: none leaves a trace."""
     timeline = Timeline(CASES[name])
     for kind, *how in events:
@@ -240,7 +242,9 @@ def test_any_history(name: str, events: list[tuple[Any, ...]]) -> None:
 @SOME
 @settings(max_examples=3)
 @given(rounds=st.lists(st.tuples(COUNTS, COUNTS, COUNTS), max_size=6))
-def test_any_company(name: str, rounds: list[tuple[int, int, int]]) -> None:
+def test_results_do_not_depend_on_other_sequences_in_the_chunk(
+    name: str, rounds: list[tuple[int, int, int]]
+) -> None:
     """Three sequences share chunks, each at its own pace; each is what it is alone."""
     case = CASES[name]
     network = network_of(case)

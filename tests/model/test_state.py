@@ -248,7 +248,9 @@ def test_published_bytes_per_token(
 
 
 @pytest.mark.parametrize("preset", [tiny, nano, flash])
-def test_constant_bytes(preset: Callable[[], ModelConfig]) -> None:
+def test_constant_bytes_are_windows_and_unfinished_groups(
+    preset: Callable[[], ModelConfig],
+) -> None:
     """A window per layer and MTP block, and the projections of unfinished groups in float32."""
     config = preset()
     plain = config.head_dim - config.qk_rope_head_dim

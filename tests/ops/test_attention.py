@@ -102,7 +102,7 @@ def check_attend(
     seed=st.integers(0, 99),
     dtype=DTYPES,
 )
-def test_attend(
+def test_attention_equals_the_oracle(
     form: str,
     start: int,
     t: int,
@@ -192,7 +192,7 @@ def test_nothing_visible_but_oneself() -> None:
 
 @pytest.mark.parametrize("form", ["window", "all", "selected"])
 @pytest.mark.parametrize("sink", [-1e4, 1e4, 30.0])
-def test_extreme_sinks(form: str, sink: float) -> None:
+def test_extreme_sinks_give_finite_attention_as_in_the_oracle(form: str, sink: float) -> None:
     check_attend(
         form,
         start=9,
@@ -224,7 +224,7 @@ def test_bfloat16_inputs_are_attended_in_float32() -> None:
 
 
 @pytest.mark.parametrize("form", ["window", "all", "selected"])
-def test_attend_gradient(form: str) -> None:
+def test_gradient_of_attention_is_exact(form: str) -> None:
     ratio = 0 if form == "window" else 2
     q = random(0, torch.float64, 4, 2, 2).requires_grad_()
     keys = random(1, torch.float64, 6, 2).requires_grad_()  # three kept, of which two are read
@@ -259,7 +259,7 @@ def test_attend_gradient(form: str) -> None:
     dtype=DTYPES,
     seed=st.integers(0, 99),
 )
-def test_selection(
+def test_selected_entries_are_those_of_the_oracle(
     start: int,
     t: int,
     ratio: int,
@@ -333,14 +333,14 @@ def test_top_k_does_not_depend_on_the_length(length: int) -> None:
     assert torch.equal(ops.top_k(longer, 6), ops.top_k(scores, 6))
 
 
-def test_no_queries() -> None:
+def test_selecting_for_no_queries_gives_no_rows() -> None:
     out = ops.select_entries(
         torch.zeros(0, 2, 3), torch.zeros(0, 2), torch.zeros(5, 3), start=0, ratio=4, limit=3
     )
     assert out.shape == (0, 3)
 
 
-def test_no_entries() -> None:
+def test_selecting_from_no_entries_gives_empty_rows() -> None:
     out = ops.select_entries(
         torch.zeros(2, 2, 3), torch.zeros(2, 2), torch.zeros(0, 3), start=0, ratio=4, limit=3
     )

@@ -42,7 +42,7 @@ def random_choice(seed: int, t: int, experts: int, k: int) -> Tensor:
     data=st.data(),
     seed=st.integers(0, 99),
 )
-def test_routing(
+def test_routing_equals_the_oracle(
     t: int,
     experts: int,
     c: int,
@@ -98,7 +98,7 @@ def test_routing_takes_bfloat16_in_float32() -> None:
     data=st.data(),
     seed=st.integers(0, 99),
 )
-def test_experts(
+def test_experts_equal_the_oracle(
     t: int,
     experts: int,
     c: int,
@@ -129,7 +129,7 @@ def test_experts(
         assert_matches(alone[row], one, terms=inner * c, scale=largest)
 
 
-def test_clamps() -> None:
+def test_up_is_clamped_from_both_sides_and_gate_from_above() -> None:
     """Up from both sides, gate from above only. Source: docs/architecture.md 10."""
 
     def run(gate: float, up: float) -> float:
@@ -187,7 +187,7 @@ def test_simulated_inputs_carry_the_routing_weight() -> None:
     assert torch.allclose(actual, inner @ w2.values.T, rtol=0, atol=1e-6)
 
 
-def test_gradients() -> None:
+def test_gradients_of_routing_and_experts_are_exact() -> None:
     x, gate = random(0, torch.float64, 4, 3), random(1, torch.float64, 5, 3)
     w1, w2 = random(2, torch.float64, 5, 4, 3), random(3, torch.float64, 5, 3, 4)
     w3 = random(4, torch.float64, 5, 4, 3)

@@ -70,7 +70,9 @@ def test_coefficients_read_write(
 
 @settings(max_examples=20)
 @given(**SHAPES)
-def test_collapse(t: int, m: int, c: int, dtype: torch.dtype, seed: int) -> None:
+def test_collapsing_equals_the_oracle(
+    t: int, m: int, c: int, dtype: torch.dtype, seed: int
+) -> None:
     streams, fn, base = inputs(t, m, c, m, seed, dtype)
     actual = ops.collapse(
         streams, fn, base, torch.tensor([0.6], dtype=dtype), norm_eps=1e-6, hc_eps=1e-6
@@ -112,7 +114,7 @@ def test_extreme_logits_stay_finite(size: float) -> None:
         assert_matches(mix[row], oracle.sinkhorn(array(logits[row]), 1e-6, 20), terms=1 << 8)
 
 
-def test_no_tokens() -> None:
+def test_no_tokens_keep_their_shapes() -> None:
     streams, fn, base = inputs(0, 4, 3, 24, 0, torch.float32)
     by = ops.coefficients(
         streams, fn, base, torch.ones(3), iterations=20, norm_eps=1e-6, hc_eps=1e-6
@@ -134,7 +136,7 @@ def test_bfloat16_is_mixed_in_float32() -> None:
     assert torch.equal(ops.write(low, low[:, 1], by.post, by.mix), written)
 
 
-def test_gradients() -> None:
+def test_gradients_of_the_hyper_connection_are_exact() -> None:
     streams, fn, base = inputs(2, 3, 4, 15, 2, torch.float64)
     scale = torch.tensor([0.7, 1.3, 2.1], dtype=torch.float64)
     leaves = [x.requires_grad_() for x in (streams, fn, base, scale)]

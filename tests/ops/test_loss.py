@@ -36,7 +36,7 @@ def example(t: int, v: int, c: int, seed: int, dtype: torch.dtype) -> tuple[Tens
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 99),
 )
-def test_definition(
+def test_cross_entropy_equals_the_oracle_in_any_chunks(
     t: int, v: int, c: int, chunk: int, size: float, dtype: torch.dtype, seed: int
 ) -> None:
     hidden, head, targets = example(t, v, c, seed, dtype)
@@ -50,7 +50,7 @@ def test_definition(
     assert_matches(actual, expected, terms=1 + t * v * c, scale=size * 10 * max(t, 1))
 
 
-def test_all_ignored() -> None:
+def test_the_loss_of_ignored_targets_is_zero() -> None:
     targets = torch.full((3,), ops.IGNORED)
     assert ops.cross_entropy(torch.ones(3, 2), torch.ones(4, 2), targets) == 0
 
@@ -86,7 +86,7 @@ def test_gradients_beside_torch(dtype: torch.dtype) -> None:
         assert (ours.float() - theirs.float()).abs().max() <= tolerance * theirs.float().abs().max()
 
 
-def test_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_of_cross_entropy_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "CHUNK_TOKENS", 2)
     hidden, head, targets = example(5, 4, 3, 1, torch.float64)
     assert torch.autograd.gradcheck(

@@ -49,7 +49,7 @@ def fp4_matrix(weight: Weight) -> np.ndarray[tuple[int, ...], np.dtype[np.float6
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(130, 200), (1, 1), (128, 128), (5, 129)])
-def test_fp8_weight(outputs: int, inputs: int) -> None:
+def test_fp8_weights_unpack_exactly_tile_by_tile(outputs: int, inputs: int) -> None:
     dense = random(0, outputs, inputs)
     dense[:, inputs // 2 :] *= 1000  # scales differ from tile to tile
     weight = Weight(*quantize_fp8(dense))
@@ -63,7 +63,7 @@ def test_fp8_weight(outputs: int, inputs: int) -> None:
             assert np.array_equal(stored[tile].flatten(), expected)
 
 
-def test_fp4_weight() -> None:
+def test_fp4_weights_unpack_exactly_block_by_block() -> None:
     dense = random(1, 5, 96) * torch.tensor([1.0, 1e-3, 1e3]).repeat_interleave(32)
     weight = Weight(*quantize_fp4(dense))
     stored = fp4_matrix(weight)
@@ -74,7 +74,7 @@ def test_fp4_weight() -> None:
 
 @pytest.mark.parametrize("simulate", [False, True])
 @pytest.mark.parametrize("kind", ["plain", "fp8", "fp4"])
-def test_linear(kind: str, simulate: bool) -> None:
+def test_linear_equals_scalar_sums_for_every_weight_format(kind: str, simulate: bool) -> None:
     x, dense = random(2, 3, 160) * 5, random(3, 7, 160)
     packed = {"plain": lambda w: (w,), "fp8": quantize_fp8, "fp4": quantize_fp4}[kind](dense)
     weight = Weight(*packed)
@@ -87,7 +87,7 @@ def test_linear(kind: str, simulate: bool) -> None:
     assert_matches(actual, expected, terms=160, scale=float(np.abs(expected).max()) * 4)
 
 
-def test_grouped_linear() -> None:
+def test_each_group_meets_its_own_rows_of_the_weight() -> None:
     """Group a of the input meets rows a * o .. a * o + o - 1 of the weight, and nothing else."""
     x, weight = random(4, 2, 3, 4).double(), random(5, 15, 4).double()
     actual = grouped_linear(x, Weight(weight), 3)
@@ -100,7 +100,7 @@ def test_grouped_linear() -> None:
     assert_matches(actual, expected, terms=4)
 
 
-def test_unstack() -> None:
+def test_unstacked_weights_equal_the_slices_of_their_stack() -> None:
     dense = random(6, 3, 4, 64)
     for pack in (lambda w: (w,), quantize_fp8, quantize_fp4):
         stack = Weight(*pack(dense))
@@ -128,6 +128,6 @@ def test_gradient_of_a_simulated_linear_for_its_weight() -> None:
     assert torch.allclose(gradient, upstream.T @ rounded.float(), atol=1e-5)
 
 
-def test_no_rows() -> None:
+def test_products_of_no_rows_keep_their_shapes() -> None:
     assert linear(torch.zeros(0, 64), Weight(torch.zeros(5, 64)), simulate=True).shape == (0, 5)
     assert grouped_linear(torch.zeros(0, 2, 4), Weight(torch.zeros(6, 4)), 2).shape == (0, 2, 3)

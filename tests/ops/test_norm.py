@@ -33,7 +33,7 @@ def rows_of(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 99),
 )
-def test_definition(
+def test_rms_norm_equals_the_oracle(
     rows: int,
     width: int,
     heads: int | None,
@@ -70,11 +70,11 @@ def test_bfloat16_is_computed_in_float32() -> None:
     assert torch.equal(out, rms_norm(x.float(), weight, 1e-6).bfloat16())
 
 
-def test_no_rows() -> None:
+def test_norm_of_no_rows_keeps_its_shape() -> None:
     assert rms_norm(torch.zeros(0, 5), torch.ones(5), 1e-6).shape == (0, 5)
 
 
-def test_gradient() -> None:
+def test_gradient_of_rms_norm_is_exact() -> None:
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-6), (x, weight))

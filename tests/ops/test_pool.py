@@ -37,7 +37,7 @@ def sequence(
 
 @settings(max_examples=30)
 @given(**SHAPES)
-def test_disjoint_groups(
+def test_pooling_disjoint_groups_equals_the_oracle(
     groups: int, r: int, d: int, dtype: torch.dtype, spread: float, seed: int
 ) -> None:
     a, z, ape = sequence(groups * r, d, r, spread, seed, dtype)
@@ -48,7 +48,7 @@ def test_disjoint_groups(
 
 @settings(max_examples=30)
 @given(**SHAPES)
-def test_overlapping_groups(
+def test_pooling_overlapping_groups_equals_the_oracle(
     groups: int, r: int, d: int, dtype: torch.dtype, spread: float, seed: int
 ) -> None:
     a, z, ape = sequence(groups * r, 2 * d, r, spread, seed, dtype)
@@ -72,7 +72,7 @@ def test_equal_gates_give_the_mean() -> None:
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_gradient(closed: bool) -> None:
+def test_gradient_of_pooling_is_exact(closed: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(3, 2, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     gates = torch.randn(3, 2, 4, generator=generator, dtype=torch.float64, requires_grad=True)

@@ -35,7 +35,7 @@ ROWS = st.lists(st.one_of(FLOATS, NEAR), min_size=1, max_size=40)
 @given(row=ROWS, block=st.sampled_from([1, 8, 64, 128]))
 @example(row=[0.0] * 9, block=8)
 @example(row=[448.0, 447.9, 1e-5, -1e-9, 464.0], block=8)
-def test_simulated_fp8(row: list[float], block: int) -> None:
+def test_fp8_simulation_equals_the_oracle_bit_for_bit(row: list[float], block: int) -> None:
     """Bit for bit, also where the last block is short."""
     expected, scales = oracle.simulate_fp8(np.array(row), block)
     for dtype in (torch.float32, torch.float64):
@@ -49,7 +49,7 @@ def test_simulated_fp8(row: list[float], block: int) -> None:
 
 @settings(max_examples=150)
 @given(row=st.lists(st.one_of(FLOATS, NEAR), min_size=32, max_size=32), blocks=st.integers(1, 2))
-def test_simulated_fp4(row: list[float], blocks: int) -> None:
+def test_fp4_simulation_equals_the_oracle_bit_for_bit(row: list[float], blocks: int) -> None:
     row = row * blocks
     row[-1] *= 64  # another scale for the last block
     expected, scales = oracle.simulate_fp4(np.array(row), 32)
@@ -72,7 +72,7 @@ def test_scales_beside_powers_of_two(top: float, dtype: torch.dtype) -> None:
         assert ops.power_of_two_scale(amax, top, 1e-30).tolist() == expected
 
 
-def test_scale_floors() -> None:
+def test_scales_of_zeros_are_the_smallest_ones() -> None:
     zeros = torch.zeros(1, 32)
     assert ops.fp8_blocks(zeros, 32)[1].item() == 2.0 ** math.ceil(math.log2(1e-4 / 448))
     assert ops.fp4_blocks(zeros)[1].item() == 2.0**-126
@@ -89,7 +89,7 @@ def test_every_fp4_value_and_midpoint() -> None:
     assert ops.round_fp4(torch.tensor(points, dtype=torch.float64)).tolist() == expected
 
 
-def test_check_values() -> None:
+def test_quantization_gives_the_documented_check_values() -> None:
     """docs/architecture.md 15."""
     eight = torch.linspace(-3, 3, 64)
     assert ops.fp8_blocks(eight, 64)[1].item() == 2.0**-7
@@ -106,14 +106,16 @@ def test_check_values() -> None:
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 99),
 )
-def test_hadamard(log_width: int, rows: int, dtype: torch.dtype, seed: int) -> None:
+def test_hadamard_equals_the_oracle(
+    log_width: int, rows: int, dtype: torch.dtype, seed: int
+) -> None:
     width = 2**log_width
     x = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     expected = np.array([oracle.hadamard(array(row)) for row in x]).reshape(rows, width)
     assert_matches(ops.hadamard(x), expected, terms=width, scale=4.0)
 
 
-def test_hadamard_order() -> None:
+def test_hadamard_rows_are_in_sylvesters_order() -> None:
     """Sylvester's: row 1 starts + - + -, row 2 starts + + - -; another order mixes rows up."""
     matrix = ops.hadamard(torch.eye(128, dtype=torch.float64))
     assert matrix[1, :4].sign().tolist() == [1, -1, 1, -1]
@@ -131,7 +133,7 @@ def test_gradients_pass_straight_through(kind: str) -> None:
     assert torch.equal(gradient, upstream)
 
 
-def test_hadamard_gradient() -> None:
+def test_gradient_of_hadamard_is_exact() -> None:
     x = torch.randn(2, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(ops.hadamard, (x,))
 
@@ -171,7 +173,7 @@ def test_scales_survive_storage() -> None:
     assert torch.equal(ops.decode_scale(stored), scales)
 
 
-def test_no_rows() -> None:
+def test_simulation_and_hadamard_of_no_rows_keep_their_shapes() -> None:
     assert ops.simulate_fp8(torch.zeros(0, 70), 64).shape == (0, 70)
     assert ops.simulate_fp4(torch.zeros(0, 64)).shape == (0, 64)
     assert ops.hadamard(torch.zeros(0, 64)).shape == (0, 64)

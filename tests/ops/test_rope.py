@@ -38,7 +38,9 @@ def yarn_of(scaling: RopeScaling) -> rope.Yarn:
         RopeScaling(factor=2.0, original_max_position_embeddings=100, beta_slow=0.5),
     ],
 )
-def test_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> None:
+def test_frequencies_equal_the_oracle(
+    width: int, theta: float, scaling: RopeScaling | None
+) -> None:
     expected = rope.frequencies(theta, width, yarn_of(scaling) if scaling else None)
     actual = rope_frequencies(width, theta, scaling, CPU)
     relative = np.abs(array(actual) / np.array(expected) - 1)
@@ -58,7 +60,7 @@ def test_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> N
         (31, 5.6805294e-7),
     ],
 )
-def test_published_frequencies(pair: int, theta: float) -> None:
+def test_yarn_frequencies_equal_the_documented_ones(pair: int, theta: float) -> None:
     """docs/architecture.md 15."""
     frequencies = rope_frequencies(64, 160000.0, RopeScaling(), CPU)
     assert frequencies[pair].item() == pytest.approx(theta, rel=3e-7)
@@ -80,7 +82,7 @@ def test_published_window_frequency() -> None:
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 99),
 )
-def test_definition(
+def test_rotation_equals_the_oracle(
     positions: list[int],
     heads: int | None,
     plain: int,
@@ -128,7 +130,7 @@ def test_nothing_to_rotate() -> None:
 
 
 @pytest.mark.parametrize("inverse", [False, True])
-def test_gradient(inverse: bool) -> None:
+def test_gradient_of_rotation_is_exact(inverse: bool) -> None:
     by = rotation(torch.tensor([3, 71]), rope_frequencies(4, 10000.0, None, CPU))
     x = torch.randn(2, 2, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: rotate(x, by, inverse=inverse), (x,))

@@ -13,7 +13,7 @@ from sounding.config import ModelConfig
 from sounding.model.from_checkpoint import build_model, save_model
 from sounding.model.transformer import Transformer
 from sounding.posttrain.open_runs import open_sft
-from sounding.posttrain.settings import SftRun
+from sounding.posttrain.run_configs import SftRun
 from sounding.presets import tiny
 from sounding.simulation import QUANTIZATION_AWARE, Simulation
 from sounding.text.tokenizer import Tokenizer, train

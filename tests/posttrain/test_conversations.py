@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sounding.posttrain.conversations import (
-    Conversation,
+    ConversationRow,
     conversation_of,
     prompt_of,
     read_conversations,
@@ -32,7 +32,9 @@ def calling(content: str, reasoning: str = "") -> dict[str, Any]:
     return said(content, reasoning, tool_calls=[call])
 
 
-def learned(conversation: Conversation, tokenizer: Tokenizer, most: int = 4096) -> list[list[str]]:
+def learned(
+    conversation: ConversationRow, tokenizer: Tokenizer, most: int = 4096
+) -> list[list[str]]:
     """The stretches of text with loss, of each sample."""
     found = []
     for sample in samples_of(conversation, tokenizer, most):
@@ -48,7 +50,7 @@ def learned(conversation: Conversation, tokenizer: Tokenizer, most: int = 4096) 
     return found
 
 
-def of(*messages: dict[str, Any], **row: Any) -> Conversation:
+def of(*messages: dict[str, Any], **row: Any) -> ConversationRow:
     return conversation_of({"messages": list(messages), **row})
 
 

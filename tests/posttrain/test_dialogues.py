@@ -8,8 +8,8 @@ import pytest
 from sounding.agent.loop import Tools
 from sounding.posttrain.conversations import conversation_of, prompt_of
 from sounding.posttrain.dialogues import Dialogues
-from sounding.posttrain.prompts import ExactAnswers, drawn
 from sounding.posttrain.rollout_log import LoggedAnswer
+from sounding.posttrain.task_prompts import ExactAnswers, drawn
 from sounding.tasks.task import Grade
 from sounding.text import encode, encode_completion
 from sounding.text.encoding import Message

@@ -15,7 +15,7 @@ from sounding.posttrain import distill as room
 from sounding.posttrain.distill import HIDDEN, Distill, Teachers
 from sounding.posttrain.frozen import load_frozen
 from sounding.posttrain.open_runs import open_distill
-from sounding.posttrain.settings import DistillRun, distill_recipe
+from sounding.posttrain.run_configs import DistillRun, distill_recipe
 from sounding.text.tokenizer import Tokenizer, train
 from sounding.train.build_network import build_network
 from sounding.train.metrics import MetricsRow

@@ -12,9 +12,9 @@ import torch
 from sounding.config import ModelConfig
 from sounding.posttrain.grpo import REFERENCE, advantages_of, batches_of_rounds, policy_terms
 from sounding.posttrain.open_runs import open_grpo
-from sounding.posttrain.prompts import ExactAnswers
 from sounding.posttrain.rollout_batch import RolloutBatch, shares_of
-from sounding.posttrain.settings import GrpoConfig, GrpoRun, grpo_recipe
+from sounding.posttrain.run_configs import GrpoConfig, GrpoRun, grpo_recipe
+from sounding.posttrain.task_prompts import ExactAnswers
 from sounding.tasks.task import Grade
 from sounding.text.encoding import Message
 from sounding.train.metrics import MetricsRow

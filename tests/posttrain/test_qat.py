@@ -25,8 +25,8 @@ from sounding.ops.quant import (
     simulate_weight,
 )
 from sounding.posttrain.open_runs import open_sft
+from sounding.posttrain.run_configs import SftRun
 from sounding.posttrain.sampler import Sampler, deployed
-from sounding.posttrain.settings import SftRun
 from sounding.simulation import DEPLOYED, QUANTIZATION_AWARE
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.quantize import convert

@@ -18,7 +18,7 @@ from sounding.posttrain.grpo import read_answers
 from sounding.posttrain.rollout_batch import batch_of
 from sounding.posttrain.rollout_log import LoggedAnswer, RolloutLog
 from sounding.posttrain.rollouts import RolloutSettings, sample_answers
-from sounding.posttrain.rounds import Answer, Prompts, Rounds
+from sounding.posttrain.rounds import Answer, RoundPrompts, Rounds
 from sounding.posttrain.sampler import Sampler
 from sounding.tasks.task import Grade
 from tests.posttrain.conftest import masters
@@ -38,8 +38,8 @@ def settings(**params: Any) -> RolloutSettings:
 
 
 def one_round(folder: Path, sampler: Sampler, model: Transformer, how: RolloutSettings,
-              prompts: Prompts | None = None) -> Sequence[Answer]:  # fmt: skip
-    rounds = Rounds(folder, model, sampler, lambda number: prompts or Prompts(PROMPTS), how)
+              prompts: RoundPrompts | None = None) -> Sequence[Answer]:  # fmt: skip
+    rounds = Rounds(folder, model, sampler, lambda number: prompts or RoundPrompts(PROMPTS), how)
     return rounds.open(0, begun=False).answers
 
 
@@ -150,7 +150,7 @@ def test_a_killed_round_goes_on_with_the_same_unfinished_answers(
 
     model = masters(start, config, BF16)
     sampler = Sampler(model, width=3)
-    asked = Prompts(PROMPTS, grade)
+    asked = RoundPrompts(PROMPTS, grade)
     whole = one_round(tmp_path / "whole", sampler, model, settings(), asked)
     assert sorted(graded) == list(range(6))
     graded.clear()
@@ -196,7 +196,9 @@ def test_a_log_of_other_weights_is_begun_anew(
     answer = LoggedAnswer([5, 7, 8], [True, False, False], [-1.5, 0.0, 0.0], 0.5, "half")
     assert again.answers == {0: answer}
     again.close()
-    assert RolloutLog(path, {"weights": "b"}).answers == {}
+    other = RolloutLog(path, {"weights": "b"})
+    other.close()
+    assert other.answers == {}
     assert "other weights" in caplog.text
 
 
@@ -210,7 +212,7 @@ def test_turns_go_on_behind_what_a_tool_has_said(
     def reply(slot: int, answer: LoggedAnswer) -> list[int] | None:
         return [90 + slot, 91] if answer.sampled.count(False) < 4 else None
 
-    asked = Prompts(PROMPTS[:2], reply=reply)
+    asked = RoundPrompts(PROMPTS[:2], reply=reply)
     sampler.hand_over()
     log = RolloutLog(tmp_path / "log.jsonl", {})
     # Turns end at EOS, which random weights hardly ever sample: the rule is put in its place.
@@ -223,6 +225,7 @@ def test_turns_go_on_behind_what_a_tool_has_said(
         given = [t for t, own in zip(answer.tokens, answer.sampled, strict=True) if not own]
         assert given in ([90 + slot, 91] * 2, [90 + slot, 91], [])
         assert answer.num_sampled <= 40
+    log.close()
     sampler.close()
 
 

@@ -10,7 +10,7 @@ from sounding.config import ModelConfig
 from sounding.ops.loss import IGNORED
 from sounding.posttrain.conversations import TrainingSample
 from sounding.posttrain.open_runs import open_sft
-from sounding.posttrain.settings import SftRun
+from sounding.posttrain.run_configs import SftRun
 from sounding.posttrain.sft import batch_of, packed, sample_source
 from sounding.train.metrics import MetricsRow
 from tests.posttrain.conftest import rows, small, write_rows

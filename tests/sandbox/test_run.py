@@ -105,7 +105,7 @@ def test_a_crash_is_a_signal(isolate: bool) -> None:
     assert (done.ended, done.code) == ("signal", -6)
 
 
-def test_sleeping_forever(isolate: bool) -> None:
+def test_a_program_that_sleeps_ends_at_the_wall_time_with_its_output(isolate: bool) -> None:
     done = run(
         "import time; print('zzz', flush=True); time.sleep(1e6)", isolate=isolate, wall_seconds=0.5
     )
@@ -127,7 +127,7 @@ def test_a_memory_hog(isolate: bool) -> None:
     assert not done.ok
 
 
-def test_endless_output(isolate: bool) -> None:
+def test_endless_output_ends_at_its_limit(isolate: bool) -> None:
     done = run("while True: print('x' * 1000)", isolate=isolate, output_bytes=10_000)
     assert done.ended == "output"
     assert len(done.stdout) == 10_000
@@ -145,7 +145,7 @@ def test_a_huge_file(isolate: bool) -> None:
     assert not done.ok  # SIGXFSZ, whose default is to end the program
 
 
-def test_deep_recursion(isolate: bool) -> None:
+def test_deep_recursion_fails_as_an_ordinary_error(isolate: bool) -> None:
     done = run("def f(): f()\nf()", isolate=isolate)
     assert (done.code, "RecursionError" in done.stderr) == (1, True)
     deaf = "import sys\nsys.setrecursionlimit(10**9)\nf = lambda: f()\nf()"

@@ -248,7 +248,9 @@ def test_the_depth_of_recursion_is_that_of_a_program_alone() -> None:
         ("def f(): return 'x' * 10**8", "not plain data"),
     ],
 )
-def test_reasons(program: str, reason: str, isolate: bool) -> None:
+def test_failing_programs_are_graded_with_a_reason(
+    program: str, reason: str, isolate: bool
+) -> None:
     reference = "def f(): return 1"
     found = run(program, "assert f() == 1", isolate=isolate, reference=reference)
     assert found.reason == reason

@@ -385,7 +385,7 @@ def server() -> Iterator[Live]:
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-def test_is_answered(server: Live, name: str) -> None:
+def test_the_request_of_every_client_is_answered(server: Live, name: str) -> None:
     path, body = CLIENTS[name]
     answer = post(server.url + path, json={"model": "any"} | body)
     assert answer.status_code == 200, answer.text

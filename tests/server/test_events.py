@@ -65,7 +65,7 @@ def test_chat_completion_chunks(server: Live) -> None:
     assert reasons == [None] * (len(reasons) - 1) + ["tool_calls"]
 
 
-def test_anthropic_events(server: Live) -> None:
+def test_messages_stream_events_in_the_documented_order(server: Live) -> None:
     asked = ASK | {
         "messages": HI,
         "tools": [{"name": "f", "input_schema": PARAMETERS}],
@@ -98,7 +98,7 @@ def test_anthropic_events(server: Live) -> None:
     assert start["input_tokens"] == total and end["output_tokens"] > 0
 
 
-def test_response_events(server: Live) -> None:
+def test_responses_stream_events_in_the_documented_order(server: Live) -> None:
     asked = {"model": "sounding", "stream": True, "input": "Hi"}
     asked["tools"] = [{"type": "function", "name": "f", "parameters": PARAMETERS}]
     found = events(server, "/v1/responses", asked)
@@ -137,7 +137,7 @@ def test_response_events(server: Live) -> None:
     assert last["usage"]["output_tokens_details"]["reasoning_tokens"] == 3
 
 
-def test_completion_chunks(server: Live) -> None:
+def test_completions_stream_chunks_with_usage_last(server: Live) -> None:
     asked = ASK | {"prompt": "x", "stream_options": {"include_usage": True}, "stop": "B"}
     found = events(server, "/v1/completions", asked)
     assert found[-1][1] == "[DONE]" and found[-2][1]["choices"] == []

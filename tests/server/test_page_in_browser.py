@@ -284,7 +284,7 @@ def test_a_server_that_is_gone(browser: Browser, server: ScriptedServer) -> None
 # For everybody
 
 
-def test_shortcuts(browser: Browser) -> None:
+def test_shortcuts_work_outside_of_the_input_field_only(browser: Browser) -> None:
     browser.run("document.getElementById('message').focus()")
     browser.press("?")
     browser.press("t")

@@ -86,7 +86,7 @@ def test_the_same_request_gives_the_same_words(client: OpenAI) -> None:
     assert chat(client, seed=4).choices[0].message.content != first
 
 
-def test_logprobs(client: OpenAI) -> None:
+def test_a_chat_has_logprobs_of_the_network(client: OpenAI) -> None:
     entries = chat(client, logprobs=True, top_logprobs=3).choices[0].logprobs.content
     assert entries and all(len(entry.top_logprobs) == 3 for entry in entries)
     assert all(entry.logprob <= 0 for entry in entries)
@@ -153,7 +153,7 @@ def test_completions_at_a_cursor(server: Live, client: OpenAI) -> None:
     assert done.choices[0].finish_reason in ("stop", "length")
 
 
-def test_a_response(client: OpenAI) -> None:
+def test_a_response_ends_incomplete_at_its_token_limit(client: OpenAI) -> None:
     done = client.responses.create(model="sounding", input="Hi", max_output_tokens=5, temperature=0)
     assert done.status == "incomplete" and done.output_text
 

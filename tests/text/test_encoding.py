@@ -36,12 +36,12 @@ def result(content: Any, call_id: str = "a") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
-def test_published_pairs(number: int) -> None:
+def test_published_pairs_are_encoded_exactly(number: int) -> None:
     messages, expected = pair(number)
     assert encode(messages, "chat" if number == 4 else "thinking") == expected
 
 
-def test_golden_prompts() -> None:
+def test_golden_prompts_are_encoded_exactly_and_messages_left_alone() -> None:
     golden = rows("encode.jsonl")
     assert len(golden) == 200
     for row in golden:
@@ -126,7 +126,9 @@ def test_golden_prompts() -> None:
         ),
     ],
 )
-def test_worked_examples(messages: list[Any], kwargs: dict[str, Any], expected: str) -> None:
+def test_worked_examples_are_encoded_exactly(
+    messages: list[Any], kwargs: dict[str, Any], expected: str
+) -> None:
     assert encode(messages, **kwargs) == expected
 
 
@@ -268,7 +270,9 @@ def test_effort_texts_of_both_schemes() -> None:
         ([said(["parts"])], {}, "content"),  # type: ignore[arg-type]
     ],
 )
-def test_refused(messages: Any, kwargs: dict[str, Any], told: str) -> None:
+def test_messages_that_cannot_be_rendered_are_refused(
+    messages: Any, kwargs: dict[str, Any], told: str
+) -> None:
     with pytest.raises(ValueError, match=told):
         encode(messages, **{"thinking_mode": "chat", **kwargs})
 

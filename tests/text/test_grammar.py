@@ -97,12 +97,12 @@ INVALID: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "arguments"), VALID)
 @pytest.mark.parametrize("small", [False, True])
-def test_valid_calls(name: str, arguments: dict[str, Any], small: bool) -> None:
+def test_the_grammar_admits_valid_calls(name: str, arguments: dict[str, Any], small: bool) -> None:
     assert admits(turn(name, arguments), small=small)
 
 
 @pytest.mark.parametrize(("name", "arguments"), INVALID)
-def test_invalid_calls(name: str, arguments: dict[str, Any]) -> None:
+def test_the_grammar_rejects_invalid_calls(name: str, arguments: dict[str, Any]) -> None:
     assert not admits(turn(name, arguments))
 
 
@@ -128,7 +128,7 @@ def test_two_calls_and_none() -> None:
         ("a\n\n<｜DSML｜tool_calls>\n</｜DSML｜tool_calls>", "chat"),
     ],
 )
-def test_invalid_text(text: str, mode: str) -> None:
+def test_the_grammar_rejects_text_that_is_no_turn(text: str, mode: str) -> None:
     assert not admits(text, mode)
 
 

@@ -54,7 +54,7 @@ def test_the_table_has_every_shape_known_to_occur() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
-def test_row(row: list[str]) -> None:
+def test_each_row_of_the_table_parses_as_listed(row: list[str]) -> None:
     _, mode, completion, strict, repairs, expected = row
     text = json.loads(completion.strip("`"))
     read = parse(text, mode, tolerant=True, tools=TOOLS)

@@ -22,7 +22,7 @@ def small() -> Tokenizer:
     return train([TEXT], 700)
 
 
-def test_published_ids() -> None:
+def test_the_published_tokenizer_has_its_documented_ids() -> None:
     published = published_tokenizer()
     assert published.num_tokens == 129_280
     assert len(published.named) == 1_283

@@ -9,14 +9,14 @@ import pytest
 from click.testing import CliRunner
 
 from sounding.cli import cli
-from sounding.tasks.chat import KINDS, ChatTask, read_chat_problems
+from sounding.tasks.chat_task import KINDS, ChatTask, read_chat_problems
 from sounding.text import encode, encode_completion
 from sounding.textbook.chat_problems import ChatProblems
-from sounding.textbook.conversations import Row, Wanted, conversations
 from sounding.textbook.drawing import Draw
 from sounding.textbook.exercises import Exercise
-from sounding.textbook.faults import faults
+from sounding.textbook.failed_mutants import faults
 from sounding.textbook.gap_choice import gap
+from sounding.textbook.make_conversations import Row, Wanted, conversations
 from sounding.textbook.small_talk import small_talk
 from sounding.textbook.tool_repairs import Solved
 from tests.cli.test_completion import model
@@ -161,14 +161,14 @@ def test_the_commands_write_rows_that_are_read_back(
     compared = run("eval", "compare", results, results, "--json")
     assert compared["metrics"]["pass@1 rises by"]["value"] == 0
     refused = CliRunner().invoke(cli, ["eval", "compare", str(tasks), str(results)])
-    assert "holds no results" in str(refused.exception)
+    assert "is not a results file" in str(refused.exception)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--kind", "sing"), "--kind sing must be one of"),
-        (("--most-tokens", "3"), "no conversation of at most 3 tokens"),
+        (("--most-tokens", "3"), "no conversation has at most 3 tokens"),
     ],
 )
 def test_commands_say_what_is_wrong(

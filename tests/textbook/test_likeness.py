@@ -78,7 +78,7 @@ def test_texts_to_keep_out(
     assert any(message in line for line in found) if message else not found
 
 
-def test_counts(exercises: dict[str, Exercise]) -> None:
+def test_exercises_are_counted_by_topic_and_shape(exercises: dict[str, Exercise]) -> None:
     found = counts(list(exercises.values()))
     assert (found["exercises"], found["topics"], found["held_out"], found["solutions"]) == (
         5,

@@ -95,7 +95,7 @@ def test_names_that_others_may_read_stay(program: str) -> None:
     assert rename_locals(program, Draw("y"), 1.0) == program
 
 
-def test_quotes() -> None:
+def test_requoting_changes_quotes_only_where_the_text_stays_the_same() -> None:
     program = 'x = "a" + f"{y}" + "it\'s" + b"c" + "" + "\\n" + """d"""\n'
     single = 'x = \'a\' + f\'{y}\' + "it\'s" + b\'c\' + \'\' + "\\n" + """d"""\n'
     assert requoted(program, "'") == single

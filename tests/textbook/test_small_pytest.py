@@ -6,7 +6,7 @@ from sounding.textbook import small_pytest as small
 
 
 @pytest.mark.parametrize("library", [small, pytest])
-def test_raises(library: object) -> None:
+def test_raises_behaves_as_in_pytest(library: object) -> None:
     raises = library.raises  # type: ignore[attr-defined]
     with raises(LookupError) as caught:
         raise KeyError("x")
@@ -23,7 +23,7 @@ def test_raises(library: object) -> None:
 
 
 @pytest.mark.parametrize("library", [small, pytest])
-def test_approx(library: object) -> None:
+def test_approx_behaves_as_in_pytest(library: object) -> None:
     approx = library.approx  # type: ignore[attr-defined]
     third, off = 0.1 + 0.2, 1.001
     assert third == approx(0.3)

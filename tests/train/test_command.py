@@ -82,7 +82,7 @@ def test_progress_without_a_terminal_is_lines(tmp_path: Path, dataset: Path) -> 
     assert "dense, loss " in lines[0] and "left" in lines[0] and "left" not in lines[-2]
     assert "indexer, KL " in lines[1]
     assert "held out " in lines[3]
-    assert f"try it:     sounding complete FILE:LINE --model {tmp_path}" in result.stderr
+    assert f"try it:  sounding complete FILE:LINE --model {tmp_path}" in result.stderr
 
 
 def test_long_runs_print_about_a_hundred_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sounding.data.batch import StreamState
+from sounding.data.token_batch import StreamState
 from sounding.model.transformer import Transformer
 from sounding.train.build_network import build_network
 from sounding.train.metrics import MetricsRow

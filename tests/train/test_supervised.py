@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sounding.config import ModelConfig
-from sounding.data.batch import TokenBatch
+from sounding.data.token_batch import TokenBatch
 from sounding.model.attention import Selection
 from sounding.model.layers import Linear
 from sounding.model.moe import Routing

@@ -20,7 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from sounding.data.batch import StreamState, TokenBatch
+from sounding.data.token_batch import StreamState, TokenBatch
 from sounding.model.attention import Selection
 from sounding.model.from_checkpoint import load_model
 from sounding.ops.loss import IGNORED

@@ -27,7 +27,7 @@ from tests.weights.folders import (
 EXPERT = "layers.1.ffn.experts.3.w2"
 
 
-def test_golden_checkpoint() -> None:
+def test_the_golden_checkpoint_is_described_as_published() -> None:
     checkpoint = Checkpoint(TINY)
     assert checkpoint.dialect == "published"
     assert checkpoint.storage == Storage()
@@ -90,7 +90,7 @@ def test_bf16_state_keeps_what_must_be_precise() -> None:
 # Variants of the format
 
 
-def test_base_format(tmp_path: Path) -> None:
+def test_base_checkpoints_are_read_with_float32_scales(tmp_path: Path) -> None:
     tensors = base_tensors()
     checkpoint = Checkpoint(write_model(tmp_path, tensors, tiny_config(expert_dtype="fp8")))
     assert checkpoint.storage == Storage(experts="F8_E4M3", scales="F32")
@@ -161,7 +161,9 @@ def rename(tensors: dict[str, Tensor], *pairs: tuple[str, str]) -> dict[str, Ten
     ],
     ids=["published", "prefixed", "v3"],
 )
-def test_dialects(tmp_path: Path, pairs: list[tuple[str, str]]) -> None:
+def test_checkpoints_with_other_names_give_the_same_state(
+    tmp_path: Path, pairs: list[tuple[str, str]]
+) -> None:
     checkpoint = Checkpoint(write_model(tmp_path, rename(tiny_tensors(), *pairs)))
     expected = read_state(Checkpoint(TINY))
     state = read_state(checkpoint)
@@ -272,7 +274,7 @@ def test_refusals_on_opening(
     assert str(tmp_path) in str(caught.value)
 
 
-def test_nan_scales(tmp_path: Path) -> None:
+def test_scales_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
     tensors = tiny_tensors()
     tensors[f"{EXPERT}.scale"].view(torch.uint8)[5, 1] = 255
     checkpoint = Checkpoint(write_model(tmp_path / "a", tensors))

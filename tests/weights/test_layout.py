@@ -32,7 +32,7 @@ def flash_names() -> tuple[str, ...]:
     [(flash(), 69_187, 159_609_485_896), (pro(), 145_116, 864_704_792_696)],
     ids=["flash", "pro"],
 )
-def test_published_totals(config: ModelConfig, count: int, total: int) -> None:
+def test_the_layout_has_the_published_totals(config: ModelConfig, count: int, total: int) -> None:
     stored = list(tensors(config, storage_of(config)))
     assert len(stored) == len({tensor.name for tensor in stored}) == count
     assert sum(tensor.num_bytes for tensor in stored) == total
@@ -54,7 +54,9 @@ def test_base_total_without_mtp_tensor_count() -> None:
     ],
     ids=["flash", "pro"],
 )
-def test_parameter_counts(config: ModelConfig, main: int, mtp: int, active: float) -> None:
+def test_parameter_counts_are_the_published_ones(
+    config: ModelConfig, main: int, mtp: int, active: float
+) -> None:
     count = count_parameters(config)
     assert (count.main, count.mtp) == (main, mtp)
     assert round(count.active / 1e9, 2) == active

@@ -70,7 +70,7 @@ def test_active_bytes_of_flash(description: Description) -> None:
     assert description.active_dense_bytes == pytest.approx(7.768 * GB, rel=1e-3)
 
 
-def test_verdicts(description: Description) -> None:
+def test_verdicts_follow_memory_and_disk(description: Description) -> None:
     plan = make_plan(description, WORKSTATION, 2**20, on_disk=False)
     assert plan.verdict == "memory"
     assert plan.cached_experts == 1
@@ -104,7 +104,7 @@ def test_contexts_the_model_does_not_have(context: int) -> None:
         make_plan(describe_config(tiny()), WORKSTATION, context, on_disk=True)
 
 
-def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_machine_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_MEMORY_SAMPLE_BYTES", 2**20)
     found = this_machine(tmp_path)
     assert 0 < found.available_bytes <= found.memory_bytes

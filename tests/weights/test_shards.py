@@ -152,7 +152,9 @@ def zip_file(path: Path) -> None:
     ],
     ids=["zip", "pickle", "gguf", "numpy", "lfs", "html", "empty", "short", "zeros"],
 )
-def test_foreign_files(tmp_path: Path, make: Any, message: str) -> None:
+def test_files_of_other_formats_are_named_and_refused(
+    tmp_path: Path, make: Any, message: str
+) -> None:
     make(tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=f"a.safetensors is .*{message}.*only safetensors"):
         Shard(tmp_path / "a.safetensors")
@@ -184,7 +186,7 @@ def test_foreign_files(tmp_path: Path, make: Any, message: str) -> None:
         ({"x": entry(1, 4)}, b"1234", "tensor 'x' leaves a hole after the header"),
     ],
 )  # fmt: skip
-def test_damaged_files(tmp_path: Path, header: Any, data: bytes, message: str) -> None:
+def test_damaged_files_are_refused(tmp_path: Path, header: Any, data: bytes, message: str) -> None:
     path = raw_file(tmp_path / "a.safetensors", header, data)
     with pytest.raises(ValueError, match=message) as caught:
         Shard(path)

@@ -210,9 +210,11 @@ def test_a_save_in_progress_is_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path) == ["model"]
 
 
-def test_existing_folders(tmp_path: Path, state: dict[str, Tensor]) -> None:
+def test_existing_folders_are_replaced_only_on_request_and_only_models(
+    tmp_path: Path, state: dict[str, Tensor]
+) -> None:
     folder = write_model(tmp_path / "model", tiny_tensors())
-    with pytest.raises(ValueError, match="model is not empty; choose a new folder, or ask to ov"):
+    with pytest.raises(ValueError, match="model is not empty; choose a new folder, or replace it"):
         write_state(state, tiny(), folder)
     write_state(state, tiny(), folder, overwrite=True)
     assert names(folder) == ["config.json", SHARD, INDEX]

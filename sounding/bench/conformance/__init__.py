@@ -1,6 +1,6 @@
-"""Checks of the protocols that a model server speaks, for any server.
+"""Conformance checks of the protocols of model servers, for any server.
 
-Each check sends a request or a few, and holds what comes back against the protocol's public
-documentation. None needs a clever model: lengths, ends, shapes, order and refusals are checked,
-never what is said.
+Each check sends one or a few requests and compares the responses with the protocol's public
+documentation. No check needs a capable model: they test lengths, finish reasons, shapes, order and
+refusals, never the content of an answer.
 """

@@ -1,4 +1,4 @@
-"""What a check is, and running them: each by itself, within a budget of requests and time."""
+"""Checks, and running them one by one within a budget of requests and time."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from sounding.bench.conformance.exchange import BadAnswer, OutOfBudget, Server
+from sounding.bench.conformance.remote_server import BadAnswer, OutOfBudget, RemoteServer
 
 
 class Protocol(StrEnum):
-    """The protocols, by the names that the command takes."""
+    """The protocols, with the names that the command accepts."""
 
     CHAT = "chat"
     COMPLETIONS = "completions"
@@ -28,30 +28,30 @@ TITLES = {
     Protocol.INFILL: "llama.cpp infill",
     Protocol.OLLAMA: "Ollama",
 }
-# Where the first check of a protocol, which any server of it answers, gets one of these statuses,
-# the server does not speak it.
+# If the first check of a protocol, which every server of that protocol answers, gets one of these
+# statuses, the server does not support it.
 ABSENT = (404, 405, 501)
 
 
 class Deviation(Exception):
-    """A server did otherwise than the documentation says; the message says what it did."""
+    """A server deviated from the documentation; the message says what it did."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One rule of a protocol, and how a server is asked about it."""
+    """One rule of a protocol, and the function that tests a server for it."""
 
     protocol: Protocol
     name: str
     rule: str
-    """What the documentation says."""
+    """The rule that the documentation states."""
     required: bool
-    """False where a client is served as well without."""
-    run: Callable[[Server], None]
+    """False if clients work as well without it."""
+    run: Callable[[RemoteServer], None]
 
 
-class Verdict(StrEnum):
-    """How a check ended."""
+class CheckVerdict(StrEnum):
+    """Outcome of a check."""
 
     PASSED = "passed"
     DEVIATES = "deviates"
@@ -60,19 +60,19 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """The end of one check."""
+    """Result of one check."""
 
     check: Check
-    verdict: Verdict
+    verdict: CheckVerdict
     message: str = ""
-    """What the server did otherwise, or why it was not asked."""
+    """How the server deviated, or why it was not asked."""
     sent: str = ""
     got: str = ""
-    """The last request of the check and its answer, shortened."""
+    """The check's last request and its response, shortened."""
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON, with the check's name, rule and whether it is required."""
+        """The result as a JSON object, with the check's name, its rule and `required`."""
         found = asdict(self)
         del found["check"]
         check = self.check
@@ -82,57 +82,60 @@ class Result:
 
 def rule(
     protocol: Protocol, says: str, *, required: bool = True
-) -> Callable[[Callable[[Server], None]], Check]:
-    """Turn a function into a check named like it. It raises Deviation, or returns."""
+) -> Callable[[Callable[[RemoteServer], None]], Check]:
+    """Turn a function that raises Deviation, or returns, into a check with the function's name."""
 
-    def wrap(run: Callable[[Server], None]) -> Check:
+    def wrap(run: Callable[[RemoteServer], None]) -> Check:
         return Check(protocol, run.__name__.replace("_", " "), says, required, run)
 
     return wrap
 
 
 def expect(holds: bool, otherwise: str) -> None:
-    """Raise Deviation saying what was found unless something holds."""
+    """Raise Deviation with the message `otherwise` unless `holds`."""
     if not holds:
         raise Deviation(otherwise)
 
 
-def run_checks(server: Server, checks: Iterable[Check]) -> Iterator[Result]:
-    """Run checks one after the other; none is asked once the budget is spent.
+def run_checks(server: RemoteServer, checks: Iterable[Check]) -> Iterator[Result]:
+    """Run checks one after the other; skip the rest once the budget is spent.
 
-    Raises ConnectionRefusedError where there is no server, or no longer one.
+    Raises ConnectionRefusedError if no server is running, or it stopped.
     """
     absent: dict[Protocol, str] = {}
     asked: set[Protocol] = set()
     for check in checks:
         if check.protocol in absent:
-            yield Result(check, Verdict.SKIPPED, absent[check.protocol])
+            yield Result(check, CheckVerdict.SKIPPED, absent[check.protocol])
             continue
         server.forget()
         start = time.monotonic()
-        verdict, message = Verdict.PASSED, ""
+        verdict, message = CheckVerdict.PASSED, ""
         try:
             check.run(server)
         except Deviation as deviation:
-            verdict, message = Verdict.DEVIATES, str(deviation)
+            verdict, message = CheckVerdict.DEVIATES, str(deviation)
         except BadAnswer as bad:
             if bad.status in ABSENT and check.protocol not in asked:
                 absent[check.protocol] = f"the server has no such route ({bad.status})"
-                yield Result(check, Verdict.SKIPPED, absent[check.protocol])
+                yield Result(check, CheckVerdict.SKIPPED, absent[check.protocol])
                 continue
-            verdict, message = Verdict.DEVIATES, str(bad)
+            verdict, message = CheckVerdict.DEVIATES, str(bad)
         except OutOfBudget as spent:
-            verdict, message = Verdict.SKIPPED, str(spent)
+            verdict, message = CheckVerdict.SKIPPED, str(spent)
         except TimeoutError:
-            verdict, message = Verdict.DEVIATES, "no answer came in time"
+            verdict, message = CheckVerdict.DEVIATES, "the server did not answer in time"
         except ConnectionRefusedError:
             raise
         except OSError as error:
-            verdict, message = Verdict.DEVIATES, f"the connection broke: {error}"
+            verdict, message = CheckVerdict.DEVIATES, f"the connection failed: {error}"
         except StopIteration:
-            verdict, message = Verdict.DEVIATES, "the answer lacks what the rule names"
+            verdict, message = (
+                CheckVerdict.DEVIATES,
+                "the answer lacks an element that the rule requires",
+            )
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            verdict, message = Verdict.DEVIATES, f"the answer has another shape: {error!r}"
+            verdict, message = CheckVerdict.DEVIATES, f"the answer has another shape: {error!r}"
         asked.add(check.protocol)
         seconds = time.monotonic() - start
         yield Result(check, verdict, message, *server.last, seconds)

@@ -1,30 +1,37 @@
-"""All checks, in the order in which a report shows them, and the report as tables."""
+"""All checks in the order of the report, and the report's tables."""
 
 from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
 
-from sounding.bench.conformance import chat, completions, infill, messages, ollama, responses
-from sounding.bench.conformance.check import TITLES, Check, Protocol, Result, Verdict
+from sounding.bench.conformance import (
+    chat_checks,
+    completions_checks,
+    infill_checks,
+    messages_checks,
+    ollama_checks,
+    responses_checks,
+)
+from sounding.bench.conformance.check import TITLES, Check, CheckVerdict, Protocol, Result
 
 CHECKS: list[Check] = [
-    *chat.CHECKS,
-    *completions.CHECKS,
-    *responses.CHECKS,
-    *messages.CHECKS,
-    *infill.CHECKS,
-    *ollama.CHECKS,
+    *chat_checks.CHECKS,
+    *completions_checks.CHECKS,
+    *responses_checks.CHECKS,
+    *messages_checks.CHECKS,
+    *infill_checks.CHECKS,
+    *ollama_checks.CHECKS,
 ]
 
 
 def checks_of(protocols: Sequence[Protocol]) -> list[Check]:
-    """The checks of some protocols."""
+    """The checks of these protocols."""
     return [check for check in CHECKS if check.protocol in protocols]
 
 
 def table_of(protocol: Protocol, results: Sequence[Result]) -> Table:
-    """A row a check; what deviates is explained below its name."""
+    """One row per check; a deviation is explained below the check's name."""
     mine = [result for result in results if result.check.protocol is protocol]
     table = Table(
         box=box.SIMPLE, title=f"{TITLES[protocol]}: {summary(mine)}", title_justify="left"
@@ -33,30 +40,30 @@ def table_of(protocol: Protocol, results: Sequence[Result]) -> Table:
     table.add_column("")
     for result in mine:
         name, verdict = result.check.name, str(result.verdict)
-        if result.verdict is Verdict.DEVIATES:
-            verdict = "deviates" if result.check.required else "deviates (wished)"
-            name += f"\n  the rule: {result.check.rule}\n  found: {result.message}"
+        if result.verdict is CheckVerdict.DEVIATES:
+            verdict = "deviates" if result.check.required else "deviates (recommended)"
+            name += f"\n  rule: {result.check.rule}\n  found: {result.message}"
         table.add_row(name, verdict)
     return table
 
 
 def summary(results: Sequence[Result]) -> str:
-    """How many checks passed, and how many deviate from what is required or wished."""
-    passed = sum(result.verdict is Verdict.PASSED for result in results)
-    asked = [result for result in results if result.verdict is not Verdict.SKIPPED]
+    """Counts of passed checks, and of deviations from required and recommended rules."""
+    passed = sum(result.verdict is CheckVerdict.PASSED for result in results)
+    asked = [result for result in results if result.verdict is not CheckVerdict.SKIPPED]
     if not asked:
-        return "not spoken" if results else "not asked"
-    wrong = [result for result in asked if result.verdict is Verdict.DEVIATES]
+        return "not supported" if results else "not asked"
+    wrong = [result for result in asked if result.verdict is CheckVerdict.DEVIATES]
     required = sum(result.check.required for result in wrong)
     text = f"{passed} of {len(asked)} passed"
     if wrong:
-        text += f", {required} required and {len(wrong) - required} wished deviate"
+        text += f", deviations: {required} required, {len(wrong) - required} recommended"
     if len(asked) < len(results):
         text += f", {len(results) - len(asked)} not asked"
     return text
 
 
 def conforms(results: Sequence[Result]) -> bool:
-    """True if something was asked and nothing that is required deviates."""
-    wrong = [r for r in results if r.verdict is Verdict.DEVIATES and r.check.required]
-    return not wrong and any(result.verdict is Verdict.PASSED for result in results)
+    """True if a check passed and no required check deviates."""
+    wrong = [r for r in results if r.verdict is CheckVerdict.DEVIATES and r.check.required]
+    return not wrong and any(result.verdict is CheckVerdict.PASSED for result in results)

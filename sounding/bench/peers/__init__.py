@@ -1,1 +1,1 @@
-"""Other implementations to compare with."""
+"""Other implementations, for comparison."""

@@ -1,7 +1,7 @@
-"""llama.cpp on the same checkpoint, by turns: `scripts/against-llama MODEL`.
+"""Compare with llama.cpp on the same checkpoint, in alternation: `scripts/against-llama MODEL`.
 
-Its own script converts the checkpoint: experts stay in FP4, linear maps become Q8_0, the head stays
-in bfloat16. The tokenizer is omitted, since only speed is measured.
+llama.cpp's own script converts the checkpoint: experts stay in FP4, linear maps become Q8_0, the
+head stays in bfloat16. The tokenizer is omitted, since only speed is measured.
 """
 
 import argparse
@@ -30,22 +30,22 @@ Speeds = dict[str, float]  # tokens per second, by what is measured
 
 
 def require_convertible(model: Path) -> None:
-    """Raise ValueError for a checkpoint that llama.cpp's own script does not convert."""
+    """Raise ValueError if llama.cpp's own script cannot convert the checkpoint."""
     checkpoint = Checkpoint(model)
     if checkpoint.dialect != "published":
         raise ValueError(
-            f"{model} has the layout of transformers, which llama.cpp does not convert; take the "
+            f"{model} has the layout of transformers, which llama.cpp does not convert; use the "
             "published one"
         )
     if checkpoint.storage.experts != "I8":
         raise ValueError(
             f"{model} has {FORMATS[checkpoint.storage.experts]} experts, which llama.cpp does not "
-            "convert; make FP4 of them with `sounding convert`"
+            "convert; convert them to FP4 with `sounding convert`"
         )
 
 
 def convert(model: Path, source: Path, out: Path) -> None:
-    """Write the checkpoint as llama.cpp's script does, without a tokenizer."""
+    """Convert the checkpoint with llama.cpp's script, without a tokenizer."""
     logging.disable(logging.INFO)
     sys.path[:0] = [str(source), str(source / "gguf-py")]
 
@@ -87,7 +87,7 @@ def _output(command: list[object]) -> Any:
 
 
 def main() -> None:
-    """Convert, measure by turns, print a table."""
+    """Convert, measure both sides in alternation, and print a table."""
     parser = argparse.ArgumentParser(prog="scripts/against-llama", description=__doc__)
     parser.add_argument("folder", type=Path, help=argparse.SUPPRESS)  # where llama.cpp was built
     parser.add_argument("model", type=Path, help="a checkpoint's folder")

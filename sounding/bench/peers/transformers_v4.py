@@ -1,4 +1,4 @@
-"""The V4 of the `transformers` library, with the interface of our networks."""
+"""The V4 of the `transformers` library behind the interface of our networks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,14 @@ class Peer:
     """The V4 of the `transformers` library as a runner, in bfloat16."""
 
     def __init__(self, folder: Path) -> None:
-        """Load what `convert --to transformers` wrote. Raises ValueError without the library."""
+        """Load a checkpoint from `convert --to transformers`. Raises ValueError without the
+        library."""
         try:
             from transformers import AutoModelForCausalLM
         except ImportError as error:
             raise ValueError(
-                "there is no transformers library to compare with: pip install 'sounding[dev]'"
+                "transformers, the library to compare with, is not installed: "
+                "pip install 'sounding[dev]'"
             ) from error
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
         self._cache: object = None

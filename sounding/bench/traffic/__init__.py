@@ -1,5 +1,5 @@
-"""What clients do to a server, made up: somebody who types, and a crowd of editors and agents.
+"""Simulated clients of a server: a typist, a crowd of editors and agents, hostile clients.
 
-Everything goes through the protocols that real clients speak, so any server that speaks them can be
-measured; nothing is imported from ours.
+All traffic uses the protocols of real clients, so it can measure any server that supports them.
+Nothing is imported from our own server.
 """

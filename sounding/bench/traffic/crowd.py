@@ -1,7 +1,7 @@
-"""Many clients at once, for minutes: agents whose histories grow, chats, and editors.
+"""Many concurrent clients for minutes: agents with growing histories, chats, and editors.
 
-All ask without sampling, so that an answer can be compared with what the same request gets when
-nobody else is there.
+All decode greedily, so that an answer can be compared with the answer to the same request on an
+idle server.
 """
 
 import json
@@ -14,8 +14,8 @@ from typing import Any
 
 from sounding.bench.traffic.http import Client, HTTPReply, said
 
-_LEAVES = 0.04  # share of requests whose client hangs up
-_TURNS = 12  # after which an agent begins anew
+_LEAVES = 0.04  # share of requests whose client disconnects
+_TURNS = 12  # after which an agent starts over
 _TOOL = {
     "name": "read_file",
     "description": "Read a part of a file.",
@@ -29,7 +29,7 @@ _TOOL = {
 
 @dataclass(frozen=True)
 class ReceivedAnswer:
-    """One request that was answered."""
+    """A request and its answer."""
 
     kind: str
     client: int
@@ -40,10 +40,10 @@ class ReceivedAnswer:
 
 @dataclass
 class Tally:
-    """What all clients saw."""
+    """Answers and errors of all clients."""
 
     answers: list[ReceivedAnswer] = field(default_factory=list)
-    left: int = 0  # requests that were given up on purpose
+    left: int = 0  # requests abandoned on purpose
     errors: list[str] = field(default_factory=list)
 
     def of_kind(self, kind: str) -> list[HTTPReply]:
@@ -51,10 +51,10 @@ class Tally:
 
 
 class Crowd:
-    """`clients` threads that ask a server until time is up."""
+    """Threads that send requests to a server until time is up."""
 
     def __init__(self, url: str, text: str, *, model: str, api_key: str | None, seed: int) -> None:
-        """`text` is the code that prompts are made of."""
+        """`text` is the code that prompts are built from."""
         self._url, self._key, self._model, self._seed = url, api_key, model, seed
         self._lines = text.splitlines(keepends=True)
         self._lock = threading.Lock()
@@ -62,7 +62,8 @@ class Crowd:
         self._stop = threading.Event()
 
     def run(self, clients: int, seconds: float, tick: Callable[[], None] = lambda: None) -> Tally:
-        """Raises nothing for what goes wrong: that is in the tally. Ctrl-C ends it early."""
+        """Run `clients` threads. Errors are recorded in the tally, not raised. Ctrl-C ends the run
+        early."""
         threads = [threading.Thread(target=self._client, args=(i,)) for i in range(clients)]
         for thread in threads:
             thread.start()
@@ -78,7 +79,7 @@ class Crowd:
         return self.tally
 
     def repeat(self, answers: Sequence[ReceivedAnswer]) -> list[ReceivedAnswer]:
-        """Ask the same again, one after the other; those whose text is another now."""
+        """Repeat the requests one by one; returns those whose text differs now."""
         with Client(self._url, self._key) as client:
             return [
                 answer
@@ -109,7 +110,7 @@ class Crowd:
         path: str,
         body: dict[str, Any],
     ) -> HTTPReply | None:
-        """The answer, or None for a request that was given up."""
+        """The answer, or None if the request was abandoned."""
         if choose.random() < _LEAVES:
             client.abandon(path, body, lambda: time.sleep(choose.random()))
             with self._lock:
@@ -125,7 +126,7 @@ class Crowd:
         return "".join(self._lines[first : first + lines])
 
     def _agent(self, client: Client, number: int, choose: random.Random) -> None:
-        """A task, then tool calls and their results, each request with all that came before."""
+        """A task, then tool calls and results; each request contains the whole history."""
         messages: list[dict[str, Any]] = [
             {"role": "system", "content": "You change code.\n" + self._code(choose, 40)},
             {"role": "user", "content": "Explain:\n" + self._code(choose, 10)},
@@ -175,7 +176,7 @@ class Crowd:
                 "input_prefix": before[:length],
                 "input_suffix": behind,
                 "n_predict": 24,
-                "t_max_predict_ms": 600_000,  # a time limit would end it elsewhere than alone
+                "t_max_predict_ms": 600_000,  # a time limit would change answers under load
                 "temperature": 0,
                 "stream": False,
             }

@@ -1,8 +1,8 @@
-"""A server under hostile input: what everybody else has to wait for, and what is left behind.
+"""Measure a server under hostile input: how long other clients wait, and what remains afterwards.
 
-Starts a server of its own with few file handles, sends it each attack of hostile_inputs.py, one
-after the other, and meanwhile asks /health and reads a stream. Then it serves a copy of the model
-with damaged weights, and is told twice to stop.
+Starts a server with few file handles and sends it the attacks of hostile_inputs.py one by one.
+Meanwhile it requests /health and reads a stream. Then it serves a copy of the model with damaged
+weights, and sends two signals to a busy server.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from sounding.loading import find_model
 
 _MOST_WAIT_SECONDS = 0.5
 _MOST_GROWTH_MB = 100.0
-_MOST_LOG_BYTES = 1_000_000  # a minute
+_MOST_LOG_BYTES = 1_000_000  # per minute
 _HANDLES = 256
-_SETTLED_SECONDS = 4.0  # after which memory has been given back
+_SETTLED_SECONDS = 4.0  # after which memory has been released
 
 
 class Served:
-    """A server in a process of its own."""
+    """A server in its own process."""
 
     def __init__(self, model: str | None, log: Path, *options: str) -> None:
         self.log = log
@@ -71,7 +71,7 @@ def _few_handles() -> None:
 
 
 class Watch:
-    """Others who use the server meanwhile: how often they were served, and the longest wait."""
+    """Other clients during an attack: how often they were served, and their longest wait."""
 
     def __init__(self, port: int) -> None:
         self.health_seconds = self.stream_seconds = 0.0
@@ -104,7 +104,7 @@ class Watch:
             self._over.wait(0.02)
 
     def _read(self) -> None:
-        """Stream after stream; between two tokens nobody should wait long."""
+        """Read one stream after another and record the longest wait between two tokens."""
         body = {"model": "nano", "prompt": "def f(x):", "max_tokens": 400, "stream": True}
         while not self._over.is_set():
             with contextlib.closing(self._connect()) as connection:
@@ -124,7 +124,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class AttackRow:
-    """What one attack did."""
+    """The effects of one attack."""
 
     name: str
     said: str
@@ -138,7 +138,7 @@ class AttackRow:
 
     @property
     def verdict(self) -> str:
-        """What is wrong, "ok" when nothing is."""
+        """What went wrong, or "ok"."""
         wrong = list(self.faults[:1])
         waits = {"/health": self.health_seconds, "a stream": self.stream_seconds}
         for what, seconds in waits.items():
@@ -152,7 +152,7 @@ class AttackRow:
 
 
 def measure(served: Served, attack: Attack) -> AttackRow:
-    """Run an attack while others use the server."""
+    """Run an attack while other clients use the server."""
     before_mb, before_log, start = served.resident_mb, served.log_bytes, time.perf_counter()
     with Watch(served.port) as watch:
         said = attack.run(served.port)
@@ -173,7 +173,7 @@ def measure(served: Served, attack: Attack) -> AttackRow:
 
 
 def second_signal(served: Served) -> str:
-    """Stop a server that is at work with two signals; "ok", or what is wrong."""
+    """Stop a busy server with two signals; "ok", or what went wrong."""
     with Watch(served.port):
         time.sleep(1)
         served.process.send_signal(signal.SIGTERM)
@@ -192,7 +192,7 @@ def second_signal(served: Served) -> str:
 
 
 def damage(model: Path, to: Path, tensor: str) -> None:
-    """Copy a checkpoint, one tensor of it all NaN."""
+    """Copy a checkpoint and fill one tensor of the copy with NaN."""
     shutil.copytree(model, to)
     for path in to.glob("*.safetensors"):
         data = bytearray(path.read_bytes())
@@ -207,7 +207,7 @@ def damage(model: Path, to: Path, tensor: str) -> None:
 
 
 def answers_of_damaged(served: Served) -> str:
-    """What a model of NaN answers: a 500, and JSON; "ok", or what is wrong."""
+    """Return "ok" if NaN weights lead to status 500 with JSON, else what went wrong."""
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
     body = {"model": "nano", "prompt": "x", "max_tokens": 3, "logprobs": 1}
     with contextlib.closing(connection):
@@ -215,7 +215,7 @@ def answers_of_damaged(served: Served) -> str:
         response = connection.getresponse()
         text = response.read().decode()
     if "NaN" in text:
-        return f"answered {response.status} with what is no JSON: {text[:80]}"
+        return f"answered {response.status} with a body that is not JSON: {text[:80]}"
     return "ok" if response.status == 500 else f"answered {response.status}: {text[:80]}"
 
 

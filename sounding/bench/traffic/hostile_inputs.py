@@ -1,7 +1,7 @@
-"""Inputs that have stopped servers: each one allowed request, or a few connections, and no key.
+"""Inputs that have stopped servers: each is one permitted request or a few connections, no key.
 
-An attack is a function of a server's port that returns what came back, to be compared with what
-should. `scale` makes the large ones smaller, so that a test can run them all.
+An attack is a function that takes a server's port and returns the outcome, which is compared with
+the expected one. `scale` shrinks the large inputs, so that a test can run them all.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 _TIMEOUT_SECONDS = 120.0
-_LEAVES_SECONDS = 8.0  # a client that has asked for much hangs up
+_LEAVES_SECONDS = 8.0  # how long a client of a large request waits before it disconnects
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 ASK = [{"role": "user", "content": "hi"}]
@@ -27,19 +27,19 @@ class Attack:
 
     name: str
     run: Callable[[int], str]
-    """Given the port; what came back, in a word or two."""
+    """Takes the port and returns the outcome in a word or two."""
     expected: str
-    """What should come back; "" for anything that is not a fault of the server."""
+    """The expected outcome; "" accepts anything but a server error."""
 
     def verdict(self, said: str) -> str:
-        """What is wrong, "" when nothing is."""
+        """What went wrong, or ""."""
         if self.expected and said != self.expected:
             return f"{said}, not {self.expected}"
         return said if said.startswith("5") else ""
 
 
 def attacks(scale: float = 1.0, model: str = "nano") -> list[Attack]:
-    """All of them; `scale` 1 is as large as a server allows by default."""
+    """All attacks; `scale` 1 is the largest size that a server allows by default."""
     return [
         *_long_texts(scale, model),
         *_many_parts(scale, model),
@@ -130,7 +130,7 @@ def _posting(path: str, body: dict[str, Any] | str) -> Callable[[int], str]:
 
 
 def _post(port: int, path: str, body: str) -> str:
-    """The status, or "left" where the answer takes longer than a client waits."""
+    """The status, or "left" if the answer takes longer than a client waits."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_LEAVES_SECONDS)
     try:
         connection.request("POST", path, body, {"Content-Type": "application/json"})
@@ -155,7 +155,7 @@ def _get(port: int, headers: dict[str, str]) -> str:
 
 
 def _silent(port: int, count: int) -> str:
-    """Connections that say nothing; all have to be closed soon after the deadline for a head."""
+    """Silent connections; the server must close all soon after the deadline for headers."""
     return _closed([_connect(port) for _ in range(count)], 30.0)
 
 
@@ -168,7 +168,7 @@ def _slow_heads(port: int, count: int) -> str:
 
 
 def _not_read(port: int, model: str, count: int) -> str:
-    """Streams that nobody reads; the server is only asked to go on with others."""
+    """Streams that no client reads; the server only needs to go on serving others."""
     connections = [_connect(port) for _ in range(count)]
     body = json.dumps({"model": model, "prompt": "x", "max_tokens": 4000, "stream": True})
     head = "POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
@@ -194,7 +194,7 @@ def _connect(port: int) -> socket.socket:
 
 
 def _closed(connections: list[socket.socket], seconds: float, trickle: bytes = b"") -> str:
-    """Wait; "ok" when the server has closed every connection in this time."""
+    """Return "ok" if the server closes every connection within this time."""
     deadline = time.monotonic() + seconds
     left = list(connections)
     while left and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""One client's connection: JSON in, an answer out, with the times at which it came."""
+"""A client's connection: sends JSON and returns responses with their timing."""
 
 import contextlib
 import http.client
@@ -14,7 +14,7 @@ _TIMEOUT_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class HTTPReply:
-    """A whole answer."""
+    """A complete response."""
 
     status: int
     text: str
@@ -23,19 +23,21 @@ class HTTPReply:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """The objects of a stream of events."""
+        """The JSON objects of a stream of events."""
         lines = (line.removeprefix("data: ") for line in self.text.splitlines())
         return [json.loads(line) for line in lines if line.startswith("{")]
 
 
 class Client:
-    """Sends one request at a time over a connection that is kept."""
+    """Sends one request at a time over a persistent connection."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
-        """Raises ValueError for what is not the http address of a server."""
+        """Raises ValueError if `url` is not an http address."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
-            raise ValueError(f"{url!r} must be the address of a server: http://127.0.0.1:8000")
+            raise ValueError(
+                f"{url!r} must be the http address of a server, such as http://127.0.0.1:8000"
+            )
         self._connection = http.client.HTTPConnection(
             parts.hostname, parts.port or 80, timeout=_TIMEOUT_SECONDS
         )
@@ -50,18 +52,18 @@ class Client:
         self._connection.close()
 
     def get(self, path: str) -> str:
-        """The text of a page, whatever its status. Raises OSError where none comes."""
+        """Return a response's text, whatever its status. Raises OSError if there is none."""
         return self._send("GET", path, None).text
 
     def ask(self, path: str, body: dict[str, Any]) -> HTTPReply:
-        """Raises OSError where no whole answer comes, ValueError with what is refused."""
+        """Send a request. Raises OSError without a complete response, ValueError if refused."""
         reply = self._send("POST", path, json.dumps(body))
         if reply.status != 200:
             raise ValueError(f"{path} answered {reply.status}: {reply.text[:200]}")
         return reply
 
     def abandon(self, path: str, body: dict[str, Any], leave: Callable[[], None]) -> None:
-        """Ask, do `leave`, and hang up whatever has come. Raises OSError without a server."""
+        """Send a request, call `leave`, and disconnect. Raises OSError if no server answers."""
         with self._told(f"POST {path}"):
             self._connection.request("POST", path, json.dumps(body), self._headers)
         leave()
@@ -82,14 +84,14 @@ class Client:
         try:
             yield
         except (OSError, http.client.HTTPException) as error:
-            self._connection.close()  # the next request opens it anew
-            raise OSError(f"{what}: no whole answer ({error!r})") from error
+            self._connection.close()  # the next request reopens it
+            raise OSError(f"{what}: no complete response ({error!r})") from error
 
 
 def said(path: str, reply: HTTPReply) -> str:
-    """The text of an answer, streamed or whole, by the protocol of its path.
+    """The text of a response, streamed or not, by the protocol of its path.
 
-    Raises ValueError for an answer that has none.
+    Raises ValueError if it has no text.
     """
     try:
         if reply.text.startswith(("data:", ":")):
@@ -103,4 +105,4 @@ def said(path: str, reply: HTTPReply) -> str:
         choice = answer["choices"][0]
         return str(choice["text"] if "text" in choice else choice["message"].get("content") or "")
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise ValueError(f"{path} answered without a text: {reply.text[:200]}") from None
+        raise ValueError(f"{path} answered without text: {reply.text[:200]}") from None

@@ -1,4 +1,4 @@
-"""A client that hangs up: how long the server goes on for nobody."""
+"""Measure how long a server keeps working on a request after its client disconnects."""
 
 import json
 import time
@@ -8,23 +8,24 @@ from sounding.bench.traffic.http import Client
 
 _WRITE_CHARACTERS = 600
 _PATIENCE_SECONDS = 30.0
-_POLL_SECONDS = 0.002  # asking takes the server's time too
+_POLL_SECONDS = 0.002  # polling takes the server's time too
 
 
 def measure_leaving(
     url: str, text: str, *, model: str, api_key: str | None, characters: int, times: int
 ) -> Iterator[tuple[str, float]]:
-    """Seconds from hanging up until nothing runs: ("reading", s) in the middle of a prompt and
-    ("writing", s) in the middle of an answer, by turns.
+    """Seconds from a disconnect until nothing runs: ("reading", s) during prefill and
+    ("writing", s) during decoding, in alternation.
 
-    `text` is the code of the prompts; `characters` of it take long to read. Raises OSError without
-    a server, ValueError for one that is not ours, refuses, or goes on and on.
+    `text` is the code of the prompts; the prefill of `characters` of it must take long. Raises
+    OSError if no server answers, and ValueError if the server is not ours, refuses, or does not
+    stop.
     """
     with Client(url, api_key) as client, Client(url, api_key) as watch:
         for number in range(times):
             for kind in ("reading", "writing"):
                 size = characters if kind == "reading" else _WRITE_CHARACTERS
-                # Another beginning each time, so that no prefix is found.
+                # A unique start, so that every prompt misses the prefix cache.
                 prompt = f"# {kind} {number} {time.time()}\n" + text * (1 + size // len(text))
                 body = {"model": model, "prompt": prompt[:size], "max_tokens": 400, "stream": True}
                 if kind == "reading":
@@ -33,12 +34,12 @@ def measure_leaving(
                     leave = _after(watch, "completion_tokens")
                 client.abandon("/v1/completions", body, leave)
                 start = time.perf_counter()
-                _wait(lambda: _number(watch, "running") == 0, "goes on for nobody")
+                _wait(lambda: _number(watch, "running") == 0, "keeps working after the disconnect")
                 yield kind, time.perf_counter() - start
 
 
 def _after(watch: Client, name: str) -> Callable[[], None]:
-    """What waits until a number of the server is larger than it is now."""
+    """Return a function that waits until a number of the server exceeds its present value."""
     before = _number(watch, name)
     return lambda: _wait(lambda: _number(watch, name) > before, "did not begin")
 
@@ -52,11 +53,11 @@ def _wait(done: Callable[[], bool], complaint: str) -> None:
 
 
 def _number(watch: Client, name: str) -> float:
-    """Of `/status`, which is made faster than `/metrics`."""
+    """Read a number from `/status`, which costs less than `/metrics`."""
     text = watch.get("/status")
     try:
         return float(json.loads(text)["engine"][name])
     except (ValueError, KeyError, TypeError):
         raise ValueError(
-            f"the server's /status does not tell what is {name}: it is not one of ours"
+            f"the server's /status has no engine.{name}; only `sounding serve` can be measured"
         ) from None

@@ -1,4 +1,4 @@
-"""Somebody who types a part of a file and asks for a completion at every key."""
+"""A typist: types part of a file and requests a completion at every key."""
 
 import asyncio
 import sys
@@ -19,23 +19,23 @@ Protocol = Literal["infill", "suffix", "lsp"]
 
 @dataclass(frozen=True)
 class Key:
-    """What was shown after one key."""
+    """The completion shown after one key."""
 
-    seconds: float  # from the key to the completion
+    seconds: float  # from key to completion
     shown: str
-    right: bool  # the file goes on with what was shown
+    right: bool  # the file continues with the completion
 
 
 @dataclass(frozen=True)
 class TypedTrace:
-    """A text, and where in it the typing begins and ends, in characters."""
+    """A text, and the character offsets where typing starts and ends."""
 
     text: str
     begin: int
     end: int
 
     def cursors(self) -> Iterator[tuple[str, str]]:
-        """What stands before and behind the cursor after each key."""
+        """The text before and after the cursor after each key."""
         for place in range(self.begin + 1, self.end + 1):
             yield self.text[:place], self.text[self.end :]
 
@@ -45,9 +45,9 @@ class TypedTrace:
 
 
 def trace_of(text: str, *, line: int, keys: int) -> TypedTrace:
-    """Type from the beginning of a line (from 1) on, to the end of the line `keys` keys later.
+    """Type from the start of a line (from 1) to the end of the line `keys` keys later.
 
-    Raises ValueError for a line that is not there, or with nothing to type.
+    Raises ValueError if there is no such line or nothing to type.
     """
     lines = text.splitlines(keepends=True)
     if not 1 <= line <= len(lines):
@@ -56,14 +56,14 @@ def trace_of(text: str, *, line: int, keys: int) -> TypedTrace:
     end = text.find("\n", min(len(text), begin + keys))
     end = len(text) if end < 0 else end
     if begin == end:
-        raise ValueError(f"there is nothing to type in line {line}; begin further up")
+        raise ValueError(f"there is nothing to type in line {line}; start further up")
     return TypedTrace(text, begin, end)
 
 
 def type_over_http(
     client: Client, trace: TypedTrace, protocol: Protocol, model: str
 ) -> Iterator[Key]:
-    """Raises OSError without a server, ValueError with what it refuses."""
+    """Type over HTTP. Raises OSError if no server answers, ValueError if it refuses."""
     for before, behind in trace.cursors():
         if protocol == "infill":
             path, body = "/infill", _infill(before, behind)
@@ -74,7 +74,7 @@ def type_over_http(
 
 
 def _infill(before: str, behind: str) -> dict[str, Any]:
-    """As llama.vim and llama.vscode ask."""
+    """The request body of llama.vim and llama.vscode."""
     cut = before.rfind("\n") + 1
     return {
         "input_prefix": before[:cut],
@@ -87,7 +87,7 @@ def _infill(before: str, behind: str) -> dict[str, Any]:
 
 
 def _suffix(before: str, behind: str, model: str) -> dict[str, Any]:
-    """As clients of OpenAI's completions ask: one line, with whole lines before it."""
+    """The request body of OpenAI completion clients: one line, with whole lines before it."""
     start = before.find("\n", max(0, len(before) - 2000)) + 1 if len(before) > 2000 else 0
     return {
         "model": model,
@@ -100,9 +100,9 @@ def _suffix(before: str, behind: str, model: str) -> dict[str, Any]:
 
 
 def type_in_an_editor(trace: TypedTrace, options: Sequence[str] = ()) -> list[Key]:
-    """Through a language server that is started for it, its pause after a key included.
+    """Type through a language server started here; times include its pause after a key.
 
-    `options` are those of `sounding language-server`.
+    `options` are command-line options of `sounding language-server`.
     """
     return asyncio.run(_type_in_an_editor(trace, options))
 
@@ -122,7 +122,7 @@ async def _type_in_an_editor(trace: TypedTrace, options: Sequence[str]) -> list[
         document = lsp.TextDocumentItem(uri, "python", 1, text)
         client.text_document_did_open(lsp.DidOpenTextDocumentParams(document))
         at = trace.text[: trace.begin]
-        await _complete(client, uri, at)  # the model is loaded with the first
+        await _complete(client, uri, at)  # the first request loads the model
         keys = []
         for number, (before, _) in enumerate(trace.cursors(), 2):
             start = time.perf_counter()
@@ -158,7 +158,7 @@ async def _complete(client: "LanguageClient", uri: str, before: str) -> str:
 
 
 def _position(before: str) -> "Position":
-    """Lines from 0 and UTF-16 units, as the protocol counts."""
+    """The position as the protocol counts: lines from 0, in UTF-16 code units."""
     from lsprotocol.types import Position
 
     line = before[before.rfind("\n") + 1 :]

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 from sounding.engine.drafting.cost_model import AcceptanceRate, BlockGain, CostModel, best_prefix
 from sounding.engine.drafting.drafter import CountDrafts, Drafter
 from sounding.engine.drafting.dspark import DSparkDrafter
-from sounding.engine.drafting.grammar import GrammarDrafter
+from sounding.engine.drafting.grammar_drafter import GrammarDrafter
 from sounding.engine.drafting.mtp import MTPDrafter
 from sounding.engine.drafting.prompt_lookup import PromptLookup
 from sounding.engine.network import Network, Streams

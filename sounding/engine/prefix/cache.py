@@ -1,9 +1,9 @@
 """Prefix cache in memory: states of prompts, found by their tokens, bounded in bytes.
 
-A tree of blocks of tokens. Each block holds its compressed entries, once for all prompts that
-begin alike; at some lengths a tail completes the state, and there a prompt can be resumed. A state
-cannot be shortened (its window has dropped older tokens), so a prompt is computed from the last
-tail within the common prefix.
+A tree of blocks of tokens for each adapter, since states depend on the weights. Each block holds
+its compressed entries, once for all prompts that begin alike; at some lengths a tail completes the
+state, and there a prompt can be resumed. A state cannot be shortened (its window has dropped older
+tokens), so a prompt is computed from the last tail within the common prefix.
 
 Invariants: `nbytes` is the sum over blocks and tails; every block has a tail somewhere below it.
 """
@@ -75,7 +75,7 @@ class PrefixCache:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.nbytes = 0
-        self._root = _Block((), None, {})
+        self._roots: dict[str, _Block] = {}
         self._ends: set[_End] = set()
         self._clock = 0.0
 
@@ -83,9 +83,10 @@ class PrefixCache:
         """Number of resumable prefixes."""
         return len(self._ends)
 
-    def find(self, tokens: Sequence[int]) -> Found:
-        """Return the longest cached prefix of a prompt."""
-        path = list(self._walk(tokens))
+    def find(self, tokens: Sequence[int], adapter: str = "") -> Found:
+        """Return the longest cached prefix of a prompt; `adapter` is the identity of what its
+        states were computed with, "" the base alone."""
+        path = list(self._walk(tokens, adapter))
         best: _End | None = None
         for depth, block in enumerate(path):
             start = depth * BLOCK_TOKENS
@@ -103,9 +104,9 @@ class PrefixCache:
         blocks = [block.entries for block in path[1 : 1 + length // BLOCK_TOKENS]]
         return Found(blocks, best.tail, matched, _reason(tokens, length, matched, parted))
 
-    def has(self, tokens: Sequence[int], *, whole: bool = False) -> bool:
+    def has(self, tokens: Sequence[int], *, whole: bool = False, adapter: str = "") -> bool:
         """True if a state of exactly these tokens is cached (for any use, or as `whole`)."""
-        block = self._deepest(tokens)
+        block = self._deepest(tokens, adapter)
         end = block.ends.get(_rest(tokens)) if block is not None else None
         return end is not None and (whole or not end.whole)
 
@@ -117,6 +118,7 @@ class PrefixCache:
         *,
         drafting: bool = False,
         whole: bool = False,
+        adapter: str = "",
     ) -> tuple[list[Entries], Tail] | None:
         """Cache a copy of a state after `tokens`; `whole`: usable only for exactly this prompt.
 
@@ -124,32 +126,38 @@ class PrefixCache:
         cached already.
         """
         assert state.length == len(tokens)
-        if self.limit_bytes == 0 or self.has(tokens, whole=whole):
+        if self.limit_bytes == 0 or self.has(tokens, whole=whole, adapter=adapter):
             return None
-        known = [block.entries for block in self._walk(tokens)][1:]
+        known = [block.entries for block in self._walk(tokens, adapter)][1:]
         new = [
             entries_between(state, start, start + BLOCK_TOKENS)
-            for start in self.missing_blocks(tokens)
+            for start in self.missing_blocks(tokens, adapter)
         ]
         tail = take_tail(state, streams, drafting=drafting)
-        self.put(tokens, new, tail, whole=whole)
+        self.put(tokens, new, tail, whole=whole, adapter=adapter)
         return [*known, *new], tail
 
-    def known_blocks(self, tokens: Sequence[int]) -> int:
+    def known_blocks(self, tokens: Sequence[int], adapter: str = "") -> int:
         """Number of leading whole blocks of `tokens` that are cached."""
-        return len(list(self._walk(tokens))) - 1
+        return len(list(self._walk(tokens, adapter))) - 1
 
-    def missing_blocks(self, tokens: Sequence[int]) -> range:
+    def missing_blocks(self, tokens: Sequence[int], adapter: str = "") -> range:
         """Start positions of the whole blocks of `tokens` that are not cached."""
-        known = self.known_blocks(tokens)
+        known = self.known_blocks(tokens, adapter)
         return range(known * BLOCK_TOKENS, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS)
 
     def put(
-        self, tokens: Sequence[int], blocks: Iterable[Entries], tail: Tail, *, whole: bool = False
+        self,
+        tokens: Sequence[int],
+        blocks: Iterable[Entries],
+        tail: Tail,
+        *,
+        whole: bool = False,
+        adapter: str = "",
     ) -> None:
         """Insert a tail, and the entries of all missing blocks, in order."""
-        *_, block = self._walk(tokens)
-        for start, entries in zip(self.missing_blocks(tokens), blocks, strict=True):
+        *_, block = self._walk(tokens, adapter)
+        for start, entries in zip(self.missing_blocks(tokens, adapter), blocks, strict=True):
             block_tokens = tuple(tokens[start : start + BLOCK_TOKENS])
             block.children[block_tokens] = child = _Block(block_tokens, block, entries)
             self.nbytes += child.nbytes
@@ -175,9 +183,9 @@ class PrefixCache:
 
     # ----------------------------------------------------------------------------------------------
 
-    def _walk(self, tokens: Sequence[int]) -> Iterator[_Block]:
-        """The root, then the blocks that `tokens` begins with."""
-        block: _Block | None = self._root
+    def _walk(self, tokens: Sequence[int], adapter: str) -> Iterator[_Block]:
+        """The adapter's root, then the blocks that `tokens` begins with."""
+        block: _Block | None = self._roots.setdefault(adapter, _Block((), None, {}))
         start = 0
         while block is not None:
             yield block
@@ -185,9 +193,9 @@ class PrefixCache:
             block = block.children.get(block_tokens)
             start += BLOCK_TOKENS
 
-    def _deepest(self, tokens: Sequence[int]) -> _Block | None:
+    def _deepest(self, tokens: Sequence[int], adapter: str) -> _Block | None:
         """The block in which `tokens` end, if all of their blocks are cached."""
-        path = list(self._walk(tokens))
+        path = list(self._walk(tokens, adapter))
         return path[-1] if len(path) - 1 == len(tokens) // BLOCK_TOKENS else None
 
     def _ends_before(self, block: _Block, rest: _Tokens) -> Iterator[_End]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 
-class Share:
+class ThreadShare:
     """Threads for pieces of work done at the same time: the last ones get those of the others."""
 
     def __init__(self, threads: int, pieces: int) -> None:
@@ -35,7 +35,7 @@ class Share:
 
 
 class _Here(threading.local):
-    share: Share | None = None
+    share: ThreadShare | None = None
 
 
 _here = _Here()

@@ -45,7 +45,7 @@ class Connections(ServerState):
     def __init__(self, most: int, *, head_seconds: float = _HEAD_SECONDS) -> None:
         super().__init__()
         self.most, self.head_seconds = most, head_seconds
-        self.idle: dict[Connection, None] = {}
+        self.idle: dict[TimedConnection, None] = {}
         """In the order in which they became idle."""
 
     def make_room(self) -> None:
@@ -57,7 +57,7 @@ class Connections(ServerState):
             next(iter(self.idle)).drop()
 
 
-class Connection(H11Protocol):
+class TimedConnection(H11Protocol):
     """One connection, with a timeout on every wait."""
 
     server_state: Connections

@@ -19,8 +19,8 @@ from sounding.server.app import application
 from sounding.server.http.connections import (
     ACCEPTED_AT_ONCE,
     WAITING,
-    Connection,
     Connections,
+    TimedConnection,
     most_connections,
     quiet,
 )
@@ -47,7 +47,7 @@ class Server(uvicorn.Server):
         """`ready` is called once requests are accepted."""
         config = uvicorn.Config(
             application(service),
-            http=Connection,
+            http=TimedConnection,
             ws="none",
             lifespan="on",
             log_config=None,

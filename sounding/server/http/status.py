@@ -25,8 +25,7 @@ def endpoints(service: Service) -> dict[str, Endpoint]:
         return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
     async def models(request: Request) -> Response:
-        names = [name for name in service.settings.model_names if name != "*"]
-        data = [_listed(service, name) for name in names or [service.model_name]]
+        data = [_listed(service, name) for name in service.listed_names]
         # The last three are Anthropic's pagination: there is one page.
         ends = {"has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]}
         return JSONAnswer({"object": "list", "data": data, **ends})

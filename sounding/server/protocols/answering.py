@@ -43,11 +43,13 @@ async def answer(
     sampling: Sampling,
     count: int = 1,
     *,
+    model: str | None,
     call_prefix: str = "call_",
 ) -> Answering:
     """Start `count` answers to a conversation. Raises Refusal if it cannot be answered.
 
-    The ids of calls begin with `call_prefix`, by which some clients recognise the protocol.
+    `model` is the requested name. The ids of calls begin with `call_prefix`, by which some clients
+    recognise the protocol.
     """
     settings, tokenizer = service.settings, service.tokenizer
     context = service.engine.context_tokens
@@ -60,7 +62,7 @@ async def answer(
         ]
 
     prompt, requests = await service.threads.run(prepare)
-    exchange = await service.begin(route, requests)
+    exchange = await service.begin(route, requests, model)
     replies = [
         AnswerReader(
             chat,

@@ -373,7 +373,8 @@ class ChatCompletions:
 
         async def begin() -> Answering:
             return await answer(
-                self._service, ROUTE, owner_of(request), chat, sampling_of(asked), asked.n or 1
+                *(self._service, ROUTE, owner_of(request), chat, sampling_of(asked), asked.n or 1),
+                model=asked.model,
             )
 
         async def complete() -> Json:

@@ -138,7 +138,8 @@ class Completions:
                 pairs += [await self._fill(gap, one) for one in samplings]
             else:
                 pairs += await self._service.threads.run(partial(self._continue, prompt, samplings))
-        exchange = await self._service.begin(ROUTE, [request for request, _ in pairs])
+        requests = [request for request, _ in pairs]
+        exchange = await self._service.begin(ROUTE, requests, asked.model)
         return exchange, [choice for _, choice in pairs]
 
     def _sampling(self, asked: CompletionRequest, temperature: float) -> Sampling:

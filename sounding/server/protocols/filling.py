@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from functools import partial
 
-from sounding.completion.completer import Completer, Plan
+from sounding.completion.completer import Completer, CompletionPlan
 from sounding.completion.context import File
 from sounding.completion.gap import Gap, Kind
 from sounding.completion.prompt import TYPING_CANDIDATES, CompletionSettings
@@ -67,7 +68,7 @@ class Filling:
     def __init__(
         self,
         completer: Completer,
-        plan: Plan,
+        plan: CompletionPlan,
         newlines: Newlines,
         stops: Mapping[str, str],
         sampling: Sampling,
@@ -81,6 +82,7 @@ class Filling:
         self._answer, self._reader = (completer.decoder(plan, stop=tuple(stops)) for _ in range(2))
         self._min_confidence = min_confidence
         self._settled: str | None = None
+        self._until: float | None = None  # of time.monotonic
         self._shown = 0
 
     @property
@@ -114,33 +116,39 @@ class Filling:
         self._shown = max(self._shown, len(certain))
         return self._newlines.write(more)
 
-    async def settle(self, event: Finished, service: Service) -> None:
+    async def settle(self, event: Finished, service: Service, adapter: str | None = None) -> None:
         """Choose among candidates, where they compete, before the last event is fed.
 
+        `adapter` is that of the request, which writes the candidates too.
         The engine works on them before all others' requests; where it cannot, or the time was up,
         what was generated stands.
         """
         if not self.competes or self.plan.blank or self.stop or event.reason != "stop":
             return
         streams: list[Stream] = []
-        batch = Batch(service.engine, Priority.KEYSTROKE, begun=streams.append)
+        batch = Batch(service.engine, Priority.KEYSTROKE, begun=streams.append, adapter=adapter)
         work = partial(
             self._completer.using(batch).settle,
             *(self.plan, self._sampling.params, self._answer),
             cut=self._cut(event),
         )
+        left = None if self._until is None else self._until - time.monotonic()
         try:
-            found = await service.threads.run(work)
+            async with asyncio.timeout(left):
+                found = await service.threads.run(work)
             self._settled = found.text if found.confidence >= self._min_confidence else ""
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, TimeoutError) as ended:
             for stream in streams:
                 stream.cancel()
-            raise
+            if not isinstance(ended, TimeoutError):
+                raise
         except (EngineFault, Overloaded, ValueError) as error:
             _log.warning("no other candidates for a line: %s", error)
 
     def request(self, max_seconds: float | None) -> GenerationRequest:
+        """The first request. Its seconds are those of the whole completion."""
         sampling = self._sampling
+        self._until = None if max_seconds is None else time.monotonic() + max_seconds
         return GenerationRequest(
             prompt=self.plan.prompt,
             params=sampling.params,

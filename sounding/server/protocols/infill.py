@@ -139,14 +139,14 @@ class Infill:
             min_confidence=asked.min_confidence,
         )
         request = filling.request(seconds_of(asked, service.settings.max_seconds))
-        return await service.begin(self.route, [request]), filling
+        return await service.begin(self.route, [request], asked.model), filling
 
     async def _complete(self, asked: LlamaRequest, model: str) -> Json:
         exchange, filling = await self._begin(asked)
         text = ""
         async with exchange:
             async for _, event in exchange:
-                text += await self._text(filling, event)
+                text += await self._text(exchange, filling, event)
         finished = exchange.runs[0].finished
         assert finished is not None
         require_ended(finished)
@@ -156,7 +156,7 @@ class Infill:
         self, exchange: Exchange, filling: Filling | Plain, asked: LlamaRequest, model: str
     ) -> AsyncIterator[bytes]:
         async for _, event in exchange:
-            text = await self._text(filling, event)
+            text = await self._text(exchange, filling, event)
             if isinstance(event, Finished):
                 if (fault := failure(event)) is not None:
                     yield sse(llama_error(fault))
@@ -165,10 +165,10 @@ class Infill:
             elif text:
                 yield sse({"index": 0, "content": text, "stop": False})
 
-    async def _text(self, filling: Filling | Plain, event: Event) -> str:
+    async def _text(self, exchange: Exchange, filling: Filling | Plain, event: Event) -> str:
         """The text that became certain with an event."""
         if isinstance(filling, Filling) and isinstance(event, Finished):
-            await filling.settle(event, self._service)
+            await filling.settle(event, self._service, exchange.runs[0].request.adapter)
         return filling.feed(event)
 
     def _last(

@@ -46,7 +46,7 @@ class LlamaCompletion(Infill):
                 whole=True,
             )
             request = filling.request(seconds_of(asked, limit))
-            return await service.begin(ROUTE, [request]), filling
+            return await service.begin(ROUTE, [request], asked.model), filling
         sampling = sampling_of(asked, context, 1.0, -1)
         ids = await service.threads.run(partial(service.raw_prompt, asked.prompt))
         request = GenerationRequest(
@@ -56,4 +56,4 @@ class LlamaCompletion(Infill):
             max_seconds=seconds_of(asked, limit),
             stop=tuple(sampling.stop),
         )
-        return await service.begin(ROUTE, [request]), Plain(service.tokenizer.eos_id)
+        return await service.begin(ROUTE, [request], asked.model), Plain(service.tokenizer.eos_id)

@@ -235,7 +235,8 @@ class Messages:
                 stop=stop_strings(asked.stop_sequences),
             )
             owner = owner_of(request)
-            return await answer(self._service, ROUTE, owner, chat, sampling, call_prefix="toolu_")
+            how = (self._service, ROUTE, owner, chat, sampling)
+            return await answer(*how, model=asked.model, call_prefix="toolu_")
 
         async def complete() -> Json:
             answering = await begin()

@@ -144,9 +144,10 @@ class OllamaGenerate:
         marked = marked_gap(asked.prompt) if asked.raw and gap is None else None
         sampling = sampling_of(asked.options, 1.0 if marked is None else 0.0)
         if asked.continues:
-            return await self._continue(asked.prompt, gap or marked, sampling)
+            return await self._continue(asked.prompt, gap or marked, sampling, asked.model)
         chat = self._chat(asked)
-        return _Asked(await answer(self._service, ROUTE, owner, chat, sampling))
+        how = (self._service, ROUTE, owner, chat, sampling)
+        return _Asked(await answer(*how, model=asked.model))
 
     def _chat(self, asked: GenerateRequest) -> Conversation:
         messages = [{"role": "user", "content": asked.prompt}]
@@ -157,7 +158,9 @@ class OllamaGenerate:
             **how_of(asked.format, asked.think, self._service.settings.thinking),
         )
 
-    async def _continue(self, prompt: str, gap: Gap | None, sampling: Sampling) -> "_Continued":
+    async def _continue(
+        self, prompt: str, gap: Gap | None, sampling: Sampling, model: str | None
+    ) -> "_Continued":
         service = self._service
         context, limit = service.engine.context_tokens, service.settings.max_seconds
         source: Filling | Plain
@@ -187,7 +190,7 @@ class OllamaGenerate:
                 max_seconds=limit,
                 stop=tuple(sampling.stop),
             )
-        return _Continued(await service.begin(ROUTE, [request]), source)
+        return _Continued(await service.begin(ROUTE, [request], model), source)
 
 
 def sampling_of(options: Options | None, default_temperature: float = 1.0) -> Sampling:

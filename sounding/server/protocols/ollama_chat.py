@@ -163,7 +163,7 @@ def _call(call: Call, place: str) -> Message:
 # The answer
 
 
-class Chat:
+class OllamaChat:
     """The endpoint."""
 
     def __init__(self, service: Service) -> None:
@@ -177,7 +177,8 @@ class Chat:
             return JSONAnswer(objects.loaded(asked.keep_alive, _says("")))
         chat = await service.threads.run(partial(conversation_of, asked, service.settings.thinking))
         sampling = sampling_of(asked.options)
-        answering = await whole(request, answer(service, ROUTE, owner_of(request), chat, sampling))
+        how = (service, ROUTE, owner_of(request), chat, sampling)
+        answering = await whole(request, answer(*how, model=asked.model))
         parts = _parts(answering, objects)
         if asked.stream is not False:
             return stream(service, answering.exchange, parts)

@@ -66,8 +66,7 @@ def listings(service: Service) -> dict[str, Endpoint]:
     """Routes by path, all GET."""
 
     async def tags(request: Request) -> Response:
-        names = [name for name in service.settings.model_names if name != "*"]
-        return JSONAnswer({"models": [_listed(service, n) for n in names or [service.model_name]]})
+        return JSONAnswer({"models": [_listed(service, name) for name in service.listed_names]})
 
     async def running(request: Request) -> Response:
         loaded = {

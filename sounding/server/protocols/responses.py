@@ -201,7 +201,8 @@ class Responses:
                 max_tokens=asked.max_output_tokens,
                 top_logprobs=(asked.top_logprobs or 0) if wants_logprobs else None,
             )
-            return await answer(self._service, ROUTE, owner_of(request), chat, sampling)
+            how = (self._service, ROUTE, owner_of(request), chat, sampling)
+            return await answer(*how, model=asked.model)
 
         async def complete() -> Json:
             answering = await begin()

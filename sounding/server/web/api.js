@@ -1,8 +1,8 @@
-// The server as this page sees it: requests with the key, errors in its own words, streams.
+// Access to the server: requests with the API key, error messages, streams.
 
 const KEY = "sounding-key";
 
-// What a server says when it will not, with its status; 0 for one that is not there.
+// An error response of the server, with its status; status 0 means that no server answers.
 export class ServerError extends Error {
   constructor(status, message) {
     super(message);
@@ -12,7 +12,7 @@ export class ServerError extends Error {
 
 let askForKey = null;
 
-// Have `ask` called when the server wants a key; it answers with one, or null.
+// Register `ask`, which is called when the server requires a key and returns one, or null.
 export function onKeyWanted(ask) {
   askForKey = ask;
 }

@@ -89,7 +89,7 @@ function startShortcuts() {
   });
 }
 
-// One question at a time, whoever asks.
+// Show at most one key dialog at a time, for all callers.
 let asking = null;
 
 function askForKey() {
@@ -114,7 +114,7 @@ onKeyWanted(askForKey);
 startTheme();
 startTabs();
 startShortcuts();
-// A model that only completes is met where it does; an address that names a view is kept.
+// A model that only completes code opens the completion view, unless the address names a view.
 const named = location.hash.slice(1);
 status.onFirstStatus(({ converses }) => {
   $("cannot-converse").hidden = converses !== false;

@@ -1,4 +1,4 @@
-// The chat: messages in, a streamed answer out, its reasoning folded.
+// The chat view: sends messages and streams the answer, with its reasoning folded.
 
 import { call, events } from "./api.js";
 import { show } from "./text.js";
@@ -10,7 +10,7 @@ const send = $("send");
 const hello = $("hello");
 
 let messages = [];
-let running = null; // the AbortController of the answer that is being written
+let running = null; // AbortController of the running answer
 let modelName = () => "";
 
 export function start(name) {
@@ -39,7 +39,7 @@ export function focus() {
   message.focus();
 }
 
-// Whether there was an answer to stop.
+// Stop the running answer; returns true if there was one.
 export function stop() {
   if (!running) return false;
   running.abort();
@@ -86,7 +86,7 @@ async function ask(text) {
   answer.finish();
   if (answer.content || answer.reasoning) messages.push(answer.message());
   else {
-    // Without an answer the question is taken back, to be asked again.
+    // Without an answer, move the message back to the text field.
     messages = messages.filter((each) => each !== question);
     if (!message.value) message.value = text;
     grow();
@@ -106,7 +106,7 @@ function body() {
     max_tokens: $("max-tokens").valueAsNumber,
   };
   if (think !== "off") request.reasoning_effort = think;
-  // An emptied field is left to the server.
+  // An empty field uses the server's default.
   for (const name of ["temperature", "max_tokens"]) if (Number.isNaN(request[name])) delete request[name];
   return request;
 }
@@ -134,7 +134,7 @@ function add(role) {
   return article;
 }
 
-// One answer in the making. What arrives is drawn once per frame at most.
+// A running answer. New text is drawn at most once per frame.
 class Answer {
   constructor(article) {
     this.article = article;
@@ -171,7 +171,7 @@ class Answer {
     if (this.reasoning) this.drawReasoning();
     show(this.text, this.content);
     this.text.classList.toggle("waiting", !this.content && !this.reasoning);
-    if (below < 80) log.scrollTop = log.scrollHeight; // whoever has scrolled up is left there
+    if (below < 80) log.scrollTop = log.scrollHeight; // keep the position of users who scrolled up
   }
 
   drawReasoning() {
@@ -222,7 +222,7 @@ class Answer {
       if (hits) facts.push(`${Math.round((100 * hits) / usage.prompt_tokens)} % of the prompt from the cache`);
     }
     if (this.stopped) facts.push("stopped");
-    else if (this.reason === "length") facts.push("cut off: it has the most tokens");
+    else if (this.reason === "length") facts.push("cut off at the token limit");
     else if (this.reason && !["stop", "tool_calls"].includes(this.reason)) facts.push(this.reason);
     return facts;
   }

@@ -1,4 +1,4 @@
-// Completion at a cursor: the suggestion lies as a ghost in the text until it is accepted.
+// Completion at the cursor: the suggestion is shown as ghost text until it is accepted.
 
 import { call } from "./api.js";
 
@@ -20,7 +20,7 @@ export function start() {
   code.addEventListener("keydown", key);
   code.addEventListener("beforeinput", typeAlong);
   code.addEventListener("input", () => {
-    if (suggestion) return draw(); // what was typed is what was suggested
+    if (suggestion) return draw(); // the typed text matches the suggestion
     cancel();
     if ($("while-typing").checked) pause = setTimeout(suggest, PAUSE_MS);
   });
@@ -58,7 +58,7 @@ export async function suggest() {
     if (signal.aborted) return;
     note.textContent = content.trim()
       ? `${tokens ?? "?"} tokens in ${Math.round(performance.now() - began)} ms`
-      : "nothing to add here";
+      : "no suggestion here";
     if (content.trim()) offer(content, at);
   } catch (error) {
     if (error.name !== "AbortError") note.textContent = error.message;
@@ -67,7 +67,7 @@ export async function suggest() {
   }
 }
 
-// Whether there was a suggestion, or a request for one, to dismiss.
+// Dismiss the suggestion or the request for one; returns true if there was one.
 export function dismiss() {
   const busy = cancel() || suggestion !== "";
   suggestion = "";
@@ -105,7 +105,7 @@ function accept() {
 
 function insert(text) {
   code.focus();
-  // Deprecated, and the one way to insert that Ctrl+Z takes back.
+  // Deprecated, but the only way to insert text that Ctrl+Z can undo.
   if (!document.execCommand("insertText", false, text)) {
     code.setRangeText(text, code.selectionStart, code.selectionEnd, "end");
   }
@@ -122,7 +122,7 @@ function key(event) {
   }
 }
 
-// Typing what is suggested keeps the rest of the suggestion.
+// If the user types the suggested text, keep the rest of the suggestion.
 function typeAlong(event) {
   if (!suggestion) return;
   const typed = event.inputType === "insertLineBreak" ? "\n" : event.data;
@@ -135,8 +135,8 @@ function typeAlong(event) {
   }
 }
 
-// With a suggestion the text is drawn by the layer below, which leaves room for it; the field
-// itself is transparent then, but for the caret.
+// With a suggestion, the layer below draws the text and leaves room for it; the field itself is
+// then transparent except for the caret.
 function draw() {
   code.classList.toggle("see-through", suggestion !== "");
   $("touch").hidden = suggestion === "";

@@ -1,7 +1,7 @@
-// How often each expert was chosen, as a picture: a row per layer, a column per expert.
+// A heat map of expert use: one row per layer, one column per expert.
 //
-// The color tells a count beside its layer's mean: from unused to twice the mean and more. A pointer
-// or the arrow keys tell the numbers of one expert.
+// The color shows a count relative to its layer's mean, from unused to twice the mean or more. The
+// pointer or the arrow keys show the numbers of one expert.
 
 const LABEL = 34; // pixels left of the rows
 const GAP = 1;
@@ -128,9 +128,9 @@ export function summary(load) {
       if (mean && count / mean > most.times) Object.assign(most, { times: count / mean, layer, expert });
     });
   });
-  if (!most.times) return "No choices of experts yet.";
+  if (!most.times) return "No experts used yet.";
   const busiest = `${load.length} layers. Busiest: expert ${most.expert} in layer ${most.layer}, ${most.times.toFixed(1)}× its layer's mean.`;
-  return `${busiest} ${unused ? `${unused} of ${total} were never chosen.` : "Every expert was chosen."}`;
+  return `${busiest} ${unused ? `${unused} of ${total} experts were never used.` : "Every expert was used."}`;
 }
 
 function average(row) {
@@ -142,7 +142,7 @@ function padding(element) {
   return parseFloat(style.paddingLeft) + parseFloat(style.paddingRight);
 }
 
-// From a share of the mean, 0 to 2, to a color between the four that the style gives.
+// Map a count relative to the mean, 0 to 2, to a color between the four in the style sheet.
 function colors(element) {
   const style = getComputedStyle(element);
   const stops = [0, 1, 2, 3].map((number) => {

@@ -1,4 +1,4 @@
-// A line of the last values, as a small picture beside their number.
+// A small line chart of the last values, next to their number.
 
 export function drawLine(canvas, values, kept) {
   const { width, height } = canvas.getBoundingClientRect();

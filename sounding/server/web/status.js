@@ -1,4 +1,4 @@
-// The live view of the server: what `/status` says, asked once a second while somebody looks.
+// The live server view: polls `/status` once a second while it is shown, and seldom otherwise.
 
 import { call } from "./api.js";
 import { HeatMap } from "./heatmap.js";
@@ -6,7 +6,7 @@ import { drawLine } from "./line.js";
 
 const $ = (id) => document.getElementById(id);
 const OFTEN_MS = 1000;
-const SELDOM_MS = 15000; // for the name of the model alone
+const SELDOM_MS = 15000; // only for the model's name
 const KEPT = 120;
 
 const rates = [];
@@ -27,7 +27,7 @@ export function start() {
   poll();
 }
 
-// Whether the view is shown.
+// Set whether the view is shown.
 export function look(at) {
   looking = at;
   if (at) redraw();
@@ -51,7 +51,7 @@ async function poll() {
 
 let whenKnown = null;
 
-// Have `tell` called with the first answer of the server.
+// Register `tell`, which is called with the server's first status.
 export function onFirstStatus(tell) {
   whenKnown = tell;
 }
@@ -63,7 +63,7 @@ async function ask() {
     name = status.model;
     whenKnown?.(status);
     whenKnown = null;
-    $("model-name").textContent = status.draining ? `${name}, about to stop` : name;
+    $("model-name").textContent = status.draining ? `${name}, shutting down` : name;
     $("model").className = status.draining ? "model draining" : "model up";
     trouble.hidden = true;
     tell(status);
@@ -93,7 +93,7 @@ function tell(status) {
   redraw();
 }
 
-// Running sequences and the prefixes kept for later, together.
+// Memory of running sequences and cached prefixes together.
 function tellMemory(engine) {
   const used = engine.state_bytes + (engine.prefix_bytes ?? 0);
   const limit = engine.state_limit_bytes + (engine.prefix_limit_bytes ?? 0);

@@ -1,11 +1,11 @@
-// What a model writes, as elements: code in fences with a button to copy it, the rest as text.
-// Nothing of it is ever parsed as HTML.
+// Render a model's text as elements: fenced code with a copy button, the rest as text. The text is
+// never parsed as HTML.
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})([^`\n]*)$/;
 const INLINE = /(`+)([^`]|[^`][\s\S]*?[^`])\1(?!`)|\*\*([^*\n]+)\*\*/g;
 
-// Show `text` in `element`. What is there already and is still the same stays as it is, so that
-// a selection survives the next word of a stream.
+// Show `text` in `element`. Unchanged elements stay, so that a selection survives the next word of
+// a stream.
 export function show(element, text) {
   const parts = split(text);
   parts.forEach((part, index) => {

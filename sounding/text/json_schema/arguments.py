@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import combinations, islice, product
 from typing import Any
 
-from sounding.text.json_schema.document import TYPES, Document, Schema
+from sounding.text.json_schema.document import TYPES, Schema, SchemaDocument
 from sounding.text.json_schema.patterns import found_in
 from sounding.text.json_schema.strings import EVERY, Strings, matching, strings
 
@@ -17,7 +17,7 @@ _MOST_SHAPES = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class PropertyRules:
     """What one schema says of an object's properties."""
 
     properties: dict[str, Schema] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Part:
 class Shape:
     """One way to give arguments: what all of its parts say together."""
 
-    parts: tuple[Part, ...] = ()
+    parts: tuple[PropertyRules, ...] = ()
     required: tuple[str, ...] = ()
 
     def __add__(self, other: "Shape") -> "Shape":
@@ -93,7 +93,7 @@ class Shape:
         return [(keys, schema) for keys, schema in made if schema is not False]
 
 
-def shapes(document: Document) -> list[Shape]:
+def shapes(document: SchemaDocument) -> list[Shape]:
     """The ways to give arguments that follow a document's schema; none where nothing does.
 
     Raises ValueError for what cannot be taken apart.
@@ -103,7 +103,7 @@ def shapes(document: Document) -> list[Shape]:
 
 
 class _Taking:
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: SchemaDocument) -> None:
         self._document = document
         # By reference, each of which is followed once.
         self._shapes: dict[tuple[str, bool], list[Shape]] = {}
@@ -155,7 +155,7 @@ class _Taking:
                 names = strings(schema["propertyNames"], self._document)
             except ValueError as error:
                 raise self._fault(f"{at}/propertyNames", f"{error}") from None
-        part = Part(
+        part = PropertyRules(
             schema.get("properties", {}),
             schema.get("patternProperties", {}),
             schema.get("additionalProperties"),
@@ -268,7 +268,7 @@ class _Taking:
         if any(part.other is not None or part.patterns for part in shape.parts):
             return shape
         named: dict[str, Schema] = {key: True for part in shape.parts for key in part.properties}
-        return shape + Shape((Part(named, other=other, lists=True),))
+        return shape + Shape((PropertyRules(named, other=other, lists=True),))
 
     def _counted(self, made: list[Shape], schema: dict[str, Any], at: str) -> list[Shape]:
         """With no fewer and no more properties than minProperties and maxProperties say."""
@@ -296,13 +296,15 @@ class _Taking:
         room = most - len(shape.required)
         if room < 0:
             return []
-        closed = [Shape((Part({key: True for key in shape.known}, other=False, lists=True),))]
+        closed = [
+            Shape((PropertyRules({key: True for key in shape.known}, other=False, lists=True),))
+        ]
         if room >= len(free):
             return self._each([shape], closed, at)
         some = []
         for few in islice(combinations(free, room), _MOST_SHAPES + 1):
             barred: dict[str, Schema] = {key: False for key in free if key not in few}
-            some.append(Shape((Part(barred),)))
+            some.append(Shape((PropertyRules(barred),)))
         return self._each(self._each([shape], closed, at), some, at)
 
 
@@ -314,12 +316,12 @@ def _all(schemas: Iterable[Schema]) -> Schema:
 
 
 def _without(key: str) -> Shape:
-    return Shape((Part({key: False}),))
+    return Shape((PropertyRules({key: False}),))
 
 
 def _exactly(value: dict[str, Any]) -> Shape:
     listed: dict[str, Schema] = {key: {"const": inner} for key, inner in value.items()}
-    return Shape((Part(listed, other=False, lists=True),), tuple(value))
+    return Shape((PropertyRules(listed, other=False, lists=True),), tuple(value))
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -32,7 +32,7 @@ _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multi
 _ELSEWHERE = ("$dynamicRef", "$recursiveRef")
 
 
-class Document:
+class SchemaDocument:
     """The schemas of one document; `definitions` holds what references lead to, by a new name.
 
     Raises ValueError, opening with `where`, for what is no schema and for a reference that leads

@@ -2,20 +2,20 @@
 
 from typing import Any
 
-from sounding.text.json_schema.document import Document, Schema
+from sounding.text.json_schema.document import Schema, SchemaDocument
 
 _MOST_STEPS = 20_000  # beyond, a schema is taken to end: the request's own limit ends the answer
 _SCALARS = frozenset({"null", "boolean", "integer", "number", "string"})
 _TYPES = _SCALARS | {"array", "object"}
 
 
-def ends(schema: Schema, document: Document) -> bool:
+def ends(schema: Schema, document: SchemaDocument) -> bool:
     """False if every value that fits must contain another, of the same schema, without an end."""
     return _Search(document).ends(schema, _TYPES, {}, frozenset())
 
 
 class _Search:
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: SchemaDocument) -> None:
         self._document, self._steps = document, 0
         self._known: set[str] = set()
 

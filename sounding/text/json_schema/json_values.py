@@ -8,7 +8,7 @@ from typing import Any
 
 import llguidance
 
-from sounding.text.json_schema.document import Document, Schema
+from sounding.text.json_schema.document import Schema, SchemaDocument
 from sounding.text.json_schema.finite import ends
 from sounding.text.markup import DSML, FORBIDDEN_IN_TEXT, to_json
 
@@ -20,7 +20,7 @@ _ANYTHING = "anything"
 _IN_PLACE = ("$ref", "allOf", "anyOf", "oneOf")
 
 
-def json_grammar(schema: Schema, document: Document, where: str) -> str | None:
+def json_grammar(schema: Schema, document: SchemaDocument, where: str) -> str | None:
     """What follows `%json` in a Lark grammar; None for a schema that no value follows.
 
     Raises ValueError, opening with `where`, for what llguidance does not enforce.
@@ -43,7 +43,7 @@ def json_grammar(schema: Schema, document: Document, where: str) -> str | None:
 class _Lowering:
     """Writes a schema in the keywords that llguidance knows, with the definitions it needs."""
 
-    def __init__(self, document: Document, where: str, clean: bool) -> None:
+    def __init__(self, document: SchemaDocument, where: str, clean: bool) -> None:
         self._document, self._where, self._clean = document, where, clean
         self._definitions: dict[str, Any] = {}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from sounding.text.json_schema.document import Document, Schema
+from sounding.text.json_schema.document import Schema, SchemaDocument
 from sounding.text.json_schema.patterns import found_in, is_narrowed, whole
 
 _LONGEST = 100_000  # of minLength and maxLength: what a terminal can count
@@ -84,7 +84,9 @@ def listed(texts: Sequence[str]) -> Strings:
     return Strings(f"({literals})", frozenset(kept).__contains__, kept)
 
 
-def strings(schema: Schema, document: Document, known: dict[str, Strings] | None = None) -> Strings:
+def strings(
+    schema: Schema, document: SchemaDocument, known: dict[str, Strings] | None = None
+) -> Strings:
     """The strings that a schema admits. Raises ValueError for what no terminal can say.
 
     `known` are those of the references that were followed on the way.

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import sounding.loading
-from sounding.bench.conformance import chat, kit, messages, ollama
-from sounding.bench.conformance.check import Check, Protocol, Result, Verdict, run_checks
-from sounding.bench.conformance.exchange import Answer, Server
+from sounding.bench.conformance import chat_checks, kit, messages_checks, ollama_checks
+from sounding.bench.conformance.check import Check, CheckVerdict, Protocol, Result, run_checks
+from sounding.bench.conformance.remote_server import RemoteServer, ServerAnswer
 from sounding.server.options import ServerOptions
 from tests.server.live import live
 
@@ -61,7 +61,7 @@ def serving(handler: Handler) -> Iterator[str]:
 
 def examine(handler: Handler, *checks: Check, **limits: Any) -> list[Result]:
     with serving(handler) as url:
-        return list(run_checks(Server(url, "m", **limits), checks))
+        return list(run_checks(RemoteServer(url, "m", **limits), checks))
 
 
 def test_our_server_conforms() -> None:
@@ -74,8 +74,8 @@ def test_our_server_conforms() -> None:
             tokenizer=model.tokenizer,
         ) as found,
     ):
-        results = list(run_checks(Server(found.url, "nano"), kit.CHECKS))
-    wrong = [result for result in results if result.verdict is not Verdict.PASSED]
+        results = list(run_checks(RemoteServer(found.url, "nano"), kit.CHECKS))
+    wrong = [result for result in results if result.verdict is not CheckVerdict.PASSED]
     assert [(str(r.check.protocol), r.check.name, r.message) for r in wrong] == []
     assert kit.conforms(results)
 
@@ -89,34 +89,34 @@ def completion(content: str = "hello", **more: Any) -> dict[str, Any]:
 
 
 BROKEN: list[tuple[Check, Any]] = [
-    (chat.the_object_of_an_answer, completion(object="completion")),
+    (chat_checks.the_object_of_an_answer, completion(object="completion")),
     (
-        chat.usage_adds_up,
+        chat_checks.usage_adds_up,
         completion(usage={"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 6}),
     ),
-    (chat.several_choices, completion()),
-    (chat.no_choice_is_refused, completion()),
-    (chat.a_required_call, completion()),
-    (chat.an_answer_of_a_schema, completion("hello")),
-    (chat.a_stream_ends_with_done, b"data: {}\n\n"),
-    (chat.usage_of_a_stream, b'data: {"choices": [{}]}\n\ndata: [DONE]\n\n'),
-    (chat.a_stream_says_the_same, completion()),
-    (messages.the_object_of_an_answer, {"type": "message", "role": "user"}),
-    (ollama.an_empty_prompt_loads, {"response": "hi", "done": True, "done_reason": "stop"}),
+    (chat_checks.several_choices, completion()),
+    (chat_checks.no_choice_is_refused, completion()),
+    (chat_checks.a_required_call, completion()),
+    (chat_checks.an_answer_of_a_schema, completion("hello")),
+    (chat_checks.a_stream_ends_with_done, b"data: {}\n\n"),
+    (chat_checks.usage_of_a_stream, b'data: {"choices": [{}]}\n\ndata: [DONE]\n\n'),
+    (chat_checks.a_stream_says_the_same, completion()),
+    (messages_checks.the_object_of_an_answer, {"type": "message", "role": "user"}),
+    (ollama_checks.an_empty_prompt_loads, {"response": "hi", "done": True, "done_reason": "stop"}),
 ]
 
 
 @pytest.mark.parametrize(("check", "answer"), BROKEN, ids=[check.name for check, _ in BROKEN])
 def test_what_deviates_is_found(check: Check, answer: Any) -> None:
     [result] = examine(lambda path, body: (200, answer), check)
-    assert result.verdict is Verdict.DEVIATES
+    assert result.verdict is CheckVerdict.DEVIATES
     assert result.message and result.sent and result.got
 
 
 def test_a_protocol_that_is_not_spoken_is_skipped() -> None:
-    results = examine(lambda path, body: (404, {"error": "no"}), *messages.CHECKS[:3])
-    assert {result.verdict for result in results} == {Verdict.SKIPPED}
-    assert kit.summary(results) == "not spoken"
+    results = examine(lambda path, body: (404, {"error": "no"}), *messages_checks.CHECKS[:3])
+    assert {result.verdict for result in results} == {CheckVerdict.SKIPPED}
+    assert kit.summary(results) == "not supported"
     assert not kit.conforms(results)
 
 
@@ -124,8 +124,8 @@ def test_a_missing_feature_of_a_spoken_protocol_deviates() -> None:
     def handler(path: str, body: dict[str, Any]) -> tuple[int, Any]:
         return (404, {}) if "n" in body else (200, completion())
 
-    results = examine(handler, chat.the_object_of_an_answer, chat.several_choices)
-    assert [result.verdict for result in results] == [Verdict.PASSED, Verdict.DEVIATES]
+    results = examine(handler, chat_checks.the_object_of_an_answer, chat_checks.several_choices)
+    assert [result.verdict for result in results] == [CheckVerdict.PASSED, CheckVerdict.DEVIATES]
 
 
 def test_requests_are_bounded() -> None:
@@ -135,23 +135,23 @@ def test_requests_are_bounded() -> None:
         asked.append(path)
         return 200, completion()
 
-    checks = [chat.the_object_of_an_answer] * 5
+    checks = [chat_checks.the_object_of_an_answer] * 5
     results = examine(handler, *checks, requests=3)
     assert len(asked) == 3
-    assert [result.verdict for result in results[3:]] == [Verdict.SKIPPED] * 2
+    assert [result.verdict for result in results[3:]] == [CheckVerdict.SKIPPED] * 2
 
 
 def test_no_server_is_an_error() -> None:
     with serving(lambda path, body: (200, {})) as url:
         gone = url
     with pytest.raises(OSError, match="refused"):
-        list(run_checks(Server(gone, "m"), chat.CHECKS[:1]))
+        list(run_checks(RemoteServer(gone, "m"), chat_checks.CHECKS[:1]))
 
 
 def test_characters_may_not_be_cut_between_events() -> None:
     cut = b'data: {"a": "\xc3\n\ndata: \xa9"}\n\n'
     with pytest.raises(ValueError, match="utf-8"):
-        _ = Answer(200, "text/event-stream", cut).events
+        _ = ServerAnswer(200, "text/event-stream", cut).events
 
 
 def test_every_check_has_a_name_of_its_own_and_a_rule() -> None:
@@ -162,6 +162,6 @@ def test_every_check_has_a_name_of_its_own_and_a_rule() -> None:
 
 
 def test_every_check_that_is_written_is_run() -> None:
-    for module in (chat, messages, ollama):
+    for module in (chat_checks, messages_checks, ollama_checks):
         written = {value.name for value in vars(module).values() if isinstance(value, Check)}
         assert written == {check.name for check in module.CHECKS}

@@ -174,11 +174,11 @@ class Book:
         self.cache.keep(tokens, state, streams)
 
     def check(self) -> None:
-        blocks, ends = [self.cache._root], list[Any]()
+        blocks, ends = [*self.cache._roots.values()], list[Any]()
         for block in blocks:
             blocks += block.children.values()
             ends += block.ends.values()
-            assert block is self.cache._root or block.children or block.ends
+            assert block.parent is None or block.children or block.ends
         assert set(ends) == self.cache._ends and len(ends) == len(self.cache)
         total = sum(block.nbytes for block in blocks) + sum(end.tail.nbytes for end in ends)
         assert self.cache.nbytes == total <= self.cache.limit_bytes
@@ -229,7 +229,7 @@ def test_what_saves_little_or_is_old_goes_first() -> None:
 
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
-def test_common_prefix(one: list[int], other: list[int]) -> None:
+def test_common_prefix_ends_at_the_first_difference(one: list[int], other: list[int]) -> None:
     expected = next(
         (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
         min(len(one), len(other)),
@@ -237,7 +237,7 @@ def test_common_prefix(one: list[int], other: list[int]) -> None:
     assert common_prefix(one, other) == expected
 
 
-def test_reading_only(network: Transformer) -> None:
+def test_a_request_for_no_tokens_fills_the_cache(network: Transformer) -> None:
     """A request for no tokens leaves its prompt in the cache."""
     engine = Engine(as_network(network))
     collect(engine.submit(request(200, max_tokens=0)))

@@ -82,7 +82,7 @@ def test_coefficients_of_bfloat16_streams_are_as_exact_as_those_of_float32() -> 
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e12])
-def test_extreme_scales(size: float) -> None:
+def test_kernel_equals_reference_at_extreme_scales(size: float) -> None:
     parts = inputs(20, 4, 40, torch.float32, size)
     for one, other in zip(run(parts, "reference")[:4], run(parts)[:4], strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6 * size)

@@ -126,7 +126,7 @@ def attention(
         (257, 0, 128, None),
     ],
 )
-def test_attend(
+def test_attention_kernel_equals_reference(
     queries: int, earlier: int, ratio: int, picks: int | None, dtype: torch.dtype
 ) -> None:
     assert_same(*attention(queries, earlier, ratio, picks, dtype), TOLERANCE[dtype])
@@ -212,7 +212,7 @@ def test_what_attention_is_paid(picks: int | None) -> None:
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("width", "inner"), [(40, 24), (64, 32)])
 @pytest.mark.parametrize(("tokens", "num_experts", "picks"), [(1, 4, 2), (100, 3, 1), (77, 9, 3)])
-def test_experts(
+def test_expert_kernel_equals_reference(
     *,
     tokens: int,
     num_experts: int,
@@ -250,7 +250,7 @@ def test_experts(
 
 @DTYPES
 @pytest.mark.parametrize("tokens", [0, 1, 70])
-def test_shared_expert(tokens: int, dtype: torch.dtype) -> None:
+def test_shared_expert_kernel_equals_reference(tokens: int, dtype: torch.dtype) -> None:
     parts = [random(tokens, 40, seed=2, dtype=dtype)]
     parts += [random(*shape, seed=4) * 0.5 for shape in ((24, 40), (40, 24), (24, 40))]
 
@@ -266,7 +266,7 @@ def test_shared_expert(tokens: int, dtype: torch.dtype) -> None:
 
 @DTYPES
 @pytest.mark.parametrize("tokens", [1, 300, 2100])
-def test_cross_entropy(tokens: int, dtype: torch.dtype) -> None:
+def test_cross_entropy_kernel_equals_reference(tokens: int, dtype: torch.dtype) -> None:
     targets = torch.arange(tokens) % 50
     targets[::7] = loss.IGNORED
     targets[-1] = 3
@@ -282,7 +282,9 @@ def test_cross_entropy(tokens: int, dtype: torch.dtype) -> None:
 @DTYPES
 @pytest.mark.parametrize("shape", [(1, 16), (130, 40), (9, 3, 33), (0, 8)])
 @pytest.mark.parametrize("weighted", [True, False])
-def test_rms_norm(shape: tuple[int, ...], weighted: bool, dtype: torch.dtype) -> None:
+def test_rms_norm_kernel_equals_reference(
+    shape: tuple[int, ...], weighted: bool, dtype: torch.dtype
+) -> None:
     parts = [random(*shape, seed=1, dtype=dtype)]
     if weighted:
         parts.append(random(shape[-1], seed=2))
@@ -294,7 +296,9 @@ def test_rms_norm(shape: tuple[int, ...], weighted: bool, dtype: torch.dtype) ->
     ("shape", "rotary"), [((70, 24), 16), ((65, 3, 24), 16), ((9, 2, 128), 64), ((5, 48), 40)]
 )
 @pytest.mark.parametrize("inverse", [True, False])
-def test_rotate(shape: tuple[int, ...], rotary: int, inverse: bool, dtype: torch.dtype) -> None:
+def test_rotation_kernel_equals_reference(
+    shape: tuple[int, ...], rotary: int, inverse: bool, dtype: torch.dtype
+) -> None:
     frequencies = rope.rope_frequencies(rotary, 1e4, None, torch.device("cpu"))
     by = rope.rotation(torch.arange(shape[0]) * 7, frequencies)
     assert_same(
@@ -305,7 +309,7 @@ def test_rotate(shape: tuple[int, ...], rotary: int, inverse: bool, dtype: torch
 
 
 @DTYPES
-def test_collapse(dtype: torch.dtype) -> None:
+def test_collapse_kernel_equals_reference(dtype: torch.dtype) -> None:
     parts = [
         random(37, 4, 40, seed=1, dtype=dtype),
         random(4, 160, seed=2) * 0.1,
@@ -355,7 +359,9 @@ def test_ranges_do_not_depend_on_threads() -> None:
 @pytest.mark.parametrize("width", [8, 21])
 @pytest.mark.parametrize(("overlapping", "leads"), [(False, True), (True, True), (True, False)])
 @pytest.mark.parametrize("groups", [1, 3, 20])
-def test_pool_groups(ratio: int, width: int, overlapping: bool, leads: bool, groups: int) -> None:
+def test_pooling_kernel_equals_reference(
+    ratio: int, width: int, overlapping: bool, leads: bool, groups: int
+) -> None:
     tokens = (groups + int(overlapping and not leads)) * ratio
     rows = random(tokens, (4 if overlapping else 2) * width, seed=1) * 3
     assert_same(
@@ -379,7 +385,7 @@ def test_pool_with_gates_that_drop_a_slot_or_take_all() -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 45, 300])
-def test_add_places(tokens: int) -> None:
+def test_add_places_kernel_equals_reference(tokens: int) -> None:
     places = (torch.arange(tokens) * 3) % 4
     parts = [random(tokens, 2 * 70, seed=1), random(4, 70, seed=2)]
     assert_same(lambda x, bias: pool.add_places(x * 1, bias, places), parts, 1e-5)
@@ -406,7 +412,9 @@ def test_pooling_does_not_depend_on_threads() -> None:
     ("tokens", "inputs", "outputs"),
     [(1, 32, 64), (31, 64, 32), (33, 96, 64), (300, 64, 96), (40, 1088, 32), (600, 32, 1088)],
 )
-def test_linear(dtype: torch.dtype, tokens: int, inputs: int, outputs: int) -> None:
+def test_linear_kernel_equals_reference(
+    dtype: torch.dtype, tokens: int, inputs: int, outputs: int
+) -> None:
     """Rows that do not fill a tile, more than a turn's, sums longer than are added up at once."""
     x = random(tokens, inputs, seed=1, dtype=dtype)
     weight = random(outputs, inputs, seed=2) * inputs**-0.5
@@ -424,13 +432,13 @@ def test_linear_reads_rows_at_any_distance() -> None:
 
 @DTYPES
 @pytest.mark.parametrize("tokens", [1, 45, 260])
-def test_grouped_linear(dtype: torch.dtype, tokens: int) -> None:
+def test_grouped_linear_kernel_equals_reference(dtype: torch.dtype, tokens: int) -> None:
     x, weight = random(tokens, 2, 64, seed=1, dtype=dtype), random(2 * 96, 64, seed=2) * 0.1
     assert_same(lambda x, w: matmul.grouped_linear(x, Weight(w), 2), [x, weight], TOLERANCE[dtype])
 
 
 @DTYPES
-def test_wide_linear(dtype: torch.dtype) -> None:
+def test_wide_linear_kernel_equals_reference_and_gives_float32(dtype: torch.dtype) -> None:
     """Float32 comes out, and a float32 gradient goes in."""
     x, weight = random(45, 64, seed=1, dtype=dtype), random(96, 64, seed=2) * 0.1
     assert matmul.wide_linear(x, Weight(weight)).dtype == torch.float32

@@ -100,7 +100,7 @@ def test_the_libraries_know_the_error(locked: Live) -> None:
         )
 
 
-def test_key_files(tmp_path: Path) -> None:
+def test_key_files_have_a_key_per_line_and_short_keys_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(f"# ours\n\n{KEY}\n  {OTHER}  \n")
     keys = Keys.from_file(path)
@@ -295,7 +295,7 @@ def test_the_grace_is_not_endless() -> None:
         assert answers[0].json()["error"]["code"] == "cancelled"
 
 
-def test_loopback() -> None:
+def test_loopback_addresses_are_told_from_public_ones() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "127.8.8.8", "::1", "localhost")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.1", "example.org")))
 

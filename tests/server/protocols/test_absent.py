@@ -81,7 +81,9 @@ def test_null_for_what_must_be_given(server: Live) -> None:
 
 
 @pytest.mark.parametrize("arguments", ["", " \n", "null", " null ", None])
-def test_no_arguments(server: Live, arguments: str | None) -> None:
+def test_calls_with_empty_arguments_are_calls_without_any(
+    server: Live, arguments: str | None
+) -> None:
     """`arguments` as some clients add them up from a stream that had none."""
     body = case("empty-arguments.chat.json")
     body["messages"][1]["tool_calls"][0]["function"]["arguments"] = arguments

@@ -53,14 +53,14 @@ def test_text_alone_unless_thinking_is_asked_for(client: Anthropic, server: Live
     assert usage.output_tokens == 3
 
 
-def test_thinking(client: Anthropic) -> None:
+def test_thinking_comes_as_a_signed_block_before_the_text(client: Anthropic) -> None:
     thinking, text = ask(client, thinking=THINKING).content
     assert (thinking.type, thinking.thinking) == ("thinking", "Hm.")
     assert thinking.signature
     assert text.text == "Hello there!"
 
 
-def test_streaming(client: Anthropic) -> None:
+def test_a_stream_gives_thinking_and_text_blocks(client: Anthropic) -> None:
     with client.messages.stream(
         model="sounding", max_tokens=500, messages=HI, thinking=THINKING
     ) as stream:
@@ -115,7 +115,7 @@ def test_a_turn_with_tools(client: Anthropic, server: Live, display: Any) -> Non
     assert done.content[-1].text == "It rains."
 
 
-def test_calls_stream(client: Anthropic) -> None:
+def test_arguments_of_calls_stream_in_pieces(client: Anthropic) -> None:
     with client.messages.stream(
         model="sounding", max_tokens=500, messages=HI, tools=OWN_TOOLS
     ) as stream:
@@ -126,7 +126,7 @@ def test_calls_stream(client: Anthropic) -> None:
     assert [call.input for call in calls] == [{"city": "Oslo", "days": 2}, {}]
 
 
-def test_tool_choice(client: Anthropic, server: Live) -> None:
+def test_tool_choice_constrains_the_grammar(client: Anthropic, server: Live) -> None:
     ask(client, tools=OWN_TOOLS, tool_choice={"type": "tool", "name": "clock"})
     grammar = engine(server).requests[-1].grammar
     assert grammar is not None
@@ -165,7 +165,7 @@ def test_thinking_budget_ends_the_thinking(client: Anthropic, server: Live) -> N
     assert fresh.push(99, 0.0) and fresh.allowed() is None
 
 
-def test_json_schema(client: Anthropic, server: Live) -> None:
+def test_a_json_schema_constrains_the_answer(client: Anthropic, server: Live) -> None:
     schema = {"type": "object", "properties": {"city": {"type": "string"}}}
     ask(client, output_config={"format": {"type": "json_schema", "schema": schema}})
     grammar = engine(server).requests[-1].grammar
@@ -189,7 +189,7 @@ def test_errors_are_the_library_s_own(client: Anthropic, server: Live) -> None:
     with pytest.raises(anthropic.BadRequestError, match="web_search"):
         ask(client, tools=[{"type": "web_search_20250305", "name": "web_search"}])
     image: Any = {"type": "image", "source": {"type": "url", "url": "u"}}
-    with pytest.raises(anthropic.BadRequestError, match="text alone"):
+    with pytest.raises(anthropic.BadRequestError, match="text only"):
         ask(client, messages=[{"role": "user", "content": [image]}])
     failing = engine(server)
     failing.end, failing.fail = "error", "no memory left"

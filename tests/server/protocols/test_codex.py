@@ -80,7 +80,7 @@ def refused(server: Live, **body: Any) -> str:
 
 
 @pytest.mark.parametrize("name", ["codex-mixed-tools", "codex-history-items"])
-def test_recorded_requests(server: Live, name: str) -> None:
+def test_recorded_requests_are_answered(server: Live, name: str) -> None:
     ask(server, **case(f"{name}.responses.json"))
 
 
@@ -123,7 +123,7 @@ def test_offers_to_a_hosted_service_are_left_out(server: Live, offer: dict[str, 
     refused(server, tools=[offer], tool_choice="required")
 
 
-def test_allowed_tools(server: Live) -> None:
+def test_only_allowed_tools_can_be_called(server: Live) -> None:
     named = {"type": "function", "name": "clock", "namespace": "mcp__t"}
     tools = [NAMESPACE, PATCH, OFFERS[0]]
     allowed: dict[str, Any] = {"type": "allowed_tools", "mode": "required"}
@@ -190,7 +190,7 @@ def test_tools_that_a_search_finds(server: Live) -> None:
     assert '<tool_result>{"name": "mcp__t__clock"' in prompt(server)[len(asked) :]
 
 
-def test_additional_tools(server: Live) -> None:
+def test_additional_tools_of_the_input_can_be_called(server: Live) -> None:
     item = {"type": "additional_tools", "role": "developer", "tools": [NAMESPACE]}
     question = {"role": "user", "content": "mcp__t__clock"}
     for tools in ([], [PATCH]):
@@ -240,7 +240,7 @@ def test_an_answer_that_broke_off_is_gone_on_with(server: Live) -> None:
     ask(server, input=[asked, thought], text=form, max_output_tokens=4)
 
 
-def test_shells(server: Live) -> None:
+def test_shell_calls_of_earlier_turns_are_rendered(server: Live) -> None:
     action = {"type": "exec", "command": ["ls"], "env": {}}
     calls = [
         {"type": "local_shell_call", "id": "a", "call_id": "c", "action": action},
@@ -268,7 +268,7 @@ def test_pictures_in_results_and_in_the_past(server: Live) -> None:
     assert "text only" in refused(server, input=[asked])
 
 
-def test_hints(server: Live) -> None:
+def test_known_hints_are_accepted_and_unknown_ones_refused(server: Live) -> None:
     include = ["web_search_call.action.sources", "reasoning.encrypted_content"]
     ask(server, text={"verbosity": "low"}, include=include)
     refused(server, include=["nothing.known"])

@@ -14,7 +14,7 @@ from sounding.server.conversation import Sampling
 from sounding.server.options import ServerOptions
 from sounding.server.protocols.filling import Filling, Newlines, _with_newlines
 from sounding.server.service import Service
-from sounding.server.threads import Threads
+from sounding.server.work_threads import Threads
 from sounding.text.fim_format import FimFormat
 from sounding.text.markup import FIM_HOLE
 from tests.engine.scripted import Author, small_tokenizer

@@ -45,7 +45,9 @@ def prompt(server: Live) -> str:
         ([said("system"), REMIND], f"{BOS}be brief{REMINDER}now"),
     ],
 )
-def test_chats(server: Live, messages: list[dict[str, Any]], expected: str, thinks: bool) -> None:
+def test_a_last_system_message_is_answered_in_chat_completions(
+    server: Live, messages: list[dict[str, Any]], expected: str, thinks: bool
+) -> None:
     thinking = {"type": "enabled" if thinks else "disabled"}
     body = {"model": "sounding", "messages": messages, "thinking": thinking}
     answer = post(server.url + "/v1/chat/completions", json=body).json()
@@ -64,7 +66,7 @@ def test_behind_the_result_of_a_tool(server: Live) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/anthropic/v1/messages"])
-def test_messages(server: Live, path: str) -> None:
+def test_a_last_system_message_is_answered_in_messages(server: Live, path: str) -> None:
     body = {"model": "sounding", "max_tokens": 9, "messages": [ASK, said("system")]}
     post(server.url + path, json=body)
     assert prompt(server) == f"{BOS}{USER}Name a river.be brief{ASSISTANT}</think>"
@@ -85,7 +87,9 @@ def test_messages(server: Live, path: str) -> None:
         ({"input": [], "instructions": "be brief"}, f"{BOS}be brief"),
     ],
 )
-def test_responses(server: Live, given: dict[str, Any], expected: str) -> None:
+def test_a_last_system_message_is_answered_in_responses(
+    server: Live, given: dict[str, Any], expected: str
+) -> None:
     post(server.url + "/v1/responses", json={"model": "sounding", **given})
     assert prompt(server) == f"{expected}{ASSISTANT}<think>"
 

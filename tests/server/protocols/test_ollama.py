@@ -79,7 +79,7 @@ def test_a_text_that_begins_at_the_cursor_is_no_load(server: Live) -> None:
     assert done["done_reason"] != "load"
 
 
-def test_a_conversation(server: Live) -> None:
+def test_a_chat_is_answered_with_counts_and_reason(server: Live) -> None:
     told = {"role": "system", "content": "Be brief."}
     done = ask(server, [told, ASK], think=False, options={"num_predict": 20, "seed": 1})
     assert done["message"] == {"role": "assistant", "content": "Yes."}
@@ -88,7 +88,7 @@ def test_a_conversation(server: Live) -> None:
     assert prompt(server).endswith("Be brief.<｜User｜>hi<｜Assistant｜></think>")
 
 
-def test_thinking(server: Live) -> None:
+def test_thinking_is_a_field_of_its_own_in_whole_and_streamed_answers(server: Live) -> None:
     done = ask(server, [ASK], think=True)
     assert done["message"] == {"role": "assistant", "content": "Yes.", "thinking": "Hm."}
     *parts, last = lines(server, "/api/chat", messages=[ASK])
@@ -138,7 +138,7 @@ def test_results_without_any_name(server: Live) -> None:
     assert "parameter" not in prompt(server)
 
 
-def test_a_schema(server: Live) -> None:
+def test_a_schema_constrains_the_answer_and_is_in_the_prompt(server: Live) -> None:
     assert isinstance(server.engine, ScriptedEngine)
     ask(server, [ASK], format={"type": "object", "properties": {"n": {"type": "integer"}}})
     assert server.engine.requests[-1].grammar is not None

@@ -9,7 +9,7 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel
 
-from sounding.server.stopping import ContentRule
+from sounding.server.content_stops import ContentRule
 from tests.server.live import Live, live
 from tests.server.scripted import ScriptedEngine
 
@@ -91,7 +91,7 @@ def test_reasoning_and_content(client: OpenAI) -> None:
     )
 
 
-def test_without_thinking(client: OpenAI, server: Live) -> None:
+def test_thinking_can_be_switched_off(client: OpenAI, server: Live) -> None:
     for how in ({"extra_body": {"thinking": {"type": "disabled"}}}, {"reasoning_effort": "none"}):
         (choice,) = chat(client, **how).choices
         assert choice.message.content == "Hello there!"
@@ -187,7 +187,7 @@ def test_calls_come_back_whole(client: OpenAI) -> None:
     assert first.id != second.id
 
 
-def test_calls_stream(client: OpenAI) -> None:
+def test_arguments_of_calls_stream_in_pieces(client: OpenAI) -> None:
     names: dict[int, str] = {}
     arguments: dict[int, str] = {}
     pieces = 0
@@ -263,14 +263,14 @@ def test_json_schema_into_a_model(client: OpenAI, server: Live) -> None:
     done = client.chat.completions.parse(model="sounding", messages=HI, response_format=Forecast)
     assert done.choices[0].message.parsed == Forecast(city="Oslo", days=2)
     grammar = engine(server).requests[-1].grammar
-    assert grammar is not None and '%json {"properties": {"city"' in grammar.text
+    assert grammar is not None and '"required": ["city", "days"]' in grammar.text
     assert '"city"' in engine(server).prompts[-1]
 
 
-def test_json_object(client: OpenAI, server: Live) -> None:
+def test_a_json_object_format_constrains_the_answer(client: OpenAI, server: Live) -> None:
     chat(client, response_format={"type": "json_object"})
     grammar = engine(server).requests[-1].grammar
-    assert grammar is not None and '%json {"type": "object"}' in grammar.text
+    assert grammar is not None and '"type": ["object"]' in grammar.text
     assert "Response Format" not in engine(server).prompts[-1]
 
 
@@ -278,7 +278,7 @@ def test_json_object(client: OpenAI, server: Live) -> None:
 # Completions
 
 
-def test_completion(client: OpenAI, server: Live) -> None:
+def test_completions_echo_and_stream_several_prompts(client: OpenAI, server: Live) -> None:
     done = client.completions.create(model="sounding", prompt="def f", max_tokens=3, echo=True)
     assert done.choices[0].text == "def fHello there!"
     assert engine(server).prompts[-1] == "<｜begin▁of▁sentence｜>def f"
@@ -290,7 +290,7 @@ def test_completion(client: OpenAI, server: Live) -> None:
     assert [list(r.prompt) for r in engine(server).requests[-2:]] == [[5, 6], [7]]
 
 
-def test_completion_logprobs(client: OpenAI) -> None:
+def test_completions_have_logprobs_with_offsets(client: OpenAI) -> None:
     done = client.completions.create(model="sounding", prompt="x", max_tokens=2, logprobs=1)
     logprobs: Any = done.choices[0].logprobs
     assert logprobs.tokens == ["Hello", " there"]
@@ -298,7 +298,7 @@ def test_completion_logprobs(client: OpenAI) -> None:
     assert logprobs.top_logprobs[0] == {"Hello": -0.5}
 
 
-def test_models(client: OpenAI) -> None:
+def test_the_served_model_is_listed(client: OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["sounding"]
     assert client.models.retrieve("sounding").owned_by == "sounding"
 
@@ -307,7 +307,7 @@ def test_models(client: OpenAI) -> None:
 # Responses
 
 
-def test_response(client: OpenAI, server: Live) -> None:
+def test_a_response_has_reasoning_and_message(client: OpenAI, server: Live) -> None:
     done = client.responses.create(
         model="sounding", input="Hi", instructions="Be brief.", metadata={"a": "b"}
     )
@@ -320,7 +320,7 @@ def test_response(client: OpenAI, server: Live) -> None:
     assert engine(server).prompts[-1].startswith("<｜begin▁of▁sentence｜>Be brief.<｜User｜>Hi")
 
 
-def test_response_streams(client: OpenAI) -> None:
+def test_a_response_streams_numbered_events(client: OpenAI) -> None:
     with client.responses.stream(model="sounding", input="Hi") as stream:
         events = list(stream)
         final = stream.get_final_response()
@@ -353,7 +353,7 @@ def test_response_calls_and_goes_on(client: OpenAI, server: Live) -> None:
     assert done.output_text == "It rains."
 
 
-def test_response_parses(client: OpenAI) -> None:
+def test_a_response_parses_into_a_model_class(client: OpenAI) -> None:
     done = client.responses.parse(model="sounding", input="Hi", text_format=Forecast)
     assert done.output_parsed == Forecast(city="Oslo", days=2)
 

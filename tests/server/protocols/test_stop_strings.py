@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sounding.engine.stop import StopStrings
-from sounding.server.stopping import ContentStops
+from sounding.server.content_stops import ContentStops
 from sounding.server.trace import record
 from sounding.text import ContentDelta, End, ReasoningDelta, coalesce
 from sounding.text.dsml.calls import render_block, render_call

@@ -80,7 +80,7 @@ MADE_UP = st.tuples(
 )
 
 
-def test_golden_messages() -> None:
+def test_golden_completions_parse_to_their_messages() -> None:
     assert len(GOLDEN) == 100
     for row in GOLDEN:
         assert parse(row["text"], row["thinking_mode"]).message() == row["expected"]
@@ -173,7 +173,7 @@ def test_events_of_a_call_arrive_while_it_is_written() -> None:
     ("text", "mode"),
     [("Hi", "chat"), (f"a<think>b{EOS}", "chat"), (f"a{EOS}", "thinking"), (f"a{EOS} ", "chat")],
 )
-def test_refused(text: str, mode: str) -> None:
+def test_texts_that_break_the_format_are_malformed(text: str, mode: str) -> None:
     with pytest.raises(Malformed):
         parse(text, mode)
 

@@ -72,7 +72,7 @@ def test_long_garbage_is_read_once() -> None:
         ("-1.5e3", -1500.0),
     ],
 )
-def test_lenient_json(text: str, value: object) -> None:
+def test_lenient_json_reads_what_models_write(text: str, value: object) -> None:
     assert read_lenient(text) == value
 
 

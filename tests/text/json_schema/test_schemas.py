@@ -157,7 +157,7 @@ CASES: list[tuple[dict[str, Any] | None, list[dict[str, Any]], list[dict[str, An
 
 
 @pytest.mark.parametrize(("parameters", "right", "wrong"), CASES)
-def test_arguments(
+def test_a_schema_admits_right_arguments_and_no_wrong_ones(
     parameters: dict[str, Any] | None, right: list[dict[str, Any]], wrong: list[dict[str, Any]]
 ) -> None:
     for arguments in right:
@@ -235,7 +235,9 @@ def test_references_that_double_are_no_work_without_end(combination: str, kind: 
         (r"^[a-c-]+?$", ["a-b"], ["d"]),
     ],
 )
-def test_patterns(pattern: str, right: list[str], wrong: list[str]) -> None:
+def test_a_pattern_admits_right_texts_and_no_wrong_ones(
+    pattern: str, right: list[str], wrong: list[str]
+) -> None:
     made = portable(pattern)
     schema = {"properties": {"a": {"type": "string", "pattern": pattern}}}
     within = {"properties": {"l": {"items": schema["properties"]["a"]}}}
@@ -258,6 +260,6 @@ def test_patterns_that_are_refused(pattern: str) -> None:
         portable(pattern)
 
 
-def test_anchors_within() -> None:
+def test_anchors_inside_of_a_pattern_are_refused() -> None:
     with pytest.raises(ValueError, match="inside of a pattern"):
         whole(portable("a(^b)"))

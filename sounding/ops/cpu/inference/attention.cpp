@@ -173,6 +173,8 @@ Projected project(const Work& work, const BFloat16* x) {
         made.index_weights = add(layer.index_weights);
     }
     multiply(products.data(), products.size(), work.threads);
+    add_deltas(work, &AdapterLayer::wq_a, x, net.channels, made.qr, net.q_rank);
+    add_deltas(work, &AdapterLayer::wkv, x, net.channels, made.kv, net.head_dim);
     return made;
 }
 
@@ -224,6 +226,7 @@ void attention(const Work& work, const BFloat16* x, BFloat16* output) {
         up[1].out = arena.take<float>(t_count * index_wide);
     }
     multiply(up, csa ? 2 : 1, work.threads);
+    add_deltas(work, &AdapterLayer::wq_b, qr, net.q_rank, up[0].out, wide);
     BFloat16* q = arena.take<BFloat16>(t_count * wide);
     BFloat16* index_q = csa ? arena.take<BFloat16>(t_count * index_wide) : nullptr;
     parallel_for(t_count, 8, work.threads, [&](int64_t low, int64_t high) {
@@ -274,12 +277,14 @@ void attention(const Work& work, const BFloat16* x, BFloat16* output) {
         fill(down.back().x, o + g * width, wide, work.threads);
     }
     multiply(down.data(), net.groups, work.threads);
+    add_grouped_deltas(work, &AdapterLayer::wo_a, o, wide, low, lowered);
     BFloat16* near = arena.take<BFloat16>(t_count * lowered);
     to_bfloat16(low, t_count * lowered, near);
     Product last{layer.wo_b, make_panel(arena, t_count, layer.wo_b),
                  arena.take<float>(t_count * net.channels), net.channels};
     fill(last.x, near, lowered, work.threads);
     multiply(&last, 1, work.threads);
+    add_deltas(work, &AdapterLayer::wo_b, near, lowered, last.out, net.channels);
     parallel_for(t_count, 16, work.threads, [&](int64_t first, int64_t end) {
         to_bfloat16(last.out + first * net.channels, (end - first) * net.channels,
                     output + first * net.channels);

@@ -76,6 +76,46 @@ void route(const Work& work, const float* logits, float* scores, int64_t* chosen
     });
 }
 
+// Which pairs of each expert belong to which adapter of the step.
+struct AdaptedPairs {
+    const Work& work;
+    const Groups& groups;
+    int64_t* adapter;  // of each token, -1 for the base
+
+    AdaptedPairs(const Work& work, const Groups& groups) : work(work), groups(groups), adapter(nullptr) {
+        if (work.adapters == 0) return;
+        adapter = work.arena.take<int64_t>(work.count);
+        std::fill_n(adapter, work.count, int64_t{-1});
+        for (int64_t a = 0; a < work.adapters; a++)
+            for (int64_t i = 0; i < work.adapted[a].count; i++) adapter[work.adapted[a].rows[i]] = a;
+    }
+
+    // Adds deltas to out [pairs, out_stride]. Row p of the input is that of pair p, or of its token.
+    void add(const List<int64_t>& active, const Delta* AdapterLayer::*which, const BFloat16* x, int64_t stride,
+             bool by_token, float* out, int64_t out_stride) const {
+        if (work.adapters == 0) return;
+        parallel_for(active.size(), 1, work.threads, [&](int64_t low, int64_t high) {
+            thread_local static Arena own;
+            for (int64_t i = low; i < high; i++) {
+                Scope scope(own);
+                const int64_t e = active[i], first = groups.starts[e], end = groups.starts[e + 1];
+                int64_t* from = own.take<int64_t>(end - first);
+                int64_t* to = own.take<int64_t>(end - first);
+                for (int64_t a = 0; a < work.adapters; a++) {
+                    int64_t count = 0;
+                    for (int64_t p = first; p < end; p++) {
+                        if (adapter[groups.tokens[p]] != a) continue;
+                        from[count] = by_token ? groups.tokens[p] : p;
+                        to[count++] = p;
+                    }
+                    const Delta* deltas = work.adapted[a].layer->*which;
+                    if (deltas != nullptr) add_delta(deltas[e], x, stride, from, to, count, out, out_stride, 1, own);
+                }
+            }
+        });
+    }
+};
+
 }  // namespace
 
 void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* chosen,
@@ -103,6 +143,8 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
     products.push_back({layer.shared_w1, for_gate, shared_gates, inner});
     products.push_back({layer.shared_w3, for_up, shared_ups, inner});
     multiply(products.data(), 3, work.threads);
+    add_deltas(work, &AdapterLayer::shared_w1, x, c, shared_gates, inner);
+    add_deltas(work, &AdapterLayer::shared_w3, x, c, shared_ups, inner);
     float* shares = arena.take<float>(pairs);
     route(work, logits, scores, chosen, shares);
 
@@ -128,6 +170,9 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
             fill(products[2 * i].x, x, c, 1, &groups.tokens[groups.starts[active[i]]]);
     });
     multiply(products.data(), 2 * active_count, work.threads);
+    const AdaptedPairs adapted(work, groups);
+    adapted.add(active, &AdapterLayer::w1, x, c, true, gates, inner);
+    adapted.add(active, &AdapterLayer::w3, x, c, true, ups, inner);
 
     BFloat16* acted = arena.take<BFloat16>(pairs * inner);
     BFloat16* shared_acted = arena.take<BFloat16>(t_count * inner);
@@ -162,6 +207,8 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
                  1);
     });
     multiply(products.data(), active_count + 1, work.threads);
+    adapted.add(active, &AdapterLayer::w2, acted, inner, false, results, c);
+    add_deltas(work, &AdapterLayer::shared_w2, shared_acted, inner, shared_results, c);
 
     parallel_for(t_count, 16, work.threads, [&](int64_t low, int64_t high) {
         thread_local static Arena own;

@@ -36,6 +36,7 @@ struct Task {
     int64_t count, sequences;
     Rows* const* lists;
     int threads;
+    const AdapterLayer* const* adapters;  // of each sequence, all its layers, or null
 
     int64_t number(int64_t s, int64_t layer) const { return (s * layer_count + layer) * LISTS; }
 
@@ -70,6 +71,25 @@ void run_block(const Work& work, BFloat16* streams, int64_t* chosen, float* scor
     write_back(work, streams, by, output);
 }
 
+// The rows of each adapter of a step, with the adapter's first layer.
+List<Adapted> group_by_adapter(const Task& task, Arena& arena) {
+    List<Adapted> groups(arena, task.sequences);
+    if (task.adapters == nullptr) return groups;
+    for (int64_t s = 0; s < task.sequences; s++) {
+        const AdapterLayer* const layers = task.adapters[s];
+        bool known = layers == nullptr;
+        for (int64_t a = 0; a < groups.size() && !known; a++) known = groups[a].layer == layers;
+        if (known) continue;
+        int64_t* rows = arena.take<int64_t>(task.count);
+        int64_t found = 0;
+        for (int64_t other = 0, first = 0; other < task.sequences; first += task.lengths[other], other++)
+            for (int64_t t = 0; t < task.lengths[other] && task.adapters[other] == layers; t++)
+                rows[found++] = first + t;
+        groups.push_back({layers, rows, found});
+    }
+    return groups;
+}
+
 // The means of the streams behind some layers: that of layer l is row place[l], or -1, of out[t, count, c].
 struct Taps {
     const int64_t* place;
@@ -102,16 +122,18 @@ void run_blocks(const Task& task, BFloat16* streams, int64_t* chosen, float* sco
                 Arena& arena) {
     Scope scope(arena);
     const int64_t count = task.count;
+    const List<Adapted> adapted = group_by_adapter(task, arena);
     int64_t* positions = arena.take<int64_t>(count);
     Span* spans = arena.take<Span>(task.sequences);
     lay_out(task, spans, positions);
     for (int64_t l = 0; l < task.layer_count; l++) {
         for (int64_t s = 0; s < task.sequences; s++) spans[s].lists = task.lists + task.number(s, l);
         const Work work{task.net, *task.layers[l], task.tokens, positions, spans, count,
-                        task.sequences, task.threads, arena, block};
+                        task.sequences, task.threads, arena, adapted.data(), adapted.size(), block};
         run_block(work, streams, chosen + l * count * task.net.choices,
                   scores + l * count * task.net.experts);
         taps.take(task.net, l, streams, count, task.threads);
+        for (int64_t a = 0; a < adapted.size(); a++) adapted[a].layer++;
     }
 }
 
@@ -216,14 +238,16 @@ extern "C" {
 
 // Runs `layers` over streams [count, m, c] in place, and appends the tokens to the states
 // lists[s][layer][RowsOf]. With `places` it takes taps[count, tap_count, c] (see Taps). With `ends` it starts from tokens, whose embedding it writes to the streams, and
-// computes logits[row_count, vocabulary] of some rows. Returns -1 on success. Before anything is changed it
-// returns the index of the first list (in that order) without room for its new rows, or -2 for an unknown token.
+// computes logits[row_count, vocabulary] of some rows. adapters[s] are the deltas of all layers for sequence s, or
+// null; `adapters` is null where no sequence has any. Returns -1 on success. Before anything is changed it returns
+// the index of the first list (in that order) without room for its new rows, or -2 for an unknown token.
 int64_t network_run(const Network* net, const Layer* const* layers, int64_t layer_count,
                     const Ends* ends, BFloat16* streams, const int64_t* tokens, int64_t count,
                     const int64_t* lengths, int64_t sequences, Rows* const* lists,
                     int64_t* chosen, float* scores, const int64_t* rows, int64_t row_count,
-                    float* logits, const int64_t* places, int64_t tap_count, BFloat16* taps, int threads) {
-    const Task task{*net, layers, layer_count, tokens, lengths, count, sequences, lists, threads};
+                    float* logits, int threads, const AdapterLayer* const* adapters, const int64_t* places,
+                    int64_t tap_count, BFloat16* taps) {
+    const Task task{*net, layers, layer_count, tokens, lengths, count, sequences, lists, threads, adapters};
     if (ends != nullptr)
         for (int64_t t = 0; t < count; t++)
             if (tokens[t] < 0 || tokens[t] >= ends->embedding.rows) return -2;
@@ -254,7 +278,7 @@ int64_t network_begin_draft(const Network* net, const DraftEnds* ends, const BFl
 int64_t network_read_context(const Network* net, const Layer* const* layers, int64_t layer_count,
                              const Weight* main_proj, const Vector* main_norm, const BFloat16* taps, int64_t count,
                              const int64_t* lengths, int64_t sequences, Rows* const* lists, int threads) {
-    const Task task{*net, layers, layer_count, nullptr, lengths, count, sequences, lists, threads};
+    const Task task{*net, layers, layer_count, nullptr, lengths, count, sequences, lists, threads, nullptr};
     const int64_t crowded = task.crowded();
     if (crowded >= 0) return crowded;
     Memory memory;
@@ -268,7 +292,7 @@ int64_t network_read_context(const Network* net, const Layer* const* layers, int
 void network_draft_block(const Network* net, const Layer* const* layers, int64_t layer_count, const Ends* ends,
                          const int64_t* tokens, int64_t count, const int64_t* lengths, int64_t sequences,
                          Rows* const* lists, BFloat16* hidden, float* logits, int threads) {
-    const Task task{*net, layers, layer_count, tokens, lengths, count, sequences, lists, threads};
+    const Task task{*net, layers, layer_count, tokens, lengths, count, sequences, lists, threads, nullptr};
     Memory memory;
     Step step;
     Arena& arena = memory.arena();
@@ -317,6 +341,10 @@ int64_t network_layout(int64_t* out) {
     AT(Layer, index_wq_b) AT(Layer, index_weights) AT(Layer, gate) AT(Layer, bias) AT(Layer, table)
     AT(Layer, w1) AT(Layer, w2) AT(Layer, w3) AT(Layer, shared_w1) AT(Layer, shared_w2) AT(Layer, shared_w3)
     END(Layer)
+    AT(Delta, low) AT(Delta, high) AT(Delta, factor) END(Delta)
+    AT(AdapterLayer, wq_a) AT(AdapterLayer, wq_b) AT(AdapterLayer, wkv) AT(AdapterLayer, wo_a)
+    AT(AdapterLayer, wo_b) AT(AdapterLayer, w1) AT(AdapterLayer, w2) AT(AdapterLayer, w3)
+    AT(AdapterLayer, shared_w1) AT(AdapterLayer, shared_w2) AT(AdapterLayer, shared_w3) END(AdapterLayer)
     AT(Network, channels) AT(Network, streams) AT(Network, heads) AT(Network, head_dim) AT(Network, rotary)
     AT(Network, q_rank) AT(Network, groups) AT(Network, o_rank) AT(Network, window) AT(Network, index_heads)
     AT(Network, index_width) AT(Network, index_limit) AT(Network, experts) AT(Network, choices)

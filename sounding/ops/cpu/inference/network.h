@@ -47,6 +47,19 @@ struct Layer {
     Weight shared_w1, shared_w2, shared_w3;
 };
 
+// What an adapter adds to a weight's product: factor * high (low x). Without rows in `low` it is nothing.
+struct Delta {
+    Weight low, high;  // [rank, columns] and [rows, rank]
+    double factor;
+};
+
+// The deltas of one layer.
+struct AdapterLayer {
+    Delta wq_a, wq_b, wkv, wo_a, wo_b;
+    const Delta *w1, *w2, *w3;  // one per expert
+    Delta shared_w1, shared_w2, shared_w3;
+};
+
 struct Network {
     int64_t channels, streams, heads, head_dim, rotary, q_rank, groups, o_rank, window;
     int64_t index_heads, index_width, index_limit;
@@ -93,6 +106,13 @@ struct Span {
     Rows* const* lists;            // the lists of this sequence and layer
 };
 
+// The rows of a step whose sequences have the same adapter.
+struct Adapted {
+    const AdapterLayer* layer;
+    const int64_t* rows;
+    int64_t count;
+};
+
 // One step: the next tokens of some sequences, and scratch memory.
 struct Work {
     const Network& net;
@@ -103,6 +123,8 @@ struct Work {
     int64_t count, sequences;
     int threads;
     Arena& arena;
+    const Adapted* adapted;  // none in a step of the base alone
+    int64_t adapters;
     bool block;  // spans are blocks of drafts: each token sees the window before its span and all of it
 };
 
@@ -133,6 +155,17 @@ void write_back(const Work& work, BFloat16* streams, const Connection& by, const
 // its norm.
 void collapse(const Network& net, const HyperConnection& hc, const Vector& norm, const BFloat16* streams,
               const int64_t* rows, int64_t count, BFloat16* out, int threads);
+
+// deltas.cpp: out[to[i]] += factor * high (low x[from[i]]), for i below `count`. The bits of a row
+// depend on neither the rows beside it nor the threads.
+void add_delta(const Delta& delta, const BFloat16* x, int64_t stride, const int64_t* from, const int64_t* to,
+               int64_t count, float* out, int64_t out_stride, int threads, Arena& arena);
+// The same for the rows of every adapter of the step.
+void add_deltas(const Work& work, Delta AdapterLayer::*which, const BFloat16* x, int64_t stride, float* out,
+                int64_t out_stride);
+// The deltas of a product by group: `which` has the outputs of all groups, one below the other.
+void add_grouped_deltas(const Work& work, Delta AdapterLayer::*which, const BFloat16* x, int64_t stride, float* out,
+                        int64_t out_stride);
 
 // attention.cpp, compressor.cpp, indexer.cpp
 void attention(const Work& work, const BFloat16* x, BFloat16* output);

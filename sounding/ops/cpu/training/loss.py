@@ -54,10 +54,10 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-        vocab, learns = head.shape[0], any(ctx.needs_input_grad)
+        vocab, (learns, head_learns, _) = head.shape[0], ctx.needs_input_grad
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden)
-        grad_head = torch.zeros_like(head, dtype=torch.float32)
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if head_learns else None
         buffer = hidden.new_empty(min(_ROWS, len(hidden)), vocab)
         products = _Tiles(hidden, head) if have_tiles(hidden, head) else _Torch(hidden, head)
         for low in range(0, len(hidden), _ROWS):
@@ -68,17 +68,18 @@ class _CrossEntropy(torch.autograd.Function):
                 products.logits(hidden[part], logits)
                 sizes = (rows(len(logits)), vocab)
                 call("cross_entropy", logits, *sizes, logits, targets[part], losses[part])
-                if learns:
+                if learns or head_learns:
                     products.back(logits, grad_hidden[part])
-            if learns:
+            if grad_head is not None:
                 products.add_outer(buffer[: high - low], hidden[low:high], grad_head)
         ctx.save_for_backward(grad_hidden, grad_head)
         ctx.head_dtype = head.dtype
         return losses.sum()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
         grad_hidden, grad_head = ctx.saved_tensors
         (outer,) = gradients
-        grad_head = (grad_head * outer).to(ctx.head_dtype)
+        if grad_head is not None:  # else the head is frozen
+            grad_head = (grad_head * outer).to(ctx.head_dtype)
         return grad_hidden * outer.to(grad_hidden.dtype), grad_head, None

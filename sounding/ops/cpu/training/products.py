@@ -89,9 +89,12 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, *straights = ctx.saved_tensors
         grad_x = x.new_empty(x.shape)
+        learns = any(ctx.needs_input_grad[3:])  # all of one call do, or are frozen beside a delta
         if ctx.tiles:
             grad = _with_rows(gradients[0].to(x.dtype))
             multiply(grad, straights[0], ctx.bounds, grad_x)
+            if not learns:
+                return grad_x, None, None, *(None for _ in ctx.weights)
             grads = [torch.empty_like(weight, dtype=torch.float32) for weight in ctx.weights]
             outer(grad, x, ctx.bounds, *grads)
         else:

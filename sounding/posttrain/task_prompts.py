@@ -10,10 +10,10 @@ import numpy as np
 
 from sounding.agent.loop import Tools
 from sounding.files import read_json_lines
-from sounding.posttrain.conversations import Conversation, conversation_of, prompt_of
+from sounding.posttrain.conversations import ConversationRow, conversation_of, prompt_of
 from sounding.sandbox.run import Limits, require_isolation
 from sounding.sandbox.trial import judge
-from sounding.tasks.chat import ChatTask, read_chat_problems
+from sounding.tasks.chat_task import ChatTask, read_chat_problems
 from sounding.tasks.task import Grade
 from sounding.text.encoding import Message
 from sounding.text.tokenizer import Tokenizer
@@ -86,7 +86,7 @@ def read_tasks(path: Path, seconds: float) -> GradedChats:
 
 def task_prompts(
     task: GradedChats, tokenizer: Tokenizer, *, effort_scheme: str, where: str = "task"
-) -> tuple[list[Conversation], list[list[int]]]:
+) -> tuple[list[ConversationRow], list[list[int]]]:
     """The conversations of a task and the tokens that their answers follow."""
     conversations = [
         conversation_of(task.row(index), f"{where} {index}", effort_scheme=effort_scheme)

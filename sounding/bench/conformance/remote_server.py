@@ -1,4 +1,4 @@
-"""Talking to a server under examination: JSON out, and whatever comes back kept as it came."""
+"""Send JSON requests to a server under test and keep its responses unchanged."""
 
 import codecs
 import http.client
@@ -8,41 +8,41 @@ import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
-_SHOWN = 400  # characters of a request or an answer in a report
-_MOST_SECONDS = 30.0  # for one answer: a small model needs a few
+_SHOWN = 400  # characters of a request or a response in a report
+_MOST_SECONDS = 30.0  # timeout of one response: a small model needs a few
 
 
 class BadAnswer(Exception):
-    """An answer has another status than was wanted."""
+    """A response does not have the expected status."""
 
     def __init__(self, status: int, wanted: str, text: str) -> None:
-        super().__init__(f"status {status} where {wanted} is wanted: {text[:200]}")
+        super().__init__(f"status {status}, expected {wanted}: {text[:200]}")
         self.status = status
 
 
 class OutOfBudget(Exception):
-    """No further request may be sent."""
+    """The budget of requests or seconds is spent."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """One event of a stream; `name` is "" where none is given."""
+    """One event of a stream; `name` is "" if the event has none."""
 
     name: str
     data: str
 
     @property
     def json(self) -> dict[str, Any]:
-        """The object of the event. Raises ValueError for anything else."""
+        """The event's JSON object. Raises ValueError if it is not one."""
         value = json.loads(self.data)
         if not isinstance(value, dict):
-            raise ValueError(f"an event holds {self.data[:80]!r}, which is no object")
+            raise ValueError(f"an event has {self.data[:80]!r}, which is not a JSON object")
         return value
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A whole answer."""
+class ServerAnswer:
+    """A complete response."""
 
     status: int
     content_type: str
@@ -54,15 +54,14 @@ class Answer:
 
     @property
     def json(self) -> Any:
-        """The JSON of the body. Raises ValueError for anything else."""
+        """The body as JSON. Raises ValueError if it is not JSON."""
         return json.loads(self.body)
 
     @property
     def events(self) -> list[Event]:
-        """The events of a stream (Server-Sent Events), comments left out.
+        """The events of a stream (Server-Sent Events), without comments.
 
-        Raises ValueError for bytes that are no UTF-8 as a whole: characters may not be cut apart
-        between events.
+        Raises ValueError if the body is not UTF-8: a character must not be split between events.
         """
         text = codecs.decode(self.body, "utf-8").replace("\r\n", "\n")
         found = []
@@ -81,8 +80,8 @@ class Answer:
         return [json.loads(line) for line in self.body.splitlines() if line.strip()]
 
 
-class Server:
-    """A server, and what may still be asked of it."""
+class RemoteServer:
+    """A server under test, with the remaining budget of requests and seconds."""
 
     def __init__(
         self,
@@ -93,13 +92,15 @@ class Server:
         requests: int = 400,
         seconds: float = 300.0,
     ) -> None:
-        """`requests` and `seconds` bound the whole examination.
+        """`requests` and `seconds` limit the whole run.
 
-        Raises ValueError for what is not the address of a server.
+        Raises ValueError if `url` is not an http(s) address.
         """
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} must be the address of a server: http://127.0.0.1:8000")
+            raise ValueError(
+                f"{url!r} must be the http(s) address of a server, such as http://127.0.0.1:8000"
+            )
         self.model, self.api_key = model, api_key
         self._parts = parts
         self._requests = requests
@@ -107,11 +108,11 @@ class Server:
         self.last = ("", "")
 
     def forget(self) -> None:
-        """Forget the last request and its answer."""
+        """Clear the recorded last request and response."""
         self.last = ("", "")
 
-    def get(self, path: str, *, wanted: int | None = 200) -> Answer:
-        """Ask for a page."""
+    def get(self, path: str, *, wanted: int | None = 200) -> ServerAnswer:
+        """Send a GET request."""
         return self._send("GET", path, None, wanted)
 
     def post(
@@ -121,24 +122,24 @@ class Server:
         *,
         wanted: int | None = 200,
         headers: dict[str, str] | None = None,
-    ) -> Answer:
-        """Ask with an object, or with bytes as they are.
+    ) -> ServerAnswer:
+        """Send a POST request with a JSON object, or with raw bytes.
 
-        Raises BadAnswer where `wanted` is given and the status is another, OutOfBudget, and
-        OSError where no whole answer comes.
+        Raises BadAnswer if the status is not `wanted` (None accepts any), OutOfBudget, and OSError
+        if there is no complete response.
         """
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self._send("POST", path, content, wanted, headers)
 
-    def refuses(self, path: str, body: dict[str, Any] | bytes) -> Answer:
-        """Ask for what must be refused as the client's fault (status 400 to 499)."""
+    def refuses(self, path: str, body: dict[str, Any] | bytes) -> ServerAnswer:
+        """Send a request that the server must refuse as a client error (status 400 to 499)."""
         answer = self.post(path, body, wanted=None)
         if not 400 <= answer.status < 500:
             raise BadAnswer(answer.status, "a refusal (400 to 499)", answer.text)
         return answer
 
     def leaves(self, path: str, body: dict[str, Any]) -> None:
-        """Ask, read the first bytes of the answer and hang up."""
+        """Send a request, read the first byte of the response and disconnect."""
         connection = self._connect()
         try:
             connection.request(
@@ -157,7 +158,7 @@ class Server:
         content: bytes | None,
         wanted: int | None,
         headers: dict[str, str] | None = None,
-    ) -> Answer:
+    ) -> ServerAnswer:
         self.last = (f"{method} {path} {(content or b'').decode('utf-8', 'replace')[:_SHOWN]}", "")
         connection = self._connect()
         try:
@@ -170,7 +171,7 @@ class Server:
         finally:
             connection.close()
         kind = response.getheader("Content-Type", "")
-        answer = Answer(response.status, kind, body)
+        answer = ServerAnswer(response.status, kind, body)
         self.last = (self.last[0], f"{answer.status} {answer.text[:_SHOWN]}")
         if wanted is not None and answer.status != wanted:
             raise BadAnswer(answer.status, str(wanted), answer.text)
@@ -179,7 +180,7 @@ class Server:
     def _connect(self) -> http.client.HTTPConnection:
         left = self._until - time.monotonic()
         if self._requests <= 0 or left <= 0:
-            raise OutOfBudget("the examination's requests or seconds are spent")
+            raise OutOfBudget("the budget of requests or seconds is spent")
         self._requests -= 1
         https = self._parts.scheme == "https"
         kind = http.client.HTTPSConnection if https else http.client.HTTPConnection

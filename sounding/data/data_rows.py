@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sounding.data.batch import StreamState
 from sounding.data.dataset import Dataset
 from sounding.data.fim import FimSettings, middle_span, piece_limit
 from sounding.data.line_ends import LineEnds
 from sounding.data.packing import best_fit, cut
+from sounding.data.token_batch import StreamState
 from sounding.data.token_cuts import Joints, Segment
 from sounding.text.fim_format import FimFormat, FimTokens
 

@@ -45,7 +45,7 @@ def test_many_large_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
                 thread.join()
 
 
-def test_many_grammars() -> None:
+def test_slow_grammars_do_not_block_other_requests() -> None:
     go_on, waiting = threading.Event(), threading.Semaphore(0)
 
     class Slow(ScriptedEngine):

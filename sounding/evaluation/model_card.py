@@ -1,7 +1,7 @@
-"""The model card of a trained model, generated from the files of its training.
+"""Generate the model card of a trained model from the files of its training.
 
-Every number comes from one of them: the run's settings and metrics, the corpus's statistics, the
-model's own headers, the results of `eval ... --json`. Only the notes are written by hand.
+Every number comes from a file: the run's settings and metrics, the corpus's statistics, the model's
+headers, or results of `eval ... --json`. Only the notes are written by hand.
 """
 
 import json
@@ -24,21 +24,21 @@ from sounding.train.saved_models import CHECKPOINTS_NAME
 from sounding.weights.description import Description, describe_checkpoint
 from sounding.weights.layout import count_parameters
 
-_PLACES = 1000  # of a run, at which moving weights are looked at
-TRAINING_NAME = "training.json"  # beside a shipped model: which step of its run it is
+_PLACES = 1000  # quarters of a run after which changing weights are listed
+TRAINING_NAME = "training.json"  # next to a shipped model: names its run's step
 
 
 class Facts(NamedTuple):
-    """Facts about a trained model that its card reports."""
+    """The facts about a trained model that its card reports."""
 
     run: RunConfig
     step: int
     tokens: int
     rows: list[MetricsRow]
-    """Metrics up to that step."""
+    """Rows of metrics up to that step."""
     description: Description
     datasets: Sequence[tuple[Share, dict[str, Any]]]
-    """What was read, with the descriptions that `data tokenize` wrote; one for a single dataset."""
+    """Datasets of the run, with the descriptions by `data tokenize`; one for a single dataset."""
     corpus: dict[str, Any]
     results: list[dict[str, Any]]
     notes: Sequence[str]
@@ -47,9 +47,9 @@ class Facts(NamedTuple):
 def collect_facts(
     folder: Path, model: Path, corpus: Path, results: Sequence[Path], notes: Sequence[str]
 ) -> Facts:
-    """Read the files of a run, of its model, of its corpus, and results of evaluations.
+    """Read the files of a run, its model, its corpus, and results of evaluations.
 
-    Raises ValueError where a file is missing, or a result belongs to another model.
+    Raises ValueError if a file is missing or a result belongs to another model.
     """
     if not (folder / RUN_NAME).is_file():
         raise ValueError(f"{folder} has no {RUN_NAME}; give the folder of a run")
@@ -70,32 +70,32 @@ def collect_facts(
 
 
 def _shares(run: RunConfig) -> Sequence[Share]:
-    """The mixture that a run reads; a single dataset is all of one."""
+    """The mixture that a run reads; a single dataset is a mixture of one."""
     if run.data.path is None:
         return run.data.mixture
     return [Share(name=Path(run.data.path).name, path=run.data.path, weight=1.0)]
 
 
 def _moment(model: Path) -> tuple[int, int]:
-    """The step and the tokens after which a model's weights were saved."""
+    """The step and the number of tokens after which a model's weights were saved."""
     for path in (model / TRAINING_NAME, model.parent / "state.json"):
         if path.is_file():
             state = json.loads(path.read_text(encoding="utf-8"))
             return int(state["step"]), int(state["tokens"])
     raise ValueError(
-        f"nothing in {model} says which step of a run it is; `scripts/ship` writes {TRAINING_NAME}"
+        f"{model} has no {TRAINING_NAME} with the step of its run; `scripts/ship` writes it"
     )
 
 
 def _read_results(path: Path, mark: str) -> Iterable[dict[str, Any]]:
-    """JSON objects laid end to end, each of this model or of the whole run."""
+    """Read concatenated JSON objects, each a result of this model or of the whole run."""
     text, decoder = path.read_text(encoding="utf-8").strip(), json.JSONDecoder()
     while text:
         try:
             result, end = decoder.raw_decode(text)
             name, settings = result["evaluation"], result["settings"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not what `eval ... --json` prints: {error!r}") from None
+            raise ValueError(f"{path} is not output of `eval ... --json`: {error!r}") from None
         if settings.get("model", mark) != mark:
             raise ValueError(
                 f"{path} has results of `eval {name}` for another model ({settings['model']}, and "
@@ -183,7 +183,7 @@ def _data(facts: Facts) -> list[str]:
 
 
 def _mixture(facts: Facts) -> list[str]:
-    """How often each dataset was read, by its share of the mixture so far."""
+    """How often each dataset was read, from its share of the mixture so far."""
     note = "(FIM tokens and repeated passes included)"
     if len(facts.datasets) == 1:
         (_, info), times = facts.datasets[0], _times_read(facts)[0]
@@ -207,7 +207,7 @@ def _mixture(facts: Facts) -> list[str]:
 
 
 def _times_read(facts: Facts) -> list[float]:
-    """Of each dataset, how often a token was seen on average."""
+    """Average number of times that a token of each dataset was seen."""
     done = facts.step / facts.run.train.steps
     places = [done * (at + 0.5) / _PLACES for at in range(_PLACES)]
     totals = [sum(share.at(place) for share, _ in facts.datasets) for place in places]
@@ -244,14 +244,14 @@ def _training(facts: Facts) -> list[str]:
 
 
 def _beginning(folder: Path) -> str:
-    """What a run began with, by the names of the folders it was in."""
+    """The weights a run started from, named by their folders."""
     if folder.parent.name == CHECKPOINTS_NAME:
         return f"the weights and moments of {folder.parent.parent.name}, {folder.name}"
     return f"the weights of {folder.name}"
 
 
 def _rates(rows: Sequence[MetricsRow]) -> str:
-    """The rates as they were, which settings that changed on the way do not say."""
+    """Learning rates as recorded in the metrics, since settings may have changed during the run."""
     rates = [row["learning_rate"] for row in rows if "loss" in row]
     if not rates:
         return "none recorded"
@@ -266,7 +266,7 @@ def _phases(rows: Sequence[MetricsRow]) -> str:
 
 
 def _time(rows: Sequence[MetricsRow]) -> tuple[float, int]:
-    """Seconds and tokens that the metrics' speeds stand for."""
+    """Seconds and tokens, from the speeds in the metrics."""
     seconds, tokens, before = 0.0, 0, 0
     for row in rows:
         if row.get("tokens_per_second", 0) > 0 and row["tokens"] > before:
@@ -333,7 +333,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
 
 
 def _rows(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Rows of JSON as a table with a column for every key."""
+    """JSON rows as a table with a column per key."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     return _table(names, ([_cell(row.get(name, "")) for name in names] for row in rows))
 

@@ -7,7 +7,7 @@ from sounding.engine.network import Network
 from sounding.model.reference_network import ReferenceNetwork
 from sounding.ops.attention import num_visible
 from sounding.ops.cpu import library
-from sounding.state.layout import all_lists, entries_read
+from sounding.state.row_layout import all_lists, entries_read
 from tests.conftest import NetworkMaker
 from tests.engine.running import CONFIG
 from tests.networks import kernel_network

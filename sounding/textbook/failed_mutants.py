@@ -1,4 +1,4 @@
-"""Faulty versions of an exercise's solution, each proven by the tests that it fails."""
+"""Faulty versions of an exercise's solution, each proven faulty by a test that it fails."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ _MOST_CHARACTERS = 60  # of a value that is told
 
 @dataclass(frozen=True)
 class Fault:
-    """A mutant, and the tests that it fails."""
+    """A mutant and the tests that it fails."""
 
     mutant: Mutant
     failed: Mapping[int, str]
-    """What each failed test says, by its number."""
+    """Messages of the failed tests, by test number."""
 
     def seen(self, cases: Sequence[Case]) -> tuple[str, str, str] | None:
-        """A call, the wrong value and the right one; None where none is short enough."""
+        """A failing call, its wrong value and the right one; None if none is short enough."""
         for number, said in self.failed.items():
             case, found = cases[number], _GAVE.search(said)
             if case.before or not found:
@@ -37,9 +37,9 @@ class Fault:
 
 
 def faults(exercise: Exercise, draw: Draw, run: Run) -> list[Fault]:
-    """Mutants of the first solution that fail its tests without running for ever.
+    """Mutants of the first solution that fail its tests without a timeout or a crash.
 
-    Kinds of mutants take turns, since there are far more wrong variables than anything else.
+    Kinds of mutants alternate, since wrong variables far outnumber all other kinds.
     """
     waiting: dict[str, list[Mutant]] = {}
     for mutant in draw.shuffled(mutants(exercise.solutions[0])):

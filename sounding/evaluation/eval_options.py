@@ -1,4 +1,4 @@
-"""Options of evaluations: how answers are made, how programs are run, and where results go."""
+"""Options of evaluations: generation of answers, execution of programs, files of results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,46 +13,46 @@ _ANSWERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """Options that the evaluations share. Each reads those that apply to it."""
+    """Options shared by the evaluations. Each reads those that apply to it."""
 
     seed: int = 0
     limit: int | None = None
     """Number of items to draw at random; None for all."""
     out: Path | None = None
-    """JSONL file of results, from which the same evaluation resumes."""
+    """JSONL file of results, from which the same evaluation can resume."""
 
     max_tokens: int = 64
-    """Per answer."""
+    """Token limit per answer."""
     context_tokens: int = 1024
-    """Prompt and answer, or the window that is scored."""
+    """Tokens of prompt and answer together, or of a scoring window."""
     temperature: float = 0.0
     top_p: float = 1.0
     width: int = 16
-    """Sequences at a time."""
+    """Number of concurrent sequences."""
     heal: bool = True
-    """Whether the tokens of a begun word are chosen again."""
+    """Choose the tokens of an unfinished word again (token healing)."""
     copying: bool = True
-    """Whether other lines of the file compete with the network."""
+    """Let copies of other lines of the file compete with the network's lines."""
     candidates: int = 8
-    """Lines sampled beside the likeliest where one line is missing; 0 for that one alone."""
+    """Lines sampled in addition to the likeliest one if one line is missing; 0 samples none."""
     min_confidence: float = 0.0
-    """Answers that are less sure are withheld."""
+    """Withhold answers with a lower confidence."""
     syntax: bool | None = None
-    """Whether an answer that breaks Python is tried again; None where that does not apply."""
+    """Retry an answer that breaks Python; None if that does not apply."""
 
     samples: int = 1
-    """Per problem."""
+    """Samples per problem."""
     ks: Sequence[int] = (1,)
-    """Of pass@k."""
+    """Values of k in pass@k."""
     timeout: float = 10.0
-    """Seconds per program."""
+    """Time limit per program, in seconds."""
     workers: int = 2
-    """Programs at a time."""
+    """Number of concurrent programs."""
     unsafe: bool = False
     """Run generated code with limits but without isolation."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for samples that cannot give what is asked."""
+        """Raises ValueError if the samples do not suffice for the metrics."""
         if max(self.ks) > self.samples:
             raise ValueError(
                 f"pass@{max(self.ks)} needs at least as many --samples; there are {self.samples}"
@@ -63,6 +63,6 @@ class EvalOptions:
             )
 
     def answers(self) -> dict[str, Any]:
-        """The options that decide answers, as they are kept with results."""
+        """The options that determine answers, as stored with the results."""
         values = {name: getattr(self, name) for name in _ANSWERS}
         return {name: value for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Rendered documents as a corpus: the folder that `data tokenize` reads."""
+"""Write rendered documents as a corpus, the folder that `data tokenize` reads."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -23,11 +23,11 @@ def write_corpus(
     overwrite: bool = False,
     progress: corpus.Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Write the documents of these splits to the folder `out` and return its statistics.
+    """Write the documents of these splits to the folder `out` and return the statistics.
 
-    Topics that are held out make the split "heldout", all others "train". Near duplicates are what
-    variants are, so only equal documents are dropped. Raises ValueError where a split has no
-    exercises, and for a folder that holds something else.
+    Held-out topics form the split "heldout", all others "train". Variants are near duplicates by
+    design, so only equal documents are dropped. Raises ValueError if a split has no exercises or
+    the folder holds something else.
     """
     sources = []
     for split in splits:

@@ -4,27 +4,27 @@ import json
 from functools import partial
 from typing import Any
 
-from sounding.bench.conformance.chat import ANSWER, LOOK
+from sounding.bench.conformance.chat_checks import ANSWER, LOOK
 from sounding.bench.conformance.check import Protocol, expect, rule
-from sounding.bench.conformance.exchange import Answer, Server
+from sounding.bench.conformance.remote_server import RemoteServer, ServerAnswer
 
 PATH = "/v1/responses"
 says = partial(rule, Protocol.RESPONSES)
 TOOL = {"type": "function"} | LOOK["function"]  # type: ignore[operator]
 
 
-def ask(server: Server, **more: Any) -> dict[str, Any]:
-    """A small request."""
+def ask(server: RemoteServer, **more: Any) -> dict[str, Any]:
+    """The body of a small request."""
     return {"model": server.model, "input": "Say hello.", "max_output_tokens": 16} | more
 
 
-def kinds(answer: Answer) -> list[str]:
+def kinds(answer: ServerAnswer) -> list[str]:
     """The types of a stream's events, in order."""
     return [event.json["type"] for event in answer.events if event.data != "[DONE]"]
 
 
 @says("an answer is a response with an id, a status, output and usage")
-def the_object_of_an_answer(server: Server) -> None:
+def the_object_of_an_answer(server: RemoteServer) -> None:
     found = server.post(PATH, ask(server)).json
     expect(found["object"] == "response", f"object is {found['object']!r}")
     expect(found["status"] in ("completed", "incomplete"), f"status is {found['status']!r}")
@@ -34,8 +34,8 @@ def the_object_of_an_answer(server: Server) -> None:
     expect(isinstance(found["output"], list) and found["output"] != [], "there is no output")
 
 
-@says("text comes in a message of the assistant, in parts of type output_text")
-def the_text_of_an_answer(server: Server) -> None:
+@says("text is in an assistant message, in parts of type output_text")
+def the_text_of_an_answer(server: RemoteServer) -> None:
     output = server.post(PATH, ask(server)).json["output"]
     message = next(item for item in output if item["type"] == "message")
     expect(message["role"] == "assistant", f"role is {message['role']!r}")
@@ -44,8 +44,8 @@ def the_text_of_an_answer(server: Server) -> None:
     expect(isinstance(part["annotations"], list), "the part has no list of annotations")
 
 
-@says("an answer cut at max_output_tokens is incomplete, and says why")
-def a_cut_answer_is_incomplete(server: Server) -> None:
+@says("an answer cut off at max_output_tokens has status incomplete, with the reason")
+def a_cut_answer_is_incomplete(server: RemoteServer) -> None:
     found = server.post(PATH, ask(server, input="Count to a thousand, one by one.")).json
     if found["usage"]["output_tokens"] < 16:
         return
@@ -54,42 +54,45 @@ def a_cut_answer_is_incomplete(server: Server) -> None:
     expect(reason == "max_output_tokens", f"the reason is {reason!r}")
 
 
-@says("input may be a list of messages, whose content is a text or parts of type input_text")
-def messages_are_taken(server: Server) -> None:
+@says("input may be a list of messages, whose content is a string or parts of type input_text")
+def messages_are_taken(server: RemoteServer) -> None:
     parts = [{"type": "input_text", "text": "Hello"}]
     talk = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
     server.post(PATH, ask(server, input=talk))
 
 
-@says("instructions stand before the input")
-def instructions_are_taken(server: Server) -> None:
+@says("instructions are added before the input")
+def instructions_are_taken(server: RemoteServer) -> None:
     plain = server.post(PATH, ask(server)).json["usage"]["input_tokens"]
     told = server.post(PATH, ask(server, instructions="Be very brief, please.")).json["usage"]
-    expect(told["input_tokens"] > plain, "the prompt is no longer with instructions")
+    expect(told["input_tokens"] > plain, "instructions do not make the prompt longer")
 
 
-@says("a stream begins with response.created and ends with completed or incomplete")
-def a_stream_begins_and_ends(server: Server) -> None:
+@says("a stream starts with response.created and ends with completed or incomplete")
+def a_stream_begins_and_ends(server: RemoteServer) -> None:
     answer = server.post(PATH, ask(server, stream=True))
     expect(answer.content_type.startswith("text/event-stream"), f"{answer.content_type!r}")
     found = kinds(answer)
-    expect(found[0] == "response.created", f"it begins with {found[0]!r}")
+    expect(found[0] == "response.created", f"it starts with {found[0]!r}")
     ends = ("response.completed", "response.incomplete")
     expect(found[-1] in ends, f"it ends with {found[-1]!r}")
 
 
-@says("every event names its type and is numbered from the last by one")
-def events_are_numbered(server: Server) -> None:
+@says("the name of every event is its type, and sequence numbers rise by one")
+def events_are_numbered(server: RemoteServer) -> None:
     events = server.post(PATH, ask(server, stream=True)).events
     found = [event for event in events if event.data != "[DONE]"]
     numbers = [event.json["sequence_number"] for event in found]
-    expect(numbers == list(range(numbers[0], numbers[0] + len(numbers))), f"numbers {numbers[:9]}")
+    expect(
+        numbers == list(range(numbers[0], numbers[0] + len(numbers))),
+        f"the sequence numbers are {numbers[:9]}",
+    )
     named = all(event.name in ("", event.json["type"]) for event in found)
     expect(named, "an event's name is not its type")
 
 
-@says("an item is added, its part is added, text comes, and all are done, in this order")
-def the_order_of_a_stream(server: Server) -> None:
+@says("events come in order: item added, part added, text, then text, part and item done")
+def the_order_of_a_stream(server: RemoteServer) -> None:
     found = kinds(server.post(PATH, ask(server, stream=True)))
     order = [
         "response.output_item.added",
@@ -105,8 +108,8 @@ def the_order_of_a_stream(server: Server) -> None:
     expect(places == sorted(places), f"the order is {found[:9]}")
 
 
-@says("the deltas of a stream make the text that is done")
-def deltas_make_the_text(server: Server) -> None:
+@says("the deltas of a stream join to the final text")
+def deltas_make_the_text(server: RemoteServer) -> None:
     events = server.post(PATH, ask(server, stream=True)).events
     found = [event.json for event in events if event.data != "[DONE]"]
     deltas = [e["delta"] for e in found if e["type"] == "response.output_text.delta"]
@@ -114,8 +117,8 @@ def deltas_make_the_text(server: Server) -> None:
     expect("".join(deltas) == "".join(done), f"{''.join(deltas)[:60]!r}, done: {done}")
 
 
-@says("with tool_choice required the output holds a function_call with JSON arguments")
-def a_required_call(server: Server) -> None:
+@says("with tool_choice required the output has a function_call with JSON arguments")
+def a_required_call(server: RemoteServer) -> None:
     body = ask(server, tools=[TOOL], tool_choice="required", max_output_tokens=120)
     calls = [
         item for item in server.post(PATH, body).json["output"] if item["type"] == "function_call"
@@ -125,19 +128,19 @@ def a_required_call(server: Server) -> None:
     json.loads(calls[0]["arguments"])
 
 
-@says("a call's arguments are streamed in deltas and then done")
-def a_streamed_call(server: Server) -> None:
+@says("a call's arguments are streamed as deltas and then sent whole")
+def a_streamed_call(server: RemoteServer) -> None:
     body = ask(server, tools=[TOOL], tool_choice="required", max_output_tokens=120, stream=True)
     found = [event.json for event in server.post(PATH, body).events if event.data != "[DONE]"]
     prefix = "response.function_call_arguments"
     deltas = [event["delta"] for event in found if event["type"] == f"{prefix}.delta"]
     done = [event["arguments"] for event in found if event["type"] == f"{prefix}.done"]
-    expect(len(done) > 0, "no arguments are done")
-    expect("".join(deltas) == "".join(done), "the deltas make other arguments")
+    expect(len(done) > 0, "there is no event with the whole arguments")
+    expect("".join(deltas) == "".join(done), "the deltas do not join to the whole arguments")
 
 
-@says("a call and its output are taken back as items of the input")
-def a_round_of_tools(server: Server) -> None:
+@says("a call and its output are accepted as items of the input")
+def a_round_of_tools(server: RemoteServer) -> None:
     arguments = '{"path": "a.py"}'
     call = {"type": "function_call", "call_id": "c1", "name": "look", "arguments": arguments}
     output = {"type": "function_call_output", "call_id": "c1", "output": "x = 1"}
@@ -145,8 +148,8 @@ def a_round_of_tools(server: Server) -> None:
     server.post(PATH, ask(server, input=talk, tools=[TOOL]))
 
 
-@says("with a json_schema under text.format the answer is JSON of that schema")
-def an_answer_of_a_schema(server: Server) -> None:
+@says("with a json_schema under text.format the answer is JSON that matches the schema")
+def an_answer_of_a_schema(server: RemoteServer) -> None:
     form = {"type": "json_schema", "name": "answer", "strict": True, "schema": ANSWER}
     found = server.post(PATH, ask(server, text={"format": form}, max_output_tokens=60)).json
     message = next(item for item in found["output"] if item["type"] == "message")
@@ -154,23 +157,23 @@ def an_answer_of_a_schema(server: Server) -> None:
     expect(isinstance(value["good"], bool), f"it is {value}")
 
 
-@says("a previous_response_id that is not known is refused")
-def an_unknown_answer_is_refused(server: Server) -> None:
+@says("an unknown previous_response_id is refused")
+def an_unknown_answer_is_refused(server: RemoteServer) -> None:
     server.refuses(PATH, ask(server, previous_response_id="resp_unknown"))
 
 
 @says("an item of an unknown type is refused")
-def an_unknown_item_is_refused(server: Server) -> None:
+def an_unknown_item_is_refused(server: RemoteServer) -> None:
     server.refuses(PATH, ask(server, input=[{"type": "poem", "text": "hello"}]))
 
 
-@says("max_output_tokens is above 0")
-def no_tokens_are_refused(server: Server) -> None:
+@says("max_output_tokens must be above 0")
+def no_tokens_are_refused(server: RemoteServer) -> None:
     server.refuses(PATH, ask(server, max_output_tokens=0))
 
 
-@says("temperature is from 0 to 2")
-def a_temperature_out_of_range_is_refused(server: Server) -> None:
+@says("temperature must be from 0 to 2")
+def a_temperature_out_of_range_is_refused(server: RemoteServer) -> None:
     server.refuses(PATH, ask(server, temperature=9))
 
 

@@ -1,4 +1,4 @@
-"""`data textbook conversations` and `data textbook tasks`: exercises asked in a conversation."""
+"""`data textbook conversations` and `data textbook tasks`: make them from exercises."""
 
 import json
 from collections import Counter
@@ -19,15 +19,15 @@ from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
     from sounding.text.tokenizer import Tokenizer
-    from sounding.textbook.conversations import Made
     from sounding.textbook.exercises import Exercise
+    from sounding.textbook.make_conversations import Made
 
 Row = dict[str, Any]
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def _options(split: str) -> Callable[[_Command], _Command]:
-    """What both commands take."""
+    """The options that both commands share."""
 
     def decorate(command: _Command) -> _Command:
         for option in reversed(
@@ -39,19 +39,31 @@ def _options(split: str) -> Callable[[_Command], _Command]:
                     type=click.Choice(["train", "heldout"]),
                     default=split,
                     show_default=True,
-                    help="Topics that are trained on, or those that are held out.",
+                    help="Topics for training, or held-out topics.",
                 ),
-                click.option("--kind", "kinds", multiple=True, help="Only these.  [default: all]"),
-                click.option("--each", default=1, show_default=True, help="Of a kind, at most."),
+                click.option(
+                    "--kind",
+                    "kinds",
+                    multiple=True,
+                    help="Only this kind; can be given repeatedly.  [default: all]",
+                ),
+                click.option(
+                    "--each",
+                    default=1,
+                    show_default=True,
+                    help="Maximum number of each kind per exercise.",
+                ),
                 click.option("--seed", default=0, show_default=True, type=click.IntRange(0)),
                 click.option(
-                    "--limit", type=click.IntRange(min=1), help="Only so many exercises, by seed."
+                    "--limit",
+                    type=click.IntRange(min=1),
+                    help="Number of exercises, drawn by --seed.",
                 ),
                 click.option(
                     "--most-tokens",
                     default=2048,
                     show_default=True,
-                    help="Longer conversations are left out.",
+                    help="Leave out longer conversations.",
                 ),
                 model_option,
                 sandbox_options,
@@ -70,18 +82,18 @@ def _options(split: str) -> Callable[[_Command], _Command]:
     "--tasks",
     "tasks_out",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the tasks that are solved to this file, too.",
+    help="Also write the tasks that the conversations solve to this file.",
 )
 def conversations(
     out: Path, tasks_out: Path | None, most_tokens: int, as_json: bool, **how: Any
 ) -> None:
-    """Write conversations to train on to the file OUT, rows of `messages`, `tools`, `thinking`.
+    """Write training conversations to OUT: JSON lines of `messages`, `tools`, `thinking`.
 
-    Kinds are write, fill, trace, repair, tools, test, explain and talk. Every answer to a task has
-    scored 1 by the grader that `eval tasks` uses, and results of tools are what the tools said.
-    PATH is a folder of AREA/TOPIC.toml, or one such file.
+    Kinds are write, fill, trace, repair, tools, test, explain and talk. Every answer to a task
+    scores 1 with the grader of `eval tasks`, and tool results come from running the tools. PATH is
+    a folder of AREA/TOPIC.toml, or one such file.
     """
-    from sounding.textbook.conversations import ALL_KINDS
+    from sounding.textbook.make_conversations import ALL_KINDS
 
     made, tokenizer = _made(ALL_KINDS, **how)
     if tasks_out is not None:
@@ -93,12 +105,12 @@ def conversations(
 @click.command()
 @_options("heldout")
 def tasks(out: Path, most_tokens: int, as_json: bool, **how: Any) -> None:
-    """Write tasks to the file OUT, for `eval tasks` and `posttrain grpo`.
+    """Write tasks for `eval tasks` and `posttrain grpo` to the file OUT.
 
-    Kinds are write, fill, trace, repair, tools and test. Each row is a conversation to be answered,
-    and says by `check` how answers are graded. PATH is a folder of AREA/TOPIC.toml, or one file.
+    Kinds are write, fill, trace, repair, tools and test. Each row is a conversation to answer; its
+    `check` defines how answers are graded. PATH is a folder of AREA/TOPIC.toml, or one such file.
     """
-    from sounding.tasks.chat import KINDS
+    from sounding.tasks.chat_task import KINDS
 
     made, tokenizer = _made(KINDS, **how)
     _report(_keep(out, _tasks(made), tokenizer, most_tokens), out, as_json=as_json)
@@ -127,9 +139,9 @@ def _made(
     workers: int,
     unsafe: bool,
 ) -> "tuple[list[Made], Tokenizer]":
-    """What is made of the exercises, and the tokenizer that measures it."""
+    """The conversations of the exercises, and the tokenizer that counts their tokens."""
     from sounding.loading import find_model, load_tokenizer
-    from sounding.textbook.conversations import Wanted, conversations
+    from sounding.textbook.make_conversations import Wanted, conversations
     from sounding.textbook.running import sandboxed
 
     unknown = [kind for kind in kinds if kind not in known]
@@ -154,12 +166,14 @@ def _exercises(path: Path, split: str) -> "list[Exercise]":
     held_out = split == "heldout"
     found = [e for topic in read_textbook(path) for e in topic.exercises if e.held_out == held_out]
     if not found:
-        raise ValueError(f"{path} has no exercise for the split {split}; see held_out of topics")
+        raise ValueError(
+            f"{path} has no exercise in the split {split}; topics set it with held_out"
+        )
     return found
 
 
 class _Kept(NamedTuple):
-    """What was written: lengths in tokens by kind, and how many of each kind were too long."""
+    """Lengths in tokens of the rows written, by kind, and the number too long of each kind."""
 
     lengths: dict[str, list[int]]
     too_long: Counter[str]
@@ -169,7 +183,7 @@ class _Kept(NamedTuple):
 def _keep(
     out: Path, rows: Sequence[tuple[Row, Row]], tokenizer: "Tokenizer", most_tokens: int
 ) -> _Kept:
-    """Write the rows whose conversation, the second of each pair, is not too long."""
+    """Write the first row of each pair whose second, the conversation, is not too long."""
     from sounding.files import write_file
 
     kept, lengths, too_long = [], dict[str, list[int]](), Counter[str]()
@@ -183,8 +197,8 @@ def _keep(
         lengths.setdefault(name, []).append(length)
     if not kept:
         raise ValueError(
-            f"the exercises give no conversation of at most {most_tokens} tokens; raise "
-            "--most-tokens, or ask for other kinds"
+            f"no conversation has at most {most_tokens} tokens; raise --most-tokens, or choose "
+            "other kinds"
         )
     write_file(out, "".join(kept).encode())
     return _Kept(lengths, too_long, most_tokens)
@@ -206,11 +220,11 @@ def _report(kept: _Kept, out: Path, *, as_json: bool) -> None:
         kinds = {name: {"rows": len(of), "tokens": sum(of)} for name, of in kept.lengths.items()}
         click.echo(json.dumps({"rows": total, "kinds": kinds, "too_long": dict(kept.too_long)}))
         return
-    table = Table("", "rows", "tokens", "in the middle", "longest", box=box.SIMPLE)
+    table = Table("", "rows", "tokens", "median", "longest", box=box.SIMPLE)
     for name, unsorted in sorted(kept.lengths.items()):
         of = sorted(unsorted)
         table.add_row(name, str(len(of)), f"{sum(of):,}", str(of[len(of) // 2]), str(of[-1]))
     Console(width=100).print(table)
     click.echo(f"wrote {total} conversations to {out}")
     for kind, count in kept.too_long.most_common():
-        click.echo(f"left out {count} of {kind}: longer than {kept.most_tokens} tokens")
+        click.echo(f"left out {count} {kind}: longer than {kept.most_tokens} tokens")

@@ -1,6 +1,6 @@
-"""A conversation with a model: what was said, what is asked next, what an interruption leaves.
+"""A conversation with a model: its messages, the next question, interrupted answers.
 
-Knows no terminal and no model: text is written by a function, so that tests can write it by hand.
+Knows neither terminal nor model: a function generates the text, so tests can supply it.
 """
 
 import json
@@ -14,21 +14,21 @@ from sounding.text import Event, collect, encode, parser
 from sounding.text.markup import EOS
 
 Write = Callable[[str], Iterator[str]]
-"""Continues a prompt, in pieces, with the end-of-sentence token's text where the model ended by
-itself. Closing the iterator ends the generation."""
+"""Continues a prompt in pieces. The last piece is the text of EOS if the model ended the answer.
+Closing the iterator cancels the generation."""
 
 Effort = Literal["off", "high", "max"]
 EFFORTS: tuple[Effort, ...] = ("off", "high", "max")
 
 
-class Transcript:
-    """Messages, and how the next one is thought about."""
+class ChatSession:
+    """Messages, and the reasoning effort of the next answer."""
 
     def __init__(self, write: Write, *, system: str = "", effort: Effort = "off") -> None:
         self.system, self.effort = system, effort
         self.messages: list[dict[str, Any]] = []
         self.cut_off = False
-        """Whether the last answer would have gone on."""
+        """Whether the last answer ended without EOS."""
         self._write = write
         self._read: list[str] = []
 
@@ -37,9 +37,9 @@ class Transcript:
         return "chat" if self.effort == "off" else "thinking"
 
     def read(self, path: Path) -> str:
-        """Show the model a file with the next message; returns its text.
+        """Add a file to the next message. Returns its text.
 
-        Raises ValueError for what is not text, OSError for what cannot be read.
+        Raises ValueError if the file is not UTF-8 text, OSError if it cannot be read.
         """
         try:
             text = path.read_text(encoding="utf-8-sig")
@@ -51,10 +51,10 @@ class Transcript:
         return text
 
     def ask(self, text: str) -> Generator[Event, None, None]:
-        """Say something and yield the answer's events as they come.
+        """Send a message and yield the events of the answer.
 
-        However it ends, the conversation can go on: an answer that breaks off is kept as far as
-        it went, and a question without any answer is taken back. Raises what writing raises.
+        The conversation can always continue: an interrupted answer is kept as far as it got, and
+        a question without any answer is removed. Raises what the `write` function raises.
         """
         self.messages.append({"role": "user", "content": "".join(self._read) + text})
         reading = parser(self.thinking_mode, tolerant=True)
@@ -76,17 +76,17 @@ class Transcript:
             yield from rest
 
     def clear(self) -> None:
-        """Forget what was said; how the model is to behave stays."""
+        """Remove all messages; the system message stays."""
         self.messages.clear()
         self._read.clear()
 
     def save(self, path: Path) -> None:
         """Write the conversation as a row that `sounding encode` reads.
 
-        Raises ValueError for a file that is there already.
+        Raises ValueError if the file exists already.
         """
         if path.exists():
-            raise ValueError(f"{path} is there already; give another name")
+            raise ValueError(f"{path} exists already; choose another name")
         kwargs = {"thinking_mode": self.thinking_mode, "reasoning_effort": self._reasoning_effort}
         row = {"messages": self._all_messages(), "kwargs": kwargs}
         write_file(path, (json.dumps(row, ensure_ascii=False) + "\n").encode())

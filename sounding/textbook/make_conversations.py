@@ -1,7 +1,7 @@
-"""Conversations to train on, made of tasks that are solved, lines explained, and chat declined.
+"""Training conversations: solved tasks, explanations of lines, and declined small talk.
 
-A row has `messages` up to the last answer, `tools` and `thinking`, in the form that the prompt
-encoder takes; `id`, `kind` and `difficulty` are notes. Every answer to a task has scored 1.
+A row has `messages` (the last one is an answer), `tools` and `thinking`, in the form that the
+prompt encoder takes; `id`, `kind` and `difficulty` are metadata. Every task's answer scored 1.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from sounding.tasks.chat import KINDS, ChatProblem
+from sounding.tasks.chat_task import KINDS, ChatProblem
 from sounding.tasks.code import Judge
 from sounding.tasks.fences import fenced
 from sounding.textbook import asking
@@ -31,11 +31,11 @@ NumTokens = Callable[[Row], int]
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What is to be made of exercises."""
+    """Settings: which kinds of conversations to make, and how many."""
 
     kinds: tuple[str, ...] = ALL_KINDS
     each: int = 1
-    """At most so many of a kind for each exercise."""
+    """Most conversations of each kind per exercise."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -48,17 +48,17 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Made:
-    """What was made of one exercise."""
+    """The tasks and conversations made from one exercise."""
 
     problems: list[ChatProblem]
     rows: list[Row]
-    """The problems solved, a line explained, chat declined."""
+    """Solved tasks, perhaps an explanation of a line, perhaps declined small talk."""
 
 
 def conversations(
     exercises: Sequence[Exercise], wanted: Wanted, judge: Judge, run: Run, workers: int
 ) -> Iterator[Made]:
-    """Tasks and conversations of each exercise, in order; chat that is declined comes between."""
+    """Yield tasks and conversations per exercise, in order, with declined small talk between."""
     maker = ChatProblems(judge, run, wanted.seed)
     kinds = [kind for kind in KINDS if kind in wanted.kinds]
 
