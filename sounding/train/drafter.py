@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from sounding.data.batch import TokenBatch
+from sounding.data.token_batch import TokenBatch
 from sounding.model.dspark import DSpark
 from sounding.model.rows import GrowingRows
 from sounding.model.state import TensorLayerState, TensorState

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from sounding.cli import cli
 from sounding.config import DSparkConfig
-from sounding.data.batch import TokenBatch
+from sounding.data.token_batch import TokenBatch
 from sounding.model.from_checkpoint import load_model, save_model
 from sounding.model.state import growing_state
 from sounding.model.transformer import Transformer
