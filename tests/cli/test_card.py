@@ -164,7 +164,7 @@ def test_the_card_says_what_the_files_say(made: Path, shipped: Path, tmp_path: P
     call("card", *given, "--note", "On two cores.")
     text = (shipped / "README.md").read_text()
     refused = CliRunner().invoke(cli, ["card", *map(str, given)])
-    assert "--overwrite replaces it" in str(refused.exception)
+    assert "replace it (--overwrite)" in str(refused.exception)
     call("card", *given, "--note", "On two cores.", "--overwrite")
     assert (shipped / "README.md").read_text() == text
     state = json.loads((shipped / "training.json").read_text())
