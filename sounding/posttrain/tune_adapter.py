@@ -124,8 +124,11 @@ class AdapterTraining:
     @property
     def done(self) -> float:
         """How much of the way is done, 0 to 1."""
-        steps = self.progress.step / self._settings.most_steps
-        return min(1.0, max(steps, self.progress.seconds / self._settings.seconds))
+        return min(1.0, max(self._steps, self.progress.seconds / self._settings.seconds))
+
+    @property
+    def _steps(self) -> float:
+        return self.progress.step / self._settings.most_steps
 
     @property
     def finished(self) -> bool:
@@ -202,10 +205,15 @@ class AdapterTraining:
         return total, plain
 
     def _rate(self) -> float:
-        """Linear warm-up, then a cosine over the way."""
+        """Linear warm-up, then a cosine over the way.
+
+        Time counts in whole hundredths, so that a run that its steps bound has the same rates on a
+        slow machine, and after an interruption.
+        """
         settings = self._settings
+        way = max(self._steps, int(100 * self.done) / 100)
         warm = min(1.0, (self.progress.step + 1) / settings.warmup_steps)
-        falling = _FINAL + (1 - _FINAL) * (1 + math.cos(math.pi * self.done)) / 2
+        falling = _FINAL + (1 - _FINAL) * (1 + math.cos(math.pi * way)) / 2
         return settings.lr * warm * falling
 
     def _validate(self) -> None:

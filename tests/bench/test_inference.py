@@ -166,7 +166,7 @@ def test_a_process_that_ends_early_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["tiny", "--train", "--tokens", "4096"], "'4096' must be sequences x tokens of each"),
+        (["tiny", "--train", "--tokens", "4096"], "'4096' must be sequences x tokens per sequence"),
         (["tiny", "--train", "--decode", "8"], "--decode cannot be combined with --train"),
         (["tiny", "--tokens", "4x1024"], "--tokens requires --train"),
         (["tiny", "--no-mtp"], "--no-mtp requires --train"),

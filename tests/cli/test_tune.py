@@ -142,7 +142,7 @@ def test_an_interrupted_tuning_goes_on(
     tmp_path: Path, project: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the bits of one that was never stopped; killed meanwhile, the last saved adapter opens."""
-    options = ("--model", model, "--steps", 4, "--rank", 4, "--no-measure")
+    options = ("--model", model, "--steps", 4, "--minutes", 600, "--rank", 4, "--no-measure")
     for name in ("whole", "cut"):
         shutil.copytree(project, tmp_path / name / "shop")
     assert call("tune", tmp_path / "whole" / "shop", *options).exit_code == 0
