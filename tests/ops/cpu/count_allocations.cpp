@@ -40,16 +40,17 @@ int64_t requests_so_far() { return requests; }
 
 using Word = void*;
 using Run = int64_t (*)(Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word,
-                        Word, Word, int);
+                        Word, Word, Word, Word, Word, int, Word);
 static Run target;
 
 void set_target(void* function) { target = reinterpret_cast<Run>(function); }
 
 // network_run of sounding/ops/cpu/inference/network.cpp
 int64_t counted_run(Word a, Word b, Word c, Word d, Word e, Word f, Word g, Word h, Word i, Word j,
-                    Word k, Word l, Word m, Word n, Word o, int threads) {
+                    Word k, Word l, Word m, Word n, Word o, Word p, Word q, Word r, int threads,
+                    Word s) {
     counting = true;
-    const int64_t result = target(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, threads);
+    const int64_t result = target(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, threads, s);
     counting = false;
     return result;
 }
