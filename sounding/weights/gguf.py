@@ -23,10 +23,10 @@ from sounding.ops.matmul import Weight
 from sounding.text.chat_template import CHAT_TEMPLATE
 from sounding.text.fim_format import FimFormat
 from sounding.text.markup import BOS, EOS, FIM_BEGIN, FIM_END, FIM_HOLE, FIRST_TOKENS, PAD
-from sounding.text.tokenizer import SPLIT_RULES, Tokenizer
+from sounding.text.tokenizer import SPLIT_RULES, BytePairs, Tokenizer
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.layout import FORMATS, FP4_BLOCK, Kind, Parameter
-from sounding.weights.quantize import ErrorSummary, Report
+from sounding.weights.quantize import ErrorSummary, Report, source_bytes
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -103,10 +103,11 @@ def convert_to_gguf(
     """
     _require_free(path, overwrite)
     tokenizer = Tokenizer.from_file(checkpoint.folder, checkpoint.config.vocab_size)
-    _require_known_split(tokenizer, checkpoint.folder)
+    tables = tokenizer.byte_pairs()
+    _require_known_split(tables, checkpoint.folder)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        report = _write(checkpoint, tokenizer, partial, on_progress)
+        report = _write(checkpoint, tokenizer, tables, partial, on_progress)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -116,6 +117,7 @@ def convert_to_gguf(
 def _write(
     checkpoint: Checkpoint,
     tokenizer: Tokenizer,
+    tables: BytePairs,
     path: Path,
     on_progress: Callable[[int], None],
 ) -> Report:
@@ -126,7 +128,7 @@ def _write(
     rows: dict[tuple[str, str, str], ErrorSummary] = {}
     try:
         _add_config(writer, checkpoint.config)
-        _add_tokenizer(writer, tokenizer, checkpoint.config.vocab_size)
+        _add_tokenizer(writer, tokenizer, tables, checkpoint.config.vocab_size)
         for tensor in tensors:
             shape, dtype, kind = _stored(checkpoint, tensor)
             num_bytes = int(np.prod(shape)) * dtype.itemsize
@@ -138,7 +140,7 @@ def _write(
             array, exact = _numbers(checkpoint, tensor)
             writer.write_tensor_data(array)
             _count(rows, checkpoint, tensor, exact)
-            on_progress(sum(_source_bytes(checkpoint, part) for part in tensor.parameters))
+            on_progress(sum(source_bytes(checkpoint, part) for part in tensor.parameters))
     finally:
         writer.close()
     return _report(checkpoint, list(rows.values()))
@@ -303,9 +305,10 @@ def _add(writer: "GGUFWriter", key: str, value: Any) -> None:
     add[type(value)](key, value)
 
 
-def _add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocab_size: int) -> None:
-    model = tokenizer.byte_pairs()
-    texts = {number: text for text, number in model.vocabulary.items()}
+def _add_tokenizer(
+    writer: "GGUFWriter", tokenizer: Tokenizer, tables: BytePairs, vocab_size: int
+) -> None:
+    texts = {number: text for text, number in tables.vocabulary.items()}
     named = {number: text for text, number in tokenizer.named.items()}
     tokens, kinds = [], []
     for number in range(vocab_size):
@@ -319,7 +322,7 @@ def _add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocab_size: int) 
     writer.add_tokenizer_pre("deepseek-v3")
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    writer.add_token_merges(model.merges)
+    writer.add_token_merges(tables.merges)
     writer.add_bos_token_id(tokenizer.id_of(BOS))
     writer.add_eos_token_id(tokenizer.id_of(EOS))
     writer.add_pad_token_id(tokenizer.id_of(PAD))
@@ -330,9 +333,9 @@ def _add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocab_size: int) 
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
-def _require_known_split(tokenizer: Tokenizer, folder: Path) -> None:
+def _require_known_split(tables: BytePairs, folder: Path) -> None:
     """Raise ValueError unless text is split before BPE as llama.cpp's `deepseek-v3` splits it."""
-    if tokenizer.byte_pairs().split_rules != SPLIT_RULES:
+    if tables.split_rules != SPLIT_RULES:
         raise ValueError(
             f"{folder / 'tokenizer.json'} splits text by other rules than DeepSeek's, which "
             "llama.cpp has no name for; it can only be converted with a tokenizer of that split"
@@ -367,11 +370,6 @@ def _count(
     row.num_tensors += len(tensor.parameters)
     row.num_exact += len(tensor.parameters) * exact
     row.num_values += sum(int(np.prod(part.shape)) for part in tensor.parameters)
-
-
-def _source_bytes(checkpoint: Checkpoint, parameter: Parameter) -> int:
-    scale = checkpoint.sources.get(parameter.scale_name)
-    return checkpoint.sources[parameter.name].num_bytes + (scale.num_bytes if scale else 0)
 
 
 def _report(checkpoint: Checkpoint, rows: list[ErrorSummary]) -> Report:

@@ -146,7 +146,7 @@ def convert(
                 source += " + adapter"
             key = (str(move.parameter.component), source, result)
             _carry_out(move, checkpoint, writer, rows.setdefault(key, ErrorSummary(*key)))
-            on_progress(_source_bytes(checkpoint, move.parameter))
+            on_progress(source_bytes(checkpoint, move.parameter))
         for path in _companions(checkpoint.folder):
             writer.copy_file(path)
     return _report(checkpoint, target, list(rows.values()))
@@ -189,7 +189,8 @@ def _companions(folder: Path) -> Iterator[Path]:
         yield from (path for path in sorted(folder.glob(pattern)) if path.is_file())
 
 
-def _source_bytes(checkpoint: Checkpoint, parameter: Parameter) -> int:
+def source_bytes(checkpoint: Checkpoint, parameter: Parameter) -> int:
+    """Bytes of a parameter in its file, scales included."""
     scale = checkpoint.sources.get(parameter.scale_name)
     return checkpoint.sources[parameter.name].num_bytes + (scale.num_bytes if scale else 0)
 
