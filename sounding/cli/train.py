@@ -1,5 +1,6 @@
 """`train` and `plot`: run a training and plot its metrics."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,10 +95,10 @@ def run_training(
     import torch
 
     from sounding.cli.train_progress import train_progress
+    from sounding.parallel.group import processes
     from sounding.train.allocator import keep_freed_memory
     from sounding.train.drafter import DrafterObjective
     from sounding.train.numerics import warn_of_slow_products
-    from sounding.train.parallel import processes
     from sounding.train.source import files_beside, open_held_out, open_source
     from sounding.train.supervised import Supervised
     from sounding.train.trainer import Trainer
@@ -110,17 +111,25 @@ def run_training(
         "train.dtype": config.train.dtype,
         "optimizer.muon_dtype": config.optimizer.muon_dtype,
     }
-    with processes(where) as group, train_progress(config, shown=group.is_main) as progress:
+    with (
+        processes(where, **dataclasses.asdict(config.parallel)) as group,
+        train_progress(config, shown=group.is_main) as progress,
+    ):
         warn_of_slow_products(dtypes, where)
         if group.world > 1 and where.type == "cuda":
             where = torch.device("cuda", torch.cuda.current_device())
         # A network with a DSpark drafter stays as it is: the drafter alone is trained.
-        kind = Supervised if config.model.dspark is None else DrafterObjective
+        held_out = open_held_out(config)
+        objective = (
+            Supervised(config, held_out, group)
+            if config.model.dspark is None
+            else DrafterObjective(config, held_out, group)
+        )
         trainer = Trainer(
             config,
             folder,
-            open_source(config, group.rank, group.world),
-            kind(config, open_held_out(config)),
+            open_source(config, group.batch_rank, group.batch_world),
+            objective,
             device=where,
             report=progress.show,
             beside=files_beside(config, folder),

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sounding.config import ModelConfig
 from sounding.files import write_file
+from sounding.parallel.group import ALONE, Group
 from sounding.train import run_checkpoint
 from sounding.train.metrics import METRICS_NAME, MetricsFile, MetricsRow
-from sounding.train.parallel import ALONE, Group
 from sounding.train.resolve import RUN_NAME, read_run_as
 from sounding.train.run_checkpoint import SavedStep
 from sounding.train.run_config import RunConfig

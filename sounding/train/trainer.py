@@ -18,6 +18,17 @@ from torch import Tensor
 
 from sounding.data.token_batch import StreamState
 from sounding.model.transformer import Transformer
+from sounding.parallel.exchange import tied
+from sounding.parallel.group import ALONE, Group
+from sounding.parallel.sharding import (
+    clip,
+    gradient_norms,
+    logical,
+    part_like,
+    reshard,
+    shard,
+    whole,
+)
 from sounding.train.build_network import build_network, freeze_all_but
 from sounding.train.guard import Guard
 from sounding.train.initial_weights import load_initial_weights
@@ -26,7 +37,6 @@ from sounding.train.metrics import MetricsRow
 from sounding.train.numerics import for_throughput, repeatable
 from sounding.train.objective import B, BatchSource, Objective, StepPlan
 from sounding.train.optim import Optimizers
-from sounding.train.parallel import ALONE, Group, clip, part_like, whole
 from sounding.train.phases import is_indexer
 from sounding.train.run_checkpoint import SavedStep, moments_of
 from sounding.train.run_config import RunConfig
@@ -70,8 +80,8 @@ class Trainer(Generic[B]):
         begins = Path(initial) if initial and not self.folder.has_checkpoint else None
         if begins:
             load_initial_weights(self.model, begins, beside)
-        group.shard(self.model)
-        self.optimizers = Optimizers(self.model, run.optimizer)
+        shard(self.model, group)
+        self.optimizers = Optimizers(self.model, run.optimizer, group)
         if begins:
             self.optimizers.load_state_tensors(moments_of(begins))
         freeze_all_but(self.model, run.train.only, group)
@@ -80,14 +90,15 @@ class Trainer(Generic[B]):
         self._data_state: StreamState | None = None
         self._report = report
         self._interrupt = Interrupt()
-        if run.train.accumulation % group.world:
+        if run.train.accumulation % group.batch_world:
             raise ValueError(
                 f"train.accumulation = {run.train.accumulation} must be a multiple of the "
-                f"{group.world} processes, which share a step's batches"
+                f"{group.batch_world} batches that the processes take at once (parallel.data x "
+                "parallel.expert)"
             )
         self.folder.claim(allow_change=allow_change)
         self._resume()
-        weights = sum(param.nbytes for param in self.model.parameters())
+        weights = sum(logical(param, group).nbytes for param in self.model.parameters())
         self.folder.require_room(self.step, weights, self.optimizers.state_bytes)
         self._stream = source(self._data_state)
 
@@ -153,7 +164,7 @@ class Trainer(Generic[B]):
         return row
 
     def _next_batches(self) -> list[B]:
-        wanted = self.run_config.train.accumulation // self.group.world
+        wanted = self.run_config.train.accumulation // self.group.batch_world
         pairs = list(itertools.islice(self._stream, wanted))
         if len(pairs) < wanted:
             raise ValueError(
@@ -168,6 +179,7 @@ class Trainer(Generic[B]):
         rows = [self.objective.counts(batch) for batch in batches]
         names = list(rows[0])
         own = torch.tensor([sum(row[name] for row in rows) for name in names], device=self.device)
+        own = own if self.group.counts_batch else own.zero_()
         return dict(zip(names, map(int, self.group.sum(own).tolist()), strict=True))
 
     def _differentiate(
@@ -186,9 +198,9 @@ class Trainer(Generic[B]):
             sums = self.objective.losses(self.model, batch, self.step)
             loss = self.objective.loss(sums, counts, self.step)
             gradients: Sequence[Tensor | None] = ()
+            loss = tied(loss, self.group)
             if loss.requires_grad and self.group.world > 1:
-                # Sharded gradients are gathered on their way back, and averaged: we want sums.
-                (loss * self.group.world).backward()
+                loss.backward()  # sharded gradients are summed over processes on their way back
             elif loss.requires_grad:
                 gradients = torch.autograd.grad(loss, trained, allow_unused=True)
             return {name: value.detach() for name, value in sums.items()}, gradients
@@ -222,17 +234,22 @@ class Trainer(Generic[B]):
         Returns the network's norm before clipping; the indexers' where nothing else trains.
         """
         limit = self.run_config.optimizer.clip_norm
-        named = [(n, p) for n, p in self.model.named_parameters() if p.grad is not None]
-        indexers = [param for name, param in named if is_indexer(name)]
-        others = [param for name, param in named if not is_indexer(name)]
-        norms = [clip(group, limit) for group in (others, indexers) if group]
-        return norms[0] if norms else torch.zeros(())
+        params = dict(self.model.named_parameters())
+        norms = gradient_norms(params, self.group)
+        indexers = [name for name in norms if is_indexer(name)]
+        others = [name for name in norms if not is_indexer(name)]
+        totals = [
+            clip([params[name] for name in names], [norms[name] for name in names], limit)
+            for names in (others, indexers)
+            if names
+        ]
+        return totals[0] if totals else torch.zeros(())
 
     def validate(self) -> None:
         """Let the objective measure the network as it is, and record what it found."""
         with torch.no_grad(), for_throughput(self.run_config.train.dtype):
             row = self.objective.validate(self.model, self.step)
-        self.group.reshard(self.model)
+        reshard(self.model)
         if row is not None:
             self._record({"step": self.step, "tokens": self.tokens, **row})
 
@@ -259,7 +276,9 @@ class Trainer(Generic[B]):
         )
 
     def _whole_weights(self) -> dict[str, Tensor]:
-        return {name: whole(param.detach()) for name, param in self.model.named_parameters()}
+        return {
+            name: whole(param.detach(), self.group) for name, param in self.model.named_parameters()
+        }
 
     def _resume(self) -> None:
         saved = self.folder.restore_last(self._take_over)
@@ -294,7 +313,7 @@ class Trainer(Generic[B]):
         """
         with torch.no_grad():
             for name, param in self.model.named_parameters():
-                param.copy_(part_like(saved.model[name].to(param.device), param))
+                param.copy_(part_like(saved.model[name].to(param.device), param, self.group))
         self.optimizers.load_state_tensors(saved.optimizer)
         self.guard.restore(saved.state["guard"])
         self.step, self.tokens = int(saved.state["step"]), int(saved.state["tokens"])

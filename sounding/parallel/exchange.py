@@ -1,0 +1,84 @@
+"""Rows sent from every process to every other, with exact counts, and their gradients sent back.
+
+One primitive carries tokens to experts, the ends of sequences to the next process and matrices to
+the process that updates them. Every process must call it, in the same order, also with no rows; so
+must the backward pass. Autograd would leave out an exchange whose rows are not used in a process,
+which the others would wait for: so each adds a `tie`, a zero that the loss is made to depend on.
+It then runs backward in the reverse order of forward, as autograd takes the newest node first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sounding.parallel.group import Axis, Group
+
+
+@dataclass(frozen=True)
+class Route:
+    """How many rows go to each process along an axis (None: all processes), and come from it."""
+
+    axis: Axis | None
+    send: Sequence[int]
+    receive: Sequence[int]
+
+    @property
+    def reverse(self) -> "Route":
+        """The way back."""
+        return Route(self.axis, self.receive, self.send)
+
+
+def exchange(rows: Tensor, route: Route, group: Group, purpose: str) -> Tensor:
+    """Send rows in the order of their receivers; returns those that came, by sender.
+
+    Differentiable: the backward pass sends gradients back. `purpose` is counted in `group.sent`.
+    """
+    if not torch.is_grad_enabled():
+        return move(rows, route, group, purpose)
+    # An input that needs a gradient even where none of the rows does.
+    always = torch.zeros((), requires_grad=True)
+    received, tie = _Exchange.apply(rows, always, route, group, purpose)
+    group.ties.append(tie)
+    return received
+
+
+def tied(loss: Tensor, group: Group) -> Tensor:
+    """The loss, dependent on every exchange since the last call."""
+    for tie in group.ties:
+        loss = loss + tie
+    group.ties.clear()
+    return loss
+
+
+def move(rows: Tensor, route: Route, group: Group, purpose: str) -> Tensor:
+    """`exchange` without gradients."""
+    received = rows.new_empty(sum(route.receive), *rows.shape[1:])
+    own = group.rank if route.axis is None else group.rank_in(route.axis)
+    width = rows[:1].numel() if len(rows) else rows.shape[1:].numel()
+    group.sent[purpose] += (sum(route.send) - route.send[own]) * width * rows.element_size()
+    dist.all_to_all_single(
+        received,
+        rows.contiguous(),
+        list(route.receive),
+        list(route.send),
+        group=None if route.axis is None else group.along(route.axis),
+    )
+    return received
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, always: Tensor, route: Route, group: Group, purpose: str
+    ) -> tuple[Tensor, Tensor]:
+        ctx.way = (route, group, purpose)
+        return move(rows, route, group, purpose), rows.new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        route, group, purpose = ctx.way
+        return move(gradients[0], route.reverse, group, purpose), None, None, None, None
