@@ -88,7 +88,8 @@ class Cut:
         seams: list[_Seam] = []
 
         def first_rows(layout: ListLayout) -> TensorRows:
-            seams.append(_Seam(self._route(layout), self._group))
+            before = seams[-1] if layout.per_group else None  # projections come before entries
+            seams.append(_Seam(self._route(layout), self._group, before))
             return ReceivedRows(layout, parts.starts[0], seams[-1])
 
         states = [empty_state(config, first_rows)]
@@ -145,10 +146,12 @@ class _SeamRoute:
 class _Seam:
     """A list of one layer: what the last sequence of a part sends, and the first receives."""
 
-    def __init__(self, route: _SeamRoute, group: Group) -> None:
-        self._route, self._group = route, group
+    def __init__(self, route: _SeamRoute, group: Group, before: "_Seam | None") -> None:
+        """`before` is that of the rows from which these are made."""
+        self._route, self._group, self._before = route, group, before
         self.last: Tensor | None = None
         """The rows of the part's last sequence, if it is not also the first."""
+        self._came = torch.zeros(0)
 
     def received(self, own: Tensor) -> Tensor:
         """Exchange rows, those of the first sequence being `own`; collective."""
@@ -158,9 +161,13 @@ class _Seam:
             sent = [rows for count in way.send if count]
         else:
             sent = [rows[len(rows) - count :] for count in way.send if count]
-        # Rows that go nowhere still tie this process to the exchange.
         flat = torch.cat(sent) if sent else rows[:0]
-        return exchange(flat, way, self._group, PURPOSE)
+        if self._before is not None:
+            # Where no group is complete no entry depends on projections, and yet their gradient
+            # must be waited for.
+            flat = flat + self._before._came[:0].sum().to(flat.dtype)
+        self._came = exchange(flat, way, self._group, PURPOSE)
+        return self._came
 
 
 class ReceivedRows(GrowingRows):

@@ -2,9 +2,9 @@
 
 One primitive carries tokens to experts, the ends of sequences to the next process and matrices to
 the process that updates them. Every process must call it, in the same order, also with no rows; so
-must the backward pass. Autograd would leave out an exchange whose rows are not used in a process,
-which the others would wait for: so each adds a `tie`, a zero that the loss is made to depend on.
-It then runs backward in the reverse order of forward, as autograd takes the newest node first.
+must the backward pass. Hence what is received always needs a gradient, and whoever calls this lets
+every result depend on it, even on no rows. Backward then runs in the reverse order of forward, as
+autograd takes the newest node first.
 """
 
 from collections.abc import Sequence
@@ -41,17 +41,8 @@ def exchange(rows: Tensor, route: Route, group: Group, purpose: str) -> Tensor:
         return move(rows, route, group, purpose)
     # An input that needs a gradient even where none of the rows does.
     always = torch.zeros((), requires_grad=True)
-    received, tie = _Exchange.apply(rows, always, route, group, purpose)
-    group.ties.append(tie)
+    received: Tensor = _Exchange.apply(rows, always, route, group, purpose)
     return received
-
-
-def tied(loss: Tensor, group: Group) -> Tensor:
-    """The loss, dependent on every exchange since the last call."""
-    for tie in group.ties:
-        loss = loss + tie
-    group.ties.clear()
-    return loss
 
 
 def move(rows: Tensor, route: Route, group: Group, purpose: str) -> Tensor:
@@ -74,11 +65,10 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, rows: Tensor, always: Tensor, route: Route, group: Group, purpose: str
-    ) -> tuple[Tensor, Tensor]:
-        ctx.way = (route, group, purpose)
-        return move(rows, route, group, purpose), rows.new_zeros((), dtype=torch.float32)
+    ) -> Tensor:
+        ctx.way = (route.reverse, group, purpose)
+        return move(rows, route, group, purpose)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        route, group, purpose = ctx.way
-        return move(gradients[0], route.reverse, group, purpose), None, None, None, None
+        return move(gradients[0], *ctx.way), None, None, None, None

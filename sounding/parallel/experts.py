@@ -50,7 +50,10 @@ class ExpertExchange:
         shares = exchange(weights.flatten()[order, None], route, group, PURPOSE)
         experts = torch.arange(held, device=x.device).repeat(len(asked))
         experts = experts.repeat_interleave(asked.flatten())[:, None]
-        results = ops.experts(rows, experts, shares, w1, w2, w3, limit=limit, simulate=simulate)
+        if len(rows):
+            results = ops.experts(rows, experts, shares, w1, w2, w3, limit=limit, simulate=simulate)
+        else:  # nothing to compute, but the way back leads through here
+            results = rows * shares
         # A row has the result of one expert, so rounding it back loses nothing.
         back = exchange(results.to(x.dtype), route.reverse, group, PURPOSE)
         output = torch.zeros_like(upcast(x)).index_add(0, token, upcast(back))

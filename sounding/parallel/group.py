@@ -48,8 +48,6 @@ class Group:
     meshes: Meshes | None = None
     sent: Counter[str] = field(default_factory=Counter)
     """Bytes that this process sent to others, by purpose (`exchange.py`)."""
-    ties: list[Tensor] = field(default_factory=list)
-    """See `exchange.py`."""
 
     @property
     def is_main(self) -> bool:

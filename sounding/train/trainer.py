@@ -18,7 +18,6 @@ from torch import Tensor
 
 from sounding.data.token_batch import StreamState
 from sounding.model.transformer import Transformer
-from sounding.parallel.exchange import tied
 from sounding.parallel.group import ALONE, Group
 from sounding.parallel.sharding import (
     clip,
@@ -198,7 +197,6 @@ class Trainer(Generic[B]):
             sums = self.objective.losses(self.model, batch, self.step)
             loss = self.objective.loss(sums, counts, self.step)
             gradients: Sequence[Tensor | None] = ()
-            loss = tied(loss, self.group)
             if loss.requires_grad and self.group.world > 1:
                 loss.backward()  # sharded gradients are summed over processes on their way back
             elif loss.requires_grad:

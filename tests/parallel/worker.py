@@ -1,28 +1,67 @@
 """What the processes of these tests run: `torchrun ... -m tests.parallel.worker OUT CASE...`.
 
-A case is DATAxEXPERTxCONTEXT:STEPS; each arranges the processes anew and writes what it found to OUT; the first process does.
+A case is DATAxEXPERTxCONTEXT:STEPS; each arranges the processes anew, and the first writes what
+was found to OUT.
 """
 
+import itertools
 import json
+import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from sounding.data.token_batch import TokenBatch
+from sounding.data.token_batch import StreamState, TokenBatch
+from sounding.ops.loss import IGNORED
 from sounding.parallel.group import Group, make_meshes, mesh_shape
 from sounding.parallel.sharding import gradient_norms, whole
 from sounding.presets import tiny
 from sounding.train.build_network import build_network
 from sounding.train.metrics import MetricsRow
-from sounding.train.run_config import DataConfig, LogConfig, RunConfig, SparsityConfig, TrainConfig
-from sounding.train.source import open_source
+from sounding.train.objective import BatchSource
+from sounding.train.run_config import (
+    DataConfig,
+    LogConfig,
+    ObjectiveConfig,
+    RunConfig,
+    SparsityConfig,
+    TrainConfig,
+)
 from sounding.train.supervised import Supervised
 from sounding.train.trainer import Trainer
 
 CPU = torch.device("cpu")
+
+
+def ragged(run: RunConfig, rank: int, world: int) -> BatchSource[TokenBatch]:
+    """Every world-th batch of sequences of very different lengths."""
+
+    def open_stream(state: StreamState | None) -> Iterator[tuple[TokenBatch, StreamState]]:
+        for number in itertools.count(state["next"] if state else 0):
+            batch = ragged_batch(number, run.data.batch_tokens, run.model.vocab_size)
+            if number % world == rank:
+                yield batch, {"next": number + world - rank}
+
+    return open_stream
+
+
+def ragged_batch(number: int, num_tokens: int, vocab_size: int) -> TokenBatch:
+    """Random numbers that repeat after 50, in sequences of 1 to some hundred tokens."""
+    draw = random.Random(number)
+    lengths: list[int] = []
+    while sum(lengths) < num_tokens:
+        longest = draw.choice((3, 9, 150, 400, num_tokens))
+        lengths.append(min(draw.randint(1, longest), num_tokens - sum(lengths)))
+    generator = torch.Generator().manual_seed(number)
+    tokens = torch.randint(vocab_size, (50,), generator=generator).repeat(num_tokens)[:num_tokens]
+    targets = tokens.roll(-1)
+    targets[torch.tensor(lengths).cumsum(0) - 1] = IGNORED
+    middles = [draw.randint(0, length - 1) for length in lengths]
+    return TokenBatch(tokens, targets, lengths, middles)
 
 
 def run_config(steps: int = 6) -> RunConfig:
@@ -40,6 +79,7 @@ def run_config(steps: int = 6) -> RunConfig:
             accumulation=4,
             dtype="float32",
         ),
+        objective=ObjectiveConfig(middle_weight=2.0),
         sparsity=SparsityConfig(dense_steps=third, indexer_steps=third),
         log=LogConfig(checkpoint_every=1000),
     )
@@ -52,7 +92,7 @@ def trainer(
     if dtype == torch.float64:
         network = network.double()
         network.dtype = dtype
-    source = open_source(run, group.batch_rank, group.batch_world)
+    source = ragged(run, group.batch_rank, group.batch_world)
     objective = Supervised(run, None, group)
     return Trainer(
         run, folder, source, objective, device=CPU, network=network, group=group, **options
