@@ -1,6 +1,5 @@
 """`train` and `plot`: run a training and plot its metrics."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,8 +110,9 @@ def run_training(
         "train.dtype": config.train.dtype,
         "optimizer.muon_dtype": config.optimizer.muon_dtype,
     }
+    shared = config.parallel
     with (
-        processes(where, **dataclasses.asdict(config.parallel)) as group,
+        processes(where, data=shared.data, expert=shared.expert, context=shared.context) as group,
         train_progress(config, shown=group.is_main) as progress,
     ):
         warn_of_slow_products(dtypes, where)

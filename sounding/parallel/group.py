@@ -101,6 +101,14 @@ class Group:
         """Whether `flag` is true in any process. Collective: every process must call it."""
         return bool(self.sum(torch.tensor(int(flag), device=self.device)))
 
+    def agree(self, text: str) -> str:
+        """The first process's text. Collective."""
+        if self.world == 1:
+            return text
+        texts = [text]
+        dist.broadcast_object_list(texts, device=self.device)
+        return texts[0]
+
     def wait(self) -> None:
         """Block until every process has called this."""
         if self.world > 1:
@@ -155,6 +163,7 @@ def processes(
         if dist.get_rank():
             logging.getLogger().setLevel(logging.ERROR)  # only the first process logs
         yield Group(dist.get_rank(), world, make_meshes(device.type, shape))
+        dist.barrier()  # one that left first would end the connections of the others' last words
     finally:
         dist.destroy_process_group()
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
@@ -107,8 +108,14 @@ def logical(tensor: Tensor, group: Group) -> Tensor:
 
 def whole(tensor: Tensor, group: Group) -> Tensor:
     """A sharded tensor gathered in every process. Collective: every process must call it."""
-    gathered = logical(tensor, group)
-    return gathered.full_tensor() if isinstance(gathered, DTensor) else gathered
+    if not isinstance(tensor, DTensor):
+        return tensor
+    gathered = tensor.full_tensor()
+    if logical(tensor, group) is tensor:
+        return gathered
+    stacks = [torch.empty_like(gathered) for _ in range(group.size("expert"))]
+    dist.all_gather(stacks, gathered, group=group.along("expert"))
+    return torch.cat(stacks)
 
 
 def part_like(tensor: Tensor, like: Tensor, group: Group) -> Tensor:

@@ -9,7 +9,7 @@ Source: docs/training.md 5.
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -200,13 +200,39 @@ class Optimizers:
         for param in self._named.values():
             param.grad = None
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Moments and step counts as `<parameter>.<moment>`, whole, nothing but tensors."""
+    def named_state(self) -> dict[str, Tensor]:
+        """Moments and step counts as `<parameter>.<moment>`, nothing but tensors, as they are."""
         return {
-            f"{name}.{key}": whole(value, self._group)
+            f"{name}.{key}": value
             for name, param in self._named.items()
-            for key, value in self._state_of(name)[param].items()
+            for key, value in self._state_of(name).get(param, {}).items()
         }
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """`named_state`, whole. Collective."""
+        return {name: whole(value, self._group) for name, value in self.named_state().items()}
+
+    def clear_state(self, names: Sequence[str]) -> None:
+        """Replace all state by zeros of these names, to be filled in place.
+
+        Raises ValueError for the state of a parameter that this network does not train.
+        """
+        for optimizer in (self.muon, self.adamw):
+            optimizer.state.clear()
+        for full in names:
+            name, _, key = full.rpartition(".")
+            param = self._trained(name, full)
+            number = torch.zeros((), dtype=torch.float32, device=param.device)
+            zeros = number if key == "step" else torch.zeros_like(param)
+            self._state_of(name)[param][key] = zeros
+
+    def _trained(self, name: str, full: str) -> Tensor:
+        if name not in self._named:
+            raise ValueError(
+                f"the optimizer state has {full!r}, but the network trains no parameter "
+                f"{name!r}: it belongs to another model"
+            )
+        return self._named[name]
 
     @property
     def state_bytes(self) -> int:
@@ -225,12 +251,7 @@ class Optimizers:
             optimizer.state.clear()
         for full, value in tensors.items():
             name, _, key = full.rpartition(".")
-            if name not in self._named:
-                raise ValueError(
-                    f"the optimizer state has {full!r}, but the network trains no parameter "
-                    f"{name!r}: it belongs to another model"
-                )
-            param = self._named[name]
+            param = self._trained(name, full)
             # AdamW keeps its step counts on the parameter's device, as fused kernels want them.
             fresh = torch.empty_like(value, device=param.device).copy_(value)
             if fresh.shape == logical(param, self._group).shape:

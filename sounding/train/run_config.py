@@ -203,11 +203,14 @@ class ParallelConfig:
     """Processes that routed experts are divided over; each takes batches of its own, too."""
     context: int = 1
     """Processes that share a batch, each with its part of the tokens."""
+    whole_models: bool = True
+    """Whether the first of several processes adds the whole model to each checkpoint, for other
+    commands; it must have the memory for it."""
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            _require(self, entry.name, value is None or value >= 1, "at least 1")
+        for name in ("data", "expert", "context"):
+            value = getattr(self, name)
+            _require(self, name, value is None or value >= 1, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from sounding.parallel.sharding import (
     shard,
     whole,
 )
+from sounding.parallel.shards import load_shards, saved_shapes
 from sounding.train.build_network import build_network, freeze_all_but
 from sounding.train.guard import Guard
 from sounding.train.initial_weights import load_initial_weights
@@ -37,7 +38,7 @@ from sounding.train.numerics import for_throughput, repeatable
 from sounding.train.objective import B, BatchSource, Objective, StepPlan
 from sounding.train.optim import Optimizers
 from sounding.train.phases import is_indexer
-from sounding.train.run_checkpoint import SavedStep, moments_of
+from sounding.train.run_checkpoint import MOMENTS, WEIGHTS, SavedStep, moments_of
 from sounding.train.run_config import RunConfig
 from sounding.train.run_folder import RunFolder
 from sounding.train.side_by_side import side_by_side
@@ -95,9 +96,16 @@ class Trainer(Generic[B]):
                 f"{group.batch_world} batches that the processes take at once (parallel.data x "
                 "parallel.expert)"
             )
+        if run.log.milestone_every and not run.parallel.whole_models:
+            raise ValueError(
+                f"log.milestone_every = {run.log.milestone_every} saves whole models, and "
+                "parallel.whole_models = False says that no process can hold one: set either"
+            )
         self.folder.claim(allow_change=allow_change)
         self._resume()
         weights = sum(logical(param, group).nbytes for param in self.model.parameters())
+        if group.world > 1 and run.parallel.whole_models:
+            weights *= 2  # in shards, and as a model
         self.folder.require_room(self.step, weights, self.optimizers.state_bytes)
         self._stream = source(self._data_state)
 
@@ -261,22 +269,39 @@ class Trainer(Generic[B]):
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
-        self.folder.save(
+        state = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "data": self._data_state,
+            "guard": self.guard.to_dict(),
+        }
+        if self.group.world == 1:
+            moments = self.optimizers.state_tensors()
+            self.folder.save(self.step, weights=self._whole_weights(), moments=moments, state=state)
+            return
+        whole_models = self.run_config.parallel.whole_models
+        self.folder.save_sharded(
             self.step,
-            weights=self._whole_weights(),
-            moments=self.optimizers.state_tensors(),
-            state={
-                "step": self.step,
-                "tokens": self.tokens,
-                "data": self._data_state,
-                "guard": self.guard.to_dict(),
-            },
+            tensors=self._own_parts(),
+            weights=self._whole_weights() if whole_models else None,
+            state=state,
         )
 
     def _whole_weights(self) -> dict[str, Tensor]:
-        return {
-            name: whole(param.detach(), self.group) for name, param in self.model.named_parameters()
-        }
+        """The weights of the whole network, in the main process."""
+        weights = {}
+        for name, param in self.model.named_parameters():
+            gathered = whole(param.detach(), self.group)
+            if self.group.is_main:
+                weights[name] = gathered.cpu() if self.group.world > 1 else gathered
+        return weights
+
+    def _own_parts(self) -> dict[str, Tensor]:
+        """Weights and moments as they are sharded, by the names they have in checkpoints."""
+        weights = {WEIGHTS + name: param for name, param in self.model.named_parameters()}
+        moments = {MOMENTS + name: part for name, part in self.optimizers.named_state().items()}
+        parts = {**weights, **moments}
+        return {name: logical(tensor.detach(), self.group) for name, tensor in parts.items()}
 
     def _resume(self) -> None:
         saved = self.folder.restore_last(self._take_over)
@@ -309,9 +334,15 @@ class Trainer(Generic[B]):
         Copies, because sums depend on how memory is aligned, and a file's pages are aligned
         otherwise than a tensor of ours.
         """
-        with torch.no_grad():
-            for name, param in self.model.named_parameters():
-                param.copy_(part_like(saved.model[name].to(param.device), param, self.group))
-        self.optimizers.load_state_tensors(saved.optimizer)
+        if saved.shards is None:
+            with torch.no_grad():
+                for name, param in self.model.named_parameters():
+                    param.copy_(part_like(saved.model[name].to(param.device), param, self.group))
+            self.optimizers.load_state_tensors(saved.optimizer)
+        else:
+            names = saved_shapes(saved.shards)
+            moments = [name.removeprefix(MOMENTS) for name in names if name.startswith(MOMENTS)]
+            self.optimizers.clear_state(moments)
+            load_shards(saved.shards, self._own_parts(), self.group)
         self.guard.restore(saved.state["guard"])
         self.step, self.tokens = int(saved.state["step"]), int(saved.state["tokens"])
