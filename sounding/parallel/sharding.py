@@ -97,7 +97,7 @@ def logical(tensor: Tensor, group: Group) -> Tensor:
     """A sharded tensor with the shape that the network gives it: stacks of all experts."""
     if group.meshes is None or not isinstance(tensor, DTensor):
         return tensor
-    if tensor.device_mesh is not group.meshes.replicas:
+    if tensor.device_mesh.size() == group.world:  # cut over all processes, as all but experts are
         return tensor
     shape = torch.Size((tensor.shape[0] * group.size("expert"), *tensor.shape[1:]))
     strides = tuple(math.prod(shape[at + 1 :]) for at in range(len(shape)))

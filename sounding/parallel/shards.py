@@ -8,7 +8,8 @@ as they were before, so the names and sizes of all files are kept beside them.
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,10 +26,11 @@ _FILES_NAME = "files.json"
 
 
 def save_shards(folder: Path, tensors: Mapping[str, Tensor], group: Group) -> None:
-    """Write named tensors, sharded (`sharding.logical`) or the same in all processes. Collective."""
+    """Write tensors that are sharded (`sharding.logical`) or the same everywhere. Collective."""
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     state = {name: _with_dimension(tensor) for name, tensor in tensors.items()}
-    dcp.save(state, storage_writer=writer, no_dist=group.world == 1)
+    with _alone_without_a_warning():
+        dcp.save(state, storage_writer=writer, no_dist=group.world == 1)
     group.wait()
     if group.is_main:
         files = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
@@ -86,10 +88,17 @@ def read_whole(folder: Path, prefix: str) -> dict[str, Tensor]:
 
 
 def _load(tensors: Mapping[str, Tensor], folder: Path, *, alone: bool) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as we say ourselves
+    with _alone_without_a_warning():
         reader = dcp.HuggingFaceStorageReader(str(folder))
         dcp.load(dict(tensors), storage_reader=reader, no_dist=alone)
+
+
+@contextmanager
+def _alone_without_a_warning() -> Iterator[None]:
+    """DCP warns of a single process even where `no_dist` says so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
 
 def _dtypes(folder: Path) -> dict[str, torch.dtype]:

@@ -2,9 +2,9 @@
 
 `model` has the float32 weights in the published layout, so that every command takes it as it is;
 `optimizer.safetensors` the moments, `state.json` the rest. Several processes write `shards` instead
-of the moments, each its own parts of weights and moments, and where asked `model` too. A milestone is a model in bf16 with
-only its step and tokens: to be measured, not resumed. A folder appears whole or not at all;
-no file in it can carry code.
+of the moments, each its own parts of weights and moments, and where asked `model` too. A milestone
+is a model in bf16 with only its step and tokens: to be measured, not resumed. A folder appears
+whole or not at all; no file in it can carry code.
 """
 
 import itertools
