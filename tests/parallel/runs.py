@@ -34,11 +34,11 @@ SMALL = [
 
 
 def run_config(setting: str) -> RunConfig:
-    """`small-6` or `tiny-50`: steps through every phase, of four batches of 512 tokens, or of as
-    many as a third part says."""
+    """`small-6` or `tiny-50`: steps through every phase, of four batches of 512 tokens; a third
+    part of the setting is another number of tokens, a fourth of batches."""
     size, steps, *rest = setting.split("-")
     third = max(1, int(steps) // 3)
-    tokens = rest[0] if rest else "512"
+    tokens, accumulation = [*rest, *("512", "4")[len(rest) :]]
     run = change(
         copying(),
         [
@@ -49,7 +49,7 @@ def run_config(setting: str) -> RunConfig:
             "train.lr=2e-3",
             "train.warmup_steps=2",
             f"train.decay_steps={third}",
-            "train.accumulation=4",
+            f"train.accumulation={accumulation}",
             "train.dtype=float32",
             "optimizer.muon_dtype=float32",
             "objective.middle_weight=2",

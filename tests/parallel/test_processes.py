@@ -175,13 +175,13 @@ def test_the_model_beside_the_parts_is_whole(out: Path) -> None:
     [
         ("2x1x1", "tiny-50-160"),
         ("1x2x1", "tiny-50-160"),
-        ("1x1x2", "tiny-50"),
+        ("1x1x2", "tiny-50-512-2"),
         ("4x1x1", "tiny-50-160"),
         ("1x4x1", "tiny-50-160"),
-        ("1x1x4", "tiny-50"),
+        ("1x1x4", "tiny-50-512-2"),
         ("2x2x1", "tiny-50-160"),
-        ("2x1x2", "tiny-50"),
-        ("1x2x2", "tiny-50"),
+        ("2x1x2", "tiny-50-512-2"),
+        ("1x2x2", "tiny-50-512-2"),
     ],
 )
 def test_fifty_steps_of_tiny(tmp_path: Path, axes: str, setting: str) -> None:
