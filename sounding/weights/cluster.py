@@ -5,19 +5,22 @@ measured, and every time that follows from them is a bound: nothing waits, and w
 Source: docs/clusters.md 6.
 """
 
+import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, prod
 
 from sounding.config import ModelConfig
-from sounding.weights.description import Description, StateSize, describe_config
+from sounding.weights.description import Description, StateSize
 from sounding.weights.layout import Component, Kind, Parameter, count_parameters, parameters
 from sounding.weights.plan import human_bytes
 
 _SIZE = re.compile(r"(\d+)x(\d+(?:\.\d+)?)(GB|GiB|TB|TiB)")
 _UNITS = {"GB": 10**9, "GiB": 2**30, "TB": 10**12, "TiB": 2**40}
 _TWO_MOMENTS = {Component.EMBEDDING, Component.HEAD, Component.NORM}
+_NODE = 8  # devices that one box connects
+_NODE_LINK, _NETWORK_LINK = 200e9, 50e9  # NVLink of an H800; a network of 400 Gb/s for each device
 _WORKSPACE_BYTES = 4 * 2**30  # buffers of kernels and of communication, and activations of a chunk
 
 
@@ -28,12 +31,12 @@ class Cluster:
     devices: int
     device_bytes: int
     memory_bandwidth: float = 3.35e12
-    link_bandwidth: float = 2e11
+    link_bandwidth: float
     """Of one device, in one direction."""
     flops: float = 1.979e15
     """Of FP8 products; those in bf16 are half as fast."""
     stated: tuple[str, ...] = ("memory_bandwidth", "link_bandwidth", "flops")
-    """The speeds that are a maker's statement: of an H800 with NVLink."""
+    """The speeds that are a maker's statement, of an H800."""
 
 
 def parse_cluster(
@@ -43,7 +46,10 @@ def parse_cluster(
     link_bandwidth: float | None = None,
     flops: float | None = None,
 ) -> Cluster:
-    """`8x80GB`, and speeds where the user knows them. Raises ValueError for another form."""
+    """`8x80GB`, and speeds where the user knows them. Raises ValueError for another form.
+
+    A link is taken to be one within a box for up to 8 devices, and a network's for more.
+    """
     match = _SIZE.fullmatch(text.strip())
     if match is None or int(match[1]) < 1 or float(match[2]) == 0:
         raise ValueError(f"cluster {text!r} must be COUNTxMEMORY, such as 8x80GB")
@@ -60,8 +66,9 @@ def parse_cluster(
         if not value > 0:
             raise ValueError(f"{name} = {value} must be above 0")
     stated = tuple(name for name in Cluster.stated if name not in given)
-    size = int(float(match[2]) * _UNITS[match[3]])
-    return Cluster(devices=int(match[1]), device_bytes=size, stated=stated, **given)
+    devices, size = int(match[1]), int(float(match[2]) * _UNITS[match[3]])
+    given.setdefault("link_bandwidth", _NODE_LINK if devices <= _NODE else _NETWORK_LINK)
+    return Cluster(devices=devices, device_bytes=size, stated=stated, **given)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -94,9 +101,9 @@ class ServingPlan:
     """Of all devices together."""
 
 
-def plan_serving(config: ModelConfig, cluster: Cluster, context_tokens: int) -> ServingPlan:
-    """The deployed formats on a cluster."""
-    description = describe_config(config)
+def plan_serving(description: Description, cluster: Cluster, context_tokens: int) -> ServingPlan:
+    """A model as it is stored, on a cluster."""
+    config = description.config
     state = StateSize(config).bytes_at(context_tokens)
     held, experts = _expert_share(description, cluster.devices)
     replicated = _replicated(description)
@@ -111,7 +118,7 @@ def plan_serving(config: ModelConfig, cluster: Cluster, context_tokens: int) -> 
         read = StateSize(config).bytes_read_at(context_tokens)
         memory = int(description.active_dense_bytes + experts * touched + sequences * read)
         link = sequences * dispatch_bytes_per_token(config, cluster.devices)
-        flops = 2.0 * count_parameters(config).active * sequences
+        flops = 2.0 * _counted(config).active * sequences
         seconds = {
             "memory": memory / cluster.memory_bandwidth,
             "link": link / cluster.link_bandwidth,
@@ -209,7 +216,7 @@ def plan_training(
             f"parallel.expert = {expert} must divide the {devices} devices and "
             f"model.n_routed_experts = {config.n_routed_experts}"
         )
-    every = [each for each in parameters(config) if each.kind is not Kind.TABLE]
+    every = _shapes(config)
     total = _count(every)
     moments = sum(prod(each.shape) * (1 + (not _is_matrix(each))) for each in every)
     gathered = 8 * _gathered(every, expert, replicas=devices // expert)
@@ -218,7 +225,7 @@ def plan_training(
     # Backward passes take twice the products of forward ones.
     seconds = {
         "link": sum(links.values()) / cluster.link_bandwidth,
-        "compute": 6.0 * count_parameters(config).active * context_tokens / (cluster.flops / 2),
+        "compute": 6.0 * _counted(config).active * context_tokens / (cluster.flops / 2),
     }
     free = cluster.device_bytes - parameter_bytes - moment_bytes - gathered - _WORKSPACE_BYTES
     bound = max(seconds, key=lambda name: seconds[name])
@@ -237,7 +244,7 @@ def plan_training(
 
 
 def _training_links(
-    config: ModelConfig, every: list[Parameter], devices: int, expert: int, tokens: int
+    config: ModelConfig, every: Sequence[Parameter], devices: int, expert: int, tokens: int
 ) -> dict[str, int]:
     routed = _count(each for each in every if _is_routed(each))
     dense = _count(every) - routed
@@ -254,7 +261,7 @@ def _training_links(
     }
 
 
-def _gathered(every: list[Parameter], expert: int, replicas: int) -> int:
+def _gathered(every: Sequence[Parameter], expert: int, replicas: int) -> int:
     """Numbers that a device has whole, beside its shards, at the worst moment."""
     blocks: dict[str, int] = {}
     for each in every:
@@ -281,6 +288,15 @@ def _count(every: Iterable[Parameter]) -> int:
 
 def _most_even(experts: int, devices: int) -> int:
     return max(size for size in range(1, devices + 1) if devices % size == experts % size == 0)
+
+
+_counted = functools.cache(count_parameters)
+
+
+@functools.cache
+def _shapes(config: ModelConfig) -> tuple[Parameter, ...]:
+    """All that is trained: tens of thousands of matrices for a published model."""
+    return tuple(each for each in parameters(config) if each.kind is not Kind.TABLE)
 
 
 def fits(plan: ServingPlan | TrainingPlan) -> str:

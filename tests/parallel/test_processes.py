@@ -115,6 +115,7 @@ def test_sequences_send_their_ends_and_entries_and_no_more(out: Path) -> None:
     run = runs.run_config("small-3")
     processes = found(out, "sent-1x1x4")["processes"]
     expected = 2 * context_bytes(run.model, run.data.batch_tokens, 4)  # and gradients
+    expected *= run.train.accumulation
     assert sum(process["sent"]["context"] for process in processes) == expected
 
 
