@@ -63,7 +63,8 @@ def train(
     shows it.
 
     Start several processes for one run with torchrun:
-    `torchrun --nproc-per-node 2 -m sounding train RUN`.
+    `torchrun --nproc-per-node 2 -m sounding train RUN`. They take batches of their own, unless
+    parallel.expert or parallel.context has some of them share experts or sequences.
     """
     from sounding.train.resolve import resolve_run
 

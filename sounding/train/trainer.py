@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sounding.data.token_batch import StreamState
 from sounding.model.transformer import Transformer
-from sounding.parallel.group import ALONE, Group
+from sounding.parallel.group import ALONE, Axis, Group
 from sounding.parallel.sharding import (
     clip,
     gradient_norms,
@@ -90,17 +90,7 @@ class Trainer(Generic[B]):
         self._data_state: StreamState | None = None
         self._report = report
         self._interrupt = Interrupt()
-        if run.train.accumulation % group.batch_world:
-            raise ValueError(
-                f"train.accumulation = {run.train.accumulation} must be a multiple of the "
-                f"{group.batch_world} batches that the processes take at once (parallel.data x "
-                "parallel.expert)"
-            )
-        if run.log.milestone_every and not run.parallel.whole_models:
-            raise ValueError(
-                f"log.milestone_every = {run.log.milestone_every} saves whole models, and "
-                "parallel.whole_models = False says that no process can hold one: set either"
-            )
+        _require_fitting(run, group)
         self.folder.claim(allow_change=allow_change)
         self._resume()
         weights = sum(logical(param, group).nbytes for param in self.model.parameters())
@@ -346,3 +336,25 @@ class Trainer(Generic[B]):
             load_shards(saved.shards, self._own_parts(), self.group)
         self.guard.restore(saved.state["guard"])
         self.step, self.tokens = int(saved.state["step"]), int(saved.state["tokens"])
+
+
+def _require_fitting(run: RunConfig, group: Group) -> None:
+    """Raise ValueError for settings that do not fit the processes."""
+    if run.train.accumulation % group.batch_world:
+        raise ValueError(
+            f"train.accumulation = {run.train.accumulation} must be a multiple of the "
+            f"{group.batch_world} batches that the processes take at once (parallel.data x "
+            "parallel.expert)"
+        )
+    if run.log.milestone_every and not run.parallel.whole_models:
+        raise ValueError(
+            f"log.milestone_every = {run.log.milestone_every} saves whole models, and "
+            "parallel.whole_models = False says that no process can hold one: set either"
+        )
+    axes: tuple[Axis, ...] = ("expert", "context")
+    for axis in axes:
+        if run.train.compile and group.size(axis) > 1:
+            raise ValueError(
+                f"train.compile = True does not go with parallel.{axis} = {group.size(axis)}: "
+                "compiled blocks cannot exchange rows in between"
+            )
