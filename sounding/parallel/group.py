@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 Axis = Literal["data", "expert", "context"]
+# A process that died is noticed by torchrun, which ends the others; this is for hangs.
+_PATIENCE = timedelta(minutes=10)
 AXES: tuple[Axis, ...] = ("data", "expert", "context")
 
 
@@ -156,9 +158,9 @@ def processes(
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # A process that died is noticed by torchrun, which ends the others; this is for hangs.
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    rank = int(os.environ["RANK"])
+    dist.init_process_group(backend, store=_store(), rank=rank, world_size=world, timeout=_PATIENCE)
     try:
         if dist.get_rank():
             logging.getLogger().setLevel(logging.ERROR)  # only the first process logs
@@ -166,6 +168,16 @@ def processes(
         dist.barrier()  # one that left first would end the connections of the others' last words
     finally:
         dist.destroy_process_group()
+
+
+def _store() -> dist.Store:
+    """Where the processes find each other. torchrun keeps one over restarts, with the addresses of
+    processes that have ended; so each start has names of its own."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    main = not kept and os.environ["RANK"] == "0"
+    store = dist.TCPStore(address, port, is_master=main, timeout=_PATIENCE)
+    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def make_meshes(device_type: str, shape: tuple[int, int, int]) -> Meshes:
