@@ -34,7 +34,8 @@ if find_spec("torch"):
 @pytest.fixture(scope="session")
 def network_maker() -> "NetworkMaker":
     """`make_network`, each network made once per session; treat them as constants."""
-    from tests.networks import Transformer, make_network
+    from sounding.model.transformer import Transformer
+    from tests.networks import make_network
 
     made: dict[object, Transformer] = {}
 
