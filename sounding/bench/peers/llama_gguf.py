@@ -97,7 +97,17 @@ def served(program: Path, gguf: Path) -> Iterator[LlamaServer]:
     """llama-server with a model, ready to answer."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    command = [program, "-m", gguf, "--port", str(port), "--host", "127.0.0.1", "-c", "4096"]
+    command: list[str | Path] = [
+        program,
+        "-m",
+        gguf,
+        "--port",
+        str(port),
+        "--host",
+        "127.0.0.1",
+        "-c",
+        "4096",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while True:
