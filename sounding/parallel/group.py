@@ -18,6 +18,11 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import (  # type: ignore[attr-defined]  # without a type, and public
+    PrefixStore,
+    Store,
+    TCPStore,
+)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 Axis = Literal["data", "expert", "context"]
@@ -170,14 +175,14 @@ def processes(
         dist.destroy_process_group()
 
 
-def _store() -> dist.Store:
+def _store() -> Store:
     """Where the processes find each other. torchrun keeps one over restarts, with the addresses of
     processes that have ended; so each start has names of its own."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     main = not kept and os.environ["RANK"] == "0"
-    store = dist.TCPStore(address, port, is_master=main, timeout=_PATIENCE)
-    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store = TCPStore(address, port, is_master=main, timeout=_PATIENCE)
+    return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def make_meshes(device_type: str, shape: tuple[int, int, int]) -> Meshes:

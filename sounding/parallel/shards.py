@@ -13,10 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from sounding.files import sync
 from sounding.parallel.group import Group
@@ -27,10 +32,10 @@ _FILES_NAME = "files.json"
 
 def save_shards(folder: Path, tensors: Mapping[str, Tensor], group: Group) -> None:
     """Write tensors that are sharded (`sharding.logical`) or the same everywhere. Collective."""
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     state = {name: _with_dimension(tensor) for name, tensor in tensors.items()}
     with _alone_without_a_warning():
-        dcp.save(state, storage_writer=writer, no_dist=group.world == 1)
+        save(state, storage_writer=writer, no_dist=group.world == 1)
     group.wait()
     if group.is_main:
         files = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
@@ -49,7 +54,7 @@ def saved_shapes(folder: Path) -> dict[str, torch.Size]:
             found = (folder / name).stat().st_size
             if found != size:
                 raise ValueError(f"{name} has {found:,} bytes and was written with {size:,}")
-        metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
+        metadata = HuggingFaceStorageReader(str(folder)).read_metadata()
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder} is damaged: {error}") from None
     return {
@@ -89,8 +94,8 @@ def read_whole(folder: Path, prefix: str) -> dict[str, Tensor]:
 
 def _load(tensors: Mapping[str, Tensor], folder: Path, *, alone: bool) -> None:
     with _alone_without_a_warning():
-        reader = dcp.HuggingFaceStorageReader(str(folder))
-        dcp.load(dict(tensors), storage_reader=reader, no_dist=alone)
+        reader = HuggingFaceStorageReader(str(folder))
+        load(dict(tensors), storage_reader=reader, no_dist=alone)
 
 
 @contextmanager

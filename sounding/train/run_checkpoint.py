@@ -206,7 +206,8 @@ def moments_of(folder: Path) -> dict[str, Tensor]:
     if not (folder / STATE_NAME).is_file():
         return {}
     if (folder / SHARDS_NAME).is_dir():
-        return read_whole(folder / SHARDS_NAME, MOMENTS)
+        found = read_whole(folder / SHARDS_NAME, MOMENTS)
+        return {n: x.view(()) if n.endswith(".step") else x for n, x in found.items()}
     if not (folder / _OPTIMIZER).is_file():
         raise ValueError(
             f"{folder} is a milestone and has no moments: begin with a checkpoint, or with "

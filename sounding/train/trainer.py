@@ -340,6 +340,12 @@ class Trainer(Generic[B]):
 
 def _require_fitting(run: RunConfig, group: Group) -> None:
     """Raise ValueError for settings that do not fit the processes."""
+    asked = run.parallel
+    if group.world == 1 < (asked.data or 1) * asked.expert * asked.context:
+        raise ValueError(
+            f"parallel.data = {asked.data}, parallel.expert = {asked.expert}, parallel.context = "
+            f"{asked.context} ask for several processes, and this run has one"
+        )
     if run.train.accumulation % group.batch_world:
         raise ValueError(
             f"train.accumulation = {run.train.accumulation} must be a multiple of the "

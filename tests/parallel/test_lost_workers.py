@@ -4,8 +4,8 @@ Catches: a restart that begins anew or repeats rows, a checkpoint of four that t
 that is read twice or skipped, processes that are left behind.
 """
 
+import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -74,11 +74,10 @@ def test_a_run_of_four_loses_one_then_all_and_ends_on_two(tmp_path: Path) -> Non
         wait_for(lambda: steps() >= 7, process)
         workers = psutil.Process(process.pid).children(recursive=True)
     finally:
-        for each in (process, *workers):
-            try:
-                each.send_signal(signal.SIGKILL)
-            except (ProcessLookupError, psutil.NoSuchProcess):
-                continue
+        process.kill()
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
         process.wait()
         psutil.wait_procs(workers, timeout=30)
     torchrun(2, command(folder))

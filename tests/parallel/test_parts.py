@@ -9,10 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sounding.parallel.context import cut, least_tokens
-from sounding.parallel.group import ALONE, mesh_shape
+from sounding.parallel.group import ALONE, Group, mesh_shape
 from sounding.parallel.matrices import owners, work_of
 from sounding.parallel.shards import load_shards, read_whole, save_shards
 from sounding.presets import flash, tiny
+from sounding.train.run_checkpoint import moments_of
+from sounding.train.runs import change
+from sounding.train.supervised import Supervised
+from tests.parallel import runs
 
 
 def test_what_expert_and_context_leave_is_data() -> None:
@@ -87,6 +91,41 @@ def test_equal_matrices_are_dealt_evenly() -> None:
     assert counts.tolist() in ([3, 3, 2, 2],)
 
 
+@pytest.mark.parametrize(
+    ("setting", "wanted"),
+    [
+        ("parallel.expert=2", "parallel.expert = 2.*this run has one"),
+        ("parallel.data=4", "parallel.data = 4.*this run has one"),
+        ("parallel.context=0", "context = 0 must be at least 1"),
+    ],
+)
+def test_settings_for_more_processes_than_there_are_are_refused(
+    tmp_path: Path, setting: str, wanted: str
+) -> None:
+    with pytest.raises(ValueError, match=wanted):
+        run = change(runs.run_config("small-3"), [setting])
+        runs.trainer(run, tmp_path, ALONE, torch.float32)
+
+
+def test_parts_that_the_next_would_need_more_of_are_refused() -> None:
+    run = change(runs.run_config("small-3"), ["data.sequence_tokens=256", "data.batch_tokens=256"])
+
+    class Four(Group):
+        def size(self, axis: str) -> int:
+            return 4 if axis == "context" else 1
+
+    with pytest.raises(ValueError, match=r"raise data.batch_tokens to 508, or lower parallel"):
+        Supervised(run, None, Four(0, 4))
+
+
+def test_what_several_processes_saved_begins_another_run(tmp_path: Path) -> None:
+    folder = tmp_path / "step-00000002"
+    saved = shards(folder / "shards")
+    (folder / "state.json").write_text("{}")
+    moments = moments_of(folder)
+    assert moments["a.step"].shape == () and moments["a.step"] == saved["optimizer.a.step"]
+
+
 # --------------------------------------------------------------------------------------------------
 # Checkpoints of one process in the form of several
 
@@ -97,7 +136,7 @@ def shards(folder: Path) -> dict[str, torch.Tensor]:
         "model.table": torch.arange(5),
         "optimizer.a.step": torch.tensor(7.0),
     }
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_shards(folder, tensors, ALONE)
     return tensors
 
