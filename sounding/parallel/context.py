@@ -79,18 +79,17 @@ class Cut:
     def __init__(self, lengths: Sequence[int], group: Group) -> None:
         self._group, self.rank = group, group.rank_in("context")
         self._parts = cut(lengths, group.size("context"))
-        self.whole_lengths = list(lengths)
         self.part = self._parts[self.rank]
 
     def states(self, config: ModelConfig) -> list[TensorState]:
         """The states to run this part with, each of the length where its sequence begins here."""
-        parts, last = self.part, len(self.part.lengths) - 1
+        last = len(self.part.lengths) - 1
         seams: list[_Seam] = []
 
         def first_rows(layout: ListLayout) -> TensorRows:
             before = seams[-1] if layout.per_group else None  # projections come before entries
             seams.append(_Seam(self._route(layout), self._group, before))
-            return ReceivedRows(layout, parts.starts[0], seams[-1])
+            return ReceivedRows(layout, self.part.starts[0], seams[-1])
 
         states = [empty_state(config, first_rows)]
         remaining = iter(seams)
@@ -102,7 +101,7 @@ class Cut:
             states.append(empty_state(config, last_rows if index == last else _plain_rows))
         return states
 
-    def _route(self, layout: ListLayout) -> "_SeamRoute":
+    def _route(self, layout: ListLayout) -> Route:
         """What the part before, or all before, send of a list, and what this one sends."""
         if layout.per_group:
             return self._route_of_entries(layout.tokens_per_row)
@@ -112,9 +111,9 @@ class Cut:
             receive[self.rank - 1] = wanted[self.rank]
         if self.rank + 1 < len(self._parts):
             send[self.rank + 1] = wanted[self.rank + 1]
-        return _SeamRoute(Route("context", send, receive), every=False)
+        return Route("context", send, receive)
 
-    def _route_of_entries(self, ratio: int) -> "_SeamRoute":
+    def _route_of_entries(self, ratio: int) -> Route:
         made = [part.end // ratio - part.starts[-1] // ratio for part in self._parts]
 
         def sent(sender: int, receiver: int) -> int:
@@ -125,7 +124,7 @@ class Cut:
         ranks = range(len(self._parts))
         send = [sent(self.rank, rank) for rank in ranks]
         receive = [sent(rank, self.rank) for rank in ranks]
-        return _SeamRoute(Route("context", send, receive), every=True)
+        return Route("context", send, receive)
 
 
 def _plain_rows(layout: ListLayout) -> TensorRows:
@@ -136,17 +135,10 @@ def _plain_rows(layout: ListLayout) -> TensorRows:
 # Lists of rows across the seam between two parts
 
 
-@dataclass(frozen=True)
-class _SeamRoute:
-    way: Route
-    every: bool
-    """Whether each receiver gets all rows, and not the last ones."""
-
-
 class _Seam:
     """A list of one layer: what the last sequence of a part sends, and the first receives."""
 
-    def __init__(self, route: _SeamRoute, group: Group, before: "_Seam | None") -> None:
+    def __init__(self, route: Route, group: Group, before: "_Seam | None") -> None:
         """`before` is that of the rows from which these are made."""
         self._route, self._group, self._before = route, group, before
         self.last: Tensor | None = None
@@ -156,17 +148,13 @@ class _Seam:
     def received(self, own: Tensor) -> Tensor:
         """Exchange rows, those of the first sequence being `own`; collective."""
         rows = own if self.last is None else self.last
-        way = self._route.way
-        if self._route.every:
-            sent = [rows for count in way.send if count]
-        else:
-            sent = [rows[len(rows) - count :] for count in way.send if count]
+        sent = [rows[len(rows) - count :] for count in self._route.send if count]
         flat = torch.cat(sent) if sent else rows[:0]
         if self._before is not None:
             # Where no group is complete no entry depends on projections, and yet their gradient
             # must be waited for.
             flat = flat + self._before._came[:0].sum().to(flat.dtype)
-        self._came = exchange(flat, way, self._group, PURPOSE)
+        self._came = exchange(flat, self._route, self._group, PURPOSE)
         return self._came
 
 

@@ -49,8 +49,8 @@ def move(rows: Tensor, route: Route, group: Group, purpose: str) -> Tensor:
     """`exchange` without gradients."""
     received = rows.new_empty(sum(route.receive), *rows.shape[1:])
     own = group.rank if route.axis is None else group.rank_in(route.axis)
-    width = rows[:1].numel() if len(rows) else rows.shape[1:].numel()
-    group.sent[purpose] += (sum(route.send) - route.send[own]) * width * rows.element_size()
+    row_bytes = rows.shape[1:].numel() * rows.element_size()
+    group.sent[purpose] += (sum(route.send) - route.send[own]) * row_bytes
     dist.all_to_all_single(
         received,
         rows.contiguous(),
