@@ -51,9 +51,7 @@ def pack(request: GenerationRequest) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(
-    packed: bytes, tokenizer: Tokenizer, healer: Callable[[], Healer]
-) -> GenerationRequest:
+def unpack(packed: bytes, tokenizer: Tokenizer, healer: Callable[[], Healer]) -> GenerationRequest:
     """The request, with this process's tables in it; `healer` is called where it is needed.
 
     Only for bytes of `pack` from a process of the same cluster: unpickling can run any code.

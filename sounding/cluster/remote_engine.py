@@ -205,7 +205,9 @@ class _Call:
                     await self._attempt()
                     return
                 except ReplicaLost as error:
-                    _log.warning("request %s has lost its replica: %s", self.stream.request_id, error)
+                    _log.warning(
+                        "request %s has lost its replica: %s", self.stream.request_id, error
+                    )
                     if self._num_tokens:
                         break
             self._fail(self._loss())
@@ -297,14 +299,10 @@ class _Call:
 
     def _usage(self) -> Usage:
         """What is known here of an answer whose replica did not end it."""
-        return Usage(
-            prompt_tokens=len(self._request.prompt), completion_tokens=self._num_tokens
-        )
+        return Usage(prompt_tokens=len(self._request.prompt), completion_tokens=self._num_tokens)
 
 
 def _numbers(stats: EngineStats) -> Mapping[str, int]:
     """The counters and sizes of one replica."""
     values = {field.name: getattr(stats, field.name) for field in fields(stats)}
     return {name: value for name, value in values.items() if isinstance(value, int)}
-
-

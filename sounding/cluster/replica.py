@@ -11,7 +11,7 @@ from sounding.cluster.messages import Accepted, Item, Refused, ReportedRule, unp
 from sounding.completion.healing import Healer
 from sounding.engine.engine import Engine
 from sounding.engine.requests import EngineStats, Finished, Overloaded
-from sounding.loading import open_model
+from sounding.loading import LoadedModel, open_model
 from sounding.text.tokenizer import Tokenizer
 
 
@@ -31,11 +31,15 @@ class EngineSource:
     def __call__(self) -> tuple[Engine, Tokenizer]:
         """Open it. Raises ValueError for a folder that is no model."""
         opened = open_model(self.model)
+        return self.engine_of(opened), opened.tokenizer
+
+    def engine_of(self, opened: LoadedModel) -> Engine:
+        """An engine with these settings and adapters."""
         store = Path(self.prefix_store) if self.prefix_store is not None else None
         engine = opened.engine(store, self.store_bytes, **self.settings)
         for name, folder in self.adapters.items():
             engine.adapters.load(name, opened.read_adapter(Path(folder)))
-        return engine, opened.tokenizer
+        return engine
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,9 @@ class ServeReplicas:
     def __init__(self, handle: Any, close: Callable[[], None]) -> None:
         self._handle, self._close = handle, close
 
-    async def generate(self, packed: bytes, blocks: list[bytes]) -> AsyncGenerator[list[Item], None]:
+    async def generate(
+        self, packed: bytes, blocks: list[bytes]
+    ) -> AsyncGenerator[list[Item], None]:
         """See `Replicas`."""
         from ray.exceptions import RayError, RayTaskError
 

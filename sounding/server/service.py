@@ -16,7 +16,7 @@ from starlette.requests import Request
 from sounding.completion.completer import Completer
 from sounding.completion.gap import Gap
 from sounding.completion.prompt import CompletionSettings as CompletionSettings
-from sounding.engine.adapters import Adapters
+from sounding.engine.adapters import NamesAdapters
 from sounding.engine.requests import EngineLike, GenerationRequest, Usage
 from sounding.runtime import give_back_free_memory
 from sounding.server.exchange import EngineRun, Exchange, Ledger, begin
@@ -68,11 +68,11 @@ class Service:
         card: ModelCard | None = None,
         fim_format: FimFormat | None = None,
         *,
-        adapters: Adapters | None = None,
+        adapters: NamesAdapters | None = None,
         read_adapter: Callable[[Path], Adapter] | None = None,
     ) -> None:
         """`fim_format` is that of the model's folder, by default the usual one. `adapters` are the
-        engine's; with `read_adapter` clients may load others.
+        engine's; with `read_adapter`, for `Adapters` of this process, clients may load others.
 
         Raises OSError when the trace folder cannot be written to."""
         self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
