@@ -1,8 +1,9 @@
 """Replicas as one engine: an `EngineLike` whose requests are answered elsewhere.
 
 A thread with an event loop passes items of replicas on to the streams of readers. Where a replica
-is lost, a request that has not begun to stream goes to another one; one that has ends with an
-error, since its reader has seen text that another replica would write anew.
+is lost, a request that has not begun to stream goes to another one. An answer that a client has
+seen a part of ends with an error. One that is sent in one piece is begun anew: its seed gives the
+same tokens again, which is checked as far as they were known.
 """
 
 import asyncio
@@ -10,10 +11,11 @@ import contextlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sounding.cluster.messages import Accepted, Item, Pushed, Refused, pack
 from sounding.cluster.prefix_index import prefix_blocks
@@ -46,6 +48,7 @@ class ReplicaLost(Exception):
     """The process of a replica has ended, or cannot be reached, before its answer ended."""
 
 
+@runtime_checkable
 class Replicas(Protocol):
     """Replicas that run somewhere; their methods are called in one event loop."""
 
@@ -87,9 +90,9 @@ class RemoteEngine:
         self._stats: dict[str, EngineStats] = {}
         self._live: set[str] = set()
         self.loop = asyncio.new_event_loop()
+        self._gathering: asyncio.Task[None] = self.loop.create_task(self._gather())
         self._thread = threading.Thread(target=self.loop.run_forever, name="replicas", daemon=True)
         self._thread.start()
-        self._gathering = asyncio.run_coroutine_threadsafe(self._gather(), self.loop)
 
     @property
     def context_tokens(self) -> int:
@@ -158,7 +161,7 @@ class RemoteEngine:
         if not first:
             self._closed.wait()
             return
-        self._gathering.cancel()
+        asyncio.run_coroutine_threadsafe(self._end_gathering(), self.loop).result()
         self.replicas.close()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
@@ -181,6 +184,10 @@ class RemoteEngine:
                 _log.debug("no statistics of replicas: %s", error)
             await asyncio.sleep(_STATS_SECONDS)
 
+    async def _end_gathering(self) -> None:
+        self._gathering.cancel()
+        await asyncio.wait([self._gathering])
+
 
 class _Call:
     """One request on its way to a replica and back."""
@@ -192,7 +199,10 @@ class _Call:
         """Set, or failed with the error of `submit`."""
         self._began = time.monotonic()
         self._finished = self._cancelled = False
-        self._num_tokens = 0  # that the reader has
+        self._passed: list[Pushed | TokenEvent] = []
+        """Tokens that the reader, and the request's rule, have."""
+        self._ahead: deque[Pushed | TokenEvent] = deque()
+        """Of these, what another replica is expected to send once more."""
         self._task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -208,7 +218,7 @@ class _Call:
                     _log.warning(
                         "request %s has lost its replica: %s", self.stream.request_id, error
                     )
-                    if self._num_tokens:
+                    if self._passed and self._request.streamed:
                         break
             self._fail(self._loss())
         except asyncio.CancelledError:
@@ -238,6 +248,7 @@ class _Call:
                 self._end("time")
                 return
             request = replace(request, max_seconds=left)
+        self._ahead = deque(self._passed)
         blocks = prefix_blocks(request.prompt, request.adapter)
         items = self._engine.replicas.generate(pack(request), blocks)
         async with contextlib.aclosing(items):
@@ -256,27 +267,42 @@ class _Call:
 
     def _take(self, batch: Sequence[Item]) -> None:
         for item in batch:
+            if self._finished:
+                return
             if isinstance(item, Accepted):
                 if not self.accepted.done():
                     self.accepted.set_result(None)
             elif isinstance(item, Refused):
                 kind = ValueError if item.kind == "value" else Overloaded
                 self._refuse(kind(item.message))
-            elif isinstance(item, Pushed):
-                if self._request.answer is not None:
-                    self._request.answer.push(item.token, item.logprob)
-            else:
-                self._num_tokens += isinstance(item, TokenEvent)
-                self._finished = self._finished or isinstance(item, Finished)
+            elif self._ahead:
+                known = self._ahead.popleft()
+                if isinstance(item, Finished) or (type(item), item.token) != (
+                    type(known),
+                    known.token,
+                ):
+                    self._fail(f"{self._loss()}; another replica began it differently")
+            elif isinstance(item, Finished):
+                self._finished = True
                 self.stream.put(item)
+            else:
+                self._passed.append(item)
+                if isinstance(item, TokenEvent):
+                    self.stream.put(item)
+                elif self._request.answer is not None:
+                    self._request.answer.push(item.token, item.logprob)
 
     def _loss(self) -> str:
-        if self._num_tokens:
+        if self._passed:
             return (
                 f"the replica that wrote this answer was lost after {self._num_tokens} tokens; "
                 "send the request again"
             )
         return f"{_MOST_LOSSES} replicas were lost before this answer began; it may be the cause"
+
+    @property
+    def _num_tokens(self) -> int:
+        return sum(isinstance(item, TokenEvent) for item in self._passed)
 
     def _refuse(self, error: ValueError | Overloaded) -> None:
         """Fail `submit`; where it has returned already, after a loss, fail the answer."""

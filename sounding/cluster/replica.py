@@ -113,6 +113,7 @@ class EngineReplica:
             raise RuntimeError("the engine has failed; its traceback is in the replica's log")
 
     def __del__(self) -> None:
+        """Called by Serve when all answers have ended: the store on disk is completed."""
         engine = getattr(self, "_engine", None)
         if engine is not None:
             engine.close()

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from sounding.server.http.wire import (
     MOST_VALUES,
     Json,
     Model,
+    Wire,
     read_json,
     read_model,
 )
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 _SMALL_BYTES = 1 << 14  # a body up to this size is parsed at once, without a thread
 _LARGE_BYTES = 1 << 18  # a body above this size counts as large work (work_threads.py)
 _TIDY_SECONDS = 1.0  # after a large request
+_is_streamed: ContextVar[bool] = ContextVar("is_streamed", default=True)
 _RATE_SECONDS = 10  # window over which tokens per second are measured
 
 
@@ -191,11 +194,12 @@ class Service:
         def checked() -> Model:
             return read_model(model, read_json(body, most))
 
-        if len(body) < _SMALL_BYTES:
-            return checked()
         if len(body) > _LARGE_BYTES:
             self.threads.call_large()
-        return await self.threads.run(checked)
+        small = len(body) < _SMALL_BYTES
+        asked = checked() if small else await self.threads.run(checked)
+        _is_streamed.set(isinstance(asked, Wire) and asked.streamed)
+        return asked
 
     async def begin(
         self, route: str, requests: Sequence[GenerationRequest], model: str | None
@@ -204,9 +208,11 @@ class Service:
 
         Raises Refusal if it rejects them.
         """
-        adapter = self.adapter_of(model)
-        if adapter is not None:
-            requests = [replace(request, adapter=adapter) for request in requests]
+        adapter, streamed = self.adapter_of(model), _is_streamed.get()
+        requests = [
+            replace(request, adapter=adapter or request.adapter, streamed=streamed)
+            for request in requests
+        ]
         if any(request.grammar is not None for request in requests):
             self.threads.call_large()
         return await begin(self.engine, self.ledger, self.threads, route, requests)
