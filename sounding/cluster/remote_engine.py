@@ -11,10 +11,9 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
 
 from sounding.cluster.messages import Accepted, Item, Pushed, Refused, pack
@@ -52,7 +51,9 @@ class ReplicaLost(Exception):
 class Replicas(Protocol):
     """Replicas that run somewhere; their methods are called in one event loop."""
 
-    def generate(self, packed: bytes, blocks: list[bytes]) -> AsyncGenerator[list[Item], None]:
+    def generate(
+        self, packed: bytes, max_seconds: float | None, blocks: list[bytes]
+    ) -> AsyncGenerator[list[Item], None]:
         """See `EngineReplica.generate`; closing the generator cancels the request.
 
         Raises ReplicaLost.
@@ -199,10 +200,10 @@ class _Call:
         """Set, or failed with the error of `submit`."""
         self._began = time.monotonic()
         self._finished = self._cancelled = False
-        self._passed: list[Pushed | TokenEvent] = []
+        self._known: dict[type, list[int]] = {TokenEvent: [], Pushed: []}
         """Tokens that the reader, and the request's rule, have."""
-        self._ahead: deque[Pushed | TokenEvent] = deque()
-        """Of these, what another replica is expected to send once more."""
+        self._repeated: dict[type, int] = {}
+        """How many of these the replica has sent once more, after another was lost."""
         self._task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -210,6 +211,8 @@ class _Call:
         try:
             if self._cancelled:
                 raise asyncio.CancelledError
+            self._packed = pack(self._request)  # before its rule is given anything
+            self._blocks = prefix_blocks(self._request.prompt, self._request.adapter)
             for _ in range(_MOST_LOSSES):
                 try:
                     await self._attempt()
@@ -218,7 +221,7 @@ class _Call:
                     _log.warning(
                         "request %s has lost its replica: %s", self.stream.request_id, error
                     )
-                    if self._passed and self._request.streamed:
+                    if self._begun and self._request.streamed:
                         break
             self._fail(self._loss())
         except asyncio.CancelledError:
@@ -241,16 +244,14 @@ class _Call:
 
     async def _attempt(self) -> None:
         """Send the request to one replica. Raises ReplicaLost."""
-        request = self._request
-        if request.max_seconds is not None:
-            left = self._began + request.max_seconds - time.monotonic()
-            if left <= 0:
+        seconds = self._request.max_seconds
+        if seconds is not None:
+            seconds -= time.monotonic() - self._began
+            if seconds <= 0:
                 self._end("time")
                 return
-            request = replace(request, max_seconds=left)
-        self._ahead = deque(self._passed)
-        blocks = prefix_blocks(request.prompt, request.adapter)
-        items = self._engine.replicas.generate(pack(request), blocks)
+        self._repeated = dict.fromkeys(self._known, 0)
+        items = self._engine.replicas.generate(self._packed, seconds, self._blocks)
         async with contextlib.aclosing(items):
             try:
                 async with asyncio.timeout(_START_SECONDS):
@@ -275,25 +276,29 @@ class _Call:
             elif isinstance(item, Refused):
                 kind = ValueError if item.kind == "value" else Overloaded
                 self._refuse(kind(item.message))
-            elif self._ahead:
-                known = self._ahead.popleft()
-                if isinstance(item, Finished) or (type(item), item.token) != (
-                    type(known),
-                    known.token,
-                ):
-                    self._fail(f"{self._loss()}; another replica began it differently")
             elif isinstance(item, Finished):
                 self._finished = True
                 self.stream.put(item)
-            else:
-                self._passed.append(item)
-                if isinstance(item, TokenEvent):
-                    self.stream.put(item)
-                elif self._request.answer is not None:
-                    self._request.answer.push(item.token, item.logprob)
+            elif self._repeats(item):
+                pass
+            elif isinstance(item, TokenEvent):
+                self.stream.put(item)
+            elif self._request.answer is not None:
+                self._request.answer.push(item.token, item.logprob)
+
+    def _repeats(self, item: TokenEvent | Pushed) -> bool:
+        """Whether a token is known from a replica that was lost; one that differs ends the call."""
+        known, at = self._known[type(item)], self._repeated[type(item)]
+        self._repeated[type(item)] = at + 1
+        if at == len(known):
+            known.append(item.token)
+            return False
+        if known[at] != item.token:
+            self._fail(f"{self._loss()}; another replica began it differently")
+        return True
 
     def _loss(self) -> str:
-        if self._passed:
+        if self._begun:
             return (
                 f"the replica that wrote this answer was lost after {self._num_tokens} tokens; "
                 "send the request again"
@@ -301,8 +306,12 @@ class _Call:
         return f"{_MOST_LOSSES} replicas were lost before this answer began; it may be the cause"
 
     @property
+    def _begun(self) -> bool:
+        return any(self._known.values())
+
+    @property
     def _num_tokens(self) -> int:
-        return sum(isinstance(item, TokenEvent) for item in self._passed)
+        return len(self._known[TokenEvent])
 
     def _refuse(self, error: ValueError | Overloaded) -> None:
         """Fail `submit`; where it has returned already, after a loss, fail the answer."""

@@ -57,15 +57,19 @@ class EngineReplica:
         self._engine, self._tokenizer = source()
         self._name = name or _name_of_replica()
 
-    async def generate(self, packed: bytes, blocks: list[bytes]) -> AsyncIterator[list[Item]]:
-        """Answer a request of `pack`, in batches of items; `blocks` are for the router.
+    async def generate(
+        self, packed: bytes, max_seconds: float | None, blocks: list[bytes]
+    ) -> AsyncIterator[list[Item]]:
+        """Answer a request of `pack`, in batches of items.
+
+        `max_seconds` is what is left of the request's; `blocks` are for the router.
 
         The first item is `Accepted` or `Refused`. Where the call is cancelled, so is the request.
         """
         pushed: list[Item] = []
         request = unpack(packed, self._tokenizer, lambda: self._healer)
-        if request.answer is not None:
-            request = replace(request, answer=ReportedRule(request.answer, pushed))
+        rule = None if request.answer is None else ReportedRule(request.answer, pushed)
+        request = replace(request, answer=rule, max_seconds=max_seconds)
         submitting = asyncio.ensure_future(asyncio.to_thread(self._engine.submit, request))
         try:  # in a thread, since compiling a grammar can take seconds
             stream = await asyncio.shield(submitting)

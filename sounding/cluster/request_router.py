@@ -5,7 +5,7 @@ Ray's interface of routers is of alpha stability: the extra pins Ray's version.
 """
 
 from collections import Counter
-from typing import Any
+from typing import Any, no_type_check
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
@@ -15,6 +15,7 @@ BLOCKS = "blocks"
 """The keyword argument of a call that holds the blocks of its prefix."""
 
 
+@no_type_check  # at run time: Ray sends this class by value, which wrapped methods do not survive
 class PrefixRequestRouter(RequestRouter):
     """Routes by prefix, bounded by load; without a prefix to the replica with the least load."""
 

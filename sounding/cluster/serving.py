@@ -78,7 +78,7 @@ def start_replicas(
     from ray import serve
 
     connect(address, options.most * options.effective_cpus)
-    serve.start(http_options={"location": "NoServer"}, logging_config=_logging())
+    serve.start(proxy_location="Disabled", logging_config=_logging())
     try:
         handle = serve.run(
             engine_deployment(options).bind(source), name=APPLICATION, route_prefix=None
@@ -170,13 +170,13 @@ class ServeReplicas:
         self._handle, self._close = handle, close
 
     async def generate(
-        self, packed: bytes, blocks: list[bytes]
+        self, packed: bytes, max_seconds: float | None, blocks: list[bytes]
     ) -> AsyncGenerator[list[Item], None]:
         """See `Replicas`."""
         from ray.exceptions import RayError, RayTaskError
 
         handle = self._handle.options(method_name="generate", stream=True)
-        answer, whole = handle.remote(packed, blocks=blocks), False
+        answer, whole = handle.remote(packed, max_seconds, blocks=blocks), False
         try:
             async for batch in answer:
                 yield batch

@@ -22,11 +22,11 @@ class LocalReplicas:
         """Calls whose generator was closed."""
 
     async def generate(
-        self, packed: bytes, blocks: list[bytes]
+        self, packed: bytes, max_seconds: float | None, blocks: list[bytes]
     ) -> AsyncGenerator[list[Item], None]:
         number, self.calls = self.calls, self.calls + 1
         left = self.lose(number)
-        answer = self.replicas[number % len(self.replicas)].generate(packed, blocks)
+        answer = self.replicas[number % len(self.replicas)].generate(packed, max_seconds, blocks)
         try:
             async for batch in answer:
                 if left is not None and (left := left - 1) < 0:
@@ -46,7 +46,9 @@ class LocalReplicas:
         self.closed += 1
 
 
-def never(packed: bytes, blocks: list[bytes]) -> AsyncGenerator[list[Item], None]:
+def never(
+    packed: bytes, max_seconds: float | None, blocks: list[bytes]
+) -> AsyncGenerator[list[Item], None]:
     """A call that no replica takes."""
 
     async def wait() -> AsyncGenerator[list[Item], None]:
