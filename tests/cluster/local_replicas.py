@@ -18,6 +18,8 @@ class LocalReplicas:
     ) -> None:
         self.replicas, self.lose = replicas, lose
         self.calls = self.closed = 0
+        self.altered: Callable[[int, bytes], bytes] = lambda call, packed: packed
+        """What a replica is sent, by the number of the call."""
         self.ended: list[int] = []
         """Calls whose generator was closed."""
 
@@ -25,7 +27,7 @@ class LocalReplicas:
         self, packed: bytes, max_seconds: float | None, blocks: list[bytes]
     ) -> AsyncGenerator[list[Item], None]:
         number, self.calls = self.calls, self.calls + 1
-        left = self.lose(number)
+        left, packed = self.lose(number), self.altered(number, packed)
         answer = self.replicas[number % len(self.replicas)].generate(packed, max_seconds, blocks)
         try:
             async for batch in answer:

@@ -169,16 +169,13 @@ def test_an_answer_that_is_sent_in_one_piece_is_begun_anew(
 
 
 def test_an_answer_that_begins_differently_the_second_time_is_not_mixed(
-    replicas: LocalReplicas, remote: RemoteEngine, monkeypatch: pytest.MonkeyPatch
+    replicas: LocalReplicas, remote: RemoteEngine
 ) -> None:
+    def of_another_seed(call: int, packed: bytes) -> bytes:
+        return pack(request(params=SamplingParams(temperature=1.0, seed=call)))
+
     replicas.lose = lambda call: 5 if call == 0 else None
-    seeds = iter([1, 2])
-
-    def pack_another(asked: GenerationRequest) -> bytes:
-        params = SamplingParams(temperature=1.0, seed=next(seeds))
-        return pack(dataclasses.replace(asked, params=params))
-
-    monkeypatch.setattr(remote_engine, "pack", pack_another)
+    replicas.altered = of_another_seed
     found = events(remote, request(streamed=False))
     assert ended(found).reason == "error"
     assert "began it differently" in (ended(found).error or "")
