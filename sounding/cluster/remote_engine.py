@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 _START_SECONDS = 120.0  # until a replica takes a request, such as while all are being replaced
 _MOST_LOSSES = 4  # a request that takes so many replicas down with it is given up
+_RETRY_SECONDS = 0.1  # Serve may name a dead replica once more before it hears of its death
 _STATS_SECONDS = 1.0
 _TOTALS = (
     "steps", "prompt_tokens", "hit_tokens", "completion_tokens", "drafted_tokens", "accepted_tokens"
@@ -202,6 +203,8 @@ class _Call:
         self._finished = self._cancelled = False
         self._known: dict[type, list[int]] = {TokenEvent: [], Pushed: []}
         """Tokens that the reader, and the request's rule, have."""
+        self._taken = False
+        """Whether the replica that is being tried has accepted the request."""
         self._repeated: dict[type, int] = {}
         """How many of these the replica has sent once more, after another was lost."""
         self._task: asyncio.Task[None] | None = None
@@ -213,17 +216,7 @@ class _Call:
                 raise asyncio.CancelledError
             self._packed = pack(self._request)  # before its rule is given anything
             self._blocks = prefix_blocks(self._request.prompt, self._request.adapter)
-            for _ in range(_MOST_LOSSES):
-                try:
-                    await self._attempt()
-                    return
-                except ReplicaLost as error:
-                    _log.warning(
-                        "request %s has lost its replica: %s", self.stream.request_id, error
-                    )
-                    if self._begun and self._request.streamed:
-                        break
-            self._fail(self._loss())
+            await self._until_answered()
         except asyncio.CancelledError:
             self._end("cancelled")
         except Exception as error:
@@ -231,6 +224,22 @@ class _Call:
             self._fail(f"the request to a replica failed: {error}")
         finally:
             self._engine.ended(self)
+
+    async def _until_answered(self) -> None:
+        """Try replicas until one answers, or the answer can not be begun anew."""
+        losses = 0
+        while time.monotonic() < self._began + _START_SECONDS or self._taken:
+            self._taken = False
+            try:
+                await self._attempt()
+                return
+            except ReplicaLost as error:
+                _log.warning("request %s has lost its replica: %s", self.stream.request_id, error)
+            losses += self._taken
+            if losses == _MOST_LOSSES or (self._begun and self._request.streamed):
+                break
+            await asyncio.sleep(_RETRY_SECONDS)
+        self._fail(self._loss())
 
     def cancel(self) -> None:
         """From any thread."""
@@ -271,6 +280,7 @@ class _Call:
             if self._finished:
                 return
             if isinstance(item, Accepted):
+                self._taken = True
                 if not self.accepted.done():
                     self.accepted.set_result(None)
             elif isinstance(item, Refused):
@@ -303,7 +313,7 @@ class _Call:
                 f"the replica that wrote this answer was lost after {self._num_tokens} tokens; "
                 "send the request again"
             )
-        return f"{_MOST_LOSSES} replicas were lost before this answer began; it may be the cause"
+        return "replicas were lost again and again before this answer began; it may be the cause"
 
     @property
     def _begun(self) -> bool:

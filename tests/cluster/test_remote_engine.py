@@ -185,11 +185,18 @@ def test_an_answer_that_begins_differently_the_second_time_is_not_mixed(
 def test_a_request_that_takes_every_replica_with_it_is_given_up(
     replicas: LocalReplicas, remote: RemoteEngine
 ) -> None:
-    replicas.lose = lambda call: 0
+    replicas.lose = lambda call: 1
     found = events(remote, request())
     assert ended(found).reason == "error"
     assert "it may be the cause" in (ended(found).error or "")
     assert replicas.calls == remote_engine._MOST_LOSSES
+
+
+def test_replicas_that_are_dead_already_are_not_held_against_a_request(
+    replicas: LocalReplicas, remote: RemoteEngine
+) -> None:
+    replicas.lose = lambda call: 0 if call < 2 * remote_engine._MOST_LOSSES else None
+    assert ended(events(remote, request())).reason in DONE
 
 
 def test_cancelling_reaches_the_replica(

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from sounding.bench.traffic.crowd import Crowd, ReceivedAnswer, Tally
 from sounding.engine.requests import EngineLike
 from sounding.loading import SHIPPED, load_tokenizer, open_model
@@ -20,7 +18,7 @@ from tests.cluster.conftest import replica_processes
 from tests.server.live import live
 
 _CLIENTS = 8  # two of each kind
-_LOST = "was lost after"
+_ERROR = '"error":'  # in a stream that had begun
 _TEXT = Path(json.__file__).with_name("decoder.py").read_text(encoding="utf-8")
 
 
@@ -33,12 +31,12 @@ class Outcome:
 
     @property
     def whole(self) -> list[ReceivedAnswer]:
-        return [one for one in self.tally.answers if _LOST not in one.reply.text]
+        return [one for one in self.tally.answers if _ERROR not in one.reply.text]
 
     @property
     def broken(self) -> list[ReceivedAnswer]:
         """Answers that ended with an error after they had begun."""
-        return [one for one in self.tally.answers if _LOST in one.reply.text]
+        return [one for one in self.tally.answers if _ERROR in one.reply.text]
 
     @property
     def hit_share(self) -> float:
@@ -57,10 +55,13 @@ def run_traffic(
     def kill() -> None:
         nonlocal killed
         choose = random.Random(seed)
-        while not done.wait(kill_every):
-            running = replica_processes()
-            if running:
-                choose.choice(running).send_signal(signal.SIGKILL)
+        until = time.monotonic() + seconds
+        while not done.wait(kill_every) and time.monotonic() < until:
+            # One that starts anew may take longer than this, and one has to be left.
+            while not done.wait(0.1) and len(engine.stats().extra["replicas"]) < 2:
+                pass
+            if not done.is_set():
+                choose.choice(replica_processes()).send_signal(signal.SIGKILL)
                 killed += 1
 
     killer = threading.Thread(target=kill)
@@ -136,7 +137,3 @@ def _usage(answer: ReceivedAnswer) -> tuple[int, int] | None:
     if "prompt_cache_hit_tokens" not in usage:
         return None
     return usage["prompt_tokens"], usage["prompt_cache_hit_tokens"]
-
-
-def pids(processes: Sequence[psutil.Process]) -> set[int]:
-    return {one.pid for one in processes}
