@@ -239,7 +239,7 @@ class _Call:
             if losses == _MOST_LOSSES or (self._begun and self._request.streamed):
                 break
             await asyncio.sleep(_RETRY_SECONDS)
-        self._fail(self._loss())
+        self._fail(self._loss(), lost=True)
 
     def cancel(self) -> None:
         """From any thread."""
@@ -331,14 +331,14 @@ class _Call:
         else:
             self.accepted.set_exception(error)
 
-    def _fail(self, message: str) -> None:
-        self._end("error", message)
+    def _fail(self, message: str, *, lost: bool = False) -> None:
+        self._end("error", message, lost=lost)
 
-    def _end(self, reason: FinishReason, error: str | None = None) -> None:
+    def _end(self, reason: FinishReason, error: str | None = None, *, lost: bool = False) -> None:
         if self._finished:
             return
         self._finished = True
-        self.stream.put(Finished(reason=reason, error=error, usage=self._usage()))
+        self.stream.put(Finished(reason=reason, error=error, lost=lost, usage=self._usage()))
         if not self.accepted.done():
             self.accepted.set_result(None)
 

@@ -145,6 +145,9 @@ class Finished:
     """The stop string that was found."""
     error: str | None = None
     """The cause, if `reason` is "error", such as the message of a `DamagedModel`."""
+    lost: bool = False
+    """True where it is an error because the process that generated has ended: what has arrived is
+    right, and a request for the rest (see `drawn_tokens`) may be sent."""
     usage: Usage = field(default_factory=Usage)
 
 
