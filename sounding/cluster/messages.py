@@ -51,7 +51,9 @@ def pack(request: GenerationRequest) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(packed: bytes, tokenizer: Tokenizer, healer: Callable[[], Healer]) -> GenerationRequest:
+def unpack(
+    packed: bytes, tokenizer: Tokenizer | None, healer: Callable[[], Healer]
+) -> GenerationRequest:
     """The request, with this process's tables in it; `healer` is called where it is needed.
 
     Only for bytes of `pack` from a process of the same cluster: unpickling can run any code.
@@ -67,7 +69,9 @@ class _Packer(pickle.Pickler):
 
 
 class _Unpacker(pickle.Unpickler):
-    def __init__(self, packed: bytes, tokenizer: Tokenizer, healer: Callable[[], Healer]) -> None:
+    def __init__(
+        self, packed: bytes, tokenizer: Tokenizer | None, healer: Callable[[], Healer]
+    ) -> None:
         super().__init__(io.BytesIO(packed))
         self._tokenizer, self._healer = tokenizer, healer
 

@@ -52,8 +52,11 @@ class ReplicaFacts:
 class EngineReplica:
     """Answers calls of `RemoteEngine`. Methods run in an event loop of their own."""
 
-    def __init__(self, source: Callable[[], tuple[Engine, Tokenizer]], name: str = "") -> None:
-        """`name` is how statistics call it, by default Ray's name of the replica."""
+    def __init__(
+        self, source: Callable[[], tuple[Engine, Tokenizer | None]], name: str = ""
+    ) -> None:
+        """Without a tokenizer requests have no rules that read text. `name` is how statistics
+        call it, by default Ray's name of the replica."""
         self._engine, self._tokenizer = source()
         self._name = name or _name_of_replica()
 
@@ -124,6 +127,7 @@ class EngineReplica:
 
     @cached_property
     def _healer(self) -> Healer:
+        assert self._tokenizer is not None, "asked for by rules that read text"
         return Healer(self._tokenizer)
 
 

@@ -184,7 +184,7 @@ class ServeReplicas:
         except RayTaskError:  # raised by the replica's own code
             raise
         except RayError as error:
-            raise ReplicaLost(_first_line(error)) from error
+            raise ReplicaLost(first_line(error)) from error
         finally:
             if not whole:
                 answer.cancel()
@@ -198,7 +198,7 @@ class ServeReplicas:
         except RayTaskError:
             raise
         except RayError as error:
-            raise ReplicaLost(_first_line(error)) from error
+            raise ReplicaLost(first_line(error)) from error
 
     async def stats(self) -> Sequence[tuple[str, EngineStats]]:
         """See `Replicas`."""
@@ -209,5 +209,6 @@ class ServeReplicas:
         self._close()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of a message; those of Ray have many."""
     return (str(error).splitlines() or [type(error).__name__])[0]
