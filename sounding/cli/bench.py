@@ -13,7 +13,8 @@ from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
 from sounding.bench.training import compare_training, print_training
-from sounding.loading import open_checkpoint
+from sounding.cli.model_argument import model_argument
+from sounding.loading import SHIPPED_NAME, open_checkpoint
 from sounding.progress import progress_bar
 from sounding.runtime import peak_resident_bytes
 
@@ -57,7 +58,7 @@ def _refuse_others(ctx: click.Context, train: bool) -> None:
 
 
 @click.command()
-@click.argument("model")
+@model_argument
 @click.option(
     "--prefill", default="512,2048", show_default=True, callback=_counts, help="Prompt lengths."
 )
@@ -107,7 +108,7 @@ def _refuse_others(ctx: click.Context, train: bool) -> None:
 @click.pass_context
 def bench(
     ctx: click.Context,
-    model: str,
+    model: str | None,
     prefill: list[int],
     decode: int,
     context: int,
@@ -125,8 +126,8 @@ def bench(
 
     Each figure is the median of several runs after a warm-up. Prefill is compared with the
     machine's matrix multiplication speed and decode with its memory bandwidth; both limits are
-    measured in the same run. With --train, MODEL may be a preset; training then starts from random
-    weights and reads random tokens.
+    measured in the same run. By default MODEL is the shipped model. With --train it may be a
+    preset; training then starts from random weights and reads random tokens.
 
     \b
     Examples:
@@ -156,6 +157,7 @@ def bench(
     import psutil
 
     _refuse_others(ctx, train)
+    model = model or SHIPPED_NAME
     threads = threads or psutil.cpu_count() or 1
     if train:
         report = compare_training(
