@@ -38,9 +38,8 @@ from sounding.server.content_stops import ContentRule
 from sounding.text import parser
 from sounding.text.fim_format import FimFormat
 from tests.cluster.local_replicas import LocalReplicas, never, tokens_of
-from tests.conftest import make_network
 from tests.engine.scripted import small_tokenizer
-from tests.networks import as_network
+from tests.networks import as_network, make_network
 
 PROMPT = small_tokenizer().encode("def encode(text: str) -> list[int]:\n    ") * 4
 LONG = 60
