@@ -6,18 +6,24 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from sounding.config import ModelConfig
 from sounding.posttrain.open_runs import open_grpo
+from sounding.posttrain.rollout_log import RolloutLog
+from sounding.posttrain.run_configs import RolloutsConfig
+from sounding.posttrain.sampler import Sampler
 from sounding.posttrain.task_prompts import ExactAnswers
 from sounding.text.tokenizer import Tokenizer
 from tests.cluster.conftest import processes_of_ray
-from tests.posttrain.conftest import config, start, taught, tokenizer
+from tests.posttrain.conftest import config, masters, start, taught, tokenizer
 from tests.posttrain.test_grpo import TASKS, run_of
+from tests.posttrain.test_rollouts import one_round, settings
 from tests.train.test_trainer import assert_same_bits
 
 __all__ = ["config", "start", "taught", "tokenizer"]  # fixtures of post-training
@@ -36,7 +42,7 @@ def folder_of_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert processes_of_ray() == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("folder_of_ray")
 def test_grpo_with_actors_that_are_killed_ends_in_the_same_bits(
     tmp_path: Path, taught: Path, config: ModelConfig, tokenizer: Tokenizer
@@ -45,13 +51,11 @@ def test_grpo_with_actors_that_are_killed_ends_in_the_same_bits(
 
     run = run_of(config, taught, "train.steps=3")
     assert open_grpo(run, tmp_path / "alone", ExactAnswers(TASKS)).train()
-    with rollout_actors(2) as make_sampler:
-        killer = Killer()
-        trainer = open_grpo(
-            run, tmp_path / "killed", killer.of(ExactAnswers(TASKS)), make_sampler=make_sampler
-        )
+    with rollout_actors(2) as make_sampler, killing(every=40) as killed:
+        task = ExactAnswers(TASKS)
+        trainer = open_grpo(run, tmp_path / "killed", task, make_sampler=make_sampler)
         assert trainer.train()
-    assert killer.killed >= 2
+    assert len(killed) >= 2
     assert_same_bits(tmp_path / "alone", tmp_path / "killed")
     rounds = sorted((tmp_path / "alone/rollouts").iterdir())
     assert len(rounds) == 3
@@ -59,28 +63,49 @@ def test_grpo_with_actors_that_are_killed_ends_in_the_same_bits(
         assert one.read_bytes() == (tmp_path / "killed/rollouts" / one.name).read_bytes()
 
 
-class Killer:
-    """Kills an actor, chosen at random, whenever some answers have been graded."""
+@pytest.mark.usefixtures("folder_of_ray")
+def test_a_round_whose_actors_are_killed_has_the_tokens_of_one_engine(
+    tmp_path: Path, start: Path, config: ModelConfig
+) -> None:
+    """In mid-sample: an actor is killed whenever so many tokens have been logged."""
+    from sounding.cluster.rollout_actors import rollout_actors
 
-    def __init__(self, every: int = 12) -> None:
-        self._every, self._graded, self.killed = every, 0, 0
-        self._choose, self._lock = random.Random(0), threading.Lock()
+    model = masters(start, config, torch.bfloat16)
+    alone = one_round(tmp_path / "alone", Sampler(model, width=3), model, settings())
+    with rollout_actors(2) as make_sampler, killing(every=30) as killed:
+        sampler = make_sampler(model, RolloutsConfig(width=6))
+        found = one_round(tmp_path / "killed", sampler, model, settings())
+    assert len(killed) >= 2
+    for one, other in zip(alone, found, strict=True):
+        assert torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.logprobs, other.logprobs)
 
-    def of(self, task: ExactAnswers) -> ExactAnswers:
-        grade = task.grade_conversation
 
-        def graded(index: int, messages: object) -> object:
-            with self._lock:
-                self._graded += 1
-                if self._graded % self._every == 0:
-                    self._kill()
-            return grade(index, messages)  # type: ignore[arg-type]
+@contextmanager
+def killing(every: int) -> Iterator[list[int]]:
+    """Kills an actor, chosen at random, after every so many logged tokens; yields their ids."""
+    choose, lock, add = random.Random(0), threading.Lock(), RolloutLog.add
+    killed: list[int] = []
+    tokens = 0
 
-        task.grade_conversation = graded  # type: ignore[method-assign, assignment]
-        return task
+    def added(log: RolloutLog, slot: int, token: int, logprob: float) -> None:
+        nonlocal tokens
+        add(log, slot, token, logprob)
+        with lock:
+            tokens += 1
+            running = [one for one in processes_of_ray() if _is_actor(one)]
+            if tokens % every == 0 and running:
+                unlucky = choose.choice(running)
+                unlucky.send_signal(signal.SIGKILL)
+                killed.append(unlucky.pid)
 
-    def _kill(self) -> None:
-        actors = [one for one in processes_of_ray() if "RolloutActor" in " ".join(one.cmdline())]
-        if actors:
-            self._choose.choice(actors).send_signal(signal.SIGKILL)
-            self.killed += 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RolloutLog, "add", added)
+        yield killed
+
+
+def _is_actor(process: psutil.Process) -> bool:
+    try:
+        return any("RolloutActor" in part for part in process.cmdline())
+    except psutil.Error:
+        return False
