@@ -7,6 +7,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -37,6 +38,7 @@ from sounding.presets import tiny
 from sounding.server.content_stops import ContentRule
 from sounding.text import parser
 from sounding.text.fim_format import FimFormat
+from sounding.text.tokenizer import Tokenizer
 from tests.cluster.local_replicas import LocalReplicas, never, tokens_of
 from tests.engine.scripted import small_tokenizer
 from tests.networks import as_network, make_network
@@ -73,12 +75,14 @@ class KeptReplica(EngineReplica):
         pass
 
 
+def opened(engine: Engine) -> tuple[Engine, Tokenizer]:
+    return engine, small_tokenizer()
+
+
 @pytest.fixture
 def replicas(engines: list[Engine]) -> LocalReplicas:
     named = zip(engines[:2], "ab", strict=True)
-    return LocalReplicas(
-        [KeptReplica(lambda e=engine: (e, small_tokenizer()), name) for engine, name in named]
-    )
+    return LocalReplicas([KeptReplica(partial(opened, engine), name) for engine, name in named])
 
 
 @pytest.fixture
@@ -139,7 +143,7 @@ def test_a_request_whose_replica_is_lost_before_its_answer_goes_to_another(
     replicas: LocalReplicas, remote: RemoteEngine, engines: list[Engine]
 ) -> None:
     for before in (0, 1):  # not even accepted; accepted, without a token
-        replicas.calls, replicas.lose = 0, lambda call, n=before: n if call == 0 else None
+        replicas.calls, replicas.lose = 0, {0: before}.get
         assert tokens_of(remote, request()) == tokens_of(engines[2], request())  # type: ignore[arg-type]
         assert replicas.calls == 2
 
