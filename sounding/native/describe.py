@@ -25,7 +25,7 @@ from sounding.weights.raw import RawTensor
 _FORMATS = {"F32": 0, "BF16": 1, "F8_E4M3": 2, "I8": 3}
 _PLAIN = ("F32", "BF16")
 # With scales outside this range the exponent of a value may not fit in a bfloat16.
-_LEAST_SCALE, _LARGEST_SCALE = 10, 240
+LEAST_SCALE, LARGEST_SCALE = 10, 240
 
 
 class NotServed(ValueError):
@@ -223,10 +223,10 @@ def describe_weight(
     scale_row = 0
     if scale is not None:
         low, high = int(scale.array.min()), int(scale.array.max())
-        if scale.dtype != "F8_E8M0" or low < _LEAST_SCALE or high > _LARGEST_SCALE:
+        if scale.dtype != "F8_E8M0" or low < LEAST_SCALE or high > LARGEST_SCALE:
             raise NotServed(
                 f"the scales of {name} are {scale.dtype} from code {low} to {high}; the kernels "
-                f"read F8_E8M0 from {_LEAST_SCALE} to {_LARGEST_SCALE}"
+                f"read F8_E8M0 from {LEAST_SCALE} to {LARGEST_SCALE}"
             )
         columns *= 2 if values.dtype == "I8" else 1
         scale_row = -(-columns // (FP4_BLOCK if values.dtype == "I8" else WEIGHT_TILE))

@@ -74,6 +74,17 @@ class TensorSource:
         """Bytes in the file."""
         return StoredTensor(self.stored_name, self.shape, self.dtype).num_bytes
 
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Its bytes in the file, from and to."""
+        entry = self.shard.entries[self.stored_name]
+        if self.expert is None:
+            return entry.begin, entry.end
+        _, rows, _ = entry.shape
+        row_bytes = self.num_bytes // self.shape[0]
+        begin = entry.begin + (self.expert * rows + self.first_row) * row_bytes
+        return begin, begin + self.num_bytes
+
     def read(self) -> RawTensor:
         """The tensor as stored, without a copy."""
         whole = self.shard.read(self.stored_name)
