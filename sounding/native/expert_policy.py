@@ -4,11 +4,12 @@ The rule never changes a result, only how often the disk is read.
 """
 
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 _DECAY = 0.98  # of a count per step in which its layer is used
 
 
+@runtime_checkable
 class ExpertPolicy(Protocol):
     """Chooses what to keep."""
 

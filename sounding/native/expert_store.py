@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ class ExpertStore:
         equal share of what reads in transit leave. Raises ValueError for fewer than one slot."""
         if slots < 1:
             raise ValueError(f"slots = {slots} must be at least 1")
-        self._files, self._policy = files, policy or LeastRecentlyUsed()
+        self.files, self._policy = files, policy or LeastRecentlyUsed()
         self.quotas = list(quotas if quotas is not None else share_slots(files.counts, slots, readers))
         if sum(self.quotas) >= slots:
             raise ValueError(
@@ -145,7 +146,7 @@ class ExpertStore:
         with self._lock:
             return ExpertStats(
                 slots=self.num_slots,
-                slot_bytes=self._files.slot_bytes,
+                slot_bytes=self.files.slot_bytes,
                 hits=self._hits,
                 ahead=self._hits_ahead,
                 misses=self._misses,
@@ -163,12 +164,12 @@ class ExpertStore:
         for thread in self._threads:
             thread.join(timeout=1.0)
         if not any(thread.is_alive() for thread in self._threads):
-            self._files.close()
+            self.files.close()
 
     # ----------------------------------------------------------------------------------------------
     # Called by the kernels, within a step
 
-    def _on_need(self, layer: int, experts: "ctypes._Pointer", last: "ctypes._Pointer", count: int) -> int:
+    def _on_need(self, layer: int, experts: Any, last: Any, count: int) -> int:
         try:
             needed = experts[:count]
             order = [expert for _, expert in sorted(zip(last[:count], needed, strict=True))]
@@ -179,7 +180,7 @@ class ExpertStore:
             self._error = error
             return -1
 
-    def _on_next(self, layer: int, out: "ctypes._Pointer") -> int:
+    def _on_next(self, layer: int, out: Any) -> int:
         try:
             with self._lock:
                 ready = self._next(layer)
@@ -188,6 +189,9 @@ class ExpertStore:
             return len(ready)
         except BaseException as error:
             self._error = error
+            with self._lock:
+                self._demand.clear()  # what arrives all the same is not kept
+                self._pending.clear()
             return -1
 
     def _need(self, layer: int, needed: list[int], order: list[int]) -> None:
@@ -205,10 +209,10 @@ class ExpertStore:
         self._ahead = {key for key in self._ahead if key[0] != layer}
         self._release(layer, set(held) - keep - self._pending)
         missing = [(layer, expert) for expert in needed if expert not in known]
-        self._demand = deque(sorted(missing, key=lambda key: self._files.order(*key)))
+        self._demand = deque(sorted(missing, key=lambda key: self.files.order(*key)))
         following = layer + 1
-        if len(needed) > _DENSE_STEP * self._files.counts[layer] and following < len(self._held):
-            self._guess(following, range(self._files.counts[following]))
+        if len(needed) > _DENSE_STEP * self.files.counts[layer] and following < len(self._held):
+            self._guess(following, range(self.files.counts[following]))
         self._work.notify_all()
 
     def _next(self, layer: int) -> list[int]:
@@ -236,10 +240,10 @@ class ExpertStore:
 
     def _stalled(self, layer: int) -> ExpertReadError:
         expert = min(self._pending)
-        path = self._files.path(layer, expert)
+        path = self.files.path(layer, expert)
         return ExpertReadError(
             f"{path}: no read has returned for {self._stall_seconds:g} seconds (expert {expert} of "
-            f"{self._files.names[layer]}); check the disk, then send the request again"
+            f"{self.files.names[layer]}); check the disk, then send the request again"
         )
 
     def _release(self, layer: int, experts: Collection[int]) -> None:
@@ -297,13 +301,13 @@ class ExpertStore:
 
     def _read(self, key: Key, slot: int) -> Exception | None:
         try:
-            size = self._files.slot_bytes
-            self._files.read(*key, self._view[slot * size : (slot + 1) * size])
+            size = self.files.slot_bytes
+            self.files.read(*key, self._view[slot * size : (slot + 1) * size])
             self._require_scales(key, slot)
         except ExpertReadError as error:
             return error
         except Exception as error:  # a bug, or no memory: the step must hear of it too
-            return ExpertReadError(f"{self._files.path(*key)}: {error!r}")
+            return ExpertReadError(f"{self.files.path(*key)}: {error!r}")
         return None
 
     def _deliver(self, key: Key, slot: int, seconds: float, error: Exception | None) -> None:
@@ -312,7 +316,7 @@ class ExpertStore:
         self._read_seconds += seconds
         needed = layer == self._layer and expert in self._pending
         if error is None:
-            self._bytes += self._files.nbytes(*key)
+            self._bytes += self.files.nbytes(*key)
         else:
             self._failed += 1
             if needed:
@@ -327,22 +331,22 @@ class ExpertStore:
         self._arrived.notify_all()
 
     def _point(self, key: Key, slot: int) -> None:
-        place, base = self._files.place(*key), self._address + slot * self._files.slot_bytes
+        place, base = self.files.place(*key), self._address + slot * self.files.slot_bytes
         for number, weight in enumerate(self._weights.get(key, ())):
             weight.values = base + place.values[number]
             weight.scales = base + place.scales[number] if place.scales else None
 
     def _require_scales(self, key: Key, slot: int) -> None:
         """Raise ExpertReadError for scales that the kernels do not read."""
-        place, base = self._files.place(*key), slot * self._files.slot_bytes
+        place, base = self.files.place(*key), slot * self.files.slot_bytes
         for part, offset in zip(PARTS, place.scales, strict=False):
-            source = self._files.sources[key[0]][f"{part}.scale"]
+            source = self.files.sources[key[0]][f"{part}.scale"]
             scales = np.frombuffer(self._memory, np.uint8, source.num_bytes, base + offset)
             low, high = int(scales.min()), int(scales.max())
             if low < LEAST_SCALE or high > LARGEST_SCALE:
                 raise ExpertReadError(
-                    f"{self._files.path(*key)}: the scales of {part} of expert {key[1]} of "
-                    f"{self._files.names[key[0]]} are from code {low} to {high}; the kernels read "
+                    f"{self.files.path(*key)}: the scales of {part} of expert {key[1]} of "
+                    f"{self.files.names[key[0]]} are from code {low} to {high}; the kernels read "
                     f"{LEAST_SCALE} to {LARGEST_SCALE}, so the file is damaged: get it again"
                 )
 
