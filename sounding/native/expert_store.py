@@ -141,6 +141,11 @@ class ExpertStore:
         assert error is not None
         return error
 
+    def kept(self) -> list[set[int]]:
+        """The experts in memory, by layer."""
+        with self._lock:
+            return [set(held) for held in self._held]
+
     def stats(self) -> ExpertStats:
         """The counters now."""
         with self._lock:
@@ -195,7 +200,8 @@ class ExpertStore:
             return -1
 
     def _need(self, layer: int, needed: list[int], order: list[int]) -> None:
-        self._release(self._layer, set(self._held[self._layer]) - self._keep)
+        ahead = {expert for other, expert in self._ahead if other == self._layer}
+        self._release(self._layer, set(self._held[self._layer]) - self._keep - ahead)
         held, self._given = self._held[layer], []
         self._policy.use(layer, order)
         keep = self._policy.keep(layer, held.keys() | set(needed), self.quotas[layer])
@@ -211,7 +217,8 @@ class ExpertStore:
         missing = [(layer, expert) for expert in needed if expert not in known]
         self._demand = deque(sorted(missing, key=lambda key: self.files.order(*key)))
         following = layer + 1
-        if len(needed) > _DENSE_STEP * self.files.counts[layer] and following < len(self._held):
+        dense = len(needed) > _DENSE_STEP * self.files.counts[layer]
+        if dense and following < len(self._held) and self.files.in_sequence(layer):
             self._guess(following, range(self.files.counts[following]))
         self._work.notify_all()
 

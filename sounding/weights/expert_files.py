@@ -122,6 +122,10 @@ class ExpertFiles:
         """Number of experts of each layer."""
         return [len(places) for places in self._places]
 
+    def in_sequence(self, layer: int) -> bool:
+        """True if a step that runs this layer goes on to the next; drafters are run apart."""
+        return all(name.startswith("layers.") for name in self.names[layer : layer + 2])
+
     def place(self, layer: int, expert: int) -> Place:
         """Where an expert lies."""
         return self._places[layer][expert]
