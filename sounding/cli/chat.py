@@ -14,6 +14,7 @@ import click
 
 from sounding.cli.chat_session import EFFORTS, ChatSession, Effort, Write
 from sounding.cli.completion import open_model
+from sounding.cli.sizes import memory_option
 from sounding.engine.faults import EngineFault
 from sounding.loading import LoadedModel, can_converse
 
@@ -32,6 +33,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @click.command()
 @click.argument("model", required=False)
+@memory_option
 @click.option("--system", default="", help="System message.")
 @click.option(
     "--think",
@@ -53,6 +55,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 )
 def chat(
     model: str | None,
+    memory_bytes: int | None,
     system: str,
     think: Effort,
     max_tokens: int,
@@ -82,7 +85,7 @@ def chat(
         raise ValueError(
             "stdin is empty; pipe a question to it, or run the command in a terminal to chat"
         )
-    opened = open_model(model)
+    opened = open_model(model, memory_bytes)
     if not can_converse(opened.folder):
         click.echo(
             "this is a base model: it completes code and is not trained to chat; try "

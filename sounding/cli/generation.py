@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.progress import MofNCompleteColumn
 
+from sounding.cli.sizes import memory_option
 from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def _random_pieces(length: int, choose: random.Random) -> list[int]:
 
 @click.command()
 @click.argument("model", required=False)
+@memory_option
 @click.option("--prompt", help="Text to continue; '-' reads it from stdin.")
 @click.option(
     "--tokens",
@@ -158,6 +160,7 @@ def _random_pieces(length: int, choose: random.Random) -> list[int]:
 @click.option("--stop", multiple=True, help="Stop before this string; can be given repeatedly.")
 def generate(
     model: str | None,
+    memory_bytes: int | None,
     prompt: str | None,
     tokens: str | None,
     max_tokens: int,
@@ -193,7 +196,9 @@ def generate(
     else:
         text = sys.stdin.read() if prompt == "-" else prompt or ""
         dialect = _Text(folder, text)
-    stream = start_engine(load_network(folder), dialect.tokenizer).submit(
+    stream = start_engine(
+        load_network(folder, memory_bytes=memory_bytes), dialect.tokenizer
+    ).submit(
         GenerationRequest(
             prompt=dialect.prompt,
             params=params,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sounding.cli.completion import open_model
+from sounding.cli.sizes import memory_option
 from sounding.loading import LoadedModel, can_converse, find_model
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 @click.command()
 @click.argument("model", required=False)
+@memory_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -160,6 +162,7 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 )
 def serve(
     model: str | None,
+    memory_bytes: int | None,
     host: str,
     port: int,
     names: tuple[str, ...],
@@ -218,7 +221,7 @@ def serve(
     )
     named = dict(map(_named_adapter, adapters))
     listener = listen(host, port)
-    opened = open_model(folder)
+    opened = open_model(folder, memory_bytes)
     engine = opened.engine(
         prefix_store.expanduser() if prefix_store else None,
         store_bytes=prefix_store_gib << 30,

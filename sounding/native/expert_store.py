@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from sounding.native.describe import LEAST_SCALE, LARGEST_SCALE
+from sounding.native.describe import LARGEST_SCALE, LEAST_SCALE
 from sounding.native.expert_policy import ExpertPolicy, LeastRecentlyUsed
 from sounding.native.structs import NativeExpertSource, NativeWeight, NeedExperts, NextExperts
 from sounding.weights.expert_files import PARTS, ExpertFiles, ExpertReadError
+from sounding.weights.memory_plan import MemoryPlan
 
 Key = tuple[int, int]
 """Layer and expert."""
@@ -70,13 +71,18 @@ class ExpertStore:
         quotas: Sequence[int] | None = None,
         policy: ExpertPolicy | None = None,
         stall_seconds: float = STALL_SECONDS,
+        plan: MemoryPlan | None = None,
     ) -> None:
         """`slots` experts fit in memory; layer i keeps quotas[i] from step to step, by default an
-        equal share of what reads in transit leave. Raises ValueError for fewer than one slot."""
+        equal share of what reads in transit leave. `plan` says where `slots` comes from. Raises
+        ValueError for fewer than one slot."""
+        self.plan = plan
         if slots < 1:
             raise ValueError(f"slots = {slots} must be at least 1")
         self.files, self._policy = files, policy or LeastRecentlyUsed()
-        self.quotas = list(quotas if quotas is not None else share_slots(files.counts, slots, readers))
+        self.quotas = list(
+            quotas if quotas is not None else share_slots(files.counts, slots, readers)
+        )
         if sum(self.quotas) >= slots:
             raise ValueError(
                 f"layers keep {sum(self.quotas)} experts and there are {slots} slots; one at least "
@@ -92,7 +98,7 @@ class ExpertStore:
         self._weights: dict[Key, tuple[NativeWeight, ...]] = {}
 
         self.cancelled: Callable[[], bool] | None = None
-        """Asked while a step waits; True ends the step with `StepCancelled`."""
+        """Asked within a step; True ends it with `StepCancelled`."""
         self._lock = threading.Lock()
         self._work, self._arrived = threading.Condition(self._lock), threading.Condition(self._lock)
         self._free = list(range(slots))
@@ -187,6 +193,7 @@ class ExpertStore:
 
     def _on_next(self, layer: int, out: Any) -> int:
         try:
+            self._require_wanted()
             with self._lock:
                 ready = self._next(layer)
             for number, expert in enumerate(ready):
@@ -234,8 +241,7 @@ class ExpertStore:
             ready = [expert for expert in self._pending if expert in held]
             if ready or first:
                 break
-            if self.cancelled is not None and self.cancelled():
-                raise StepCancelled("the step was cancelled")
+            self._require_wanted()
             if self._arrived.wait(_LOOK_SECONDS):
                 progressed = time.perf_counter()
             elif time.perf_counter() - progressed > self._stall_seconds:
@@ -244,6 +250,10 @@ class ExpertStore:
         self._pending.difference_update(ready)
         self._given = ready
         return ready
+
+    def _require_wanted(self) -> None:
+        if self.cancelled is not None and self.cancelled():
+            raise StepCancelled("the step was cancelled")
 
     def _stalled(self, layer: int) -> ExpertReadError:
         expert = min(self._pending)

@@ -35,7 +35,7 @@ _NO_CACHE = 48  # fcntl of macOS: F_NOCACHE
 _ODD = 0x9E3779B97F4A7C15  # joins the checksums of pieces
 
 
-class ExpertReadError(RuntimeError):
+class ExpertReadError(OSError):
     """An expert could not be read as it was; the message names the file and the way out."""
 
 
@@ -253,7 +253,9 @@ class _File:
                 if error.errno == errno.EINVAL and self._direct:
                     self._read_buffered()
                     continue
-                raise self._failed(piece, f"{error.strerror or error} (errno {error.errno})") from error
+                raise self._failed(
+                    piece, f"{error.strerror or error} (errno {error.errno})"
+                ) from error
             if count <= 0 or (count < PAGE_BYTES and done + count < needed):
                 self._require_unchanged()
                 raise self._failed(piece, f"the read ended after {done + max(count, 0):,} bytes")
@@ -268,7 +270,10 @@ class _File:
         with self._lock:
             if self._direct:
                 # The old descriptor stays open: another thread may be reading with it.
-                self._descriptor, self._direct = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC), False
+                self._descriptor, self._direct = (
+                    os.open(self.path, os.O_RDONLY | os.O_CLOEXEC),
+                    False,
+                )
                 self._require_same(self._look())
 
     def _look(self) -> tuple[int, ...]:

@@ -306,7 +306,7 @@ def test_a_disk_that_stalls_is_an_error_and_the_store_recovers_with_it(
     run(network, TOKENS[:3])
     disk.kind = "stall"
     for _ in range(2):
-        with pytest.raises(ExpertReadError, match="no read has returned for 0.3 seconds"):
+        with pytest.raises(ExpertReadError, match="no read has returned"):
             run(network, TOKENS[20:60])
     disk.kind = ""
     disk.recover.set()
@@ -337,7 +337,9 @@ def test_a_file_that_changes_is_named(
             file.seek(size if damage == "lengthen" else size - 10)
             file.write(b"x" * 9)
     os.utime(shard, ns=(1, 1))  # file systems with coarse clocks
-    with pytest.raises(ExpertReadError, match="was changed while experts were read from it") as caught:
+    with pytest.raises(
+        ExpertReadError, match="was changed while experts were read from it"
+    ) as caught:
         run(network, TOKENS)
     assert str(shard) in str(caught.value)
 
