@@ -5,7 +5,7 @@ from sounding.native.memory import bring_into_memory
 from sounding.native.network import KernelNetwork
 from sounding.simulation import Simulation
 from sounding.weights.checkpoint import Checkpoint
-from sounding.weights.expert_files import ExpertFiles
+from sounding.weights.expert_files import ExpertFiles, require_checksums
 from sounding.weights.memory_plan import divide_memory, everything_bytes
 from sounding.weights.resident import StreamedTensors
 
@@ -37,6 +37,7 @@ def load_streamed(
         files.close()
         raise
     resident = bring_into_memory({name: checkpoint.read_raw(name) for name in names})
+    require_checksums(checkpoint, resident)
     store = ExpertStore(files, slots=plan.slots, plan=plan)
     tensors = StreamedTensors(checkpoint, resident)
     return KernelNetwork(config, tensors, simulation, store=store, piece_tokens=plan.chunk_tokens)

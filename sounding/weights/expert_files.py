@@ -11,7 +11,7 @@ import fcntl
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 from sounding.ops.cpu import library
 from sounding.weights.checkpoint import Checkpoint, TensorSource
 from sounding.weights.layout import DTYPE_BYTES
+from sounding.weights.raw import RawTensor
 
 PAGE_BYTES = 4096  # alignment of direct reads: of offset, length and address
 PARTS = ("w1", "w2", "w3")
 CHECKSUMS = "sounding.expert_checksums"
-"""Key of a shard's metadata: checksums of experts, as `layer.expert:hex` separated by blanks."""
+"""Key of a shard's metadata: checksums of tensors, and of experts as "layers.3.17", each as
+`name:hex`, separated by blanks."""
 
 ReadCall = Callable[[int, Sequence[memoryview], int], int]
 """`os.preadv`, or what tests put in its place."""
@@ -176,6 +178,27 @@ class ExpertFiles:
             file.close()
 
 
+def parse_checksums(text: str) -> dict[str, int]:
+    """The metadata under `CHECKSUMS` as numbers by name."""
+    entries = (entry.partition(":") for entry in text.split())
+    return {name: int(value, 16) for name, _, value in entries}
+
+
+def require_checksums(checkpoint: Checkpoint, tensors: Mapping[str, RawTensor]) -> None:
+    """Raise ExpertReadError for a tensor that does not have the checksum that its file gives."""
+    shards = {checkpoint.sources[name].shard for name in tensors}
+    known = {shard.path: parse_checksums(shard.metadata.get(CHECKSUMS, "")) for shard in shards}
+    for name, tensor in tensors.items():
+        path = checkpoint.sources[name].shard.path
+        expected = known[path].get(name)
+        found = bytes_checksum(tensor.array.reshape(-1).view(np.uint8)) if expected else None
+        if found != expected:
+            raise ExpertReadError(
+                f"{path}: tensor {name!r} does not have its checksum: the file is damaged; pack "
+                "the model again"
+            )
+
+
 def _tensors(checkpoint: Checkpoint, name: str) -> dict[str, TensorSource]:
     found = {}
     for part in PARTS:
@@ -231,10 +254,7 @@ class _File:
 
     def __init__(self, path: Path, checksums: str) -> None:
         self.path = path
-        self.checksums = {
-            key: int(value, 16)
-            for key, _, value in (entry.partition(":") for entry in checksums.split())
-        }
+        self.checksums = parse_checksums(checksums)
         self._lock = threading.Lock()
         self._descriptor, self._direct = _open(path)
         self._facts = self._look()
