@@ -333,11 +333,13 @@ class LoadedModel:
         return adapter
 
     def close(self) -> None:
-        """Stop its engines. Safe to call twice."""
+        """Stop its engines, and the reading of its experts. Safe to call twice."""
         while self._engines:
             engine = self._engines.pop()
             engine.close()
             atexit.unregister(engine.close)
+        if self.network.store is not None:
+            self.network.store.close()
 
 
 def weights_digest(folder: Path) -> str:

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from sounding.cli.sizes import Size
 from sounding.config import RATIO_NAMES, ModelConfig
 from sounding.loading import SHIPPED_NAME, open_checkpoint
 from sounding.presets import PRESETS
@@ -23,7 +24,8 @@ from sounding.weights.description import (
 )
 from sounding.weights.layout import count_parameters
 from sounding.weights.machine import this_machine
-from sounding.weights.plan import Plan, human_bytes, make_plan
+from sounding.weights.plan import Plan, make_plan
+from sounding.weights.units import human_bytes
 
 if TYPE_CHECKING:  # torch takes a second to import, and presets are described without it
     from sounding.weights.checkpoint import Checkpoint
@@ -188,18 +190,42 @@ def _span(numbers: list[int]) -> str:
     show_default=True,
     help="Tokens of prompt and answer to allow for.",
 )
+@click.option(
+    "--memory",
+    type=Size(),
+    help="Memory for the model, such as 64GiB: what serve takes as --memory.  [default: what is "
+    "free here]",
+)
+@click.option(
+    "--disk", type=Size(rate=True), help="Speed of the disk, such as 4GB/s.  [default: measured]"
+)
+@click.option(
+    "--bandwidth",
+    type=Size(rate=True),
+    help="Speed of memory, such as 60GB/s.  [default: measured]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def plan(model: str, context: int, as_json: bool) -> None:
+def plan(
+    model: str,
+    context: int,
+    memory: int | None,
+    disk: int | None,
+    bandwidth: int | None,
+    as_json: bool,
+) -> None:
     """Compare what a model needs with what this machine has.
 
     MODEL is a preset (tiny, nano, flash, pro) or a folder, as for inspect. Weights, state and
-    workspace of one sequence are compared with free memory and disk. Memory bandwidth is measured;
-    disk bandwidth is measured if a shard is large enough, else 2 GB/s are assumed. Tokens per
-    second are an upper bound: one sequence, each byte read once per token, experts equally likely.
+    workspace of one sequence are compared with free memory and disk, or with those of the machine
+    that --memory, --disk and --bandwidth describe. Memory bandwidth is measured; disk bandwidth is
+    measured if a shard is large enough, else 2 GB/s are assumed. Tokens per second are those of
+    reading alone: one sequence, each byte once per token, first what is missing from disk, then all
+    from memory. Arithmetic may take longer on a machine with few cores.
 
     \b
     Example:
       sounding plan flash --context 131072
+      sounding plan flash --memory 64GiB --disk 4GB/s --bandwidth 60GB/s
 
     \b
     Keys of the JSON:
@@ -208,22 +234,35 @@ def plan(model: str, context: int, as_json: bool) -> None:
                           needed; "none": does not fit; reason says why
       context_tokens, weight_bytes, expert_bytes, state_bytes
       needed_bytes        memory for everything, including 1 GiB of workspace
-      streaming_bytes     memory for everything except the routed experts
+      streaming_bytes     the least memory, with the routed experts on disk
       dense_bytes_per_token, expert_bytes_per_token, state_bytes_per_token
       cached_experts      share of the experts that fit in memory
-      tokens_per_second   upper bound by bandwidth; 0 if the model does not fit
+      hit_rate, hit_rate_source    share of a token's experts expected there, and by what
+      disk_bytes_per_token         expected reads
+      chunk_tokens        tokens of a prompt for which each expert is read once
+      tokens_per_second   by reading alone; 0 if the model does not fit
+      prompt_tokens_per_second     bound of prefill by reading experts; 0 if none is streamed
       machine             {memory_bytes, available_bytes, disk_free_bytes, memory_bandwidth,
-                          disk_bandwidth, disk_bandwidth_measured}, bandwidths in bytes/s
+                          memory_bandwidth_measured, disk_bandwidth, disk_bandwidth_measured},
+                          bandwidths in bytes/s
+      stated              the options that describe another machine
     """
     description, checkpoint = describe(model)
     folder = Path.cwd() if checkpoint is None else checkpoint.folder
-    machine = this_machine(folder, _largest_shard(checkpoint))
+    machine = this_machine(folder, _largest_shard(checkpoint)).described(memory, disk, bandwidth)
+    given = {"memory": memory, "disk": disk, "bandwidth": bandwidth}
+    stated = [name for name, value in given.items() if value is not None]
     found = make_plan(description, machine, context, on_disk=checkpoint is not None)
-    answer = {"model": model, **dataclasses.asdict(found), "machine": dataclasses.asdict(machine)}
+    answer = {
+        "model": model,
+        **dataclasses.asdict(found),
+        "machine": dataclasses.asdict(machine),
+        "stated": stated,
+    }
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     else:
-        _print_plan(found, answer["machine"])
+        _print_plan(found, answer["machine"], stated)
 
 
 def _largest_shard(checkpoint: "Checkpoint | None") -> Path | None:
@@ -233,7 +272,7 @@ def _largest_shard(checkpoint: "Checkpoint | None") -> Path | None:
     return max(files, key=os.path.getsize)
 
 
-def _print_plan(found: Plan, machine: dict[str, Any]) -> None:
+def _print_plan(found: Plan, machine: dict[str, Any], stated: list[str]) -> None:
     verdicts = {
         "memory": "[bold green]fits in memory[/]",
         "stream": "[bold yellow]needs streaming from disk[/]",
@@ -244,6 +283,9 @@ def _print_plan(found: Plan, machine: dict[str, Any]) -> None:
     )
     free = human_bytes(machine["available_bytes"])
     origin = "measured" if machine["disk_bandwidth_measured"] else "assumed"
+    disk_origin = "stated" if "disk" in stated else origin
+    memory_origin = "stated" if "bandwidth" in stated else "measured"
+    share = f"{free} free of {human_bytes(machine['memory_bytes'])}"
     takes = _facts(
         (
             "weights",
@@ -254,16 +296,28 @@ def _print_plan(found: Plan, machine: dict[str, Any]) -> None:
         ("read per token", human_bytes(per_token)),
     )
     has = _facts(
-        ("memory", f"{free} free of {human_bytes(machine['memory_bytes'])}"),
-        ("memory speed", f"{machine['memory_bandwidth'] / 1e9:.1f} GB/s, measured"),
-        ("disk", f"{human_bytes(machine['disk_free_bytes'])} free"),
-        ("disk speed", f"{machine['disk_bandwidth'] / 1e9:.1f} GB/s, {origin}"),
+        ("memory", f"{free}, stated" if "memory" in stated else share),
+        ("memory speed", f"{machine['memory_bandwidth'] / 1e9:.1f} GB/s, {memory_origin}"),
+        *([] if stated else [("disk", f"{human_bytes(machine['disk_free_bytes'])} free")]),
+        ("disk speed", f"{machine['disk_bandwidth'] / 1e9:.1f} GB/s, {disk_origin}"),
     )
     console = Console()
     console.print("[bold]needed[/]", takes, "[bold]available[/]", has)
     console.print(f"{verdicts[found.verdict]}: {found.reason}", soft_wrap=True)
+    if found.verdict == "stream":
+        console.print(
+            f"{found.cached_experts:.1%} of the experts fit in memory, where {found.hit_rate:.0%} "
+            f"of a token's are expected ({found.hit_rate_source}); "
+            f"{human_bytes(found.disk_bytes_per_token)} per token from disk",
+            soft_wrap=True,
+        )
+        console.print(
+            f"at most {found.prompt_tokens_per_second:,.1f} tokens per second of a prompt, by "
+            f"reading experts once per {found.chunk_tokens:,} tokens",
+            soft_wrap=True,
+        )
     if found.verdict != "none":
-        console.print(f"at most {found.tokens_per_second:,.2f} tokens per second, by bandwidth")
+        console.print(f"about {found.tokens_per_second:,.2f} tokens per second, by bandwidth")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -97,6 +97,9 @@ class ExpertSupply(Protocol):
     def stats(self) -> "ExpertStats":
         """Its counters now; may be called from any thread."""
 
+    def close(self) -> None:
+        """Stop reading. Safe to call twice."""
+
 
 @runtime_checkable
 class Network(Protocol):

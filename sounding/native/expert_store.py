@@ -168,8 +168,11 @@ class ExpertStore:
             )
 
     def close(self) -> None:
-        """Stop the readers; one in a read that does not return is left behind."""
+        """Stop the readers; one in a read that does not return is left behind. Safe to call
+        twice."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             self._work.notify_all()
         for thread in self._threads:
@@ -242,6 +245,8 @@ class ExpertStore:
             if ready or first:
                 break
             self._require_wanted()
+            if self._closed:
+                raise ExpertReadError("the model was closed, and its experts are not read any more")
             if self._arrived.wait(_LOOK_SECONDS):
                 progressed = time.perf_counter()
             elif time.perf_counter() - progressed > self._stall_seconds:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sounding.config import ModelConfig
 from sounding.state.row_layout import all_lists
-from sounding.weights.plan import human_bytes
+from sounding.weights.units import human_bytes
 
 PROCESS_BYTES = 320 << 20  # Python, libraries, the tokenizer
 LEAST_CHUNK, MOST_CHUNK = 64, 4096  # tokens of a step
