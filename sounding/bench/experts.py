@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mmap import mmap
 
 from sounding.engine.network import Network
-from sounding.native.expert_store import ExpertStats, ExpertStore
+from sounding.native.expert_store import ExpertStore
 
 _SAMPLE_BYTES = 1 << 30
 _READERS = 4
@@ -21,8 +21,9 @@ class ExpertUse:
     """What a measurement took from the disk, per token."""
 
     hit_rate: float
+    """Share of needed experts that earlier steps left in memory."""
     ahead_rate: float
-    """Share of needed experts that were hits because they had been read ahead."""
+    """Share that was read ahead."""
     bytes_read: float
     waited_seconds: float
     """Time without anything to compute."""
@@ -59,7 +60,7 @@ class DiskMeter:
         def per_token(name: str) -> float:
             return (getattr(after, name) - getattr(self._before, name)) / tokens
 
-        needed = per_token("hits") + per_token("misses")
+        needed = per_token("hits") + per_token("ahead") + per_token("misses")
         bytes_read = per_token("bytes_read")
         return ExpertUse(
             hit_rate=per_token("hits") / needed if needed else 1.0,
@@ -68,12 +69,6 @@ class DiskMeter:
             waited_seconds=per_token("waited_seconds"),
             disk_seconds=bytes_read / self.bytes_per_second,
         )
-
-
-def hit_rate(stats: ExpertStats) -> float:
-    """Share of needed experts that were in memory; 1 before the first."""
-    needed = stats.hits + stats.misses
-    return stats.hits / needed if needed else 1.0
 
 
 def measure_reads(store: ExpertStore) -> float:

@@ -14,8 +14,9 @@ from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
 from sounding.bench.training import compare_training, print_training
+from sounding.cli.model_argument import model_argument
 from sounding.cli.sizes import memory_option
-from sounding.loading import open_checkpoint
+from sounding.loading import SHIPPED_NAME, open_checkpoint
 from sounding.progress import progress_bar
 from sounding.runtime import peak_resident_bytes
 
@@ -62,7 +63,7 @@ def _refuse_others(ctx: click.Context, train: bool) -> None:
 
 
 @click.command()
-@click.argument("model")
+@model_argument
 @memory_option
 @click.option(
     "--prefill", default="512,2048", show_default=True, callback=_counts, help="Prompt lengths."
@@ -113,7 +114,7 @@ def _refuse_others(ctx: click.Context, train: bool) -> None:
 @click.pass_context
 def bench(
     ctx: click.Context,
-    model: str,
+    model: str | None,
     memory_bytes: int | None,
     prefill: list[int],
     decode: int,
@@ -134,10 +135,9 @@ def bench(
     machine's matrix multiplication speed and decode with its memory bandwidth; both limits are
     measured in the same run. With --memory they are those of the longer of a prompt's reads and
     operations, and of reading what a token misses from disk, then the rest from memory; the table
-    then shows what of the reads was hidden by computing meanwhile.
-
-    With --train, MODEL may be a preset; training then starts from random
-    weights and reads random tokens.
+    then shows what of the reads was hidden by computing meanwhile. By default MODEL is the shipped
+    model. With --train it may be a preset; training then starts from random weights and reads
+    random tokens.
 
     \b
     Examples:
@@ -171,6 +171,7 @@ def bench(
     import psutil
 
     _refuse_others(ctx, train)
+    model = model or SHIPPED_NAME
     threads = threads or psutil.cpu_count() or 1
     if train:
         report = compare_training(

@@ -14,6 +14,7 @@ import click
 
 from sounding.cli.chat_session import EFFORTS, ChatSession, Effort, Write
 from sounding.cli.completion import open_model
+from sounding.cli.model_argument import model_argument
 from sounding.cli.sizes import memory_option
 from sounding.engine.faults import EngineFault
 from sounding.loading import LoadedModel, can_converse
@@ -32,7 +33,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @click.command()
-@click.argument("model", required=False)
+@model_argument
 @memory_option
 @click.option("--system", default="", help="System message.")
 @click.option(

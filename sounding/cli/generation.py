@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.progress import MofNCompleteColumn
 
+from sounding.cli.model_argument import model_argument
 from sounding.cli.sizes import memory_option
 from sounding.progress import progress_bar
 
@@ -135,7 +136,7 @@ def _random_pieces(length: int, choose: random.Random) -> list[int]:
 
 
 @click.command()
-@click.argument("model", required=False)
+@model_argument
 @memory_option
 @click.option("--prompt", help="Text to continue; '-' reads it from stdin.")
 @click.option(

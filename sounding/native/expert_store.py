@@ -46,11 +46,11 @@ class ExpertStats:
     slots: int
     slot_bytes: int
     hits: int
-    """Experts that a step needed and found in memory."""
+    """Experts that a step needed and found in memory, from earlier steps."""
     ahead: int
-    """The part of `hits` that was read ahead, in time or nearly."""
+    """Those that were being read already, or had been read ahead."""
     misses: int
-    """Experts that a step waited for or computed others meanwhile."""
+    """Those of which reading began when they were needed."""
     bytes_read: int
     waited_seconds: float
     """Time in which a step had nothing to compute."""
@@ -210,17 +210,18 @@ class ExpertStore:
             return -1
 
     def _need(self, layer: int, needed: list[int], order: list[int]) -> None:
-        ahead = {expert for other, expert in self._ahead if other == self._layer}
-        self._release(self._layer, set(self._held[self._layer]) - self._keep - ahead)
+        coming = {expert for other, expert in self._ahead if other == self._layer}
+        self._release(self._layer, set(self._held[self._layer]) - self._keep - coming)
         held, self._given = self._held[layer], []
         self._policy.use(layer, order)
         keep = self._policy.keep(layer, held.keys() | set(needed), self.quotas[layer])
         self._layer, self._keep, self._pending, self._fresh = layer, keep, set(needed), True
         self._errors.clear()
         known = {expert for expert in needed if expert in held or (layer, expert) in self._reading}
-        self._hits += len(known)
+        ahead = sum((layer, expert) in self._ahead for expert in known)
+        self._hits_ahead += ahead
+        self._hits += len(known) - ahead
         self._misses += len(needed) - len(known)
-        self._hits_ahead += sum((layer, expert) in self._ahead for expert in known)
         self._guesses = deque(key for key in self._guesses if key[0] != layer)
         self._ahead = {key for key in self._ahead if key[0] != layer}
         self._release(layer, set(held) - keep - self._pending)

@@ -44,9 +44,9 @@ _GAUGES = {
 }
 
 _EXPERT_TOTALS = {
-    "hits": "Experts that a step needed and found in memory.",
-    "ahead": "The part of these that was read ahead.",
-    "misses": "Experts that a step had to read.",
+    "hits": "Experts that a step needed and found in memory, from earlier steps.",
+    "ahead": "Experts that a step needed and that were read ahead.",
+    "misses": "Experts that began to be read when a step needed them.",
     "bytes_read": "Bytes of experts read from disk.",
     "waited_seconds": "Time in which steps had nothing to compute.",
     "read_seconds": "Time of all reads, which overlap.",

@@ -20,9 +20,8 @@ from sounding.engine.engine import Engine
 from sounding.engine.settings import EngineSettings
 from sounding.presets import tiny
 from sounding.server.options import ServerOptions
-from tests.conftest import make_network
 from tests.engine.scripted import small_tokenizer
-from tests.networks import as_network
+from tests.networks import as_network, make_network
 from tests.server.http.test_middleware import until
 from tests.server.live import HANG_SECONDS, Live, get, live, post
 from tests.server.test_events import samples

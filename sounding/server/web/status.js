@@ -87,7 +87,10 @@ function tell(status) {
   share("accepted", engine.accepted_tokens, engine.drafted_tokens, "drafted tokens");
   tellMemory(engine);
   $("uptime").textContent = duration(status.uptime_seconds);
-  $("uptime-sub").textContent = `context of ${status.context_tokens.toLocaleString()} tokens`;
+  const trained = status.trained_context_tokens;
+  $("uptime-sub").textContent = trained
+    ? `trained on up to ${trained.toLocaleString()} tokens, accepts ${status.context_tokens.toLocaleString()}`
+    : `context of ${status.context_tokens.toLocaleString()} tokens`;
   heat.set(engine.expert_load);
   tellSessions(status.sessions);
   redraw();
@@ -107,7 +110,7 @@ function tellMemory(engine) {
 // What experts on disk have cost so far; nothing if all are in memory.
 function expertReads(experts) {
   if (!experts) return "";
-  const needed = experts.hits + experts.misses;
+  const needed = experts.hits + experts.ahead + experts.misses;
   const rate = needed ? Math.round((100 * experts.hits) / needed) : 0;
   return `; experts: ${rate} % hits, ${bytes(experts.bytes_read)} read, waited ${duration(experts.waited_seconds)}`;
 }
