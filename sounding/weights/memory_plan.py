@@ -14,7 +14,7 @@ LEAST_CHUNK, MOST_CHUNK = 64, 4096  # tokens of a step
 LEAST_SLOTS = 8  # experts in transit: less, and the disk waits for the processor
 _LEAST_STATE_TOKENS = 4096
 _STATE_SHARE = _PREFIX_SHARE = 16  # parts of what weights leave, for states and the prefix cache
-_WORKSPACE_SHARE = 8
+_WORKSPACE_SHARE = 5
 _MOST_STATE_BYTES, _MOST_PREFIX_BYTES = 4 << 30, 2 << 30
 
 
@@ -92,7 +92,7 @@ def divide_memory(
     prefixes = min(_MOST_PREFIX_BYTES, rest // _PREFIX_SHARE)
     per_token = workspace_bytes_per_token(config)
     fitting = max(LEAST_CHUNK, min(MOST_CHUNK, rest // _WORKSPACE_SHARE // per_token))
-    chunk = 1 << (fitting.bit_length() - 1)
+    chunk = fitting - fitting % LEAST_CHUNK
     left = rest - states - chunk * per_token
     slots = max(LEAST_SLOTS, (left - prefixes) // slot_bytes)
     prefixes = max(0, min(prefixes, left - slots * slot_bytes))

@@ -166,7 +166,7 @@ def test_a_budget_is_divided_without_a_rest_or_an_excess(
     used += plan.prefix_bytes + plan.slots * slot
     assert gigabytes * GB - 400 * 2**20 - slot < used <= gigabytes * GB
     assert plan.slots >= 8
-    assert plan.chunk_tokens & (plan.chunk_tokens - 1) == 0
+    assert 64 <= plan.chunk_tokens <= 4096
 
 
 def test_the_floor_is_the_least_budget(description: Description) -> None:
@@ -178,3 +178,30 @@ def test_the_floor_is_the_least_budget(description: Description) -> None:
     with pytest.raises(ValueError, match=human_bytes(floor)):
         divide_memory(config, floor - 1, **sizes)
     assert everything_bytes(config, description.total_bytes) > 150 * GB
+
+
+def test_the_tables_for_large_models_are_what_plan_computes(description: Description) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "large-models.md").read_text()
+    budgets = {"16 GB": 14, "32 GB": 28, "64 GB": 58, "128 GB": 120}
+    rows = [line.strip("|").split(" | ") for line in page.splitlines() if " GB |" in line[:10]]
+    assert len(rows) == 8
+    for row in rows:
+        memory, *cells = (cell.strip() for cell in row)
+        plans = [
+            make_plan(
+                description,
+                WORKSTATION.described(budgets[memory] * GB, disk * GB, 50 * GB),
+                32768,
+                on_disk=True,
+            )
+            for disk in (1, 2, 3, 5, 10)
+        ]
+        if len(cells) == 8:
+            first = plans[0]
+            expected = [f"{budgets[memory]} GB", f"{first.cached_experts:.1%}".replace("%", " %")]
+            expected += [f"{first.hit_rate:.0%}".replace("%", " %")]
+            expected += [f"{plan.tokens_per_second:.2f}" for plan in plans]
+        else:
+            expected = [f"{plans[0].chunk_tokens:,}"]
+            expected += [f"{plan.prompt_tokens_per_second:.1f}" for plan in plans]
+        assert cells == expected
