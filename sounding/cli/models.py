@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sounding.cli.model_argument import model_argument
-from sounding.cli.sizes import Size
+from sounding.cli.sizes import rate_option, size_option
 from sounding.config import RATIO_NAMES, ModelConfig
 from sounding.loading import SHIPPED_NAME, open_checkpoint
 from sounding.presets import PRESETS
@@ -194,16 +194,21 @@ def _span(numbers: list[int]) -> str:
 )
 @click.option(
     "--memory",
-    type=Size(),
+    callback=size_option,
+    metavar="SIZE",
     help="Memory for the model, such as 64GiB: what serve takes as --memory.  [default: what is "
     "free here]",
 )
 @click.option(
-    "--disk", type=Size(rate=True), help="Speed of the disk, such as 4GB/s.  [default: measured]"
+    "--disk",
+    callback=rate_option,
+    metavar="RATE",
+    help="Speed of the disk, such as 4GB/s.  [default: measured]",
 )
 @click.option(
     "--bandwidth",
-    type=Size(rate=True),
+    callback=rate_option,
+    metavar="RATE",
     help="Speed of memory, such as 60GB/s.  [default: measured]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")

@@ -5,6 +5,8 @@ policy or the layout of the files; a slot that is written while it is read; a st
 slot that nobody gives back; a failed read that leaves a wrong byte, or a store that stays broken.
 """
 
+import fcntl
+import mmap
 import os
 import threading
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +30,8 @@ from sounding.simulation import DEPLOYED
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.expert_files import ExpertFiles, ExpertReadError, ReadCall
 from sounding.weights.resident import StreamedTensors
+from sounding.weights.state_dict import write_state
+from tests.networks import DSPARK, make_network
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no native kernels were built")
 
@@ -377,8 +382,6 @@ def test_a_file_system_without_direct_reads_is_read_through_the_page_cache(
     refused = []
 
     def call(file: int, buffers: Sequence[memoryview], offset: int) -> int:
-        import fcntl
-
         if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
             refused.append(file)
             raise OSError(22, "Invalid argument")
@@ -394,3 +397,65 @@ def test_a_store_without_a_slot_for_reads_is_refused(make: Callable[..., KernelN
         make(slots=6, quotas=[1] * 6)
     with pytest.raises(ValueError, match="slots = 0 must be at least 1"):
         make(slots=0)
+
+
+# --------------------------------------------------------------------------------------------------
+# Other networks
+
+
+@pytest.fixture(scope="module")
+def dspark_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network in bfloat16 with a DSpark drafter, whose blocks have fewer experts."""
+    model = make_network(DSPARK, dtype=torch.bfloat16)
+    folder = tmp_path_factory.mktemp("dspark") / "model"
+    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    write_state(state, DSPARK, folder)
+    return folder
+
+
+def test_blocks_of_a_drafter_are_those_of_memory(dspark_folder: Path) -> None:
+    """Its experts are on disk too, here unquantized."""
+    checkpoint = Checkpoint(dspark_folder)
+    config = checkpoint.config
+    names = [f"layers.{n}" for n in range(config.num_hidden_layers)]
+    blocks = [f"mtp.{n}" for n in range(config.num_dspark_blocks)]
+    counts = [config.n_routed_experts] * len(names) + [config.draft_experts] * len(blocks)
+    store = ExpertStore(ExpertFiles(checkpoint, names + blocks, counts), slots=3)
+    mine = KernelNetwork(config, checkpoint.read_all(), DEPLOYED, store=store)
+    theirs = KernelNetwork(config, checkpoint.read_all(), DEPLOYED)
+    made = []
+    for network in (mine, theirs):
+        drafter, state = network.block_drafter, network.new_state()
+        assert drafter is not None
+        streams = network.predict(list(range(30)), [], [30], [state]).streams
+        drafter.read(streams, [30], [state])
+        made.append((streams, *drafter.draft([7], [state])))
+    store.close()
+    for one, other in zip(*made, strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("odd", range(4))
+def test_numbers_that_lie_unaligned_in_a_file_are_read_aligned(
+    odd: int, dspark_folder: Path, tmp_path: Path
+) -> None:
+    """A header may end anywhere."""
+    for path in dspark_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for path in tmp_path.glob("*.safetensors"):
+        data = path.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = data[8 : 8 + length].rstrip(b" ")
+        header += b" " * ((odd - 8 - len(header)) % 4)
+        path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    found = []
+    for folder in (tmp_path, dspark_folder):
+        files = ExpertFiles(Checkpoint(folder), ["layers.1"], [DSPARK.n_routed_experts])
+        slot = memoryview(mmap.mmap(-1, files.slot_bytes))
+        files.read(0, 2, slot)
+        place, sources = files.place(0, 2), files.sources[0]
+        assert all(offset % 2 == 0 for offset in place.values)
+        size = sources["w1.weight"].num_bytes
+        found.append([bytes(slot[offset : offset + size]) for offset in place.values])
+        files.close()
+    assert found[0] == found[1]

@@ -5,6 +5,7 @@ checked, a second read for an expert.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,7 +180,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(ValueError, match=r"more bytes and its disk has 10 free"):
         pack(Checkpoint(TINY), tmp_path / "out")
 
@@ -190,7 +191,7 @@ def test_a_packed_model_answers_as_the_model_does(packed: Path) -> None:
     for folder in (packed, TINY):
         network = load_network(folder)
         made.append(network.predict(tokens, [39], [40], [network.new_state()]).logits)
-    assert np.array_equal(*made)
+    assert np.array_equal(made[0], made[1])
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 63, 64, 65, 1000])
