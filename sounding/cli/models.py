@@ -211,6 +211,12 @@ def _span(numbers: list[int]) -> str:
     metavar="RATE",
     help="Speed of memory, such as 60GB/s.  [default: measured]",
 )
+@click.option(
+    "--cluster",
+    metavar="COUNTxMEMORY",
+    help="Plan for devices such as 8x80GB instead of this machine.",
+)
+@click.option("--link", type=float, metavar="GB/S", help="A device's link speed, one direction.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def plan(
     model: str | None,
@@ -218,9 +224,11 @@ def plan(
     memory: int | None,
     disk: int | None,
     bandwidth: int | None,
+    cluster: str | None,
+    link: float | None,
     as_json: bool,
 ) -> None:
-    """Compare what a model needs with what this machine has.
+    """Compare what a model needs with what this machine, or a cluster, has.
 
     MODEL is a preset (tiny, nano, flash, pro) or a folder, as for inspect. Weights, state and
     workspace of one sequence are compared with free memory and disk, or with those of the machine
@@ -229,10 +237,16 @@ def plan(
     reading alone: one sequence, each byte once per token, first what is missing from disk, then all
     from memory. Arithmetic may take longer on a machine with few cores.
 
+    With --cluster, the model is planned on equal devices: to serve, with routed experts divided
+    over them and everything else on each; to train, as `train` shards it under torchrun, one
+    sequence of the context on each device in a step. Speeds are then those stated for an H800
+    unless given, times are bounds, and the keys of the JSON are model, cluster, serving, training.
+
     \b
-    Example:
+    Examples:
       sounding plan flash --context 131072
       sounding plan flash --memory 64GiB --disk 4GB/s --bandwidth 60GB/s
+      sounding plan flash --cluster 8x80GB
 
     \b
     Keys of the JSON:
@@ -256,10 +270,19 @@ def plan(
     """
     model = model or SHIPPED_NAME
     description, checkpoint = describe(model)
-    folder = Path.cwd() if checkpoint is None else checkpoint.folder
-    machine = this_machine(folder, _largest_shard(checkpoint)).described(memory, disk, bandwidth)
     given = {"memory": memory, "disk": disk, "bandwidth": bandwidth}
     stated = [name for name, value in given.items() if value is not None]
+    if cluster is not None:
+        if stated:
+            raise ValueError(f"--{stated[0]} describes one machine and --cluster many: give one")
+        from sounding.cli.cluster_plan import print_cluster_plan
+
+        print_cluster_plan(model, description, cluster, context, link, as_json=as_json)
+        return
+    if link is not None:
+        raise ValueError(f"--link {link:g} is of a cluster's devices: give --cluster too")
+    folder = Path.cwd() if checkpoint is None else checkpoint.folder
+    machine = this_machine(folder, _largest_shard(checkpoint)).described(memory, disk, bandwidth)
     found = make_plan(description, machine, context, on_disk=checkpoint is not None)
     answer = {
         "model": model,

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,14 @@ class ExpertStats:
     read_seconds: float
     """Sum over all reads, which overlap each other."""
     failed_reads: int
+
+
+def sum_of_stats(parts: Sequence[ExpertStats]) -> ExpertStats | None:
+    """Several stores as one; None for none."""
+    if not parts:
+        return None
+    sums = {each.name: sum(getattr(part, each.name) for part in parts) for each in fields(parts[0])}
+    return ExpertStats(**sums | {"slot_bytes": parts[0].slot_bytes})
 
 
 class ExpertStore:

@@ -119,6 +119,10 @@ class _EngineCollector(Collector):
             yield CounterMetricFamily(f"sounding_expert_{name}", what, value=stats["experts"][name])
         for name, what in _EXPERT_GAUGES.items() if stats["experts"] else ():
             yield GaugeMetricFamily(f"sounding_expert_{name}", what, value=stats["experts"][name])
+        replicas = stats["extra"].get("replicas")
+        if replicas is not None:
+            what = "Engines that run, in processes of their own."
+            yield GaugeMetricFamily("sounding_replicas", what, value=len(replicas))
         load = CounterMetricFamily(
             "sounding_expert_choices",
             "Tokens routed to each expert.",
