@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from sounding.cli.sizes import memory_option
+
 if TYPE_CHECKING:
     from sounding.completion.completer import FilledGap
     from sounding.completion.gap import Gap, Kind
@@ -17,11 +19,12 @@ _PYTHON = (".py", ".pyi")
 _ROUNDS = 4  # repetitions of the same lines after which generation stops
 
 
-def open_model(name: str | Path | None) -> "LoadedModel":
-    """Load the model of a command; its engines are closed when the command ends."""
+def open_model(name: str | Path | None, memory_bytes: int | None = None) -> "LoadedModel":
+    """Load the model of a command, within a memory budget if one is given; its engines are closed
+    when the command ends."""
     from sounding import loading
 
-    model = loading.open_model(name)
+    model = loading.open_model(name, memory_bytes)
     context = click.get_current_context(silent=True)
     if context is not None:  # None in a thread of a command
         context.call_on_close(model.close)
@@ -111,6 +114,7 @@ def _repeats(text: str) -> bool:
 @click.command()
 @click.argument("where", metavar="FILE:LINE[:COL]")
 @model_option
+@memory_option
 @click.option(
     "--context",
     "others",
@@ -150,6 +154,7 @@ def _repeats(text: str) -> bool:
 def complete(
     where: str,
     model: str | None,
+    memory_bytes: int | None,
     others: tuple[Path, ...],
     one_line: bool | None,
     alternatives: int,
@@ -193,7 +198,7 @@ def complete(
     settings = CompletionSettings(max_tokens=max_tokens, context_tokens=context_tokens)
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
     files = [(str(path), _read_text(path)) for path in others]
-    opened = open_model(model)
+    opened = open_model(model, memory_bytes)
     completer = Completer(opened.tokenizer, opened.fim_format, opened.batch(16))
     python = place.path.suffix in _PYTHON
     plan = completer.plan(place.gap, kind, settings, files=files, python=python)

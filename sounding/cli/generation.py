@@ -9,6 +9,7 @@ import click
 from rich.progress import MofNCompleteColumn
 
 from sounding.cli.model_argument import model_argument
+from sounding.cli.sizes import memory_option
 from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def _random_pieces(length: int, choose: random.Random) -> list[int]:
 
 @click.command()
 @model_argument
+@memory_option
 @click.option("--prompt", help="Text to continue; '-' reads it from stdin.")
 @click.option(
     "--tokens",
@@ -159,6 +161,7 @@ def _random_pieces(length: int, choose: random.Random) -> list[int]:
 @click.option("--stop", multiple=True, help="Stop before this string; can be given repeatedly.")
 def generate(
     model: str | None,
+    memory_bytes: int | None,
     prompt: str | None,
     tokens: str | None,
     max_tokens: int,
@@ -194,7 +197,9 @@ def generate(
     else:
         text = sys.stdin.read() if prompt == "-" else prompt or ""
         dialect = _Text(folder, text)
-    stream = start_engine(load_network(folder), dialect.tokenizer).submit(
+    stream = start_engine(
+        load_network(folder, memory_bytes=memory_bytes), dialect.tokenizer
+    ).submit(
         GenerationRequest(
             prompt=dialect.prompt,
             params=params,

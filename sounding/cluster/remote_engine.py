@@ -28,6 +28,7 @@ from sounding.engine.requests import (
     Usage,
 )
 from sounding.engine.stream import EventStream
+from sounding.native.expert_store import sum_of_stats
 
 _log = logging.getLogger(__name__)
 
@@ -148,7 +149,8 @@ class RemoteEngine:
         loads = [one.expert_load for one in every.values() if one.expert_load]
         load = [[sum(n) for n in zip(*rows, strict=True)] for rows in zip(*loads, strict=True)]
         parts = {name: _numbers(every[name]) for name in sorted(self._live) if name in every}
-        return EngineStats(**sums, expert_load=load, extra={"replicas": parts})
+        stores = sum_of_stats([one.experts for one in live if one.experts is not None])
+        return EngineStats(**sums, expert_load=load, experts=stores, extra={"replicas": parts})
 
     def close(self, grace_seconds: float = 0.0) -> None:
         """See `EngineLike`; also stops the replicas. A second call cuts the grace period short."""

@@ -25,12 +25,14 @@ class EngineSource:
     store_bytes: int | None = None
     adapters: Mapping[str, str] = field(default_factory=dict)
     """Folders of adapters by name."""
+    memory_bytes: int | None = None
+    """Memory that each replica keeps within, experts on disk if need be."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Those of `EngineSettings` that differ from the defaults."""
 
     def __call__(self) -> tuple[Engine, Tokenizer]:
         """Open it. Raises ValueError for a folder that is no model."""
-        opened = open_model(self.model)
+        opened = open_model(self.model, self.memory_bytes)
         return self.engine_of(opened), opened.tokenizer
 
     def engine_of(self, opened: LoadedModel) -> Engine:

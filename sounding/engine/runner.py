@@ -53,7 +53,9 @@ class Runner:
         config = model.config
         self._model, self._settings, self._num_tokens = model, settings, num_tokens
         self._drafting = DraftSelection(
-            drafters_for(model, num_tokens), settings.effective_draft_tokens
+            drafters_for(model, num_tokens),
+            settings.effective_draft_tokens,
+            streamed=model.store is not None,
         )
         self.store = store
         self.prefixes = PrefixCache(settings.prefix_limit_bytes)

@@ -4,7 +4,13 @@ import time
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
-from sounding.engine.drafting.cost_model import AcceptanceRate, BlockGain, CostModel, best_prefix
+from sounding.engine.drafting.cost_model import (
+    STREAMED_ROW,
+    AcceptanceRate,
+    BlockGain,
+    CostModel,
+    best_prefix,
+)
 from sounding.engine.drafting.drafter import CountDrafts, Drafter
 from sounding.engine.drafting.dspark import DSparkDrafter
 from sounding.engine.drafting.grammar_drafter import GrammarDrafter
@@ -27,11 +33,13 @@ def drafters_for(model: Network, num_tokens: int) -> list[Drafter]:
 class DraftSelection:
     """Sets the drafts of sequences: those of the first drafter with any worth verifying."""
 
-    def __init__(self, drafters: Sequence[Drafter], most: int) -> None:
-        """At most `most` drafts per sequence and step; 0 turns drafting off."""
+    def __init__(self, drafters: Sequence[Drafter], most: int, *, streamed: bool = False) -> None:
+        """At most `most` drafts per sequence and step; 0 turns drafting off. `streamed`: experts
+        are on disk, where a wider verification reads more of them."""
         self._drafters = list(drafters) if most else []
         self._most = most
-        self.costs = CostModel({each.name: each.assumed_cost for each in self._drafters})
+        assumed = {each.name: each.assumed_cost for each in self._drafters}
+        self.costs = CostModel(assumed, STREAMED_ROW) if streamed else CostModel(assumed)
         self._rates: dict[str, WeakKeyDictionary[ActiveSequence, AcceptanceRate]]
         self._rates = {each.name: WeakKeyDictionary() for each in self._drafters}
         self._gains: dict[str, WeakKeyDictionary[ActiveSequence, BlockGain]]

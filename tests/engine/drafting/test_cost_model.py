@@ -1,6 +1,6 @@
 """The number of drafts follows from their acceptance rate and their measured costs."""
 
-from sounding.engine.drafting.cost_model import AcceptanceRate, CostModel
+from sounding.engine.drafting.cost_model import STREAMED_ROW, AcceptanceRate, CostModel
 
 
 def test_costs_of_drafts_are_measured() -> None:
@@ -38,3 +38,22 @@ def test_drafting_stops_where_it_does_not_pay_and_is_tried_again() -> None:
         acceptance.observe(4, 4)
     assert acceptance.best_count(4, running=64, draft_cost=0.1) == 4
     assert acceptance.best_count(0, running=1, draft_cost=0.1) == 0
+
+
+def test_drafts_stop_where_a_wider_verification_reads_too_many_experts() -> None:
+    """Each further row reads nearly as many experts as the first."""
+    costs = CostModel({"mtp": 0.25}, STREAMED_ROW)
+    for _ in range(8):
+        costs.record_step(1.0, sequences=1, rows=1)
+
+    def best() -> int:
+        rate = AcceptanceRate()
+        return rate.best_count(4, running=1, draft_cost=0.1, row_cost=costs.row_cost)
+
+    assert 0 < best() < AcceptanceRate().best_count(4, running=1, draft_cost=0.1)
+    for _ in range(8):
+        costs.record_step(2.7, sequences=1, rows=3)
+    assert best() == 0
+    for _ in range(8):
+        costs.record_step(1.1, sequences=1, rows=3)  # hits in memory
+    assert best() > 1
