@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sounding.cli.completion import open_model
+from sounding.cli.completion import drafter_option, open_model
 from sounding.loading import LoadedModel, can_converse, find_model
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
     type=click.FloatRange(min=0),
     help="Time for running answers to finish after SIGTERM or Ctrl-C.",
 )
+@drafter_option
 @click.option(
     "--adapter",
     "adapters",
@@ -176,6 +177,7 @@ def serve(
     adapters: tuple[str, ...],
     load_adapters: bool,
     thinking: bool | None,
+    drafter: str | None,
     **options: Any,
 ) -> None:
     """Serve a model to editors, agents and SDKs.
@@ -218,7 +220,7 @@ def serve(
     )
     named = dict(map(_named_adapter, adapters))
     listener = listen(host, port)
-    opened = open_model(folder)
+    opened = open_model(folder, drafter)
     engine = opened.engine(
         prefix_store.expanduser() if prefix_store else None,
         store_bytes=prefix_store_gib << 30,

@@ -57,7 +57,8 @@ class Engine:
         may be chosen. The default stop token is the config's EOS.
         """
         self._model, self._tokenizer = model, tokenizer
-        self._settings = settings = settings or EngineSettings()
+        settings = (settings or EngineSettings()).resolved(model.block_drafter)
+        self._settings = settings
         eos = model.config.eos_token_id
         if eos is None and tokenizer is not None:
             eos = tokenizer.named.get(EOS)

@@ -1,11 +1,20 @@
 """Engine settings: widths, limits, budgets."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, runtime_checkable
 
 BLOCK_TOKENS = 128  # holds whole groups of every compression ratio: prefixes are kept in these
 
+_DRAFT_TOKENS = 4  # drafts to verify where no drafter says how many it makes at once
 _GRAIN_TOKENS = 16  # where prompts part they are cut at multiples of this
 _CHANGING_TOKENS = 8  # at the end of a prompt, such as the one that opens a thought
+
+
+@runtime_checkable  # for the shape checks of the tests
+class _InBlocks(Protocol):
+    """The part of a `BlockDrafter` that settings depend on."""
+
+    block_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +43,9 @@ class EngineSettings:
     """Memory of the prefix cache; 0 turns it off."""
     checkpoint_tokens: int = 1024
     """A long prompt's state is cached every so many tokens."""
-    draft_tokens: int = 4
-    """Most draft tokens per sequence; 0 turns drafting off."""
+    draft_tokens: int | None = None
+    """Most draft tokens that a sequence verifies in a step, whoever drafted them; 0 turns drafting
+    off. None: as many as a block of the network's DSpark drafter has, without one 4."""
     patience_steps: int = 50
     """A sequence that waits this many steps rises by one priority."""
     repetition_tokens: int = 256
@@ -61,7 +71,15 @@ class EngineSettings:
     @property
     def effective_draft_tokens(self) -> int:
         """`draft_tokens`, if verifying several tokens at once gives the same bits as one by one."""
-        return self.draft_tokens if self.exact_splits else 0
+        most = _DRAFT_TOKENS if self.draft_tokens is None else self.draft_tokens
+        return most if self.exact_splits else 0
+
+    def resolved(self, drafter: "_InBlocks | None") -> "EngineSettings":
+        """With the number of draft tokens that suits the network's DSpark drafter, if it has one,
+        where none was given."""
+        if self.draft_tokens is not None or drafter is None:
+            return self
+        return replace(self, draft_tokens=drafter.block_size)
 
     def keepable(self, length: int, *lengths: int) -> int:
         """The greatest length up to `length` at which a state may be cached for other prompts.

@@ -41,7 +41,9 @@ class DrafterObjective:
         self._block = run.model.dspark.block_size
 
     def plan(self, step: int) -> StepPlan:
-        return StepPlan("drafter", learning_rate(step, self._run.train), trains=_is_drafter)
+        prefix = self._run.model.dspark_prefix
+        rate = learning_rate(step, self._run.train)
+        return StepPlan("drafter", rate, trains=lambda name: name.startswith(prefix))
 
     def counts(self, batch: TokenBatch) -> dict[str, int]:
         """`tokens`, and for each row of a block the blocks in which it has a token to draft."""
@@ -157,12 +159,12 @@ def _states_before(
     keys = dspark.keys(taps, batch.lengths, [0] * len(batch.lengths))
     states = []
     for anchor in anchors:
-        drafts = []
+        blocks = []
         for stage in keys:
             rows = GrowingRows(config.head_dim, Retention(window, window))
             rows.append(stage[int(begins[anchor]) : anchor])
-            drafts.append(TensorLayerState(0, rows, None, None))
-        states.append(TensorState([], drafts, draft_lag=0))
+            blocks.append(TensorLayerState(0, rows, None, None))
+        states.append(TensorState([], [], blocks))
     return states
 
 
@@ -191,10 +193,6 @@ def _valid_rows(
     inside = places < len(batch.tokens)
     targets = batch.targets.to(anchors.device)[places.clamp_max(len(batch.tokens) - 1)]
     return (inside & (targets != IGNORED)).cumprod(1).bool()
-
-
-def _is_drafter(name: str) -> bool:
-    return name.startswith("mtp.")
 
 
 def _row(index: int) -> str:

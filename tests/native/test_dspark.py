@@ -116,9 +116,9 @@ def test_pieces_and_company_change_no_bit_and_blocks_leave_no_trace(
     streams = kernel.predict(chunk(), [], LENGTHS, [kernel.new_state() for _ in LENGTHS]).streams
     states = [kernel.new_state(rewind_tokens=4) for _ in LENGTHS]
     drafter.read(streams, LENGTHS, states)
-    before = [kept(each.drafts[stage].window.read()) for each in states for stage in range(3)]
+    before = [kept(each.blocks[stage].window.read()) for each in states for stage in range(3)]
     together = drafter.draft(ANCHORS, states)
-    after = [kept(each.drafts[stage].window.read()) for each in states for stage in range(3)]
+    after = [kept(each.blocks[stage].window.read()) for each in states for stage in range(3)]
     assert before == after
     first = 0
     for i, length in enumerate(LENGTHS):

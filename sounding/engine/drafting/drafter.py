@@ -54,11 +54,11 @@ class Drafter(Protocol):
         return
 
     def catch_up(self, sequences: Sequence[ActiveSequence]) -> None:
-        """Bring `sequence.state.drafts` up to date, before the states are cached."""
+        """Bring its part of `sequence.state` up to date, before the states are cached."""
         return
 
     def is_caught_up(self, sequence: ActiveSequence) -> bool:
-        """True if `sequence.state.drafts` and the streams of the last token are all that `resume`
+        """True if `sequence.state` and the streams of the last token are all that `resume`
         needs."""
         return True
 

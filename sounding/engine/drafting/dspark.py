@@ -49,7 +49,7 @@ class DSparkDrafter(Drafter):
             return
         pending = self._pending.get(sequence)
         if pending is None:  # it has read nothing of these tokens' window, or not all of it
-            _state_of(sequence).drafts = self._model.new_state().drafts
+            _state_of(sequence).blocks = self._model.new_state().blocks
             self._pending[sequence] = PendingStreams(streams[-window:])
             return
         pending.append(streams)

@@ -62,7 +62,7 @@ def block_drafts(network: Transformer, tokens: Sequence[int]) -> list[int]:
     with torch.inference_mode():
         taps = network(torch.tensor(tokens[:-1])).taps
         assert taps is not None
-        dspark.read(taps, [len(tokens) - 1], [state.drafts])
+        dspark.read(taps, [len(tokens) - 1], [state.blocks])
         previous = torch.tensor(tokens[-1:])
         block = network.draft_block(previous, [state])
         drafts: list[int] = []
