@@ -123,6 +123,9 @@ def open_with_drafter(folder: Path, drafter: str | Path | None = None) -> "Check
     Raises ValueError, naming what does not fit, for a drafter of another shape or other weights.
     """
     from sounding.weights.checkpoint import Checkpoint
+
+    if drafter is None and not (folder / "drafter").is_dir():  # most models
+        return Checkpoint(folder)
     from sounding.weights.drafter import find_drafter
 
     found = find_drafter(folder, drafter)

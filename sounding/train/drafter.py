@@ -25,7 +25,8 @@ from sounding.train.optim import learning_rate
 from sounding.train.run_config import RunConfig
 from sounding.train.source import HeldOut
 
-_ANCHORS = 64  # of a batch, at most
+_TOKENS_PER_ANCHOR = 4  # the drafter's rows then cost about as much as the network's
+_LEAST_ANCHORS = 64  # of a batch that has so many tokens
 _DECAY = 4.0  # rows by which the weight of a row falls to 1/e
 _LABEL, _DISTANCE, _CONFIDENCE = 0.1, 0.9, 1.0  # weights of the losses
 
@@ -181,7 +182,8 @@ def _anchors(batch: TokenBatch) -> Int[Tensor, " n"]:
     rows = allowed.nonzero()[:, 0]
     generator = torch.Generator().manual_seed(int(tokens.sum()))
     order = torch.randperm(len(rows), generator=generator)
-    return rows[order[:_ANCHORS]].sort().values
+    most = max(_LEAST_ANCHORS, len(tokens) // _TOKENS_PER_ANCHOR)
+    return rows[order[:most]].sort().values
 
 
 def _valid_rows(

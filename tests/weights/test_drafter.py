@@ -95,7 +95,9 @@ def test_a_drafter_beside_drafts_as_it_did_in_place(
     assert np.array_equal(blocks[0].hidden, blocks[1].hidden)
 
 
-def test_head_and_mtp_blocks_read_the_same_with_a_drafter_beside(model: Path, drafter: Path) -> None:
+def test_head_and_mtp_blocks_read_the_same_with_a_drafter_beside(
+    model: Path, drafter: Path
+) -> None:
     tokens = list(range(3, 40))
     read = []
     for asked in ("none", drafter):
