@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sounding.engine.drafting.cost_model import BlockGain
+from sounding.engine.drafting.acceptance import BlockAcceptance, Plan
 from sounding.engine.engine import Engine
 from sounding.engine.settings import EngineSettings
 from sounding.model.reference_network import DraftBlock, ReferenceNetwork
@@ -143,7 +143,7 @@ def test_an_engine_gives_the_same_tokens(
     temperature: float,
 ) -> None:
     kernel, _ = pair
-    monkeypatch.setattr(BlockGain, "pays", lambda self, **how: True)
+    monkeypatch.setattr(BlockAcceptance, "plan", lambda self, most, prices: Plan(most, 9.0))
     monkeypatch.setattr("sounding.engine.drafting.selection.best_prefix", whole_block)
     asked = [request(n, temperature=temperature, seed=2, max_tokens=40) for n in (5, 30, 47)]
     answers = []

@@ -13,7 +13,8 @@ from sounding.engine.sequence import ActiveSequence
 
 @runtime_checkable  # for the shape checks of the tests
 class CountDrafts(Protocol):
-    """The number of drafts worth verifying, by a source's acceptance rate and cost."""
+    """The number of drafts worth verifying, by a source's acceptance and cost, and by those of the
+    other sources."""
 
     def __call__(self, sequence: ActiveSequence, available: int) -> int:
         """At most `available`; 0 if none pays. Called once per sequence and step, and only where
@@ -47,6 +48,10 @@ class Drafter(Protocol):
         Drafts follow the last token of `sequence.tokens`.
         """
         ...
+
+    def is_ready(self, sequence: ActiveSequence) -> bool:
+        """True if it will draft for the sequence if it is asked to; False if it may not."""
+        return False
 
     def extend(self, sequence: ActiveSequence, streams: Streams) -> None:
         """Read the streams of the last tokens fed: of a prompt, and later of accepted drafts only,

@@ -42,6 +42,9 @@ class DSparkDrafter(Drafter):
         drafts = dict(zip(drafting, self._draft(drafting, size, worth), strict=True))
         return [drafts.get(each, []) for each in sequences]
 
+    def is_ready(self, sequence: ActiveSequence) -> bool:
+        return sequence in self._pending
+
     def extend(self, sequence: ActiveSequence, streams: Streams) -> None:
         window = self._model.config.sliding_window
         if sequence.fed <= sequence.prompt_length - window:

@@ -106,6 +106,9 @@ class Recording(Drafter):
         self.name, self.certain, self._drafts = name, certain, list(drafts)
         self.asked: list[int] = []
 
+    def is_ready(self, sequence: ActiveSequence) -> bool:
+        return True
+
     def propose(
         self, sequences: Sequence[ActiveSequence], most: int, worth: CountDrafts
     ) -> list[list[int]]:
@@ -136,21 +139,31 @@ def measured(selection: DraftSelection) -> DraftSelection:
     return selection
 
 
-def test_the_first_drafter_with_drafts_is_chosen_and_judged_by_them() -> None:
+def test_the_drafter_that_promises_most_is_chosen_and_judged_by_its_drafts() -> None:
     first, second = Recording("first", [7, 8]), Recording("second", [9])
-    selection = measured(DraftSelection([first, second], 4))
+    selection = measured(DraftSelection([first, second], 2))
     one = sequence(1)
     selection.propose([one])
     assert one.drafts == [7, 8]
-    assert second.asked == []
-    while one.drafts == [7, 8] or one.drafts == [7]:  # until they no longer pay
-        selection.verified(one, len(one.drafts), 0)
-        selection.propose([one])
+    assert second.asked == []  # the same is expected of both, so the first is asked
+    selection.verified(one, 2, 0)
+    selection.propose([one])
     assert one.drafts == [9]
     selection.verified(one, 1, 1)
     other = sequence(2)
-    selection.propose([one, other])  # one sequence's rejections are not the other's
-    assert (one.drafts, other.drafts) == ([9], [7, 8])
+    selection.propose([one, other])  # a new sequence begins with what others have taught
+    assert (one.drafts, other.drafts) == ([9], [9])
+
+
+def test_a_drafter_that_cannot_draft_yet_is_no_rival() -> None:
+    first, second = Recording("first", [7]), Recording("second", [9])
+    second.is_ready = lambda sequence: False  # type: ignore[method-assign]
+    selection = measured(DraftSelection([first, second], 4))
+    one = sequence(1)
+    selection.propose([one])
+    selection.verified(one, 1, 0)
+    selection.propose([one])
+    assert one.drafts == [7]
 
 
 def test_only_certain_drafts_are_made_while_a_baseline_is_due() -> None:
