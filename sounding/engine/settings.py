@@ -46,6 +46,11 @@ class EngineSettings:
     draft_tokens: int | None = None
     """Most draft tokens that a sequence verifies in a step, whoever drafted them; 0 turns drafting
     off. None: as many as a block of the network's DSpark drafter has, without one 4."""
+    drafters: tuple[str, ...] | None = None
+    """Names of the drafters to choose among; None: all that the network allows."""
+    always_draft: bool = False
+    """Verify all drafts of the first drafter that has any, also where they cost more time than they
+    bring: to measure them."""
     patience_steps: int = 50
     """A sequence that waits this many steps rises by one priority."""
     repetition_tokens: int = 256
@@ -56,7 +61,7 @@ class EngineSettings:
         allowed_zero = ("queue", "prefix_limit_bytes", "draft_tokens")
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None or isinstance(value, bool):
+            if value is None or isinstance(value, bool | tuple):
                 continue
             least = 0 if field.name in allowed_zero else 1
             if value < least:

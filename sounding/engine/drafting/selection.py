@@ -5,7 +5,7 @@ acceptance in this sequence and by measured costs; none where plain steps promis
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from weakref import WeakKeyDictionary
 
 from sounding.engine.drafting.acceptance import Acceptance, AcceptanceRate, BlockAcceptance
@@ -16,6 +16,7 @@ from sounding.engine.drafting.grammar_drafter import GrammarDrafter
 from sounding.engine.drafting.mtp import MTPDrafter
 from sounding.engine.drafting.prompt_lookup import PromptLookup
 from sounding.engine.network import Network, Streams
+from sounding.engine.requests import DraftCounts
 from sounding.engine.sequence import ActiveSequence
 
 
@@ -29,11 +30,24 @@ def drafters_for(model: Network, num_tokens: int) -> list[Drafter]:
     return drafters
 
 
+def allowed(drafters: Sequence[Drafter], names: Collection[str] | None) -> list[Drafter]:
+    """The drafters of these names, or all. Raises ValueError for a name that none has."""
+    known = [each.name for each in drafters]
+    for name in names or ():
+        if name not in known:
+            raise ValueError(
+                f"drafters = {list(names or ())} names {name!r}, which this network does not have; "
+                f"it has {', '.join(known)}"
+            )
+    return [each for each in drafters if names is None or each.name in names]
+
+
 class DraftSelection:
     """Sets the drafts of sequences: those of the drafter that promises the most."""
 
-    def __init__(self, drafters: Sequence[Drafter], most: int) -> None:
-        """At most `most` drafts per sequence and step; 0 turns drafting off."""
+    def __init__(self, drafters: Sequence[Drafter], most: int, *, always: bool = False) -> None:
+        """At most `most` drafts per sequence and step; 0 turns drafting off. `always` verifies all
+        drafts of the first drafter that has any, to measure them."""
         self._drafters = list(drafters) if most else []
         self.most = most
         self.costs = CostModel({each.name: each.assumed_cost for each in self._drafters})
@@ -41,6 +55,9 @@ class DraftSelection:
         """Outcomes in all sequences, with which a new one begins."""
         self._outcomes: dict[str, WeakKeyDictionary[ActiveSequence, Acceptance]]
         self._outcomes = {each.name: WeakKeyDictionary() for each in self._drafters}
+        self.always = always
+        self.counts = {each.name: DraftCounts() for each in self._drafters}
+        """Drafts that were verified and accepted since the start, by drafter."""
         self._proposed: WeakKeyDictionary[ActiveSequence, Drafter] = WeakKeyDictionary()
         """Whose drafts are being verified."""
 
@@ -59,7 +76,9 @@ class DraftSelection:
 
     def verified(self, sequence: ActiveSequence, drafted: int, accepted: int) -> None:
         """Record how many of the drafts of a sequence were accepted."""
-        self.observe(self._proposed.pop(sequence), sequence, drafted, accepted)
+        drafter = self._proposed.pop(sequence)
+        self.observe(drafter, sequence, drafted, accepted)
+        self.counts[drafter.name] = self.counts[drafter.name].plus(drafted, accepted)
 
     def extend(self, sequence: ActiveSequence, streams: Streams) -> None:
         """Show the drafters the streams of tokens that were fed and accepted."""
@@ -133,7 +152,9 @@ class _Worth(CountDrafts):
         selection, drafter = self._selection, self._drafter
         outcomes = selection.outcomes(drafter, sequence)
         count, speed = outcomes.plan(available, self._prices(drafter))
-        if outcomes.is_due:
+        if selection.always:
+            count = available
+        elif outcomes.is_due:
             count = max(1, count)
         elif count and any(self._yields(sequence, speed, rival) for rival in self._rivals):
             count = 0
@@ -148,6 +169,8 @@ class _Worth(CountDrafts):
         return available if drafter.in_blocks else count
 
     def to_verify(self, sequence: ActiveSequence, survival: Sequence[float]) -> int:
+        if self._selection.always:
+            return len(survival)
         count = best_prefix(survival, self._prices(self._drafter))
         if not count:  # the block was made for nothing
             self._selection.observe(self._drafter, sequence, 0, 0)
