@@ -7,6 +7,7 @@ turn measures both, in alternating order, and the ratio of a figure is the media
 import argparse
 import functools
 import json
+import os
 import socket
 import statistics
 import subprocess
@@ -37,7 +38,9 @@ BENCH = {
     ],
 }
 COLD = ["complete", "examples/total.py:6"]
+BYTECODE_OFF = "PYTHONDONTWRITEBYTECODE"  # set, it makes every start compile its sources anew
 GAP = {"input_prefix": "def add(a, b):\n    return ", "input_suffix": "\n", "n_predict": 16}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != BYTECODE_OFF}
 SETTLED_SECONDS = 3  # in which memory has not changed: nothing is being loaded any more
 
 
@@ -106,7 +109,11 @@ FIGURES: dict[str, Callable[[Path], float]] = {
 def output(tree: Path, arguments: list[str]) -> str:
     """What a command of a checkout prints."""
     done = subprocess.run(
-        [sys.executable, "-m", "sounding", *arguments], cwd=tree, capture_output=True, text=True
+        [sys.executable, "-m", "sounding", *arguments],
+        cwd=tree,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise SystemExit(f"{tree}: {arguments[0]} failed: {done.stderr.strip()[-500:]}")
@@ -120,7 +127,9 @@ def started(
     """A command of a checkout in the background."""
     command = [sys.executable, "-m", "sounding", *arguments]
     silent = subprocess.DEVNULL
-    process = subprocess.Popen(command, cwd=tree, stdin=stdin, stdout=silent, stderr=silent)
+    process = subprocess.Popen(
+        command, cwd=tree, env=ENVIRONMENT, stdin=stdin, stdout=silent, stderr=silent
+    )
     try:
         yield process
     finally:

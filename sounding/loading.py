@@ -233,15 +233,29 @@ def can_converse(folder: Path) -> bool:
     The `training.json` of an export says so (`converses`); without it, a folder or the title of a
     model card with the word "base" in its name says that it has not.
     """
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        told = json.loads((folder / "training.json").read_text(encoding="utf-8")).get("converses")
-        if isinstance(told, bool):
-            return told
+    told = _exported(folder, "converses")
+    if isinstance(told, bool):
+        return told
     names = [folder.resolve().name]
     with contextlib.suppress(OSError, UnicodeDecodeError):
         card = (folder / "README.md").read_text(encoding="utf-8")
         names += [line for line in card.splitlines() if line.startswith("# ")][:1]
     return not any(re.search(r"\bbase\b", name, re.IGNORECASE) for name in names)
+
+
+def trained_context(folder: Path) -> int | None:
+    """Tokens of the longest sequences that a model was trained on; None where its folder does not
+    say (`sequence_tokens` in the `training.json` of an export)."""
+    told = _exported(folder, "sequence_tokens")
+    return told if type(told) is int else None
+
+
+def _exported(folder: Path, key: str) -> object:
+    """A value of the `training.json` that an export has beside its weights, or None."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found: object = json.loads((folder / "training.json").read_bytes()).get(key)
+        return found
+    return None
 
 
 def load_tokenizer(folder: Path) -> "Tokenizer":

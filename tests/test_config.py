@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sounding.config import ModelConfig, QuantizationConfig, RopeScaling, parse_config
+from sounding.config import ModelConfig, QuantizationConfig, RopeScaling
+from sounding.config_file import parse_config, to_transformers
 from sounding.presets import PRESETS, flash, pro, tiny
 
 VECTORS = Path(__file__).parent / "vectors" / "tiny"
@@ -23,7 +24,7 @@ def published(**changes: Any) -> dict[str, Any]:
 def test_presets_survive_both_written_forms(name: str) -> None:
     config = PRESETS[name]()
     assert parse_config(json.loads(json.dumps(config.to_dict()))) == config
-    assert parse_config(json.loads(json.dumps(config.to_transformers_dict()))) == config
+    assert parse_config(json.loads(json.dumps(to_transformers(config)))) == config
 
 
 def test_tiny_is_the_golden_config() -> None:
@@ -70,7 +71,7 @@ def test_a_dspark_config_has_no_mtp_layers_and_is_kept() -> None:
     assert config.ratios == flash().ratios
     assert (config.num_mtp_layers, config.num_dspark_blocks) == (0, 3)
     assert config.to_dict() == raw
-    assert parse_config(config.to_transformers_dict()) == config
+    assert parse_config(to_transformers(config)) == config
 
 
 def test_dspark_blocks_without_entries_of_their_own() -> None:
@@ -92,14 +93,14 @@ def test_ratios_without_an_entry_for_the_draft() -> None:
 
 def test_transformers_rope_without_scaling() -> None:
     config = dataclasses.replace(tiny(), rope_scaling=None)
-    raw = config.to_transformers_dict()
+    raw = to_transformers(config)
     assert raw["rope_parameters"]["compress"]["rope_type"] == "default"
     assert parse_config(raw) == config
 
 
 def test_transformers_old_rope_key() -> None:
     """YaRN is called `type` in files that transformers copied from the published one."""
-    raw = tiny().to_transformers_dict()
+    raw = to_transformers(tiny())
     compress = raw["rope_parameters"]["compress"]
     compress["type"] = compress.pop("rope_type")
     assert parse_config(raw).rope_scaling == RopeScaling()
@@ -291,12 +292,12 @@ TRANSFORMERS_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_refusals_in_the_transformers_form(case: str) -> None:
     changes, message = TRANSFORMERS_REFUSED[case]
     with pytest.raises(ValueError) as caught:
-        parse_config({**tiny().to_transformers_dict(), **changes})
+        parse_config({**to_transformers(tiny()), **changes})
     assert message in str(caught.value)
 
 
 def test_mscale_is_refused() -> None:
-    raw = tiny().to_transformers_dict()
+    raw = to_transformers(tiny())
     raw["rope_parameters"]["compress"]["attention_factor"] = 1.277
     with pytest.raises(ValueError, match=r"attention_factor = 1.277 must be 1.0"):
         parse_config(raw)

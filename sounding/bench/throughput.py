@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from sounding.config import ModelConfig
+from sounding.config_file import to_transformers
 from sounding.data.token_batch import StreamState, TokenBatch
 from sounding.ops.loss import IGNORED
 from sounding.train.allocator import keep_freed_memory
@@ -63,7 +64,7 @@ def transformers(workload: Workload) -> Iterator[Step]:
         workload.config, num_nextn_predict_layers=0, quantization_config=None, expert_dtype=None
     )
     torch.manual_seed(0)
-    config = DeepseekV4Config(**plain.to_transformers_dict())
+    config = DeepseekV4Config(**to_transformers(plain))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train()
     for name, buffer in model.named_buffers():
         if name.endswith(

@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
-from sounding.config import ModelConfig, parse_config
+from sounding.config import ModelConfig
+from sounding.config_file import parse_config
 from sounding.loading import unknown_model
 from sounding.presets import PRESETS
 from sounding.progress import progress_bar

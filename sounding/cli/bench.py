@@ -15,7 +15,8 @@ from rich.table import Table
 from sounding.bench.drafting import DraftingReport, print_drafting
 from sounding.bench.training import compare_training, print_training
 from sounding.cli.completion import drafter_option, open_model
-from sounding.loading import open_checkpoint
+from sounding.cli.model_argument import model_argument
+from sounding.loading import SHIPPED_NAME, open_checkpoint
 from sounding.progress import progress_bar
 from sounding.runtime import peak_resident_bytes
 
@@ -47,7 +48,7 @@ def _sequences(
 
 
 # Options that only inference or only training has.
-_INFERENCE = ("prefill", "decode", "context", "simulate", "text", "places", "drafter")
+_INFERENCE = ("prefill", "decode", "context", "simulate", "drafts", "places", "drafter")
 _TRAINING = ("tokens", "phase", "no_mtp")
 _PLACE_TOKENS = 256  # before a place, if --context does not say
 
@@ -61,7 +62,7 @@ def _refuse_others(ctx: click.Context, train: bool) -> None:
 
 
 @click.command()
-@click.argument("model")
+@model_argument
 @click.option(
     "--prefill", default="512,2048", show_default=True, callback=_counts, help="Prompt lengths."
 )
@@ -109,7 +110,6 @@ def _refuse_others(ctx: click.Context, train: bool) -> None:
 )
 @click.option(
     "--drafts",
-    "text",
     type=click.Path(exists=True, path_type=Path),
     help="Measure the drafters along this text: a file, a folder, or a corpus's held-out split.",
 )
@@ -125,7 +125,7 @@ def _refuse_others(ctx: click.Context, train: bool) -> None:
 @click.pass_context
 def bench(
     ctx: click.Context,
-    model: str,
+    model: str | None,
     prefill: list[int],
     decode: int,
     context: int,
@@ -137,7 +137,7 @@ def bench(
     no_mtp: bool,
     simulate: bool,
     against: str | None,
-    text: Path | None,
+    drafts: Path | None,
     places: int,
     drafter: str | None,
     as_json: bool,
@@ -146,9 +146,10 @@ def bench(
 
     Each figure is the median of several runs after a warm-up. Prefill is compared with the
     machine's matrix multiplication speed and decode with its memory bandwidth; both limits are
-    measured in the same run. With --train, MODEL may be a preset; training then starts from random
-    weights and reads random tokens. With --drafts the network continues a text behind many places,
-    with each drafter alone, without drafts, and as the engine chooses, by turns.
+    measured in the same run. By default MODEL is the shipped model. With --train it may be a
+    preset; training then starts from random weights and reads random tokens. With --drafts the
+    network continues a text behind many places, with each drafter alone, without drafts, and as the
+    engine chooses, by turns.
 
     \b
     Examples:
@@ -186,10 +187,11 @@ def bench(
     import psutil
 
     _refuse_others(ctx, train)
+    model = model or SHIPPED_NAME
     threads = threads or psutil.cpu_count() or 1
-    if text is not None:
+    if drafts is not None:
         drafting = _measure_drafts(
-            ctx, model, text, (places, decode, context or _PLACE_TOKENS), drafter, threads
+            ctx, model, drafts, (places, decode, context or _PLACE_TOKENS), drafter, threads
         )
         if as_json:
             click.echo(json.dumps(drafting.to_dict(), indent=2))

@@ -14,6 +14,7 @@ import click
 
 from sounding.cli.chat_session import EFFORTS, ChatSession, Effort, Write
 from sounding.cli.completion import drafter_option, open_model
+from sounding.cli.model_argument import model_argument
 from sounding.engine.faults import EngineFault
 from sounding.loading import LoadedModel, can_converse
 
@@ -31,7 +32,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @click.command()
-@click.argument("model", required=False)
+@model_argument
 @click.option("--system", default="", help="System message.")
 @click.option(
     "--think",

@@ -10,6 +10,7 @@ import click
 
 from sounding.cli.clients import api_key_file_option, read_api_key
 from sounding.cli.completion import drafter_option, open_model
+from sounding.cli.model_argument import model_argument
 from sounding.completion import SHOWN_FROM
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("language-server")
-@click.argument("model", required=False)
+@model_argument
 @click.option("--server", metavar="URL", help="Use a running server instead of loading a model.")
 @api_key_file_option
 @click.option(

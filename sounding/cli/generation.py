@@ -9,6 +9,7 @@ import click
 from rich.progress import MofNCompleteColumn
 
 from sounding.cli.completion import drafter_option
+from sounding.cli.model_argument import model_argument
 from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _random_pieces(length: int, choose: random.Random) -> list[int]:
 
 
 @click.command()
-@click.argument("model", required=False)
+@model_argument
 @click.option("--prompt", help="Text to continue; '-' reads it from stdin.")
 @click.option(
     "--tokens",

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from sounding.cli.model_argument import model_argument
 from sounding.config import RATIO_NAMES, ModelConfig
 from sounding.loading import SHIPPED_NAME, open_checkpoint
 from sounding.presets import PRESETS
@@ -54,14 +55,14 @@ def describe(name: str) -> tuple[Description, "Checkpoint | None"]:
 
 
 @click.command()
-@click.argument("model")
+@model_argument
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def inspect(model: str, as_json: bool) -> None:
+def inspect(model: str | None, as_json: bool) -> None:
     """Describe a model: layers, parameters, bytes, state.
 
-    MODEL is a preset (tiny, nano, flash, pro), described without weights, or a folder with
-    config.json and safetensors, of which only the headers are read. For a folder with the name of a
-    preset write ./flash.
+    MODEL is a preset (tiny, flash, pro), described without weights, or a folder with config.json
+    and safetensors, of which only the headers are read; by default, and as nano, the shipped model.
+    For a folder with the name of a preset write ./flash.
 
     \b
     Examples:
@@ -79,6 +80,7 @@ def inspect(model: str, as_json: bool) -> None:
       state               {bytes_per_token, constant_bytes, bytes_at_1m_tokens,
                           entry_bytes, index_entry_bytes}, packed deploy format
     """
+    model = model or SHIPPED_NAME
     description, checkpoint = describe(model)
     answer = _inspection(model, description, checkpoint)
     if as_json:
@@ -180,7 +182,7 @@ def _span(numbers: list[int]) -> str:
 
 
 @click.command()
-@click.argument("model")
+@model_argument
 @click.option(
     "--context",
     type=int,
@@ -189,7 +191,7 @@ def _span(numbers: list[int]) -> str:
     help="Tokens of prompt and answer to allow for.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def plan(model: str, context: int, as_json: bool) -> None:
+def plan(model: str | None, context: int, as_json: bool) -> None:
     """Compare what a model needs with what this machine has.
 
     MODEL is a preset (tiny, nano, flash, pro) or a folder, as for inspect. Weights, state and
@@ -215,6 +217,7 @@ def plan(model: str, context: int, as_json: bool) -> None:
       machine             {memory_bytes, available_bytes, disk_free_bytes, memory_bandwidth,
                           disk_bandwidth, disk_bandwidth_measured}, bandwidths in bytes/s
     """
+    model = model or SHIPPED_NAME
     description, checkpoint = describe(model)
     folder = Path.cwd() if checkpoint is None else checkpoint.folder
     machine = this_machine(folder, _largest_shard(checkpoint))

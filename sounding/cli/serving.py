@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sounding.cli.completion import drafter_option, open_model
-from sounding.loading import LoadedModel, can_converse, find_model
+from sounding.cli.model_argument import model_argument
+from sounding.loading import LoadedModel, can_converse, find_model, trained_context
 
 if TYPE_CHECKING:
     from sounding.server.http.keys import Keys
@@ -18,7 +19,7 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 @click.command()
-@click.argument("model", required=False)
+@model_argument
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -283,6 +284,11 @@ def _announce(
     click.echo(f"serving {settings.model_names[0]} on {address}", err=True)
     for name in adapters:
         click.echo(f"with an adapter as {settings.model_names[0]}:{name}", err=True)
+    if card.trained_context_tokens is not None:
+        length = f"{card.trained_context_tokens:,}"
+        click.echo(
+            f"trained on sequences of up to {length} tokens; prompts may be longer", err=True
+        )
     if not card.converses:
         click.echo("this is a base model: it completes code and is not trained to chat", err=True)
     if settings.keys is None and settings.hosts is None:
@@ -302,4 +308,5 @@ def _card(opened: LoadedModel) -> "ModelCard":
         size_bytes=size,
         quantization=config.expert_dtype or config.torch_dtype or "",
         converses=can_converse(opened.folder),
+        trained_context_tokens=trained_context(opened.folder),
     )

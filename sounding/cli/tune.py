@@ -374,7 +374,10 @@ def _new_run(
     name = folder.resolve().name
     if steps is None:
         click.echo("measuring how long a step takes here", err=True)
-        steps = affordable_steps(tune_run(name, model, data, steps=2), data, 60 * minutes)
+        trial = tune_run(name, model, data, steps=2)
+        steps, seconds = affordable_steps(trial, data, 60 * minutes)
+        few = "; fewer would learn nothing" if seconds > 60 * minutes else ""
+        click.echo(f"{steps} steps, about {seconds / 60:.1f} minutes{few}", err=True)
     return tune_run(name, model, data, steps=steps)
 
 

@@ -64,6 +64,11 @@ def shard_paths(folder: Path, split: str) -> list[Path]:
     """The shards of a split in order. Raises ValueError if there are none."""
     require_split("split", split)
     paths = sorted(folder.glob(f"{split}-*.jsonl.xz"))
+    if not paths and any(folder.glob("*-*.jsonl.xz")):
+        raise ValueError(
+            f"{folder} holds no {split}-*.jsonl.xz: this corpus has no such split; "
+            "`data build --heldout PACKAGE` holds packages out"
+        )
     if not paths:
         raise ValueError(f"{folder} holds no {split}-*.jsonl.xz; `data build` makes a corpus there")
     return paths

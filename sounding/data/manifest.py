@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sounding.config import refuse_unknown
+from sounding.config_file import refuse_unknown
 from sounding.data.licenses import families
 
 logger = logging.getLogger(__name__)

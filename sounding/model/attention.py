@@ -115,14 +115,7 @@ class Attention(nn.Module):
             )
             for index, span in enumerate(chunk)
         ]
-        report = IndexReport()
-        if entries is not None and indexes is not None:
-            if selection.learn:
-                loss = self._index_loss(q, windows, entries, selected, indexes, chunk)
-                report = report._replace(loss=loss)
-            if selection.recall:
-                recall = self._index_recall(q, windows, entries, indexes, chunk, selection.recall)
-                report = report._replace(recall=recall)
+        report = self._measure(selection, q, windows, entries, selected, indexes, chunk)
         # Values carry the rotation of their own position; seen from the query only the distance
         # should remain.
         output = self.project(rotate(torch.cat(read), by, inverse=True))
@@ -141,6 +134,26 @@ class Attention(nn.Module):
         """The rotated keys, which are also the values."""
         kv = rotate(self.kv_norm(self.wkv(x)), by)
         return simulate_kv(kv, self.config.qk_rope_head_dim) if self.simulation.kv else kv
+
+    def _measure(
+        self,
+        selection: Selection,
+        q: Float[Tensor, "t h d"],
+        windows: list[Tensor],
+        entries: list[Tensor] | None,
+        selected: list[Tensor] | None,
+        indexes: list[Index] | None,
+        chunk: Chunk,
+    ) -> IndexReport:
+        """What the selection asks about the indexer, in training and evaluation; else nothing."""
+        if entries is None or indexes is None:
+            return IndexReport()
+        loss = recall = None
+        if selection.learn:
+            loss = self._index_loss(q, windows, entries, selected, indexes, chunk)
+        if selection.recall:
+            recall = self._index_recall(q, windows, entries, indexes, chunk, selection.recall)
+        return IndexReport(loss, recall)
 
     def _index_loss(
         self,

@@ -75,9 +75,9 @@ def useful_steps(run: RunConfig, data: TuneData) -> int:
     return max(_LEAST_STEPS, math.ceil(MOST_EPOCHS * data.tokens / step_tokens))
 
 
-def affordable_steps(run: RunConfig, data: TuneData, seconds: float) -> int:
-    """How many steps of a run over all weights take `seconds` here, by the time that one takes; at
-    most the useful ones, and at least a few."""
+def affordable_steps(run: RunConfig, data: TuneData, seconds: float) -> tuple[int, float]:
+    """How many steps of a run over all weights take `seconds` here, by the time that one takes, and
+    the seconds they take: at most the useful steps, and at least a few, whatever they take."""
     with tempfile.TemporaryDirectory() as folder:
         trial = Trainer(
             run, Path(folder), open_source(run), Supervised(run), device=torch.device("cpu")
@@ -86,5 +86,7 @@ def affordable_steps(run: RunConfig, data: TuneData, seconds: float) -> int:
             trial.take_step()  # the first one also allocates and compiles
             start = time.monotonic()
             trial.take_step()
-        fitting = seconds / (time.monotonic() - start)
-    return max(_LEAST_STEPS, min(int(fitting), useful_steps(run, data)))
+        step_seconds = time.monotonic() - start
+    fitting = int(seconds / step_seconds)
+    steps = max(_LEAST_STEPS, min(fitting, useful_steps(run, data)))
+    return steps, steps * step_seconds

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator
+from functools import cache
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,6 +14,7 @@ from sounding.server.http.errors import Refusal, anthropic_error, llama_error, o
 from sounding.server.http.middleware import AccessMiddleware
 from sounding.server.http.openapi import Operation, document
 from sounding.server.http.streaming import Endpoint, JSONAnswer
+from sounding.server.http.wire import Json
 from sounding.server.protocols import (
     adapters,
     chat_completions,
@@ -127,10 +129,14 @@ def application(service: Service) -> ASGIApp:
         posts[adapters.DROP_ROUTE] = adapters.DropAdapter(service)
         operations = [*OPERATIONS, *ADAPTER_OPERATIONS]
     gets = status.endpoints(service) | ollama_model.listings(service)
-    described = document(operations, [path.replace(":path", "") for path in gets])
+    paths = [path.replace(":path", "") for path in gets]
+
+    @cache  # built when first asked for, not at start-up
+    def described() -> Json:
+        return document(operations, paths)
 
     async def openapi(request: Request) -> Response:
-        return JSONAnswer(described)
+        return JSONAnswer(described())
 
     gets |= {"/openapi.json": openapi} | page.endpoints()
     routes = [

@@ -55,6 +55,8 @@ class ModelCard:
     quantization: str = ""
     converses: bool = True
     """Whether it has learned to answer, rather than only to continue text."""
+    trained_context_tokens: int | None = None
+    """Tokens of the longest sequences that it was trained on; the engine accepts longer ones."""
 
 
 class Service:
@@ -219,6 +221,7 @@ class Service:
             "model": self.model_name,
             "converses": self.card.converses,
             "context_tokens": self.engine.context_tokens,
+            "trained_context_tokens": self.card.trained_context_tokens,
             "uptime_seconds": time.time() - self.began,
             "draining": self.draining,
             "tokens_per_second": self._rate(),

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sounding.config import ModelConfig, parse_config
+from sounding.config import ModelConfig
+from sounding.config_file import parse_config
 from sounding.files import parse_json
 from sounding.train.run_config import RunConfig
 from sounding.train.runs import RUNS, R, change, named_run, parse_run_as

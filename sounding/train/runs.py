@@ -9,7 +9,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from sounding import presets as models
-from sounding.config import ModelConfig, QuantizationConfig, parse_config, refuse_unknown
+from sounding.config import ModelConfig, QuantizationConfig
+from sounding.config_file import parse_config, refuse_unknown
 from sounding.data.fim import FimSettings
 from sounding.train.run_config import (
     DataConfig,

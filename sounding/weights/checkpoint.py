@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sounding.config import ModelConfig, QuantizationConfig, parse_config
+from sounding.config import ModelConfig, QuantizationConfig
+from sounding.config_file import parse_config
 from sounding.files import parse_json
 from sounding.weights.layout import (
     FLOATS,

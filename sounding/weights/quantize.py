@@ -18,6 +18,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from sounding.config import ModelConfig
+from sounding.config_file import to_transformers
 from sounding.ops.matmul import Weight
 from sounding.ops.quant import (
     quantize_fp4,
@@ -136,7 +137,7 @@ def convert(
     with new_checkpoint(
         folder,
         list({tensor.name: tensor for move in moves for tensor in move.tensors}.values()),
-        config.to_transformers_dict() if target == "transformers" else config.to_dict(),
+        to_transformers(config) if target == "transformers" else config.to_dict(),
         metadata={"format": "pt"} if target == "transformers" else None,
         overwrite=overwrite,
     ) as writer:

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 import sounding
 from sounding.cli import cli
 from sounding.evaluation.model_card import _time
+from sounding.loading import trained_context
 from sounding.weights.checkpoint import Checkpoint
 from tests.data.conftest import code
 
@@ -86,7 +87,8 @@ def test_the_last_checkpoint_is_shipped_as_fp4(made: Path, shipped: Path) -> Non
     assert (shipped / "tokenizer.json").read_bytes() == (made / "tokenizer.json").read_bytes()
     assert json.loads((shipped / "training.json").read_text())["step"] == 4
     assert shipped.stat().st_mode & 0o777 == 0o755
-    assert json.loads((shipped / "training.json").read_text())["converses"] is False
+    told = json.loads((shipped / "training.json").read_text())
+    assert told["converses"] is False and told["sequence_tokens"] == trained_context(shipped)
     earlier = ship(
         made / "clone", made / "run" / "milestones" / "step-00000002", made / "other", "--converses"
     )

@@ -11,8 +11,8 @@ from sounding import loading
 from sounding.cli import cli
 from sounding.model.from_checkpoint import save_model
 from sounding.presets import tiny
-from tests.conftest import make_network
 from tests.engine.scripted import Author, small_tokenizer
+from tests.networks import make_network
 
 SOURCE = "def add(a, b):\n    return a\n\n\nx = add(1, 2)\n"
 

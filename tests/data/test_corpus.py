@@ -243,6 +243,9 @@ def test_sources_and_settings_that_make_no_corpus_are_refused(
         read_stats(tmp_path)
     with pytest.raises(ValueError, match=r"holds no heldout-\*"):
         list(read_documents(tmp_path, "heldout"))
+    build(tmp_path / "out", [source])
+    with pytest.raises(ValueError, match="--heldout PACKAGE"):
+        list(read_documents(tmp_path / "out", "heldout"))
 
 
 def test_damaged_shards_are_named(tmp_path: Path, make_folder: FolderMaker) -> None:

@@ -20,9 +20,8 @@ from sounding.engine.batch import Batch, Generate, Request
 from sounding.engine.engine import Engine
 from sounding.text.fim_format import FimFormat
 from sounding.train.runs import copying
-from tests.conftest import NetworkMaker
 from tests.engine.scripted import Author, small_tokenizer
-from tests.networks import as_network
+from tests.networks import NetworkMaker, as_network
 
 FIM = FimFormat()
 

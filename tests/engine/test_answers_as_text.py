@@ -12,7 +12,6 @@ from sounding.engine.requests import Finished, GenerationRequest, TokenEvent
 from sounding.engine.sampling import SamplingParams
 from sounding.model.reference_network import ReferenceNetwork
 from sounding.ops.cpu import library
-from tests.conftest import NetworkMaker, make_network
 from tests.engine.running import (
     CONFIG,
     prompt,
@@ -20,7 +19,7 @@ from tests.engine.running import (
     tokens_of,
 )
 from tests.engine.scripted import small_tokenizer
-from tests.networks import as_network, kernel_network
+from tests.networks import NetworkMaker, as_network, kernel_network, make_network
 
 TOKENIZER = small_tokenizer()
 NETWORK = make_network(small_vocabulary_config(TOKENIZER.num_tokens))

@@ -12,10 +12,9 @@ from sounding.engine.requests import GenerationRequest
 from sounding.engine.sampling import SamplingParams
 from sounding.engine.settings import EngineSettings
 from sounding.model.transformer import Transformer
-from tests.conftest import NetworkMaker, make_network
 from tests.engine.running import CONFIG, Gate, naive, prompt, small_vocabulary_config
 from tests.engine.scripted import small_tokenizer
-from tests.networks import as_network
+from tests.networks import NetworkMaker, as_network, make_network
 
 
 class Collected:

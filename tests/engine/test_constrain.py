@@ -17,10 +17,9 @@ from sounding.engine.settings import EngineSettings
 from sounding.text import encode_completion
 from sounding.text.grammar import turn_grammar
 from sounding.text.markup import ASSISTANT, END_THINK, EOS, THINK
-from tests.conftest import make_network
 from tests.engine.running import small_vocabulary_config
 from tests.engine.scripted import small_tokenizer
-from tests.networks import as_network
+from tests.networks import as_network, make_network
 
 TOKENIZER = small_tokenizer()
 NETWORK = make_network(small_vocabulary_config(TOKENIZER.num_tokens), dtype=torch.float64)

@@ -13,9 +13,8 @@ from sounding.engine.requests import DamagedModel, EngineFault
 from sounding.engine.sampling import SamplingParams
 from sounding.engine.scoring import split_logits, token_logprobs
 from sounding.model.transformer import Transformer
-from tests.conftest import make_network
 from tests.engine.running import CONFIG, collect, prompt, request
-from tests.networks import as_network
+from tests.networks import as_network, make_network
 
 
 class Whatever:

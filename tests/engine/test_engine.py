@@ -22,9 +22,8 @@ from sounding.engine.scheduler import Scheduler
 from sounding.engine.sequence import ActiveSequence
 from sounding.engine.settings import EngineSettings
 from sounding.model.transformer import Transformer
-from tests.conftest import NetworkMaker
 from tests.engine.running import CONFIG, Gate, collect, naive, request, tokens_of
-from tests.networks import as_network
+from tests.networks import NetworkMaker, as_network
 
 
 @pytest.fixture

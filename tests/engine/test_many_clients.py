@@ -11,9 +11,8 @@ from sounding.engine.engine import Engine
 from sounding.engine.prefix.store import PrefixStore
 from sounding.engine.requests import GenerationRequest, Priority
 from sounding.engine.settings import EngineSettings
-from tests.conftest import NetworkMaker
 from tests.engine.running import CONFIG, collect, naive, prompt, request
-from tests.networks import as_network
+from tests.networks import NetworkMaker, as_network
 
 CLIENTS = 64
 

@@ -12,9 +12,8 @@ from sounding.engine.sampling import SamplingParams
 from sounding.engine.scoring import split_logits, token_logprobs
 from sounding.engine.settings import EngineSettings
 from sounding.presets import tiny
-from tests.conftest import NetworkMaker, make_network
 from tests.engine.running import CONFIG, prompt
-from tests.networks import as_network
+from tests.networks import NetworkMaker, as_network, make_network
 
 
 @pytest.fixture(scope="module", params=[torch.float64, torch.bfloat16])

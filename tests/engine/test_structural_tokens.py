@@ -33,10 +33,9 @@ from sounding.text.markup import (
     THINK,
     USER,
 )
-from tests.conftest import make_network
 from tests.engine.running import collect, request, small_vocabulary_config
 from tests.engine.scripted import small_tokenizer
-from tests.networks import as_network
+from tests.networks import as_network, make_network
 from tests.text.vectors import published_tokenizer
 
 TOKENIZER = small_tokenizer()

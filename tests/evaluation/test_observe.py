@@ -9,7 +9,7 @@ from sounding.evaluation.observe import observe
 from sounding.model.attention import Selection
 from sounding.ops.index_recall import FIELDS
 from sounding.presets import tiny
-from tests.conftest import make_network
+from tests.networks import make_network
 
 CONFIG = dataclasses.replace(
     tiny(),

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.deepseek_v4 import DeepseekV4Config
 
 from sounding.config import ModelConfig
+from sounding.config_file import to_transformers
 from sounding.model import compressor
 from sounding.model.from_checkpoint import load_model
 from sounding.model.transformer import Transformer
@@ -100,7 +101,7 @@ def pair(
     folder: Path = tmp_path_factory.mktemp(request.param)
     generator = torch.Generator().manual_seed(len(request.param))
     theirs = AutoModelForCausalLM.from_config(
-        DeepseekV4Config(**config.to_transformers_dict()), dtype=torch.float32
+        DeepseekV4Config(**to_transformers(config)), dtype=torch.float32
     )
     _randomise(theirs, config, generator)
     theirs.save_pretrained(folder)

@@ -10,8 +10,7 @@ from sounding.config import ModelConfig
 from sounding.model.dspark import DSpark
 from sounding.model.state import TensorState, growing_state, packed_state
 from sounding.model.transformer import Transformer
-from tests.conftest import NetworkMaker
-from tests.networks import DSPARK
+from tests.networks import DSPARK, NetworkMaker
 from tests.oracles import Array
 from tests.oracles import dspark as oracle
 from tests.oracles.compare import array, assert_matches

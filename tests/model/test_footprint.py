@@ -17,7 +17,7 @@ from sounding.presets import nano, tiny
 from sounding.runtime import give_back_free_memory, peak_resident_bytes
 from sounding.simulation import Simulation
 from sounding.weights.description import StateSize
-from tests.conftest import make_network
+from tests.networks import make_network
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "tiny"
 GIB = 2**30

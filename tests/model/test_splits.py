@@ -32,7 +32,7 @@ from sounding.model.transformer import Transformer
 from sounding.ops import attention
 from sounding.presets import tiny
 from sounding.simulation import EXACT, Simulation
-from tests.conftest import make_network
+from tests.networks import make_network
 
 CONFIG = tiny()
 REWIND = 6  # as many tokens as a draft may bring

@@ -34,7 +34,7 @@ from sounding.model.transformer import Transformer
 from sounding.presets import flash, nano, pro, tiny
 from sounding.simulation import Simulation
 from sounding.state.rows import Retention
-from tests.conftest import make_network
+from tests.networks import make_network
 from tests.oracles import quant as oracle
 from tests.oracles.compare import array
 

@@ -19,9 +19,8 @@ from sounding.model.reference_network import DraftBlock, ReferenceNetwork
 from sounding.native.network import KernelNetwork
 from sounding.ops import cpu
 from sounding.simulation import DEPLOYED, EXACT, Simulation
-from tests.conftest import NetworkMaker
 from tests.engine.running import collect, request
-from tests.networks import DSPARK, kernel_network
+from tests.networks import DSPARK, NetworkMaker, kernel_network
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no native kernels were built")
 

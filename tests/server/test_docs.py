@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sounding.server.app import OPERATIONS
-from sounding.server.http.wire import Refused, Wire
+from sounding.server.http.wire import Refused, Wire, attribute_docstrings
 
 PAGE = Path(__file__).parents[2] / "docs" / "server.md"
 BEGIN, END = "<!-- tables -->\n", "<!-- end of tables -->"
@@ -27,9 +27,8 @@ def _table(model: type[Wire]) -> str:
     plain = [f"`{field.alias or name}`" for name, field in model.model_fields.items()]
     rows = []
     for place, part in _parts(model, "", set()):
-        for name, field in part.model_fields.items():
-            if field.description:
-                rows.append((place + (field.alias or name), " ".join(field.description.split())))
+        for name, text in attribute_docstrings(part).items():
+            rows.append((place + name, " ".join(text.split())))
         rows += [(place + name, f"no effect: {why}") for name, why in part.accepted.items()]
         rows += [(place + name, _refusal(refused)) for name, refused in part.refused.items()]
     lines = [f"| `{name}` | {what} |" for name, what in rows]

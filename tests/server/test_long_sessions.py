@@ -24,9 +24,8 @@ from sounding.engine.settings import EngineSettings
 from sounding.presets import tiny
 from sounding.server.options import ServerOptions
 from sounding.text.tokenizer import Tokenizer
-from tests.conftest import make_network
 from tests.engine.scripted import small_tokenizer
-from tests.networks import as_network
+from tests.networks import as_network, make_network
 from tests.server.live import Live, live, post
 
 TURNS = 20

@@ -14,9 +14,8 @@ from sounding.engine.engine import Engine
 from sounding.engine.settings import EngineSettings
 from sounding.presets import tiny
 from sounding.server.options import ServerOptions
-from tests.conftest import make_network
 from tests.engine.scripted import small_tokenizer
-from tests.networks import as_network
+from tests.networks import as_network, make_network
 from tests.server.live import Live, live, post
 
 ASK = [{"role": "user", "content": "What size?"}]

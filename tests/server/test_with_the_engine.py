@@ -20,9 +20,8 @@ from sounding.engine.engine import Engine
 from sounding.engine.settings import EngineSettings
 from sounding.presets import tiny
 from sounding.server.options import ServerOptions
-from tests.conftest import make_network
 from tests.engine.scripted import small_tokenizer
-from tests.networks import as_network
+from tests.networks import as_network, make_network
 from tests.server.http.test_middleware import until
 from tests.server.live import HANG_SECONDS, Live, get, live, post
 from tests.server.test_events import samples
@@ -148,7 +147,7 @@ def test_completions_at_a_cursor(server: Live, client: OpenAI) -> None:
     again = post(server.url + "/infill", json=asked | {"n_predict": 12}).json()
     assert first["content"] == again["content"] and "\n" not in first["content"]
     done = client.completions.create(
-        model="sounding", prompt="x = ", suffix="\n\n", max_tokens=8, temperature=0
+        model="sounding", prompt="x = ", suffix="\n\n", max_tokens=8, temperature=0, logprobs=0
     )
     assert done.choices[0].finish_reason in ("stop", "length")
 

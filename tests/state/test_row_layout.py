@@ -8,9 +8,8 @@ from sounding.model.reference_network import ReferenceNetwork
 from sounding.ops.attention import num_visible
 from sounding.ops.cpu import library
 from sounding.state.row_layout import all_lists, entries_read
-from tests.conftest import NetworkMaker
 from tests.engine.running import CONFIG
-from tests.networks import kernel_network
+from tests.networks import NetworkMaker, kernel_network
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2] * 40
 

@@ -16,7 +16,7 @@ from sounding.train.saved_models import CHECKPOINTS_NAME
 from sounding.train.source import open_source
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.quantize import Target, convert
-from tests.conftest import make_network
+from tests.networks import make_network
 from tests.train.test_trainer import CPU, assert_same_bits, small, trainer
 
 

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sounding.cli import cli
-from sounding.config import ModelConfig, parse_config
+from sounding.config import ModelConfig
+from sounding.config_file import parse_config
 from sounding.loading import load_network, open_with_drafter
 from sounding.model.from_checkpoint import load_model, save_model
 from sounding.model.transformer import Transformer
@@ -204,6 +205,8 @@ def test_keys_of_a_drafter_beside_survive_the_config(model: Path, drafter: Path)
     config: ModelConfig = open_drafter(drafter).config
     assert parse_config(config.to_dict()) == config
     assert "dspark_beside" not in DSPARK.to_dict()
+    zero = dataclasses.replace(SMALL, noise_token_id=0)  # which equals False
+    assert parse_config(dataclasses.replace(config, dspark=zero).to_dict()).dspark == zero
     assert config.dspark == dataclasses.replace(SMALL, beside=True)
 
 

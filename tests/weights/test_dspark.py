@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sounding.cli import cli
-from sounding.config import parse_config
+from sounding.config_file import parse_config
 from sounding.model.from_checkpoint import load_model, save_model
 from sounding.model.state import growing_state
 from sounding.simulation import DEPLOYED

@@ -68,4 +68,5 @@ def _listed(service: Service, name: str) -> Json:
         "display_name": name,
         "context_length": service.engine.context_tokens,
         "max_model_len": service.engine.context_tokens,
+        "trained_context_length": service.card.trained_context_tokens,
     }

@@ -6,11 +6,15 @@ is an error that suggests the nearest field, unless its value is null: clients t
 structures write absent fields as null.
 """
 
+import ast
 import difflib
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, TypeVar
+from itertools import pairwise
+from textwrap import dedent
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import pydantic_core
@@ -68,7 +72,7 @@ class Wire(BaseModel):
         strict=True,
         frozen=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
+        defer_build=True,  # a server that never sees a protocol never builds its validators
     )
 
     accepted: ClassVar[Mapping[str, str]] = {}
@@ -111,7 +115,10 @@ class Wire(BaseModel):
         schema = handler.resolve_ref_schema(handler(core))
         required = schema.get("required", ())
         properties = schema.setdefault("properties", {})
+        documented = attribute_docstrings(cls)
         for name, declared in properties.items():
+            if name in documented:
+                declared["description"] = documented[name]
             if name not in required:
                 properties[name] = _or_null(declared)
         for name, why in cls.accepted.items():
@@ -121,6 +128,27 @@ class Wire(BaseModel):
             properties[name] = {"enum": [None, *refused.harmless], "description": description}
         schema["additionalProperties"] = {"type": "null"}
         return schema
+
+
+def attribute_docstrings(model: type[Wire]) -> dict[str, str]:
+    """The string below a field's declaration, by the field's name in JSON.
+
+    Pydantic's `useattribute_docstrings` reads every source file at import; this reads them when
+    somebody asks for the OpenAPI document.
+    """
+    strings: dict[str, str] = {}
+    for cls in reversed(model.__mro__):
+        if not issubclass(cls, Wire) or cls is Wire:
+            continue
+        body = cast(ast.ClassDef, ast.parse(dedent(inspect.getsource(cls))).body[0]).body
+        for declaration, below in pairwise(body):
+            match declaration, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ) if name in model.model_fields:
+                    strings[model.model_fields[name].alias or name] = inspect.cleandoc(text)
+    return strings
 
 
 def _or_null(schema: Json) -> Json:

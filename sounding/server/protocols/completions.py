@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sounding.completion.gap import Gap
-from sounding.engine.requests import Finished, GenerationRequest, TokenEvent
+from sounding.engine.requests import Event, Finished, GenerationRequest, TokenEvent
 from sounding.server.conversation import Sampling, answer_tokens, sampling_params
 from sounding.server.exchange import Exchange, require_ended
 from sounding.server.http.errors import Refusal, context_overflow, openai_error
@@ -33,7 +33,7 @@ from sounding.server.protocols.fields import (
     most_tokens,
     stop_strings,
 )
-from sounding.server.protocols.filling import Filling, Plain, fill_in, marked_gap
+from sounding.server.protocols.filling import Filling, Plain, fill_in, marked_gap, text_of
 from sounding.server.protocols.logprobs import completion_logprobs
 from sounding.server.protocols.usage import openai_usage
 from sounding.server.service import Service
@@ -125,7 +125,7 @@ class Completions:
         exchange, choices = await self._begin(asked)
         async with exchange:
             async for index, event in exchange:
-                take(choices[index], event)
+                await _take(self._service, exchange, choices[index], event)
         return writer.whole(choices)
 
     async def _begin(self, asked: CompletionRequest) -> tuple[Exchange, list[_Choice]]:
@@ -166,10 +166,10 @@ class Completions:
         filling = await fill_in(
             service,
             gap,
-            None,
             sampling=sampling,
             context_tokens=context,
             whole=True,
+            untouched=sampling.top_logprobs is not None,  # whose tokens are the text
         )
         return filling.request(service.settings.max_seconds), _Choice(filling, "")
 
@@ -225,14 +225,14 @@ def _gap(prompt: str | list[int], asked: CompletionRequest) -> Gap | None:
     return marked_gap(prompt) if isinstance(prompt, str) and not asked.echo else None
 
 
-def take(choice: _Choice, event: TokenEvent | Finished) -> str:
+async def _take(service: Service, exchange: Exchange, choice: _Choice, event: Event) -> str:
     """Add an event to an answer and return the text it adds. Raises Refusal for a failed run."""
     if isinstance(event, Finished):
         choice.end = event
         require_ended(event)
     else:
-        choice.events = [*(choice.events), event]
-    more = choice.source.feed(event)
+        choice.events.append(event)
+    more = await text_of(choice.source, event, service, exchange.runs[0].request.adapter)
     choice.text += more
     return more
 
@@ -241,7 +241,7 @@ class _Writer:
     """Writes one completion's objects."""
 
     def __init__(self, service: Service, model: str, asked: CompletionRequest) -> None:
-        self._tokenizer, self._asked = service.tokenizer, asked
+        self._service, self._tokenizer, self._asked = service, service.tokenizer, asked
         self._head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
@@ -268,7 +268,7 @@ class _Writer:
             choice = choices[index]
             at = len(choice.text)
             try:
-                text = take(choice, event)
+                text = await _take(self._service, exchange, choice, event)
             except Refusal as refusal:
                 yield sse(openai_error(refusal))
                 return

@@ -182,25 +182,36 @@ class Plain:
         return event.text
 
 
+async def text_of(
+    source: Filling | Plain, event: Event, service: Service, adapter: str | None = None
+) -> str:
+    """The text that became certain with an event: with the last one, the best candidate's."""
+    if isinstance(source, Filling) and isinstance(event, Finished):
+        await source.settle(event, service, adapter)
+    return source.feed(event)
+
+
 async def fill_in(
     service: Service,
     gap: Gap,
-    kind: Kind | None,
     *,
     sampling: Sampling,
     context_tokens: int,
     files: tuple[File, ...] = (),
     whole: bool = False,
+    untouched: bool = False,
     min_confidence: float = 0.0,
 ) -> Filling:
     """Prepare a completion. Raises Refusal where the context leaves no room for it.
 
-    `kind` None goes on to the end of the text. The prompt is what of the text around the cursor
-    fits; with `whole` that must be all of it.
+    The prompt is what of the text around the cursor fits; with `whole` that must be all of it. The
+    text around decides whether a line or a block is missing, and what repeats it is cut off; with
+    `untouched` the answer is what the model writes, token by token, to its end.
     """
     completer, threads = service.require_completer(), service.threads
     newlines = Newlines(gap.prefix + gap.suffix)
     gap = _with_newlines(gap)
+    kind: Kind | None = None if untouched else gap.natural_kind()
     files = tuple((name, Newlines.read(text)) for name, text in files)
     stops = {Newlines.read(one): one for one in sampling.stop}
     try:

@@ -12,14 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sounding.completion.gap import Gap
-from sounding.engine.requests import Event, Finished, Usage
+from sounding.engine.requests import Finished, Usage
 from sounding.server.conversation import Sampling, sampling_params
 from sounding.server.exchange import Exchange, failure, require_ended
 from sounding.server.http.errors import llama_error
 from sounding.server.http.streaming import Frames, JSONAnswer, sse, whole
 from sounding.server.http.wire import Json, Refused, Wire
 from sounding.server.protocols.fields import stop_strings
-from sounding.server.protocols.filling import Filling, Plain, fill_in
+from sounding.server.protocols.filling import Filling, Plain, fill_in, text_of
 from sounding.server.service import Service
 
 ROUTE = "/infill"
@@ -132,7 +132,6 @@ class Infill:
         filling = await fill_in(
             service,
             gap,
-            gap.natural_kind(),
             sampling=sampling,
             context_tokens=context,
             files=tuple((extra.filename, extra.text) for extra in asked.input_extra),
@@ -146,7 +145,7 @@ class Infill:
         text = ""
         async with exchange:
             async for _, event in exchange:
-                text += await self._text(exchange, filling, event)
+                text += await text_of(filling, event, self._service, _adapter(exchange))
         finished = exchange.runs[0].finished
         assert finished is not None
         require_ended(finished)
@@ -156,7 +155,7 @@ class Infill:
         self, exchange: Exchange, filling: Filling | Plain, asked: LlamaRequest, model: str
     ) -> AsyncIterator[bytes]:
         async for _, event in exchange:
-            text = await self._text(exchange, filling, event)
+            text = await text_of(filling, event, self._service, _adapter(exchange))
             if isinstance(event, Finished):
                 if (fault := failure(event)) is not None:
                     yield sse(llama_error(fault))
@@ -164,12 +163,6 @@ class Infill:
                 yield sse(_chosen(self._last(exchange, filling, text, event, model), asked))
             elif text:
                 yield sse({"index": 0, "content": text, "stop": False})
-
-    async def _text(self, exchange: Exchange, filling: Filling | Plain, event: Event) -> str:
-        """The text that became certain with an event."""
-        if isinstance(filling, Filling) and isinstance(event, Finished):
-            await filling.settle(event, self._service, exchange.runs[0].request.adapter)
-        return filling.feed(event)
 
     def _last(
         self,
@@ -201,6 +194,10 @@ class Infill:
             },
             "timings": _timings(usage),
         }
+
+
+def _adapter(exchange: Exchange) -> str | None:
+    return exchange.runs[0].request.adapter
 
 
 def sampling_of(

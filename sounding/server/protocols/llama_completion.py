@@ -40,7 +40,6 @@ class LlamaCompletion(Infill):
             filling = await fill_in(
                 service,
                 gap,
-                None,
                 sampling=sampling,
                 context_tokens=context,
                 whole=True,

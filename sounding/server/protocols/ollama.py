@@ -30,7 +30,7 @@ from sounding.server.http.streaming import Frames, JSONAnswer, to_json, whole
 from sounding.server.http.wire import Json, Refused, Wire, fault
 from sounding.server.protocols.answering import Answering, answer
 from sounding.server.protocols.fields import ONLY_TEXT, stop_strings
-from sounding.server.protocols.filling import Filling, Plain, fill_in, marked_gap
+from sounding.server.protocols.filling import Filling, Plain, fill_in, marked_gap, text_of
 from sounding.server.reply import Answered, AnswerPiece
 from sounding.server.service import Service, owner_of
 from sounding.text import ContentDelta, ReasoningDelta
@@ -174,7 +174,6 @@ class OllamaGenerate:
             source = await fill_in(
                 service,
                 gap,
-                None,
                 sampling=sampling,
                 context_tokens=context,
                 whole=True,
@@ -190,7 +189,7 @@ class OllamaGenerate:
                 max_seconds=limit,
                 stop=tuple(sampling.stop),
             )
-        return _Continued(await service.begin(ROUTE, [request], model), source)
+        return _Continued(await service.begin(ROUTE, [request], model), source, service)
 
 
 def sampling_of(options: Options | None, default_temperature: float = 1.0) -> Sampling:
@@ -274,12 +273,13 @@ class _Asked:
 class _Continued:
     """A text continued, or a gap filled."""
 
-    def __init__(self, exchange: Exchange, source: Filling | Plain) -> None:
-        self.exchange, self._source = exchange, source
+    def __init__(self, exchange: Exchange, source: Filling | Plain, service: Service) -> None:
+        self.exchange, self._source, self._service = exchange, source, service
 
     async def answer(self, objects: Objects) -> AsyncIterator[Json | Refusal]:
         async for _, event in self.exchange:
-            text = self._source.feed(event)
+            adapter = self.exchange.runs[0].request.adapter
+            text = await text_of(self._source, event, self._service, adapter)
             if isinstance(event, Finished):
                 yield failure(event) or objects.end(event.reason, event.usage, {"response": text})
             elif text:

@@ -87,7 +87,10 @@ function tell(status) {
   share("accepted", engine.accepted_tokens, engine.drafted_tokens, "drafted tokens");
   tellMemory(engine);
   $("uptime").textContent = duration(status.uptime_seconds);
-  $("uptime-sub").textContent = `context of ${status.context_tokens.toLocaleString()} tokens`;
+  const trained = status.trained_context_tokens;
+  $("uptime-sub").textContent = trained
+    ? `trained on up to ${trained.toLocaleString()} tokens, accepts ${status.context_tokens.toLocaleString()}`
+    : `context of ${status.context_tokens.toLocaleString()} tokens`;
   heat.set(engine.expert_load);
   tellSessions(status.sessions);
   redraw();

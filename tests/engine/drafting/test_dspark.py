@@ -20,9 +20,8 @@ from sounding.engine.settings import EngineSettings
 from sounding.engine.stream import EventStream
 from sounding.model.state import growing_state
 from sounding.model.transformer import Transformer
-from tests.conftest import NetworkMaker
 from tests.engine.running import collect, prompt, request
-from tests.networks import DSPARK, as_network
+from tests.networks import DSPARK, NetworkMaker, as_network
 
 EXACT = EngineSettings(exact_splits=True)
 

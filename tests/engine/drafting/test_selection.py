@@ -16,9 +16,8 @@ from sounding.engine.sequence import ActiveSequence
 from sounding.engine.settings import EngineSettings
 from sounding.engine.stream import EventStream
 from sounding.model.transformer import Transformer
-from tests.conftest import NetworkMaker
 from tests.engine.running import CONFIG, Gate, collect, prompt, request
-from tests.networks import as_network
+from tests.networks import NetworkMaker, as_network
 
 EXACT = EngineSettings(exact_splits=True)
 

@@ -20,9 +20,8 @@ from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
 from sounding.model.reference_network import ReferenceNetwork
 from sounding.model.state import growing_state
 from sounding.model.transformer import Transformer
-from tests.conftest import NetworkMaker, make_network
 from tests.engine.running import CONFIG, Gate, collect, prompt, request
-from tests.networks import as_network
+from tests.networks import NetworkMaker, as_network, make_network
 
 NETWORK = ReferenceNetwork(make_network(CONFIG))
 

@@ -28,8 +28,8 @@ from sounding.engine.settings import BLOCK_TOKENS, EngineSettings
 from sounding.files import file_facts
 from sounding.model.reference_network import ReferenceNetwork
 from sounding.model.state import growing_state
-from tests.conftest import make_network
 from tests.engine.running import CONFIG, prompt, request
+from tests.networks import make_network
 
 NETWORK = ReferenceNetwork(make_network(CONFIG))
 MODEL, OTHER = "a" * 16, "b" * 16

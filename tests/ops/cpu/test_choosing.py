@@ -22,8 +22,7 @@ from sounding.native.kernels import num_threads, set_num_threads
 from sounding.ops import cpu
 from sounding.presets import tiny
 from sounding.simulation import DEPLOYED, EXACT, Simulation
-from tests.conftest import make_network
-from tests.networks import kernel_network
+from tests.networks import kernel_network, make_network
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no native kernels were built")
 

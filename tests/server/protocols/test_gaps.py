@@ -34,9 +34,16 @@ def ask(server: Live, path: str, **body: Any) -> Any:
     return answer.json()
 
 
-def temperature(server: Live) -> float:
+def asked_of(server: Live) -> int:
+    """How many requests the engine has had."""
     assert isinstance(server.engine, ScriptedEngine)
-    return server.engine.requests[-1].params.temperature
+    return len(server.engine.requests)
+
+
+def temperature(server: Live, first: int) -> float:
+    """That of the client's own request; those of other candidates follow it."""
+    assert isinstance(server.engine, ScriptedEngine)
+    return server.engine.requests[first].params.temperature
 
 
 @pytest.mark.parametrize(
@@ -61,19 +68,50 @@ def test_a_marked_gap_is_that_gap(
     )
     expected = prompt(server)
     limit = {"options": {"num_predict": 12}} if path == "/api/generate" else {"max_tokens": 12}
+    first = asked_of(server)
     done = ask(server, path, **body, **limit)
     assert prompt(server) == expected and answer(done) == plain["choices"][0]["text"]
-    assert temperature(server) == 0
+    assert temperature(server, first) == 0
     warm = {"options": {"num_predict": 12, "temperature": 0.5}}
+    first = asked_of(server)
     ask(server, path, **body, **(warm if path == "/api/generate" else {"temperature": 0.5}))
-    assert temperature(server) == 0.5
+    assert temperature(server, first) == 0.5
+
+
+DOORS = [
+    ("/infill", {"input_prefix": BEFORE, "input_suffix": AFTER}, "content"),
+    ("/completion", {"prompt": MARKED}, "content"),
+    ("/v1/completions", {"prompt": BEFORE, "suffix": AFTER}, "text"),
+    ("/v1/completions", {"prompt": MARKED}, "text"),
+    ("/api/generate", {"prompt": BEFORE, "suffix": AFTER, "stream": False}, "response"),
+    ("/api/generate", {"prompt": MARKED, "raw": True, "stream": False}, "response"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "name"), DOORS)
+@pytest.mark.parametrize("temperature", [0, 0.5])
+def test_every_door_fills_the_line_and_stops_there(
+    server: Live, path: str, body: dict[str, Any], name: str, temperature: float
+) -> None:
+    """The script goes on with a comment; a line is missing."""
+    warm = {"temperature": temperature}
+    done = ask(server, path, **body, **({"options": warm} if path == "/api/generate" else warm))
+    assert (done["choices"][0] if "choices" in done else done)[name] == "a + b"
+
+
+def test_scored_tokens_are_the_text(server: Live) -> None:
+    asked = {"prompt": BEFORE, "suffix": AFTER, "max_tokens": 40, "logprobs": 1}
+    choice = ask(server, "/v1/completions", **asked)["choices"][0]
+    assert choice["text"] == "a + b\n    # so\n"
+    assert "".join(choice["logprobs"]["tokens"]).startswith(choice["text"])
 
 
 def test_several_prompts_each_as_it_is(server: Live) -> None:
+    first = asked_of(server)
     done = ask(server, "/v1/completions", prompt=["x = ", MARKED], max_tokens=3)
     assert len(done["choices"]) == 2
     assert isinstance(server.engine, ScriptedEngine)
-    plain, marked = server.engine.requests[-2:]
+    plain, marked = server.engine.requests[first : first + 2]
     assert plain.params.temperature == 1 and marked.params.temperature == 0
 
 
@@ -133,7 +171,7 @@ def test_other_files_and_stop_strings_with_them(server: Live) -> None:
 
 def test_line_ends_of_a_streamed_answer(server: Live) -> None:
     before, after = (text.replace("\n", "\r\n") for text in (BEFORE, AFTER))
-    body = {"prompt": before, "suffix": after, "max_tokens": 40, "stream": True}
+    body = {"prompt": before, "suffix": after, "max_tokens": 40, "stream": True, "logprobs": 1}
     text = post(server.url + "/v1/completions", json=body).text
     lines = [line[6:] for line in text.splitlines() if line.startswith("data: {")]
     written = "".join(json.loads(line)["choices"][0]["text"] for line in lines)
@@ -212,9 +250,10 @@ def test_llama_cpp_s_name_of_the_limit(server: Live, given: dict[str, int], coun
 
 def test_llama_cpp_s_own_route(server: Live) -> None:
     """Continue's llama.cpp provider posts there."""
+    first = asked_of(server)
     done = ask(server, "/completion", prompt="x = ", n_predict=3, stop=["zzz"], top_k=40)
     assert (done["content"], done["tokens_predicted"]) == ("a + b", 3)
-    assert prompt(server) == BOS + "x = " and temperature(server) == 1
+    assert prompt(server) == BOS + "x = " and temperature(server, first) == 1
     assert done["stop_type"] == "limit"
     ask(server, "/completion", prompt=MARKED)
     marked = prompt(server)

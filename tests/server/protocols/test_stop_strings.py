@@ -150,7 +150,7 @@ def test_the_engine_ends_with_the_stop_string(server: Live) -> None:
 
 def test_what_is_healed_before_a_cursor_is_not_searched(server: Live) -> None:
     say(server, "lpha_beta = 1\nbeta = 2\n")
-    for stop, text in (("a", "lph"), ("alph", "lpha_beta = 1\nbeta = 2"), ("beta", "lpha_")):
+    for stop, text in (("a", "lph"), ("alph", "lpha_beta = 1"), ("beta", "lpha_")):
         asked = {"model": "sounding", "prompt": "x = a", "suffix": "\n# end\n", "stop": stop}
         done = post(server.url + "/v1/completions", json=asked | {"max_tokens": 60}).json()
         assert done["choices"][0]["text"].rstrip() == text
