@@ -13,9 +13,8 @@ from sounding.cli import cli
 from sounding.engine.network import Network
 from sounding.model.reference_network import ReferenceNetwork
 from sounding.ops.cpu import library
-from tests.conftest import make_network
 from tests.engine.running import prompt
-from tests.networks import DSPARK, as_network
+from tests.networks import DSPARK, as_network, make_network
 
 needs_kernels = pytest.mark.skipif(library() is None, reason="the C++ kernels are not built")
 

@@ -25,8 +25,7 @@ from sounding.weights.drafter import (
     open_drafter,
     write_drafter,
 )
-from tests.conftest import make_network
-from tests.networks import DSPARK
+from tests.networks import DSPARK, make_network
 
 WITHOUT = dataclasses.replace(DSPARK, dspark=None, compress_ratios=(*DSPARK.ratios, 0))
 assert DSPARK.dspark is not None
