@@ -21,7 +21,7 @@ _TRIAL_ROUNDS = 3
 class Plan(NamedTuple):
     """How many drafts of a source to make, and the speed that is expected of them."""
 
-    count: int
+    drafts: int
     speed: float
 
 

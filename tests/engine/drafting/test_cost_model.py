@@ -9,7 +9,7 @@ def prices(draft: float, row: float = 0.1, running: int = 1) -> Prices:
 
 
 def count(costs: CostModel, drafter: str) -> int:
-    return AcceptanceRate().plan(4, costs.prices(drafter, 1)).count
+    return AcceptanceRate().plan(4, costs.prices(drafter, 1)).drafts
 
 
 def test_costs_of_drafts_are_measured() -> None:
@@ -45,16 +45,16 @@ def test_one_slow_step_changes_little() -> None:
 
 def test_the_count_maximises_tokens_per_time() -> None:
     rate = AcceptanceRate()
-    assert rate.plan(4, prices(0.0)).count == 4
-    assert rate.plan(4, prices(2.0)).count == 0
-    assert 0 < rate.plan(4, prices(0.1, row=0.2)).count < 4
-    assert rate.plan(0, prices(0.0)).count == 0
+    assert rate.plan(4, prices(0.0)).drafts == 4
+    assert rate.plan(4, prices(2.0)).drafts == 0
+    assert 0 < rate.plan(4, prices(0.1, row=0.2)).drafts < 4
+    assert rate.plan(0, prices(0.0)).drafts == 0
     for _ in range(100):
         rate.observe(4, 4)
-    assert rate.plan(4, prices(0.1, running=64)).count == 4
+    assert rate.plan(4, prices(0.1, running=64)).drafts == 4
     block = BlockAcceptance()
-    assert block.plan(5, prices(0.3)).count == 5
-    assert block.plan(5, prices(3.0)).count == 0
+    assert block.plan(5, prices(0.3)).drafts == 5
+    assert block.plan(5, prices(3.0)).drafts == 0
 
 
 def rounds_until_due(outcomes: Acceptance) -> int:
@@ -67,7 +67,7 @@ def rounds_until_due(outcomes: Acceptance) -> int:
 
 def test_a_source_that_brings_nothing_is_tried_ever_more_rarely() -> None:
     for outcomes in (AcceptanceRate(), BlockAcceptance()):
-        while outcomes.plan(4, prices(0.3)).count:
+        while outcomes.plan(4, prices(0.3)).drafts:
             outcomes.observe(4, 0)
         waited = []
         for _ in range(7):
@@ -86,9 +86,9 @@ def test_a_trial_can_turn_the_estimate() -> None:
     outcomes = AcceptanceRate()
     for _ in range(200):
         outcomes.observe(1, 0)
-    assert outcomes.plan(4, prices(0.0)).count == 0
+    assert outcomes.plan(4, prices(0.0)).drafts == 0
     rounds_until_due(outcomes)
     while outcomes.is_due:
         outcomes.take_part()
         outcomes.observe(1, 1)
-    assert outcomes.plan(4, prices(0.0)).count > 0
+    assert outcomes.plan(4, prices(0.0)).drafts > 0
