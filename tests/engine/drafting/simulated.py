@@ -1,12 +1,12 @@
 """Decoding without a network: drafters of known acceptance and cost, and a clock of their own."""
 
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
-from sounding.engine.drafting import selection as selection_module
 from sounding.engine.drafting.drafter import CountDrafts, Drafter
 from sounding.engine.drafting.selection import DraftSelection
 from sounding.engine.sequence import ActiveSequence
@@ -98,7 +98,7 @@ def seconds_per_token(
 ) -> float:
     """The mean over texts, one answer after the other, with the drafters named."""
     world = World(text[0], machine, random.Random(seed))
-    monkeypatch.setattr(selection_module.time, "perf_counter", lambda: world.now)
+    monkeypatch.setattr(time, "perf_counter", lambda: world.now)
     selection = DraftSelection([Simulated(name, world) for name in names], MOST)
     made = 0
     for number, world.text in enumerate(text):

@@ -5,6 +5,7 @@ Acceptance is asserted, since nothing else shows a drafter that is wrong: the te
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,10 +43,10 @@ def network(trained: Transformer) -> Network:
     return served(trained)
 
 
-def unseen(count: int, **how: object) -> list[GenerationRequest]:
+def unseen(count: int, **how: Any) -> list[GenerationRequest]:
     """Requests for short answers behind random prompts, on which nothing was trained."""
     return [
-        request(prompt(20, seed=70 + number), guard_repetition=False, **{"max_tokens": 8} | how)
+        request(prompt(20, 70 + number), guard_repetition=False, **({"max_tokens": 8} | how))
         for number in range(count)
     ]
 
@@ -108,7 +109,7 @@ def test_sampled_tokens_have_the_network_s_distribution(network: Network, seeds:
     assert normal < 3.3
 
 
-def second_token(network: Network, given: Sequence[int]) -> np.ndarray:  # type: ignore[type-arg]
+def second_token(network: Network, given: Sequence[int]) -> np.ndarray:
     """The distribution of the second token behind a prompt, over all first ones."""
     first = probabilities(network, given)
     return sum(
@@ -116,12 +117,12 @@ def second_token(network: Network, given: Sequence[int]) -> np.ndarray:  # type:
     )
 
 
-def probabilities(network: Network, tokens: Sequence[int]) -> np.ndarray:  # type: ignore[type-arg]
+def probabilities(network: Network, tokens: Sequence[int]) -> np.ndarray:
     made = network.predict(list(tokens), [len(tokens) - 1], [len(tokens)], [network.new_state()])
     return torch.tensor(made.logits[0], dtype=torch.float64).softmax(-1).numpy()
 
 
-def chi_square(counts: Counter[int], expected: np.ndarray) -> tuple[float, int]:  # type: ignore[type-arg]
+def chi_square(counts: Counter[int], expected: np.ndarray) -> tuple[float, int]:
     """The statistic and its degrees of freedom; rare tokens are counted together."""
     found = np.array([counts[token] for token in range(len(expected))], dtype=np.float64)
     rare = expected < 5
