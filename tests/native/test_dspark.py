@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sounding.engine.drafting.acceptance import BlockAcceptance, Plan
+from sounding.engine.drafting.cost_model import Prices
 from sounding.engine.engine import Engine
 from sounding.engine.settings import EngineSettings
 from sounding.model.reference_network import DraftBlock, ReferenceNetwork
@@ -156,7 +157,7 @@ def test_an_engine_gives_the_same_tokens(
     assert sum(end.usage.drafted_tokens for _, end in drafted) > 100
 
 
-def whole_block(survival: Sequence[float], **how: float) -> int:
+def whole_block(survival: Sequence[float], prices: Prices) -> int:
     return len(survival)
 
 
