@@ -83,7 +83,7 @@ def _shipped() -> Path:
 
 def _last_checkpoint(run: Path) -> Path:
     """The model of a run's last checkpoint. Folders of steps sort by their number."""
-    models = sorted(path / _MODEL for path in (run / _CHECKPOINTS).glob("step-*") if path.is_dir())
+    models = sorted((run / _CHECKPOINTS).glob(f"step-*/{_MODEL}"))
     if not models:
         raise ValueError(f"{run} is a training run without a checkpoint yet; train it further")
     return models[-1]

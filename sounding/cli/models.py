@@ -190,18 +190,32 @@ def _span(numbers: list[int]) -> str:
     show_default=True,
     help="Tokens of prompt and answer to allow for.",
 )
+@click.option(
+    "--cluster",
+    metavar="COUNTxMEMORY",
+    help="Plan for devices such as 8x80GB instead of this machine.",
+)
+@click.option("--link", type=float, metavar="GB/S", help="A device's link speed, one direction.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def plan(model: str | None, context: int, as_json: bool) -> None:
-    """Compare what a model needs with what this machine has.
+def plan(
+    model: str | None, context: int, cluster: str | None, link: float | None, as_json: bool
+) -> None:
+    """Compare what a model needs with what this machine, or a cluster, has.
 
     MODEL is a preset (tiny, nano, flash, pro) or a folder, as for inspect. Weights, state and
     workspace of one sequence are compared with free memory and disk. Memory bandwidth is measured;
     disk bandwidth is measured if a shard is large enough, else 2 GB/s are assumed. Tokens per
     second are an upper bound: one sequence, each byte read once per token, experts equally likely.
 
+    With --cluster, the model is planned on equal devices: to serve, with routed experts divided
+    over them and everything else on each; to train, as `train` shards it under torchrun, one
+    sequence of the context on each device in a step. Speeds are then those stated for an H800
+    unless given, times are bounds, and the keys of the JSON are model, cluster, serving, training.
+
     \b
-    Example:
+    Examples:
       sounding plan flash --context 131072
+      sounding plan flash --cluster 8x80GB
 
     \b
     Keys of the JSON:
@@ -219,6 +233,13 @@ def plan(model: str | None, context: int, as_json: bool) -> None:
     """
     model = model or SHIPPED_NAME
     description, checkpoint = describe(model)
+    if cluster is not None:
+        from sounding.cli.cluster_plan import print_cluster_plan
+
+        print_cluster_plan(model, description, cluster, context, link, as_json=as_json)
+        return
+    if link is not None:
+        raise ValueError(f"--link {link:g} is of a cluster's devices: give --cluster too")
     folder = Path.cwd() if checkpoint is None else checkpoint.folder
     machine = this_machine(folder, _largest_shard(checkpoint))
     found = make_plan(description, machine, context, on_disk=checkpoint is not None)

@@ -1,7 +1,8 @@
 """`posttrain`: fine-tuning on conversations, GRPO, distillation."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,20 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
                      help="Change the settings of a saved run from here on."),
         click.option("--print", "only_print", is_flag=True,
                      help="Print the resolved settings and exit."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _sampled(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of stages that sample rollouts."""
+    options = [
+        click.option("--actors", type=click.IntRange(min=1),
+                     help="Sample rollouts in so many processes by Ray.  [default: in this one]"),
+        click.option("--ray-address", metavar="ADDRESS",
+                     help="With --actors: a running cluster, 'auto' for the one that this machine "
+                     "is part of.  [default: a cluster of this machine alone]"),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -91,9 +106,12 @@ def sft(
 @click.option(
     "--tasks", type=_FILE, help="JSONL file of tasks: messages, and how answers are graded."
 )
+@_sampled
 @_shared
 def grpo(
     tasks: Path | None,
+    actors: int | None,
+    ray_address: str | None,
     model: str | None,
     settings: tuple[str, ...],
     out: Path | None,
@@ -116,8 +134,13 @@ def grpo(
     place = out or Path("runs") / "grpo"
     given = _paths({"rollouts.tasks": tasks})
     run = _resolved(GrpoRun, grpo_recipe, place, model, [*given, *settings])
-    _train(run, place, lambda report: open_grpo(run, place, report=report, allow_change=change),
-           only_print)  # fmt: skip
+    with _samplers(actors, ray_address) as sampled:
+        _train(
+            run,
+            place,
+            lambda report: open_grpo(run, place, report=report, allow_change=change, **sampled),
+            only_print,
+        )
 
 
 @posttrain.command()
@@ -129,9 +152,12 @@ def grpo(
     metavar="MODEL PROMPTS",
     help="A teacher, and a JSONL file of conversations that it answers; can be given repeatedly.",
 )
+@_sampled
 @_shared
 def distill(
     teachers: tuple[tuple[str, str], ...],
+    actors: int | None,
+    ray_address: str | None,
     model: str | None,
     settings: tuple[str, ...],
     out: Path | None,
@@ -159,8 +185,13 @@ def distill(
     ]  # fmt: skip
     given = [f"distill.teachers={json.dumps(rows)}"] if rows else []
     run = _resolved(DistillRun, distill_recipe, place, model, [*given, *settings])
-    _train(run, place, lambda report: open_distill(run, place, report=report, allow_change=change),
-           only_print)  # fmt: skip
+    with _samplers(actors, ray_address) as sampled:
+        _train(
+            run,
+            place,
+            lambda report: open_distill(run, place, report=report, allow_change=change, **sampled),
+            only_print,
+        )
 
 
 @posttrain.command()
@@ -175,6 +206,25 @@ def plot(folder: Path, out: Path | None) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _samplers(actors: int | None, address: str | None) -> Iterator[dict[str, Any]]:
+    """What `open_grpo` and `open_distill` are given where actors sample, while these live.
+
+    Raises ValueError where Ray is missing."""
+    if actors is None:
+        if address is not None:
+            raise ValueError(f"--ray-address {address} needs --actors: how many there are to be")
+        yield {}
+        return
+    from sounding.cluster import require_ray
+
+    require_ray("--actors")
+    from sounding.cluster.rollout_actors import rollout_actors
+
+    with rollout_actors(actors, address) as make_sampler:
+        yield {"make_sampler": make_sampler}
 
 
 def _paths(named: dict[str, Path | None]) -> list[str]:

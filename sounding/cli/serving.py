@@ -8,12 +8,15 @@ import click
 
 from sounding.cli.completion import drafter_option, open_model
 from sounding.cli.model_argument import model_argument
-from sounding.loading import LoadedModel, can_converse, find_model, trained_context
+from sounding.loading import can_converse, find_model, trained_context
 
 if TYPE_CHECKING:
+    from sounding.cluster.replica import EngineSource
+    from sounding.cluster.serving import ReplicaOptions
+    from sounding.config import ModelConfig
     from sounding.server.http.keys import Keys
     from sounding.server.options import ServerOptions
-    from sounding.server.service import ModelCard
+    from sounding.server.service import ModelCard, Service
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -155,6 +158,30 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
     "they name folders of this machine.",
 )
 @click.option(
+    "--replicas",
+    type=click.IntRange(min=1),
+    help="Run the model in so many processes by Ray, on this machine or those of a cluster; "
+    "requests go where their prefix is cached (docs/clusters.md).  [default: one engine, in this "
+    "process]",
+)
+@click.option(
+    "--most-replicas",
+    type=click.IntRange(min=1),
+    help="With --replicas: add replicas up to this number while requests queue, and remove them "
+    "again.",
+)
+@click.option(
+    "--replica-cpus",
+    type=click.IntRange(min=1),
+    help="With --replicas: cores of each.  [default: this machine's, shared evenly]",
+)
+@click.option(
+    "--ray-address",
+    metavar="ADDRESS",
+    help="With --replicas: a running cluster, 'auto' for the one that this machine is part of.  "
+    "[default: a cluster of this machine alone, which ends with the server]",
+)
+@click.option(
     "--trace",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for one JSON file per answer with its tokens, cache hits and times. The files "
@@ -179,6 +206,10 @@ def serve(
     load_adapters: bool,
     thinking: bool | None,
     drafter: str | None,
+    replicas: int | None,
+    most_replicas: int | None,
+    replica_cpus: int | None,
+    ray_address: str | None,
     **options: Any,
 ) -> None:
     """Serve a model to editors, agents and SDKs.
@@ -198,15 +229,16 @@ def serve(
       sounding serve
       sounding serve MODEL --name deepseek-v4 --prefix-store ~/.cache/sounding/prefixes
       sounding serve MODEL --host 0.0.0.0 --api-keys keys.txt
+      sounding serve MODEL --replicas 2
 
     Ctrl-C or SIGTERM starts the drain: running answers may finish within --grace-seconds; a second
     signal cancels them. docs/server.md and /openapi.json list the fields that each protocol
     honours, ignores and refuses.
     """
+    from sounding.cluster.replica import EngineSource
     from sounding.server.http.serve import listen
     from sounding.server.http.serve import serve as serve_forever
     from sounding.server.options import ServerOptions
-    from sounding.server.service import Service
 
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s")
     keys = _keys(host, api_keys, without_keys=without_keys)
@@ -220,22 +252,27 @@ def serve(
         **options,
     )
     named = dict(map(_named_adapter, adapters))
-    listener = listen(host, port)
-    opened = open_model(folder, drafter)
-    engine = opened.engine(
-        prefix_store.expanduser() if prefix_store else None,
+    source = EngineSource(
+        model=str(folder.resolve()),
+        prefix_store=str(prefix_store.expanduser().resolve()) if prefix_store else None,
         store_bytes=prefix_store_gib << 30,
-        width=width,
-        context_tokens=context_tokens,
-        prefix_limit_bytes=round(prefix_cache_gib * 2**30),
+        adapters={name: str(place.resolve()) for name, place in named.items()},
+        drafter=str(Path(drafter).resolve()) if drafter and drafter != "none" else drafter,
+        settings={
+            "width": width,
+            "context_tokens": context_tokens,
+            "prefix_limit_bytes": round(prefix_cache_gib * 2**30),
+        },
     )
-    for name, place in named.items():
-        engine.adapters.load(name, opened.read_adapter(place))
-    service = Service(
-        *(engine, opened.tokenizer, settings, _card(opened), opened.fim_format),
-        adapters=engine.adapters,
-        read_adapter=opened.read_adapter if load_adapters else None,
-    )
+    wanted = _replica_options(
+        replicas, most_replicas, replica_cpus, ray_address, width, grace_seconds,
+        load_adapters=load_adapters,
+    )  # fmt: skip
+    listener = listen(host, port)
+    if wanted is None:
+        service = _one_engine(source, settings, load_adapters=load_adapters)
+    else:
+        service = _replicated(source, settings, wanted, ray_address)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}"
     serve_forever(
@@ -243,6 +280,83 @@ def serve(
         listener,
         grace_seconds=grace_seconds,
         ready=lambda: _announce(settings, address, service.card, tuple(named)),
+    )
+
+
+def _replica_options(
+    replicas: int | None,
+    most: int | None,
+    cpus: int | None,
+    address: str | None,
+    width: int,
+    grace_seconds: float,
+    *,
+    load_adapters: bool,
+) -> "ReplicaOptions | None":
+    """None for one engine in this process. Raises ValueError for options that exclude each other,
+    and where Ray is missing."""
+    from sounding.cluster import require_ray
+    from sounding.cluster.serving import ReplicaOptions
+
+    if replicas is None:
+        given = {"--most-replicas": most, "--replica-cpus": cpus, "--ray-address": address}
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"{name} {value} needs --replicas: how many there are to begin with"
+                )
+        return None
+    require_ray("--replicas")
+    if load_adapters:
+        raise ValueError(
+            "--load-adapters works with one engine: a replica that starts later would not have "
+            "what was loaded; with --replicas name the adapters with --adapter"
+        )
+    return ReplicaOptions(
+        replicas=replicas,
+        most_replicas=most,
+        cpus=cpus,
+        busy_requests=width,
+        grace_seconds=grace_seconds,
+    )
+
+
+def _one_engine(
+    source: "EngineSource", settings: "ServerOptions", *, load_adapters: bool
+) -> "Service":
+    """A service whose engine runs in this process."""
+    from sounding.server.service import Service
+
+    opened = open_model(source.model, source.drafter)
+    engine = source.engine_of(opened)
+    return Service(
+        *(engine, opened.tokenizer, settings, _card(opened.folder, opened.network.config)),
+        opened.fim_format,
+        adapters=engine.adapters,
+        read_adapter=opened.read_adapter if load_adapters else None,
+    )
+
+
+def _replicated(
+    source: "EngineSource",
+    settings: "ServerOptions",
+    options: "ReplicaOptions",
+    address: str | None,
+) -> "Service":
+    """A service whose engines run in processes of Ray; this one has the tokenizer alone."""
+    from sounding.cluster.remote_engine import AdapterNames
+    from sounding.cluster.serving import start_replicas
+    from sounding.loading import load_tokenizer, open_checkpoint
+    from sounding.server.service import Service
+    from sounding.text.fim_format import FimFormat
+
+    folder = Path(source.model)
+    tokenizer, config = load_tokenizer(folder), open_checkpoint(folder).config
+    click.echo(f"starting {options.replicas} replicas", err=True)
+    engine = start_replicas(source, options, address)
+    return Service(
+        *(engine, tokenizer, settings, _card(folder, config), FimFormat.from_folder(folder)),
+        adapters=AdapterNames(list(source.adapters)),
     )
 
 
@@ -295,18 +409,16 @@ def _announce(
         click.echo("no API keys: anyone who can reach this address can use the server", err=True)
 
 
-def _card(opened: LoadedModel) -> "ModelCard":
+def _card(folder: Path, config: "ModelConfig") -> "ModelCard":
     """The description of the model for clients."""
     from sounding.server.service import ModelCard
     from sounding.weights.layout import count_parameters
 
-    config = opened.network.config
-    counts = count_parameters(config)
-    size = sum(path.stat().st_size for path in opened.folder.glob("*.safetensors"))
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return ModelCard(
-        parameters=counts.main,
+        parameters=count_parameters(config).main,
         size_bytes=size,
         quantization=config.expert_dtype or config.torch_dtype or "",
-        converses=can_converse(opened.folder),
-        trained_context_tokens=trained_context(opened.folder),
+        converses=can_converse(folder),
+        trained_context_tokens=trained_context(folder),
     )

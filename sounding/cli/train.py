@@ -63,7 +63,8 @@ def train(
     shows it.
 
     Start several processes for one run with torchrun:
-    `torchrun --nproc-per-node 2 -m sounding train RUN`.
+    `torchrun --nproc-per-node 2 -m sounding train RUN`. They take batches of their own, unless
+    parallel.expert or parallel.context has some of them share experts or sequences.
     """
     from sounding.train.resolve import resolve_run
 
@@ -94,10 +95,10 @@ def run_training(
     import torch
 
     from sounding.cli.train_progress import train_progress
+    from sounding.parallel.group import processes
     from sounding.train.allocator import keep_freed_memory
     from sounding.train.drafter import DrafterObjective
     from sounding.train.numerics import warn_of_slow_products
-    from sounding.train.parallel import processes
     from sounding.train.source import files_beside, open_held_out, open_source
     from sounding.train.supervised import Supervised
     from sounding.train.trainer import Trainer
@@ -110,17 +111,26 @@ def run_training(
         "train.dtype": config.train.dtype,
         "optimizer.muon_dtype": config.optimizer.muon_dtype,
     }
-    with processes(where) as group, train_progress(config, shown=group.is_main) as progress:
+    shared = config.parallel
+    with (
+        processes(where, data=shared.data, expert=shared.expert, context=shared.context) as group,
+        train_progress(config, shown=group.is_main) as progress,
+    ):
         warn_of_slow_products(dtypes, where)
         if group.world > 1 and where.type == "cuda":
             where = torch.device("cuda", torch.cuda.current_device())
         # A network with a DSpark drafter stays as it is: the drafter alone is trained.
-        kind = Supervised if config.model.dspark is None else DrafterObjective
+        held_out = open_held_out(config)
+        objective = (
+            Supervised(config, held_out, group)
+            if config.model.dspark is None
+            else DrafterObjective(config, held_out, group)
+        )
         trainer = Trainer(
             config,
             folder,
-            open_source(config, group.rank, group.world),
-            kind(config, open_held_out(config)),
+            open_source(config, group.batch_rank, group.batch_world),
+            objective,
             device=where,
             report=progress.show,
             beside=files_beside(config, folder),

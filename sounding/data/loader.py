@@ -1,7 +1,7 @@
 """Batches for training: the rows of a stream, each batch with its resume state.
 
-A stream is the rows of one dataset or a mixture of several. A batch takes its next rows,
-distributed over the ranks, so the stream does not depend on the number of ranks and rows.
+A stream is the rows of one dataset or a mixture of several. A batch takes its next rows, and the
+next rank the rows after these: several ranks make the batches of one, each every world-th.
 """
 
 import queue
@@ -68,7 +68,9 @@ class Loader:
             yield self._batch(pending[:even]), state
 
     def _batch(self, rows: list[Row]) -> TokenBatch:
-        return _collate([piece for row in rows[self._rank :: self._world] for piece in row])
+        each = len(rows) // self._world
+        own = rows[self._rank * each : (self._rank + 1) * each]
+        return _collate([piece for row in own for piece in row])
 
 
 def _collate(pieces: list[DocumentPiece]) -> TokenBatch:

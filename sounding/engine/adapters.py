@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +16,15 @@ class LoadsAdapters(Protocol):
 
     def load_adapter(self, adapter: Adapter) -> Any:
         """See `Network`."""
+
+
+@runtime_checkable
+class NamesAdapters(Protocol):
+    """What a server needs to list adapters; `Adapters` also loads and drops them."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """In the order in which they were loaded first."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,4 +111,5 @@ class Batch:
             priority=self._priority,
             markup=False,
             guard_repetition=False,
+            streamed=False,
         )

@@ -88,6 +88,11 @@ class Engine:
         longest = self._model.config.max_position_embeddings
         return min(longest, self._settings.context_tokens or longest)
 
+    @property
+    def running(self) -> bool:
+        """False after `close`, and where the engine has failed."""
+        return self._thread.is_alive()
+
     def check(self, request: GenerationRequest) -> int:
         """Return the bytes of the request's state; raises ValueError where `submit` does, except
         for the grammar."""

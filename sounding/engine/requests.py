@@ -100,6 +100,9 @@ class GenerationRequest:
     Tokens that structure a prompt are never part of an answer."""
     guard_repetition: bool = True
     """End an answer that repeats itself."""
+    streamed: bool = True
+    """Whether the reader passes events on as they come. An answer that is sent in one piece may be
+    begun anew where it is interrupted (`RemoteEngine`)."""
     drawn_tokens: int = 0
     """How many tokens at the end of the prompt were sampled for this answer by an earlier request
     of the same seed: sampling goes on with the random numbers behind theirs, so that an answer that
@@ -164,6 +167,9 @@ class Finished:
     """The stop string that was found."""
     error: str | None = None
     """The cause, if `reason` is "error", such as the message of a `DamagedModel`."""
+    lost: bool = False
+    """True where it is an error because the process that generated has ended: what has arrived is
+    right, and a request for the rest (see `drawn_tokens`) may be sent."""
     usage: Usage = field(default_factory=Usage)
 
 

@@ -13,6 +13,7 @@ from sounding.config import CSA, ModelConfig
 from sounding.model.chunk import Chunk
 from sounding.model.compressor import Compressor, Index, Indexer, simulate_kv
 from sounding.model.layers import Linear, RMSNorm
+from sounding.model.rows import append_each
 from sounding.model.state import TensorCompressorState, TensorLayerState
 from sounding.ops.attention import attend
 from sounding.ops.index_loss import index_loss
@@ -86,9 +87,7 @@ class Attention(nn.Module):
         by = rotation(chunk.positions, frequencies)
         qr, q = self.queries(x, by)
         kv = self.keys(x, by)
-        windows = [
-            state.window.append(rows) for rows, state in zip(chunk.split(kv), states, strict=True)
-        ]
+        windows = append_each([state.window for state in states], chunk.split(kv))
         entries, selected, indexes = None, None, None
         if self.compressor is not None:
             parts = [_present(state.compressor) for state in states]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sounding.config import CSA, ModelConfig
 from sounding.model.chunk import Chunk, Span
 from sounding.model.layers import Linear, RMSNorm
+from sounding.model.rows import append_each
 from sounding.model.state import TensorCompressorState
 from sounding.ops.attention import select_entries
 from sounding.ops.matmul import wide_linear
@@ -69,18 +70,18 @@ class Compressor(nn.Module):
         """Take in the chunk's tokens; return all entries of each sequence so far."""
         projections = wide_linear(x, self.wkv.stored, self.wgate.stored)
         projections = add_places(projections, self.ape, chunk.positions % self.ratio)
-        return [
-            state.entries.append(
-                self._compress(
-                    state.projections.append(rows),
-                    span.start + span.length,
-                    done=state.entries.length,
-                    frequencies=frequencies,
-                    dtype=x.dtype,
-                )
+        known = append_each([state.projections for state in states], chunk.split(projections))
+        made = [
+            self._compress(
+                rows,
+                span.start + span.length,
+                done=state.entries.length,
+                frequencies=frequencies,
+                dtype=x.dtype,
             )
-            for span, rows, state in zip(chunk, chunk.split(projections), states, strict=True)
+            for span, rows, state in zip(chunk, known, states, strict=True)
         ]
+        return append_each([state.entries for state in states], made)
 
     def _compress(
         self,

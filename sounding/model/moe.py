@@ -3,6 +3,7 @@
 Source: docs/architecture.md 10.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -92,6 +93,8 @@ class MoE(nn.Module):
         )
         self.shared_experts = Experts(config, config.linear_format, simulation)
         self.limit = config.swiglu_limit
+        self.run_experts: Callable[..., Tensor] = ops.experts
+        """Takes the arguments of `ops.experts`, wherever the experts are."""
 
     def forward(
         self,
@@ -109,7 +112,7 @@ class MoE(nn.Module):
             limit=self.limit,
             simulate=shared.w1.simulate,
         )
-        output = ops.experts(
+        output = self.run_experts(
             x,
             routing.chosen,
             weights,

@@ -4,7 +4,7 @@
 the deployed format. Source: docs/architecture.md 8.1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -42,6 +42,16 @@ class TensorRows(Rows, Protocol):
 
     def fork(self) -> "TensorRows":
         """An independent continuation from here."""
+
+
+def append_each(lists: Sequence[TensorRows], parts: Sequence[Tensor]) -> list[Tensor]:
+    """Append to every sequence's list its part of a chunk; what each returns, in their order.
+
+    The last sequence comes first: where a batch is cut over processes, what its last sequence sends
+    to the next process must be known when its first receives.
+    """
+    pairs = list(zip(lists, parts, strict=True))
+    return [rows.append(part) for rows, part in reversed(pairs)][::-1]
 
 
 class GrowingRows:

@@ -38,7 +38,10 @@ def index_loss(
     Other arguments are those of `attend` and `index_scores`.
     Source: docs/training.md 4.2.
     """
-    total = upcast(q.new_zeros(()))
+    zero = upcast(q.new_zeros(()))
+    # Zero, but dependent on the indexer also where no query sees an entry: several processes that
+    # share a sequence all take part in its gradient.
+    total = sum((upcast(part[:0]).sum() for part in (index_q, index_weights, index_keys)), zero)
     before = window.shape[0] - q.shape[0]
     for low in range(0, q.shape[0], QUERY_TILE):
         rows = slice(low, low + QUERY_TILE)

@@ -97,6 +97,14 @@ def open_sft(
 # Rollouts
 
 
+MakeSampler = Callable[[Transformer, RolloutsConfig], Sampler]
+
+
+def local_sampler(model: Transformer, config: RolloutsConfig) -> Sampler:
+    """One engine in this process."""
+    return Sampler(model, width=config.width, reference=config.reference)
+
+
 class RoundFacts:
     """What is recorded of the round that a step belongs to."""
 
@@ -144,13 +152,14 @@ def _rounds(
     tokenizer: Tokenizer,
     ask: Callable[[int], RoundPrompts],
     enrich: Enrich | None,
+    make_sampler: MakeSampler,
 ) -> Rounds:
     """The rounds of a run in a folder, sampled from `model`."""
     config = run.rollouts
     return Rounds(
         folder,
         model,
-        Sampler(model, width=config.width, reference=config.reference),
+        make_sampler(model, config),
         ask,
         rollout_settings(config, run.train.seed, tokenizer.eos_id),
         enrich=enrich,
@@ -165,6 +174,7 @@ def open_grpo(
     *,
     report: Report = lambda row: None,
     allow_change: bool = False,
+    make_sampler: MakeSampler = local_sampler,
 ) -> Trainer[RolloutBatch]:
     """The trainer of a run of `posttrain grpo`, new or resumed; `task` is that of
     `rollouts.tasks` by default. Raises ValueError for tasks that cannot be asked."""
@@ -186,6 +196,7 @@ def open_grpo(
         tokenizer,
         _ask_tasks(run, task, tokenizer),
         _reference(run) if run.grpo.kl_weight else None,
+        make_sampler,
     )
     facts = RoundFacts()
     idle = 0
@@ -291,6 +302,7 @@ def open_distill(
     *,
     report: Report = lambda row: None,
     allow_change: bool = False,
+    make_sampler: MakeSampler = local_sampler,
 ) -> Trainer[RolloutBatch]:
     """The trainer of a run of `posttrain distill`, new or resumed. Raises ValueError for teachers
     of another vocabulary and prompts that cannot be asked."""
@@ -299,7 +311,13 @@ def open_distill(
     ask, owners = _ask_teachers(run, tokenizer)
     model = build_network(run, torch.device("cpu"))
     rounds = _rounds(
-        run, folder, model, tokenizer, ask, lambda answers: teachers.enrich(answers, owners)
+        run,
+        folder,
+        model,
+        tokenizer,
+        ask,
+        lambda answers: teachers.enrich(answers, owners),
+        make_sampler,
     )
     facts = RoundFacts()
 

@@ -10,8 +10,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sounding.engine.engine import Engine
-from sounding.engine.requests import EngineFault, Finished, GenerationRequest, Priority
+from sounding.engine.requests import (
+    EngineFault,
+    EngineLike,
+    Finished,
+    GenerationRequest,
+    Priority,
+)
 from sounding.engine.sampling import SamplingParams
 from sounding.posttrain.rollout_log import LoggedAnswer, RolloutLog
 from sounding.tasks.task import Grade
@@ -45,7 +50,7 @@ def no_reply(slot: int, answer: LoggedAnswer) -> list[int] | None:
 
 
 def sample_answers(
-    engine: Engine,
+    engine: EngineLike,
     prompts: Sequence[Sequence[int]],
     log: RolloutLog,
     settings: RolloutSettings,
@@ -55,7 +60,8 @@ def sample_answers(
 ) -> None:
     """Complete the answers of a log, one for each prompt, and grade those that have no grade.
 
-    Prompts that are equal should be neighbours, so that they share their prefix. Raises EngineFault
+    Prompts that are equal should be neighbours, so that they share their prefix. Where a process
+    that samples is lost, its answers go on elsewhere behind what is logged. Raises EngineFault
     where the engine fails, and what `grade` and `reply` raise.
     """
     rollouts = _Rollouts(engine, log, settings, grade, reply)
@@ -77,7 +83,7 @@ class _Rollouts:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineLike,
         log: RolloutLog,
         settings: RolloutSettings,
         grade: Grader | None,
@@ -103,39 +109,60 @@ class _Rollouts:
             self._log.grade(slot, *self._grade(slot, answer))
 
     def _sample_turn(self, slot: int, prompt: list[int], answer: LoggedAnswer) -> None:
-        """Sample up to EOS or the limit, behind what the log has of this turn already."""
+        """Sample up to EOS or the limit, behind what the log has of this turn already.
+
+        Every token is logged as it arrives.
+        """
+        while True:
+            before = answer.num_sampled
+            ended = self._sample(slot, prompt, answer)
+            if ended is None or ended.reason not in ("error", "cancelled") or self.stopping:
+                return
+            if not ended.lost or answer.num_sampled == before:
+                raise EngineFault(f"sampling answer {slot} failed: {ended.error or 'closed'}")
+
+    def _sample(self, slot: int, prompt: list[int], answer: LoggedAnswer) -> Finished | None:
+        """Sample what is left of a turn; None where nothing is."""
         settings = self._settings
         turn, drawn = _turn_of(answer)
         left = settings.max_tokens - answer.num_sampled
         if left <= 0 or (drawn and answer.tokens[-1] == settings.eos):
-            return
+            return None
         request = GenerationRequest(
             prompt=[*prompt, *answer.tokens],
             params=replace(settings.params, seed=_seed(settings.params.seed, slot, turn)),
             max_tokens=left,
             top_logprobs=0,
-            answer=_UntilEnd(self, slot, self._log, settings.eos),
+            answer=EndsAt(settings.eos),
             priority=Priority.BATCH,
             guard_repetition=False,
             drawn_tokens=drawn,
         )
-        for event in self._engine.submit(request):
-            if isinstance(event, Finished) and event.reason in ("error", "cancelled"):
-                raise EngineFault(f"sampling answer {slot} failed: {event.error or 'closed'}")
+        stream = self._engine.submit(request)
+        try:
+            for event in stream:
+                if isinstance(event, Finished):
+                    return event
+                assert event.logprob is not None, "asked for by top_logprobs"
+                self._log.add(slot, event.token, event.logprob)
+                if self.stopping:
+                    break
+        finally:
+            stream.cancel()  # nothing is left to cancel where it has ended
+        return None
 
 
-class _UntilEnd:
-    """A `StoppingRule` that logs every token and ends at EOS."""
+@dataclass(frozen=True)
+class EndsAt:
+    """A `StoppingRule` that ends an answer at one token, in whatever process."""
 
-    def __init__(self, rollouts: _Rollouts, slot: int, log: RolloutLog, eos: int) -> None:
-        self._rollouts, self._slot, self._log, self._eos = rollouts, slot, log, eos
+    token: int
 
     def allowed(self) -> Collection[int] | None:
         return None
 
     def push(self, token: int, logprob: float) -> bool:
-        self._log.add(self._slot, token, logprob)
-        return token != self._eos and not self._rollouts.stopping
+        return token != self.token
 
 
 def _turn_of(answer: LoggedAnswer) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from sounding.engine.engine import Engine
 from sounding.engine.exact import splits_are_exact
 from sounding.engine.faults import DamagedModel
 from sounding.engine.network import Network
+from sounding.engine.requests import EngineLike
 from sounding.engine.sampling import SamplingParams, distribution, log_softmax
 from sounding.engine.settings import EngineSettings
 from sounding.model.reference_network import ReferenceNetwork
@@ -46,7 +47,7 @@ class Sampler:
         """`reference` runs PyTorch's even where the kernels serve the network."""
         self._model, self._width, self._reference = model, width, reference
         self._tensors: dict[str, RawTensor] = {}
-        self._engine: Engine | None = None
+        self._engine: EngineLike | None = None
         self._network: Network | None = None
         self.exact = False
         """True if the same bits come out however sequences are cut and put together."""
@@ -58,7 +59,7 @@ class Sampler:
         return self._network
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> EngineLike:
         """The engine of the last hand-over; it has no tokenizer, so that any token may be sampled
         and none ends an answer by itself."""
         assert self._engine is not None, "weights are handed over first"
@@ -72,14 +73,19 @@ class Sampler:
         self.close()
         self._network = self._make_network()
         self.exact = splits_are_exact(self._network)
-        settings = EngineSettings(
+        self._engine = self._start_engine(self._network)
+
+    def _start_engine(self, network: Network) -> EngineLike:
+        return Engine(network, None, self._settings(), stop_tokens=())
+
+    def _settings(self) -> EngineSettings:
+        return EngineSettings(
             width=self._width,
             queue=max(512, 4 * self._width),
             step_tokens=_STEP_TOKENS,
             exact_splits=self.exact,
             prefix_limit_bytes=_PREFIX_BYTES,
         )
-        self._engine = Engine(self._network, None, settings, stop_tokens=())
 
     def close(self) -> None:
         """Stop the engine. Safe to call twice."""

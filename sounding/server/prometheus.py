@@ -102,6 +102,10 @@ class _EngineCollector(Collector):
         for name, what in _GAUGES.items():
             yield GaugeMetricFamily(f"sounding_{name}", what, value=stats[name])
         yield from _drafts(stats["drafts"])
+        replicas = stats["extra"].get("replicas")
+        if replicas is not None:
+            what = "Engines that run, in processes of their own."
+            yield GaugeMetricFamily("sounding_replicas", what, value=len(replicas))
         load = CounterMetricFamily(
             "sounding_expert_choices",
             "Tokens routed to each expert.",

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from starlette.requests import Request
 from sounding.completion.completer import Completer
 from sounding.completion.gap import Gap
 from sounding.completion.prompt import CompletionSettings as CompletionSettings
-from sounding.engine.adapters import Adapters
+from sounding.engine.adapters import NamesAdapters
 from sounding.engine.requests import EngineLike, GenerationRequest, Usage
 from sounding.runtime import give_back_free_memory
 from sounding.server.exchange import EngineRun, Exchange, Ledger, begin
@@ -25,6 +26,7 @@ from sounding.server.http.wire import (
     MOST_VALUES,
     Json,
     Model,
+    Wire,
     read_json,
     read_model,
 )
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 _SMALL_BYTES = 1 << 14  # a body up to this size is parsed at once, without a thread
 _LARGE_BYTES = 1 << 18  # a body above this size counts as large work (work_threads.py)
 _TIDY_SECONDS = 1.0  # after a large request
+_is_streamed: ContextVar[bool] = ContextVar("is_streamed", default=True)
 _RATE_SECONDS = 10  # window over which tokens per second are measured
 
 
@@ -70,11 +73,11 @@ class Service:
         card: ModelCard | None = None,
         fim_format: FimFormat | None = None,
         *,
-        adapters: Adapters | None = None,
+        adapters: NamesAdapters | None = None,
         read_adapter: Callable[[Path], Adapter] | None = None,
     ) -> None:
         """`fim_format` is that of the model's folder, by default the usual one. `adapters` are the
-        engine's; with `read_adapter` clients may load others.
+        engine's; with `read_adapter`, for `Adapters` of this process, clients may load others.
 
         Raises OSError when the trace folder cannot be written to."""
         self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
@@ -193,11 +196,12 @@ class Service:
         def checked() -> Model:
             return read_model(model, read_json(body, most))
 
-        if len(body) < _SMALL_BYTES:
-            return checked()
         if len(body) > _LARGE_BYTES:
             self.threads.call_large()
-        return await self.threads.run(checked)
+        small = len(body) < _SMALL_BYTES
+        asked = checked() if small else await self.threads.run(checked)
+        _is_streamed.set(isinstance(asked, Wire) and asked.streamed)
+        return asked
 
     async def begin(
         self, route: str, requests: Sequence[GenerationRequest], model: str | None
@@ -206,9 +210,11 @@ class Service:
 
         Raises Refusal if it rejects them.
         """
-        adapter = self.adapter_of(model)
-        if adapter is not None:
-            requests = [replace(request, adapter=adapter) for request in requests]
+        adapter, streamed = self.adapter_of(model), _is_streamed.get()
+        requests = [
+            replace(request, adapter=adapter or request.adapter, streamed=streamed)
+            for request in requests
+        ]
         if any(request.grammar is not None for request in requests):
             self.threads.call_large()
         return await begin(self.engine, self.ledger, self.threads, route, requests)

@@ -5,9 +5,9 @@ from torch import nn
 
 from sounding.model.layers import Linear
 from sounding.model.transformer import Transformer
+from sounding.parallel.group import Group
 from sounding.simulation import EXACT, QUANTIZATION_AWARE
 from sounding.train.initialise import initialise
-from sounding.train.parallel import Group
 from sounding.train.run_config import RunConfig
 
 

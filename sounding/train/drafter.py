@@ -18,6 +18,7 @@ from sounding.model.rows import GrowingRows
 from sounding.model.state import TensorLayerState, TensorState
 from sounding.model.transformer import Transformer
 from sounding.ops.loss import IGNORED
+from sounding.parallel.group import ALONE, Group
 from sounding.state.rows import Retention
 from sounding.train.metrics import MetricsRow
 from sounding.train.objective import StepPlan
@@ -34,10 +35,18 @@ _LABEL, _DISTANCE, _CONFIDENCE = 0.1, 0.9, 1.0  # weights of the losses
 class DrafterObjective:
     """Trains the DSpark drafter of a network that stays as it is."""
 
-    def __init__(self, run: RunConfig, held_out: HeldOut | None = None) -> None:
-        """`held_out` is what `validate` reads. Raises ValueError for a model without a drafter."""
+    def __init__(
+        self, run: RunConfig, held_out: HeldOut | None = None, group: Group = ALONE
+    ) -> None:
+        """`held_out` is what `validate` reads. Raises ValueError for a model without a drafter, and
+        for processes that share a batch."""
         if run.model.dspark is None:
             raise ValueError("the model has no DSpark drafter to train: give it dspark_* keys")
+        if group.size("context") > 1:
+            raise ValueError(
+                f"parallel.context = {group.size('context')} must be 1 to train a DSpark drafter, "
+                "whose blocks begin anywhere in a batch"
+            )
         self._run, self._held_out = run, held_out
         self._block = run.model.dspark.block_size
 

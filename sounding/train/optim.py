@@ -9,14 +9,16 @@ Source: docs/training.md 5.
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sounding.ops import muon
-from sounding.train.parallel import local, own_rows, part_like, whole, whole_matrices
+from sounding.parallel.group import ALONE, Group
+from sounding.parallel.matrices import WholeMatrices, is_cut
+from sounding.parallel.sharding import local, logical, part_like, whole
 from sounding.train.run_config import OptimizerConfig, TrainConfig
 from sounding.train.side_by_side import side_by_side
 
@@ -48,7 +50,8 @@ class Muon(torch.optim.Optimizer):
 
     M <- mu M + G;  O = NS(mu M + G) sqrt(max(n, m)) gamma;  W <- W (1 - lr wd) - lr O.
     A parameter is a matrix or a stack of them; matrices of equal shape are orthogonalised in one
-    batch, across parameters. Source: docs/training.md 5.2.
+    batch, across parameters. Among several processes each orthogonalises the matrices it owns, and
+    the experts it holds. Source: docs/training.md 5.2.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Muon(torch.optim.Optimizer):
         update_rms: float,
         dtype: torch.dtype = torch.float32,
         batch_elements: int | None = None,
+        group: Group = ALONE,
     ) -> None:
         """`update_rms` is gamma; `dtype` that of the matrix products; a batch holds at most
         `batch_elements` numbers, by default enough to fill a processor's cache or a GPU."""
@@ -68,32 +72,35 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, defaults)
         self._dtype = dtype
         self._batch_elements = batch_elements
+        self._group = group
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
+            given = [param for param in group["params"] if param.grad is not None]
+            held = [param for param in given if not is_cut(param)]
             update = functools.partial(self._update, group=group)
-            batches = list(self._batches(group["params"]))
-            on_cpu = all(
-                type(param) is nn.Parameter and param.is_cpu for b in batches for param in b
-            )
+            batches = list(self._batches(held))
+            on_cpu = all(param.is_cpu for param in held)
             for _ in side_by_side(update, batches, threaded=on_cpu):
                 pass
+            if len(held) < len(given):
+                self._update_cut([param for param in given if is_cut(param)], group)
 
     def _batches(self, params: list[Tensor]) -> Iterator[list[Tensor]]:
-        """Parameters with gradients, together as long as their matrices have equal shapes."""
+        """Parameters together as long as their matrices have equal shapes."""
         alike: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
         for param in params:
-            if param.grad is not None:
+            if local(param).numel():
                 alike[(*param.shape[-2:], param.device, param.dtype)].append(param)
         for group in alike.values():
             batch: list[Tensor] = []
             for param in group:
-                held = sum(other.numel() for other in batch)
+                held = sum(local(other).numel() for other in batch)
                 room = self._batch_elements or (1 << 24 if param.is_cuda else 1 << 21)
-                if batch and held + param.numel() > room:
+                if batch and held + local(param).numel() > room:
                     yield batch
                     batch = []
                 batch.append(param)
@@ -101,21 +108,40 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()  # holds within one thread only
     def _update(self, batch: list[Tensor], group: dict[str, Any]) -> None:
-        mu, shrink = group["mu"], 1 - group["lr"] * group["weight_decay"]
-        length = group["lr"] * group["gamma"] * math.sqrt(max(batch[0].shape[-2:]))
-        weights = [local(param) for param in batch]
-        gradients = [local(param.grad) for param in batch if param.grad is not None]
-        momenta = [local(self._momentum(param)) for param in batch]
-        if type(batch[0]) is nn.Parameter:
-            muon.update(
-                weights, gradients, momenta, mu=mu, shrink=shrink, length=length, dtype=self._dtype
-            )
-            return
-        ahead = muon.look_ahead(gradients, momenta, mu)
-        matrices = [whole_matrices(*pair) for pair in zip(ahead, batch, strict=True)]
-        directions = muon.orthogonalise(matrices, self._dtype)
-        moves = [own_rows(*pair) for pair in zip(directions, batch, strict=True)]
-        muon.move(weights, moves, shrink, length)
+        muon.update(
+            [local(param) for param in batch],
+            [local(param.grad) for param in batch if param.grad is not None],
+            [local(self._momentum(param)) for param in batch],
+            mu=group["mu"],
+            shrink=1 - group["lr"] * group["weight_decay"],
+            length=self._length(batch[0].shape, group),
+            dtype=self._products(batch[0]),
+        )
+
+    def _products(self, param: Tensor) -> torch.dtype:
+        """The dtype of products; weights in float64 are for exact comparisons."""
+        return torch.float64 if param.dtype == torch.float64 else self._dtype
+
+    @staticmethod
+    def _length(shape: torch.Size, group: dict[str, Any]) -> float:
+        return float(group["lr"] * group["gamma"] * math.sqrt(max(shape[-2:])))
+
+    def _update_cut(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Update matrices of which every process holds some rows."""
+        gradients = [local(param.grad) for param in params if param.grad is not None]
+        momenta = [local(self._momentum(param)) for param in params]
+        ahead = muon.look_ahead(gradients, momenta, group["mu"])
+        directions = WholeMatrices(params, self._group).transformed(ahead, self._orthogonal)
+        for param, direction in zip(params, directions, strict=True):
+            shrink = 1 - group["lr"] * group["weight_decay"]
+            muon.move([local(param)], [direction], shrink, self._length(param.shape, group))
+
+    def _orthogonal(self, matrices: list[Tensor]) -> list[Tensor]:
+        made: dict[int, Tensor] = {}
+        for batch in self._batches(matrices):
+            directions = muon.orthogonalise(batch, self._products(batch[0]))
+            made.update(zip(map(id, batch), directions, strict=True))
+        return [made[id(matrix)] for matrix in matrices]
 
     def _momentum(self, param: Tensor) -> Tensor:
         state = self.state[param]
@@ -137,8 +163,9 @@ def is_matrix(name: str) -> bool:
 class Optimizers:
     """Muon and AdamW over one network, stepped together; their state has names."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(self, model: nn.Module, config: OptimizerConfig, group: Group = ALONE) -> None:
         """Raises ValueError for a trainable parameter stored packed, which no update can reach."""
+        self._group = group
         self._named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         matrices = [param for name, param in self._named.items() if is_matrix(name)]
         others = [param for name, param in self._named.items() if not is_matrix(name)]
@@ -149,6 +176,7 @@ class Optimizers:
             weight_decay=config.weight_decay,
             update_rms=config.muon_update_rms,
             dtype=getattr(torch, config.muon_dtype),
+            group=group,
         )
         self.adamw = torch.optim.AdamW(
             others,
@@ -172,18 +200,47 @@ class Optimizers:
         for param in self._named.values():
             param.grad = None
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Moments and step counts as `<parameter>.<moment>`, whole, nothing but tensors."""
+    def named_state(self) -> dict[str, Tensor]:
+        """Moments and step counts as `<parameter>.<moment>`, nothing but tensors, as they are."""
         return {
-            f"{name}.{key}": whole(value)
+            f"{name}.{key}": value
             for name, param in self._named.items()
-            for key, value in self._state_of(name)[param].items()
+            for key, value in self._state_of(name).get(param, {}).items()
         }
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """`named_state`, whole. Collective."""
+        return {name: whole(value, self._group) for name, value in self.named_state().items()}
+
+    def clear_state(self, names: Sequence[str]) -> None:
+        """Replace all state by zeros of these names, to be filled in place.
+
+        Raises ValueError for the state of a parameter that this network does not train.
+        """
+        for optimizer in (self.muon, self.adamw):
+            optimizer.state.clear()
+        for full in names:
+            name, _, key = full.rpartition(".")
+            param = self._trained(name, full)
+            number = torch.zeros((), dtype=torch.float32, device=param.device)
+            zeros = number if key == "step" else torch.zeros_like(param)
+            self._state_of(name)[param][key] = zeros
+
+    def _trained(self, name: str, full: str) -> Tensor:
+        if name not in self._named:
+            raise ValueError(
+                f"the optimizer state has {full!r}, but the network trains no parameter "
+                f"{name!r}: it belongs to another model"
+            )
+        return self._named[name]
 
     @property
     def state_bytes(self) -> int:
         """Bytes of `state_tensors` once every parameter was updated, without step counts."""
-        return sum((2 - is_matrix(name)) * param.nbytes for name, param in self._named.items())
+        return sum(
+            (2 - is_matrix(name)) * logical(param, self._group).nbytes
+            for name, param in self._named.items()
+        )
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace all state by what `state_tensors` returned.
@@ -194,15 +251,11 @@ class Optimizers:
             optimizer.state.clear()
         for full, value in tensors.items():
             name, _, key = full.rpartition(".")
-            if name not in self._named:
-                raise ValueError(
-                    f"the optimizer state has {full!r}, but the network trains no parameter "
-                    f"{name!r}: it belongs to another model"
-                )
-            param = self._named[name]
+            param = self._trained(name, full)
             # AdamW keeps its step counts on the parameter's device, as fused kernels want them.
             fresh = torch.empty_like(value, device=param.device).copy_(value)
-            fresh = part_like(fresh, param) if fresh.shape == param.shape else fresh
+            if fresh.shape == logical(param, self._group).shape:
+                fresh = part_like(fresh, param, self._group)
             self._state_of(name)[param][key] = fresh
 
     def _state_of(self, name: str) -> dict[Tensor, dict[str, Tensor]]:

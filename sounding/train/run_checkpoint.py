@@ -1,16 +1,18 @@
 """Checkpoints: everything a run needs to resume to the same bits, in one folder per saved step.
 
 `model` has the float32 weights in the published layout, so that every command takes it as it is;
-`optimizer.safetensors` the moments, `state.json` the rest. A milestone is a model in bf16 with
-only its step and tokens: to be measured, not resumed. A folder appears whole or not at all;
-no file in it can carry code.
+`optimizer.safetensors` the moments, `state.json` the rest. Several processes write `shards` instead
+of the moments, each its own parts of weights and moments, and where asked `model` too. A milestone
+is a model in bf16 with only its step and tokens: to be measured, not resumed. A folder appears
+whole or not at all; no file in it can carry code.
 """
 
 import itertools
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from torch import Tensor
 
 from sounding.config import ModelConfig
 from sounding.files import sync
+from sounding.parallel.group import Group
+from sounding.parallel.shards import FOLDER_NAME as SHARDS_NAME
+from sounding.parallel.shards import read_whole, save_shards
 from sounding.train.saved_models import MODEL_NAME, STATE_NAME, read_state_file, steps
 from sounding.weights.checkpoint import Checkpoint
 from sounding.weights.layout import BF16, parameters
@@ -29,6 +34,8 @@ from sounding.weights.tensors import TORCH_DTYPES
 from sounding.weights.writing import recover, replacing
 
 _OPTIMIZER = "optimizer.safetensors"
+WEIGHTS, MOMENTS = "model.", "optimizer."
+"""What begins the names of the tensors in shards."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class SavedStep:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    shards: Path | None = None
+    """Where several processes saved weights and moments; the others are then empty."""
 
 
 def save(
@@ -69,6 +78,43 @@ def save(
     for old in steps(root)[:-keep]:
         shutil.rmtree(root / f"step-{old:08d}")
     return folder
+
+
+def save_sharded(
+    root: Path,
+    step: int,
+    *,
+    tensors: Mapping[str, Tensor],
+    model: Mapping[str, Tensor] | None,
+    config: ModelConfig,
+    state: Callable[[], Mapping[str, Any]],
+    keep: int,
+    group: Group,
+    beside: Sequence[Path] = (),
+) -> None:
+    """Write the folder of a step by all processes, then drop all but the last `keep`. Collective.
+
+    `tensors` are weights and moments by the names of `WEIGHTS` and `MOMENTS`; the main process
+    adds `model`, whole weights, unless None, and `state`.
+    """
+    folder = root / f"step-{step:08d}"
+    if group.agree(str(folder.exists())) == "True":
+        return
+    num_bytes = sum(tensor.nbytes for tensor in (*tensors.values(), *(model or {}).values()))
+    with replacing(folder, num_bytes) if group.is_main else nullcontext() as partial:
+        shards = Path(group.agree(str(partial))) / SHARDS_NAME
+        if group.is_main:
+            shards.mkdir()
+        group.wait()
+        save_shards(shards, tensors, group)
+        if partial is not None:
+            if model is not None:
+                _write_model(partial, model, config, beside)
+            _write_state(partial, state())
+    if group.is_main:
+        for old in steps(root)[:-keep]:
+            shutil.rmtree(root / f"step-{old:08d}")
+    group.wait()
 
 
 def save_milestone(
@@ -111,16 +157,23 @@ def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
 def load(root: Path, step: int) -> SavedStep:
     """Read a saved step. Raises ValueError or OSError naming the file that cannot be read."""
     folder = root / f"step-{step:08d}"
+    if (folder / SHARDS_NAME).is_dir():
+        return SavedStep({}, {}, _state_of(folder, step), folder / SHARDS_NAME)
     try:
         optimizer = safetensors.torch.load_file(folder / _OPTIMIZER)
     except SafetensorError as error:
         raise ValueError(f"{folder / _OPTIMIZER} is damaged: {error}") from None
+    state = _state_of(folder, step)
+    return SavedStep(read_state(Checkpoint(folder / MODEL_NAME)), optimizer, state)
+
+
+def _state_of(folder: Path, step: int) -> dict[str, Any]:
     state = read_state_file(folder)
     if state.get("step") != step:
         raise ValueError(
             f"{folder / STATE_NAME} is of step {state.get('step')!r:.20}, not of {step}"
         )
-    return SavedStep(read_state(Checkpoint(folder / MODEL_NAME)), optimizer, state)
+    return state
 
 
 def set_aside(root: Path, step: int) -> Path:
@@ -152,6 +205,9 @@ def moments_of(folder: Path) -> dict[str, Tensor]:
     """
     if not (folder / STATE_NAME).is_file():
         return {}
+    if (folder / SHARDS_NAME).is_dir():
+        found = read_whole(folder / SHARDS_NAME, MOMENTS)
+        return {n: x.view(()) if n.endswith(".step") else x for n, x in found.items()}
     if not (folder / _OPTIMIZER).is_file():
         raise ValueError(
             f"{folder} is a milestone and has no moments: begin with a checkpoint, or with "

@@ -193,6 +193,27 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the processes of a run share its work; see docs/clusters.md. Not part of what a run
+    computes: it may go on with others."""
+
+    data: int | None = None
+    """Processes that take batches of their own; none: all that the other two leave."""
+    expert: int = 1
+    """Processes that routed experts are divided over; each takes batches of its own, too."""
+    context: int = 1
+    """Processes that share a batch, each with its part of the tokens."""
+    whole_models: bool = True
+    """Whether the first of several processes adds the whole model to each checkpoint, for other
+    commands; it must have the memory for it."""
+
+    def __post_init__(self) -> None:
+        for name in ("data", "expert", "context"):
+            value = getattr(self, name)
+            _require(self, name, value is None or value >= 1, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogConfig:
     """How often a run reports and saves, in steps."""
 
@@ -221,6 +242,7 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def to_dict(self) -> dict[str, Any]:

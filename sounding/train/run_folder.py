@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sounding.config import ModelConfig
 from sounding.files import write_file
+from sounding.parallel.group import ALONE, Group
 from sounding.train import run_checkpoint
 from sounding.train.metrics import METRICS_NAME, MetricsFile, MetricsRow
-from sounding.train.parallel import ALONE, Group
 from sounding.train.resolve import RUN_NAME, read_run_as
 from sounding.train.run_checkpoint import SavedStep
 from sounding.train.run_config import RunConfig
@@ -53,14 +53,16 @@ class RunFolder:
     def _claim_settings(self, allow_change: bool) -> None:
         path = self.path / RUN_NAME
         if path.exists():
-            changed = differences(read_run_as(type(self._run), self.path), self._run)
+            found = differences(read_run_as(type(self._run), self.path), self._run)
+            # How processes share the work is not part of what a run computes.
+            changed = [line for line in found if not line.startswith("parallel.")]
             if changed and not allow_change:
                 raise ValueError(
                     f"{self.path} holds a run with other settings ({'; '.join(changed)}): give "
                     "the same ones, choose another folder (--out), or change the run from here on "
                     "(--change)"
                 )
-            for line in changed:
+            for line in found:
                 logger.warning("changed from here on: %s", line)
         write_file(path, json.dumps(self._run.to_dict(), indent=2).encode() + b"\n")
 
@@ -136,22 +138,41 @@ class RunFolder:
         state: Mapping[str, Any],
     ) -> None:
         """Write a checkpoint; `state` is everything but tensors, settings and metrics."""
-        if self._group.is_main:
-            run_checkpoint.save(
-                self.path / CHECKPOINTS_NAME,
-                step,
-                model=weights,
-                config=self._model_config,
-                optimizer=moments,
-                state={
-                    "run": self._run.to_dict(),
-                    **state,
-                    "metrics_bytes": self.metrics.sync(),
-                },
-                keep=self._run.log.keep_checkpoints,
-                beside=self._beside,
-            )
-        self._group.wait()
+        run_checkpoint.save(
+            self.path / CHECKPOINTS_NAME,
+            step,
+            model=weights,
+            config=self._model_config,
+            optimizer=moments,
+            state=self._whole_state(state),
+            keep=self._run.log.keep_checkpoints,
+            beside=self._beside,
+        )
+
+    def save_sharded(
+        self,
+        step: int,
+        *,
+        tensors: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor] | None,
+        state: Mapping[str, Any],
+    ) -> None:
+        """Write a checkpoint by all processes; `weights`, whole, are those of the model beside it,
+        which `parallel.whole_models` asks for."""
+        run_checkpoint.save_sharded(
+            self.path / CHECKPOINTS_NAME,
+            step,
+            tensors=tensors,
+            model=weights,
+            config=self._model_config,
+            state=lambda: self._whole_state(state),
+            keep=self._run.log.keep_checkpoints,
+            group=self._group,
+            beside=self._beside,
+        )
+
+    def _whole_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        return {"run": self._run.to_dict(), **state, "metrics_bytes": self.metrics.sync()}
 
     def save_milestone(self, step: int, tokens: int, weights: Mapping[str, Tensor]) -> None:
         """Write weights that stay for good, in bf16."""

@@ -30,6 +30,8 @@ def saved_models(run: Path) -> list[tuple[int, int, Path]]:
     for root in (run / CHECKPOINTS_NAME, run / MILESTONES_NAME):
         for step in steps(root):
             folder = root / f"step-{step:08d}"
+            if not (folder / MODEL_NAME).is_dir():
+                continue  # several processes saved their parts alone
             state = read_state_file(folder)
             found[step] = step, int(state["tokens"]), folder / MODEL_NAME
     return [found[step] for step in sorted(found)]

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from sounding.data.token_batch import TokenBatch
 from sounding.model.transformer import Transformer
+from sounding.parallel.context import least_tokens
+from sounding.parallel.group import ALONE, Group
 from sounding.train.expert_load import load_entropy, steer
 from sounding.train.losses import count_targets, next_token_loss, sum_losses, weighted_loss
 from sounding.train.metrics import MetricsRow
@@ -20,17 +22,21 @@ from sounding.train.source import HeldOut
 class Supervised:
     """Next tokens, tokens after next, even expert load, and indexers that find what is read."""
 
-    def __init__(self, run: RunConfig, held_out: HeldOut | None = None) -> None:
+    def __init__(
+        self, run: RunConfig, held_out: HeldOut | None = None, group: Group = ALONE
+    ) -> None:
         """`held_out` is what `validate` reads; without it nothing is validated.
 
-        Raises ValueError for a network with a DSpark drafter, which belongs to these weights.
+        Raises ValueError for a network with a DSpark drafter, which belongs to these weights, and
+        for batches too small to be cut over the processes of `group`.
         """
         if run.model.dspark is not None:
             raise ValueError(
                 "training would change the network under its DSpark drafter: take the dspark_* "
                 "keys out of the model's config, and train a drafter for the new network afterwards"
             )
-        self._run, self._held_out = run, held_out
+        self._run, self._held_out, self._group = run, held_out, group
+        _require_tokens(run, group)
 
     def plan(self, step: int) -> StepPlan:
         phase = phase_of(step, self._run.sparsity)
@@ -48,6 +54,7 @@ class Supervised:
             phase_of(step, self._run.sparsity),
             mtp=self._mtp_weight(step) > 0,
             middles=self._weighs_middles,
+            group=self._group,
         )
 
     def loss(self, sums: Mapping[str, Tensor], counts: Mapping[str, int], step: int) -> Tensor:
@@ -89,7 +96,8 @@ class Supervised:
         total, targets = 0.0, 0
         for batch in self._held_out.batches:
             padded = batch.padded(self._run.data.batch_tokens).to(device)
-            total += float(next_token_loss(model, padded, dense=dense))
+            own = next_token_loss(model, padded, dense=dense, group=self._group)
+            total += float(self._group.sum_along("context", own))
             targets += count_targets(batch, 0)["targets"]
         return {
             "validation_loss": total / max(1, targets),
@@ -104,3 +112,13 @@ class Supervised:
         objective = self._run.objective
         decaying = decay_progress(step, self._run.train) > 0
         return objective.mtp_weight_in_decay if decaying else objective.mtp_weight
+
+
+def _require_tokens(run: RunConfig, group: Group) -> None:
+    size, least = group.size("context"), least_tokens(run.model)
+    if size > 1 and run.data.batch_tokens // size < least:
+        raise ValueError(
+            f"parallel.context = {size} leaves each process {run.data.batch_tokens // size} of "
+            f"data.batch_tokens = {run.data.batch_tokens}, and the next one may need {least} of "
+            f"them: raise data.batch_tokens to {size * least}, or lower parallel.context"
+        )

@@ -18,6 +18,17 @@ from torch import Tensor
 
 from sounding.data.token_batch import StreamState
 from sounding.model.transformer import Transformer
+from sounding.parallel.group import ALONE, Axis, Group
+from sounding.parallel.sharding import (
+    clip,
+    gradient_norms,
+    logical,
+    part_like,
+    reshard,
+    shard,
+    whole,
+)
+from sounding.parallel.shards import load_shards, saved_shapes
 from sounding.train.build_network import build_network, freeze_all_but
 from sounding.train.guard import Guard
 from sounding.train.initial_weights import load_initial_weights
@@ -26,9 +37,8 @@ from sounding.train.metrics import MetricsRow
 from sounding.train.numerics import for_throughput, repeatable
 from sounding.train.objective import B, BatchSource, Objective, StepPlan
 from sounding.train.optim import Optimizers
-from sounding.train.parallel import ALONE, Group, clip, part_like, whole
 from sounding.train.phases import is_indexer
-from sounding.train.run_checkpoint import SavedStep, moments_of
+from sounding.train.run_checkpoint import MOMENTS, WEIGHTS, SavedStep, moments_of
 from sounding.train.run_config import RunConfig
 from sounding.train.run_folder import RunFolder
 from sounding.train.side_by_side import side_by_side
@@ -70,8 +80,8 @@ class Trainer(Generic[B]):
         begins = Path(initial) if initial and not self.folder.has_checkpoint else None
         if begins:
             load_initial_weights(self.model, begins, beside)
-        group.shard(self.model)
-        self.optimizers = Optimizers(self.model, run.optimizer)
+        shard(self.model, group)
+        self.optimizers = Optimizers(self.model, run.optimizer, group)
         if begins:
             self.optimizers.load_state_tensors(moments_of(begins))
         freeze_all_but(self.model, run.train.only, group)
@@ -80,14 +90,12 @@ class Trainer(Generic[B]):
         self._data_state: StreamState | None = None
         self._report = report
         self._interrupt = Interrupt()
-        if run.train.accumulation % group.world:
-            raise ValueError(
-                f"train.accumulation = {run.train.accumulation} must be a multiple of the "
-                f"{group.world} processes, which share a step's batches"
-            )
+        _require_fitting(run, group)
         self.folder.claim(allow_change=allow_change)
         self._resume()
-        weights = sum(param.nbytes for param in self.model.parameters())
+        weights = sum(logical(param, group).nbytes for param in self.model.parameters())
+        if group.world > 1 and run.parallel.whole_models:
+            weights *= 2  # in shards, and as a model
         self.folder.require_room(self.step, weights, self.optimizers.state_bytes)
         self._stream = source(self._data_state)
 
@@ -153,7 +161,7 @@ class Trainer(Generic[B]):
         return row
 
     def _next_batches(self) -> list[B]:
-        wanted = self.run_config.train.accumulation // self.group.world
+        wanted = self.run_config.train.accumulation // self.group.batch_world
         pairs = list(itertools.islice(self._stream, wanted))
         if len(pairs) < wanted:
             raise ValueError(
@@ -168,6 +176,7 @@ class Trainer(Generic[B]):
         rows = [self.objective.counts(batch) for batch in batches]
         names = list(rows[0])
         own = torch.tensor([sum(row[name] for row in rows) for name in names], device=self.device)
+        own = own if self.group.counts_batch else own.zero_()
         return dict(zip(names, map(int, self.group.sum(own).tolist()), strict=True))
 
     def _differentiate(
@@ -187,8 +196,7 @@ class Trainer(Generic[B]):
             loss = self.objective.loss(sums, counts, self.step)
             gradients: Sequence[Tensor | None] = ()
             if loss.requires_grad and self.group.world > 1:
-                # Sharded gradients are gathered on their way back, and averaged: we want sums.
-                (loss * self.group.world).backward()
+                loss.backward()  # sharded gradients are summed over processes on their way back
             elif loss.requires_grad:
                 gradients = torch.autograd.grad(loss, trained, allow_unused=True)
             return {name: value.detach() for name, value in sums.items()}, gradients
@@ -222,17 +230,22 @@ class Trainer(Generic[B]):
         Returns the network's norm before clipping; the indexers' where nothing else trains.
         """
         limit = self.run_config.optimizer.clip_norm
-        named = [(n, p) for n, p in self.model.named_parameters() if p.grad is not None]
-        indexers = [param for name, param in named if is_indexer(name)]
-        others = [param for name, param in named if not is_indexer(name)]
-        norms = [clip(group, limit) for group in (others, indexers) if group]
-        return norms[0] if norms else torch.zeros(())
+        params = dict(self.model.named_parameters())
+        norms = gradient_norms(params, self.group)
+        indexers = [name for name in norms if is_indexer(name)]
+        others = [name for name in norms if not is_indexer(name)]
+        totals = [
+            clip([params[name] for name in names], [norms[name] for name in names], limit)
+            for names in (others, indexers)
+            if names
+        ]
+        return totals[0] if totals else torch.zeros(())
 
     def validate(self) -> None:
         """Let the objective measure the network as it is, and record what it found."""
         with torch.no_grad(), for_throughput(self.run_config.train.dtype):
             row = self.objective.validate(self.model, self.step)
-        self.group.reshard(self.model)
+        reshard(self.model)
         if row is not None:
             self._record({"step": self.step, "tokens": self.tokens, **row})
 
@@ -246,20 +259,39 @@ class Trainer(Generic[B]):
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
-        self.folder.save(
+        state = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "data": self._data_state,
+            "guard": self.guard.to_dict(),
+        }
+        if self.group.world == 1:
+            moments = self.optimizers.state_tensors()
+            self.folder.save(self.step, weights=self._whole_weights(), moments=moments, state=state)
+            return
+        whole_models = self.run_config.parallel.whole_models
+        self.folder.save_sharded(
             self.step,
-            weights=self._whole_weights(),
-            moments=self.optimizers.state_tensors(),
-            state={
-                "step": self.step,
-                "tokens": self.tokens,
-                "data": self._data_state,
-                "guard": self.guard.to_dict(),
-            },
+            tensors=self._own_parts(),
+            weights=self._whole_weights() if whole_models else None,
+            state=state,
         )
 
     def _whole_weights(self) -> dict[str, Tensor]:
-        return {name: whole(param.detach()) for name, param in self.model.named_parameters()}
+        """The weights of the whole network, in the main process."""
+        weights = {}
+        for name, param in self.model.named_parameters():
+            gathered = whole(param.detach(), self.group)
+            if self.group.is_main:
+                weights[name] = gathered.cpu() if self.group.world > 1 else gathered
+        return weights
+
+    def _own_parts(self) -> dict[str, Tensor]:
+        """Weights and moments as they are sharded, by the names they have in checkpoints."""
+        weights = {WEIGHTS + name: param for name, param in self.model.named_parameters()}
+        moments = {MOMENTS + name: part for name, part in self.optimizers.named_state().items()}
+        parts = {**weights, **moments}
+        return {name: logical(tensor.detach(), self.group) for name, tensor in parts.items()}
 
     def _resume(self) -> None:
         saved = self.folder.restore_last(self._take_over)
@@ -292,9 +324,43 @@ class Trainer(Generic[B]):
         Copies, because sums depend on how memory is aligned, and a file's pages are aligned
         otherwise than a tensor of ours.
         """
-        with torch.no_grad():
-            for name, param in self.model.named_parameters():
-                param.copy_(part_like(saved.model[name].to(param.device), param))
-        self.optimizers.load_state_tensors(saved.optimizer)
+        if saved.shards is None:
+            with torch.no_grad():
+                for name, param in self.model.named_parameters():
+                    param.copy_(part_like(saved.model[name].to(param.device), param, self.group))
+            self.optimizers.load_state_tensors(saved.optimizer)
+        else:
+            names = saved_shapes(saved.shards)
+            moments = [name.removeprefix(MOMENTS) for name in names if name.startswith(MOMENTS)]
+            self.optimizers.clear_state(moments)
+            load_shards(saved.shards, self._own_parts(), self.group)
         self.guard.restore(saved.state["guard"])
         self.step, self.tokens = int(saved.state["step"]), int(saved.state["tokens"])
+
+
+def _require_fitting(run: RunConfig, group: Group) -> None:
+    """Raise ValueError for settings that do not fit the processes."""
+    asked = run.parallel
+    if group.world == 1 < (asked.data or 1) * asked.expert * asked.context:
+        raise ValueError(
+            f"parallel.data = {asked.data}, parallel.expert = {asked.expert}, parallel.context = "
+            f"{asked.context} ask for several processes, and this run has one"
+        )
+    if run.train.accumulation % group.batch_world:
+        raise ValueError(
+            f"train.accumulation = {run.train.accumulation} must be a multiple of the "
+            f"{group.batch_world} batches that the processes take at once (parallel.data x "
+            "parallel.expert)"
+        )
+    if run.log.milestone_every and not run.parallel.whole_models:
+        raise ValueError(
+            f"log.milestone_every = {run.log.milestone_every} saves whole models, and "
+            "parallel.whole_models = False says that no process can hold one: set either"
+        )
+    axes: tuple[Axis, ...] = ("expert", "context")
+    for axis in axes:
+        if run.train.compile and group.size(axis) > 1:
+            raise ValueError(
+                f"train.compile = True does not go with parallel.{axis} = {group.size(axis)}: "
+                "compiled blocks cannot exchange rows in between"
+            )

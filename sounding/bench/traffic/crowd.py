@@ -16,6 +16,7 @@ from sounding.bench.traffic.http import Client, HTTPReply, said
 
 _LEAVES = 0.04  # share of requests whose client disconnects
 _TURNS = 12  # after which an agent starts over
+_SEED = 1  # of the other lines that compete with the likeliest one
 _TOOL = {
     "name": "read_file",
     "description": "Read a part of a file.",
@@ -178,6 +179,7 @@ class Crowd:
                 "n_predict": 24,
                 "t_max_predict_ms": 600_000,  # a time limit would change answers under load
                 "temperature": 0,
+                "seed": _SEED,
                 "stream": False,
             }
             self._ask("infill", client, number, choose, "/infill", body)
@@ -190,6 +192,7 @@ class Crowd:
             "suffix": behind,
             "max_tokens": 24,
             "temperature": 0,
+            "seed": _SEED,
         }
         self._ask("suffix", client, number, choose, "/v1/completions", body)
 

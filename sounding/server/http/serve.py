@@ -47,6 +47,7 @@ class Server(uvicorn.Server):
         """`ready` is called once requests are accepted."""
         config = uvicorn.Config(
             application(service),
+            loop="asyncio",  # not uvloop, which other packages bring along: it accepts differently
             http=TimedConnection,
             ws="none",
             lifespan="on",

@@ -77,6 +77,13 @@ class Wire(BaseModel):
 
     accepted: ClassVar[Mapping[str, str]] = {}
     refused: ClassVar[Mapping[str, Refused]] = {}
+    streams_by_default: ClassVar[bool] = False
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the answer is sent piece by piece; False for requests without that field."""
+        asked = getattr(self, "stream", None)
+        return self.streams_by_default if asked is None else bool(asked)
 
     @model_validator(mode="before")
     @classmethod

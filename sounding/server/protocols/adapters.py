@@ -10,6 +10,7 @@ from typing import ClassVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sounding.engine.adapters import Adapters
 from sounding.server.http.errors import Refusal
 from sounding.server.http.streaming import JSONAnswer
 from sounding.server.http.wire import Wire
@@ -43,7 +44,7 @@ class LoadAdapter:
     async def __call__(self, request: Request) -> Response:
         asked = await self._service.read(request, LoadAdapterRequest)
         adapters = self._service.adapters
-        assert adapters is not None, "served only where there are some"
+        assert isinstance(adapters, Adapters), "served only where the engine loads them"
 
         def load() -> None:
             require_adapter_name(asked.lora_name)
@@ -64,9 +65,10 @@ class DropAdapter:
 
     async def __call__(self, request: Request) -> Response:
         asked = await self._service.read(request, DropAdapterRequest)
-        assert self._service.adapters is not None, "served only where there are some"
+        adapters = self._service.adapters
+        assert isinstance(adapters, Adapters), "served only where the engine loads them"
         try:
-            self._service.adapters.drop(asked.lora_name)
+            adapters.drop(asked.lora_name)
         except ValueError as error:
             raise Refusal(404, str(error), param="lora_name") from None
         return JSONAnswer({"dropped": f"{self._service.model_name}:{asked.lora_name}"})

@@ -90,6 +90,7 @@ class GenerateRequest(Wire):
         "logprobs": Refused("logprobs are only available from /v1/completions", (False,)),
         "top_logprobs": Refused("logprobs are only available from /v1/completions", (0,)),
     }
+    streams_by_default: ClassVar = True
 
     model: str | None = None
     """Empty or absent: the model that is served."""
@@ -135,7 +136,7 @@ class OllamaGenerate:
             return JSONAnswer(objects.loaded(asked.keep_alive, {"response": ""}))
         begun = await whole(request, self._begin(asked, owner_of(request)))
         parts = begun.answer(objects)
-        if asked.stream is not False:
+        if asked.streamed:
             return stream(self._service, begun.exchange, parts)
         return JSONAnswer(await whole(request, _added(begun.exchange, parts)))
 

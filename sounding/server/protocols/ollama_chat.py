@@ -88,6 +88,7 @@ class ChatRequest(Wire):
         "logprobs": Refused("logprobs are only available from /v1/chat/completions", (False,)),
         "top_logprobs": Refused("logprobs are only available from /v1/chat/completions", (0,)),
     }
+    streams_by_default: ClassVar = True
 
     model: str | None = None
     """Empty or absent: the model that is served."""
@@ -180,7 +181,7 @@ class OllamaChat:
         how = (service, ROUTE, owner_of(request), chat, sampling)
         answering = await whole(request, answer(*how, model=asked.model))
         parts = _parts(answering, objects)
-        if asked.stream is not False:
+        if asked.streamed:
             return stream(service, answering.exchange, parts)
         return JSONAnswer(await whole(request, _added(answering.exchange, parts)))
 
