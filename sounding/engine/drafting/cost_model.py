@@ -3,13 +3,15 @@
 Costs are in steps of one sequence by itself. They decide how fast tokens come, never which tokens.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 # As measured on a CPU: a step by itself, each sequence in it, and, until a `CostModel` has
 # measured it, each further row of a sequence.
 _STEP, _SEQUENCE, _ROW = 0.8, 0.2, 0.1
-_COST_WEIGHT = 0.3  # of the newest measurement in a cost
+_ROW_NAME = "row"  # no drafter's
+_COST_WEIGHT = 0.15  # of the newest measurement in a cost
 _FIRST_STEPS = 4  # without drafts, before the first draft
 _COMPARE_STEPS = 64  # with drafts, before one without
 _MOST_TIMES = 4  # that a measurement counts of the last mean: one slow step ends no drafting
@@ -60,6 +62,8 @@ class CostModel:
         self.row_cost = _ROW
         self._step_seconds = 0.0
         self._plain_steps = self._since_plain = 0
+        self._measured: Counter[str] = Counter()
+        """Measurements of each cost so far: the first ones weigh more."""
 
     def prices(self, drafter: str, running: int) -> Prices:
         """For each of `running` sequences that share a step."""
@@ -77,7 +81,7 @@ class CostModel:
         if drafts and self._step_seconds:
             self._since_plain += 1
             rest = max(0.0, seconds / self._step_seconds - plain)
-            self.row_cost = _bounded_mean(self.row_cost, rest / drafts)
+            self.row_cost = self._bounded_mean(_ROW_NAME, self.row_cost, rest / drafts)
         elif not drafts:
             self._since_plain = 0
             self._plain_steps += 1
@@ -91,14 +95,16 @@ class CostModel:
         """Record the time in which a drafter made `drafts` drafts, or so many blocks."""
         if self._step_seconds and self.draft_costs[drafter]:
             cost = seconds / drafts / self._step_seconds
-            self.draft_costs[drafter] = _bounded_mean(self.draft_costs[drafter], cost)
+            old = self.draft_costs[drafter]
+            self.draft_costs[drafter] = self._bounded_mean(drafter, old, cost)
+
+    def _bounded_mean(self, name: str, old: float, new: float) -> float:
+        """A moving mean that no single measurement can raise far."""
+        self._measured[name] += 1
+        weight = max(_COST_WEIGHT, 1 / (1 + self._measured[name]))
+        return _mean(old, min(new, _MOST_TIMES * old) if old else new, weight)
 
 
-def _bounded_mean(old: float, new: float) -> float:
-    """A moving mean that no single measurement can raise far."""
-    return _mean(old, min(new, _MOST_TIMES * old) if old else new)
-
-
-def _mean(old: float, new: float) -> float:
+def _mean(old: float, new: float, weight: float = _COST_WEIGHT) -> float:
     """A moving mean, which begins at the first value."""
-    return old + _COST_WEIGHT * (new - old) if old else new
+    return old + weight * (new - old) if old else new
