@@ -233,7 +233,7 @@ def load(name: str | Path | None = None, *, drafter: str | Path | None = None) -
     the model's own if there is one; "none": without. Raises ValueError, saying what is missing or
     wrong, where there is none.
     """
-    return Model(open_model(name, drafter))
+    return Model(open_model(name, drafter=drafter))
 
 
 def _collected(events: Iterator[Event]) -> Generation:

@@ -142,8 +142,12 @@ def load_network(
     simulate: bool = False,
     exact: bool = False,
     drafter: str | Path | None = None,
+    memory_bytes: int | None = None,
 ) -> "Network":
     """The network of a model: by the C++ kernels in bfloat16, as the models are published.
+
+    With `memory_bytes` it keeps within so much memory: routed experts that do not fit are read from
+    disk as tokens need them. Raises ValueError for less than the model runs with.
 
     Where they do not serve it, and with `exact`, the PyTorch reference computes it in float32.
     There a quantized weight is unpacked at every use; where memory allows, once and for all here.
@@ -152,18 +156,44 @@ def load_network(
     missing.
     """
     checkpoint = open_with_drafter(find_model(name), drafter)
-    return _network_of(checkpoint, simulate=simulate, exact=exact)
+    return _network_of(checkpoint, simulate, exact, memory_bytes)
 
 
 def _network_of(
-    checkpoint: "Checkpoint", *, simulate: bool = False, exact: bool = False
+    checkpoint: "Checkpoint",
+    simulate: bool = False,
+    exact: bool = False,
+    memory_bytes: int | None = None,
 ) -> "Network":
     prepare_process()
     simulation = DEPLOYED if simulate else EXACT
-    network: Network | None = None if exact else _load_kernels(checkpoint, simulation)
+    network: Network | None = None
+    if memory_bytes is not None:
+        network = _load_streamed(checkpoint, simulation, memory_bytes)
+    if network is None and not exact:
+        network = _load_kernels(checkpoint, simulation)
     if network is None:
         network = _load_reference(checkpoint, simulation, exact=exact)
     keep_what_is_loaded()
+    return network
+
+
+def _load_streamed(
+    checkpoint: "Checkpoint", simulation: Simulation, memory_bytes: int
+) -> "Network | None":
+    """The network within a memory budget; None if all of it fits."""
+    if library() is None:
+        report_missing()
+        raise ValueError("--memory needs the C++ kernels, which were not built")
+    from sounding.native.streamed import load_streamed
+
+    network = load_streamed(checkpoint, memory_bytes, simulation)
+    if network is not None and network.store is not None and network.store.plan is not None:
+        plan = network.store.plan
+        _log.info(
+            "%d of %d experts fit in memory, steps have up to %d tokens",
+            *(plan.slots, plan.num_experts, plan.chunk_tokens),
+        )
     return network
 
 
@@ -340,11 +370,13 @@ class LoadedModel:
         return adapter
 
     def close(self) -> None:
-        """Stop its engines. Safe to call twice."""
+        """Stop its engines, and the reading of its experts. Safe to call twice."""
         while self._engines:
             engine = self._engines.pop()
             engine.close()
             atexit.unregister(engine.close)
+        if self.network.store is not None:
+            self.network.store.close()
 
 
 def weights_digest(folder: Path) -> str:
@@ -354,9 +386,13 @@ def weights_digest(folder: Path) -> str:
     return digest.weights_digest(open_checkpoint(folder).read_all())
 
 
-def open_model(name: str | Path | None = None, drafter: str | Path | None = None) -> LoadedModel:
-    """Load network and tokenizer of a model; for `drafter` see `open_with_drafter`. Raises
-    ValueError saying what is missing or wrong."""
+def open_model(
+    name: str | Path | None = None,
+    memory_bytes: int | None = None,
+    drafter: str | Path | None = None,
+) -> LoadedModel:
+    """Load network and tokenizer of a model, in `memory_bytes` as `load_network` does; for
+    `drafter` see `open_with_drafter`. Raises ValueError saying what is missing or wrong."""
     from sounding.text.fim_format import FimFormat
 
     folder = find_model(name)
@@ -365,7 +401,8 @@ def open_model(name: str | Path | None = None, drafter: str | Path | None = None
     tokenizer = _tokenizer_of(checkpoint)  # first: it is quick, and its errors need no weights
     fim_format = FimFormat.from_folder(folder)
     files = file_facts(checkpoint.files)
-    return LoadedModel(folder, _network_of(checkpoint), tokenizer, fim_format, files)
+    network = _network_of(checkpoint, memory_bytes=memory_bytes)
+    return LoadedModel(folder, network, tokenizer, fim_format, files)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -388,9 +425,11 @@ def start_engine(
     """
     from sounding.engine.engine import Engine
     from sounding.engine.exact import splits_are_exact
-    from sounding.engine.settings import EngineSettings
+    from sounding.engine.settings import EngineSettings, within_memory
 
-    options = EngineSettings(exact_splits=splits_are_exact(network), **settings)
+    options = EngineSettings(
+        exact_splits=splits_are_exact(network), **within_memory(network, settings)
+    )
     options = options.resolved(network.block_drafter)
     store = None
     if prefix_store is not None:

@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from sounding.bench.experts import DiskMeter, ExpertUse
 from sounding.engine.network import Network
 from sounding.native.describe import describe_weight
 from sounding.native.kernels import multiply, num_threads
@@ -53,6 +54,8 @@ class Measurement:
     context: int  # number of tokens before the measured ones
     tokens_per_second: float
     limit_tokens_per_second: float
+    experts: ExpertUse | None = None
+    """What was read from disk, if not all experts are in memory."""
 
     @property
     def fraction(self) -> float:
@@ -139,8 +142,10 @@ def token_cost(model: Network, context: int) -> Cost:
     return Cost(bytes_read, 2 * (numbers + attention + indexing))
 
 
-def measure_prefill(runner: TokenRunner, tokens: Sequence[int], runs: int) -> float:
-    """Seconds to prefill a prompt: the median of `runs` after one warm-up run."""
+def measure_prefill(
+    runner: TokenRunner, tokens: Sequence[int], runs: int, on_start: Callable[[], object]
+) -> float:
+    """Seconds to prefill a prompt: the median of `runs` after one warm-up run and `on_start`."""
 
     def once() -> float:
         runner.start()
@@ -149,11 +154,18 @@ def measure_prefill(runner: TokenRunner, tokens: Sequence[int], runs: int) -> fl
         return time.perf_counter() - start
 
     once()
+    on_start()
     return statistics.median(once() for _ in range(runs))
 
 
-def measure_decode(runner: TokenRunner, count: int, runs: int) -> float:
-    """Seconds per decoded token after the runner's context: the median of `count` tokens."""
+def measure_decode(
+    runner: TokenRunner,
+    count: int,
+    runs: int,
+    typical: Callable[[Sequence[float]], float] = statistics.median,
+) -> float:
+    """Seconds per decoded token after the runner's context: the median of `runs` of the `typical`
+    one of `count` tokens."""
     token = runner.read([0])
     medians = []
     for _ in range(runs):
@@ -162,7 +174,7 @@ def measure_decode(runner: TokenRunner, count: int, runs: int) -> float:
             start = time.perf_counter()
             token = runner.read([token])
             seconds.append(time.perf_counter() - start)
-        medians.append(statistics.median(seconds))
+        medians.append(typical(seconds))
     return statistics.median(medians)
 
 
@@ -176,17 +188,22 @@ def measure(
     context: int,
     runs: int,
     on_read: Callable[[int], object] = lambda done: None,
+    disk: DiskMeter | None = None,
 ) -> list[Measurement]:
     """Measure prefill at each length, then decoding after `context` tokens. The context's own
     prefill is a row too. Calls `on_read` with the number of context tokens read so far."""
     generator = np.random.default_rng(0)
     vocabulary = model.config.vocab_size
+    disk = disk or DiskMeter(model)
     rows = []
     for length in prefill:
         tokens = generator.integers(vocabulary, size=length).tolist()
-        seconds = measure_prefill(runner, tokens, runs)
+        seconds = measure_prefill(runner, tokens, runs, disk.start)
         limit = ceilings.flops_per_second / token_cost(model, length // 2).flops
-        rows.append(Measurement("prefill", length, 0, length / seconds, limit))
+        use = disk.use(runs * length)
+        if use is not None and use.disk_seconds:
+            limit = min(limit, 1 / use.disk_seconds)
+        rows.append(Measurement("prefill", length, 0, length / seconds, limit, use))
     if decode:
         runner.start()
         if context:
@@ -200,9 +217,14 @@ def measure(
             speed = context / (time.perf_counter() - start)
             limit = ceilings.flops_per_second / token_cost(model, context // 2).flops
             rows.append(Measurement("prefill", context, 0, speed, limit))
-        seconds = measure_decode(runner, decode, runs)
-        limit = ceilings.read_bytes_per_second / token_cost(model, context).bytes
-        rows.append(Measurement("decode", decode, context, 1 / seconds, limit))
+        disk.start()
+        # Tokens differ in what they read from disk; without that only other work is in the way.
+        typical = statistics.median if model.store is None else statistics.fmean
+        seconds = measure_decode(runner, decode, runs, typical)
+        use = disk.use(runs * decode + 1)
+        least = token_cost(model, context).bytes / ceilings.read_bytes_per_second
+        limit = 1 / (least + (0.0 if use is None else use.disk_seconds))
+        rows.append(Measurement("decode", decode, context, 1 / seconds, limit, use))
     return rows
 
 

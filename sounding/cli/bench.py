@@ -3,6 +3,7 @@
 import json
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,17 @@ from sounding.bench.drafting import DraftingReport, print_drafting
 from sounding.bench.training import compare_training, print_training
 from sounding.cli.completion import drafter_option, open_model
 from sounding.cli.model_argument import model_argument
+from sounding.cli.sizes import memory_option
 from sounding.loading import SHIPPED_NAME, open_checkpoint
 from sounding.progress import progress_bar
 from sounding.runtime import peak_resident_bytes
 
 if TYPE_CHECKING:
+    from sounding.bench.experts import DiskMeter
     from sounding.bench.inference import Measurement
     from sounding.bench.peers.transformers_v4 import Peer
+    from sounding.engine.network import Network
+    from sounding.loading import LoadedModel
 
 
 def _counts(ctx: click.Context, parameter: click.Parameter, value: str) -> list[int]:
@@ -48,7 +53,16 @@ def _sequences(
 
 
 # Options that only inference or only training has.
-_INFERENCE = ("prefill", "decode", "context", "simulate", "drafts", "places", "drafter")
+_INFERENCE = (
+    "memory_bytes",
+    "prefill",
+    "decode",
+    "context",
+    "simulate",
+    "drafts",
+    "places",
+    "drafter",
+)
 _TRAINING = ("tokens", "phase", "no_mtp")
 _PLACE_TOKENS = 256  # before a place, if --context does not say
 
@@ -63,6 +77,7 @@ def _refuse_others(ctx: click.Context, train: bool) -> None:
 
 @click.command()
 @model_argument
+@memory_option
 @click.option(
     "--prefill", default="512,2048", show_default=True, callback=_counts, help="Prompt lengths."
 )
@@ -126,6 +141,7 @@ def _refuse_others(ctx: click.Context, train: bool) -> None:
 def bench(
     ctx: click.Context,
     model: str | None,
+    memory_bytes: int | None,
     prefill: list[int],
     decode: int,
     context: int,
@@ -146,10 +162,12 @@ def bench(
 
     Each figure is the median of several runs after a warm-up. Prefill is compared with the
     machine's matrix multiplication speed and decode with its memory bandwidth; both limits are
-    measured in the same run. By default MODEL is the shipped model. With --train it may be a
-    preset; training then starts from random weights and reads random tokens. With --drafts the
-    network continues a text behind many places, with each drafter alone, without drafts, and as the
-    engine chooses, by turns.
+    measured in the same run. With --memory they are those of the longer of a prompt's reads and
+    operations, and of reading what a token misses from disk, then the rest from memory; the table
+    then shows what of the reads was hidden by computing meanwhile. By default MODEL is the shipped
+    model. With --train it may be a preset; training then starts from random weights and reads
+    random tokens. With --drafts the network continues a text behind many places, with each drafter
+    alone, without drafts, and as the engine chooses, by turns.
 
     \b
     Examples:
@@ -166,8 +184,12 @@ def bench(
       state_bytes         size of the state of the decoded sequence
       formula_state_bytes size of its packed state as `plan` computes it; --simulate measures it
       read_bytes_per_second, flops_per_second    measured limits; products are in flops_dtype
+      memory_bytes, slots, chunk_tokens, disk_bytes_per_second    with --memory: the budget, the
+                          experts and the tokens of a step that fit, and direct reads of experts
       rows                [{kind, tokens, context, tokens_per_second, fraction, bytes_per_token,
-                          flops_per_token, peer_tokens_per_second, ratio}]
+                          flops_per_token, peer_tokens_per_second, ratio, experts}]
+                          experts: {hit_rate, ahead_rate, bytes_read, waited_seconds,
+                          disk_seconds, hidden_seconds} per token, with --memory
 
     \b
     Keys of the JSON with --train:
@@ -190,9 +212,12 @@ def bench(
     model = model or SHIPPED_NAME
     threads = threads or psutil.cpu_count() or 1
     if drafts is not None:
-        drafting = _measure_drafts(
-            ctx, model, drafts, (places, decode, context or _PLACE_TOKENS), drafter, threads
-        )
+        from sounding.native.kernels import set_num_threads
+
+        set_num_threads(threads)
+        opened = open_model(model, memory_bytes, drafter)
+        sizes = (places, decode, context or _PLACE_TOKENS)
+        drafting = _measure_drafts(ctx, opened, drafts, sizes)
         if as_json:
             click.echo(json.dumps(drafting.to_dict(), indent=2))
         else:
@@ -211,7 +236,9 @@ def bench(
         show = print_training
     else:
         how = {"prefill": prefill, "decode": decode, "context": context, "runs": runs}
-        report = _infer(model, how, threads, simulate=simulate, against=against)
+        report = _infer(
+            model, how, threads, simulate=simulate, against=against, memory_bytes=memory_bytes
+        )
         show = _print
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -220,24 +247,16 @@ def bench(
 
 
 def _measure_drafts(
-    ctx: click.Context,
-    model: str,
-    text: Path,
-    sizes: tuple[int, int, int],
-    drafter: str | None,
-    threads: int,
+    ctx: click.Context, opened: "LoadedModel", text: Path, sizes: tuple[int, int, int]
 ) -> DraftingReport:
     """Measure drafters; `sizes` are places, tokens behind each, and tokens before each."""
     from sounding.bench.drafting import measure_drafters, places_in
     from sounding.evaluation.measuring import read_texts
-    from sounding.native.kernels import set_num_threads
 
     for name in ("prefill", "simulate", "against"):
         if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name} cannot be combined with --drafts")
     count, tokens, context = sizes
-    opened = open_model(model, drafter)
-    set_num_threads(threads)
     texts = read_texts(text, (".py",), lambda note: click.echo(note, err=True))
     documents = [opened.tokenizer.encode(each, named=False) for _, each in texts]
     prompts = places_in(documents, count, context)
@@ -249,11 +268,18 @@ def _measure_drafts(
 
 
 def _infer(
-    model: str, how: dict[str, Any], threads: int, *, simulate: bool, against: str | None
+    model: str,
+    how: dict[str, Any],
+    threads: int,
+    *,
+    simulate: bool,
+    against: str | None,
+    memory_bytes: int | None,
 ) -> dict[str, Any]:
     """Measure prefill and decode; `how` holds the arguments of `measure`."""
     import psutil
 
+    from sounding.bench.experts import DiskMeter
     from sounding.bench.inference import Ours, between, measure, measure_ceilings, token_cost
     from sounding.loading import load_network
     from sounding.native.kernels import set_num_threads
@@ -261,27 +287,28 @@ def _infer(
     from sounding.weights.description import StateSize
 
     set_num_threads(threads)
-    network = load_network(model, simulate=simulate)
+    network = load_network(model, simulate=simulate, memory_bytes=memory_bytes)
     prefill = how["prefill"]
     longest = max([how["context"] + how["decode"] * how["runs"] + 1, *prefill])
     runner = Ours(network, packed_tokens=longest if simulate else None)
     runner.read([0] * (prefill[0] if prefill else 1))
     first = time.time() - psutil.Process().create_time()
     ceilings = measure_ceilings()
+    disk = DiskMeter(network)
     with progress_bar(MofNCompleteColumn()) as bar:
         task = bar.add_task("reading the context", total=how["context"], visible=how["context"] > 0)
 
         def on_read(done: int) -> None:
             bar.update(task, completed=done)
 
-        rows = measure(network, runner, ceilings, **how, on_read=on_read)
+        rows = measure(network, runner, ceilings, **how, on_read=on_read, disk=disk)
     peers: list[Measurement] = []
     if against:
         with tempfile.TemporaryDirectory() as folder:
             peer: Peer = _peer(model, Path(folder))
             peers = measure(network, peer, ceilings, **how)
         # The speed of a machine drifts within minutes: measure before and after the peer.
-        rows = between(rows, measure(network, runner, ceilings, **how))
+        rows = between(rows, measure(network, runner, ceilings, **how, disk=disk))
     costs = [token_cost(network, row.context or row.tokens // 2) for row in rows]
     return {
         "native": isinstance(network, KernelNetwork),
@@ -293,11 +320,47 @@ def _infer(
         "read_bytes_per_second": round(ceilings.read_bytes_per_second),
         "flops_per_second": round(ceilings.flops_per_second),
         "flops_dtype": ceilings.dtype,
+        **_budget(network, disk),
         "rows": [
             _as_json(row, cost.bytes, cost.flops, peers[number] if peers else None)
             for number, (row, cost) in enumerate(zip(rows, costs, strict=True))
         ],
     }
+
+
+def _budget(network: "Network", disk: "DiskMeter") -> dict[str, Any]:
+    """The keys of the JSON that a memory budget adds."""
+    if network.store is None or network.store.plan is None:
+        return {}
+    plan = network.store.plan
+    return {
+        "memory_bytes": plan.budget_bytes,
+        "slots": plan.slots,
+        "chunk_tokens": plan.chunk_tokens,
+        "disk_bytes_per_second": round(disk.bytes_per_second),
+    }
+
+
+def _print_experts(report: dict[str, Any]) -> None:
+    """What each measurement took from the disk, per token."""
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("experts", "hits", "read ahead", "MB/token", "disk", "hidden", "waited"):
+        table.add_column(heading, justify="left" if heading == "experts" else "right")
+    for row in report["rows"]:
+        use = row["experts"]
+        table.add_row(
+            f"{row['kind']} {row['tokens']:,}",
+            f"{use['hit_rate']:.1%}",
+            f"{use['ahead_rate']:.1%}",
+            f"{use['bytes_read'] / 1e6:,.1f}",
+            *(f"{1000 * use[f'{what}_seconds']:,.1f} ms" for what in ("disk", "hidden", "waited")),
+        )
+    Console(width=max(100, Console().width)).print(table)
+    limit = report["memory_bytes"] / 1e6
+    click.echo(
+        f"experts are read at {report['disk_bytes_per_second'] / 1e9:.2f} GB/s; "
+        f"{report['slots']:,} of them fit in the {limit:,.0f} MB given"
+    )
 
 
 def _peer(model: str, folder: Path) -> "Peer":
@@ -320,6 +383,8 @@ def _as_json(
         "bytes_per_token": round(num_bytes),
         "flops_per_token": round(flops),
     }
+    if row.experts is not None:
+        result["experts"] = {**asdict(row.experts), "hidden_seconds": row.experts.hidden_seconds}
     if peer is not None:
         result["peer_tokens_per_second"] = round(peer.tokens_per_second, 1)
         result["ratio"] = round(row.tokens_per_second / peer.tokens_per_second, 2)
@@ -344,6 +409,8 @@ def _print(report: dict[str, Any]) -> None:
             f"{row['ratio']:.1f}x" if "ratio" in row else "",
         )
     Console(width=max(100, Console().width)).print(table)
+    if any("experts" in row for row in report["rows"]):
+        _print_experts(report)
     click.echo(
         f"this machine reads {report['read_bytes_per_second'] / 1e9:.1f} GB/s and multiplies "
         f"{report['flops_per_second'] / 1e9:,.0f} GFLOPS in {report['flops_dtype']}, "

@@ -15,6 +15,7 @@ import click
 from sounding.cli.chat_session import EFFORTS, ChatSession, Effort, Write
 from sounding.cli.completion import drafter_option, open_model
 from sounding.cli.model_argument import model_argument
+from sounding.cli.sizes import memory_option
 from sounding.engine.faults import EngineFault
 from sounding.loading import LoadedModel, can_converse
 
@@ -33,6 +34,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @click.command()
 @model_argument
+@memory_option
 @click.option("--system", default="", help="System message.")
 @click.option(
     "--think",
@@ -55,6 +57,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 @drafter_option
 def chat(
     model: str | None,
+    memory_bytes: int | None,
     system: str,
     think: Effort,
     max_tokens: int,
@@ -85,7 +88,7 @@ def chat(
         raise ValueError(
             "stdin is empty; pipe a question to it, or run the command in a terminal to chat"
         )
-    opened = open_model(model, drafter)
+    opened = open_model(model, memory_bytes, drafter)
     if not can_converse(opened.folder):
         click.echo(
             "this is a base model: it completes code and is not trained to chat; try "

@@ -18,7 +18,7 @@ from sounding.weights.cluster import (
     plan_training,
 )
 from sounding.weights.description import Description
-from sounding.weights.plan import human_bytes
+from sounding.weights.units import human_bytes
 
 _GIGA = 1e9
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from sounding.cli.sizes import memory_option
+
 if TYPE_CHECKING:
     from sounding.completion.completer import FilledGap
     from sounding.completion.gap import Gap, Kind
@@ -17,11 +19,14 @@ _PYTHON = (".py", ".pyi")
 _ROUNDS = 4  # repetitions of the same lines after which generation stops
 
 
-def open_model(name: str | Path | None, drafter: str | None = None) -> "LoadedModel":
-    """Load the model of a command; its engines are closed when the command ends."""
+def open_model(
+    name: str | Path | None, memory_bytes: int | None = None, drafter: str | None = None
+) -> "LoadedModel":
+    """Load the model of a command, within a memory budget if one is given, and with a drafter; its
+    engines are closed when the command ends."""
     from sounding import loading
 
-    model = loading.open_model(name, drafter)
+    model = loading.open_model(name, memory_bytes, drafter)
     context = click.get_current_context(silent=True)
     if context is not None:  # None in a thread of a command
         context.call_on_close(model.close)
@@ -94,7 +99,7 @@ def write(
     stop: Kind | None = "block" if until == "block" or (until is None and opens) else None
     if until == "line":
         stop = "line"
-    opened = open_model(model, drafter)
+    opened = open_model(model, drafter=drafter)
     completer = Completer(opened.tokenizer, opened.fim_format, opened.batch(1))
     written = ""
     for piece in completer.write(text, settings, params, until=stop):
@@ -119,6 +124,7 @@ def _repeats(text: str) -> bool:
 @click.command()
 @click.argument("where", metavar="FILE:LINE[:COL]")
 @model_option
+@memory_option
 @click.option(
     "--context",
     "others",
@@ -159,6 +165,7 @@ def _repeats(text: str) -> bool:
 def complete(
     where: str,
     model: str | None,
+    memory_bytes: int | None,
     others: tuple[Path, ...],
     one_line: bool | None,
     alternatives: int,
@@ -203,7 +210,7 @@ def complete(
     settings = CompletionSettings(max_tokens=max_tokens, context_tokens=context_tokens)
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
     files = [(str(path), _read_text(path)) for path in others]
-    opened = open_model(model, drafter)
+    opened = open_model(model, memory_bytes, drafter)
     completer = Completer(opened.tokenizer, opened.fim_format, opened.batch(16))
     python = place.path.suffix in _PYTHON
     plan = completer.plan(place.gap, kind, settings, files=files, python=python)

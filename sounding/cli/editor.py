@@ -99,7 +99,7 @@ def language_server(
             candidates=TYPING_CANDIDATES,
             typing=True,
         )
-        opened = open_model(model, drafter)
+        opened = open_model(model, drafter=drafter)
         engine = opened.engine()
         adapter = WorkspaceAdapter(
             *(engine.adapters, opened.read_adapter),

@@ -10,6 +10,7 @@ from rich.progress import MofNCompleteColumn
 
 from sounding.cli.completion import drafter_option
 from sounding.cli.model_argument import model_argument
+from sounding.cli.sizes import memory_option
 from sounding.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def _random_pieces(length: int, choose: random.Random) -> list[int]:
 
 @click.command()
 @model_argument
+@memory_option
 @click.option("--prompt", help="Text to continue; '-' reads it from stdin.")
 @click.option(
     "--tokens",
@@ -161,6 +163,7 @@ def _random_pieces(length: int, choose: random.Random) -> list[int]:
 @drafter_option
 def generate(
     model: str | None,
+    memory_bytes: int | None,
     prompt: str | None,
     tokens: str | None,
     max_tokens: int,
@@ -197,7 +200,8 @@ def generate(
     else:
         text = sys.stdin.read() if prompt == "-" else prompt or ""
         dialect = _Text(folder, text)
-    stream = start_engine(load_network(folder, drafter=drafter), dialect.tokenizer).submit(
+    network = load_network(folder, memory_bytes=memory_bytes, drafter=drafter)
+    stream = start_engine(network, dialect.tokenizer).submit(
         GenerationRequest(
             prompt=dialect.prompt,
             params=params,

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sounding.cli.model_argument import model_argument
+from sounding.cli.sizes import rate_option, size_option
 from sounding.config import RATIO_NAMES, ModelConfig
 from sounding.loading import SHIPPED_NAME, open_checkpoint
 from sounding.presets import PRESETS
@@ -24,7 +25,8 @@ from sounding.weights.description import (
 )
 from sounding.weights.layout import count_parameters
 from sounding.weights.machine import this_machine
-from sounding.weights.plan import Plan, human_bytes, make_plan
+from sounding.weights.plan import Plan, make_plan
+from sounding.weights.units import human_bytes
 
 if TYPE_CHECKING:  # torch takes a second to import, and presets are described without it
     from sounding.weights.checkpoint import Checkpoint
@@ -191,6 +193,25 @@ def _span(numbers: list[int]) -> str:
     help="Tokens of prompt and answer to allow for.",
 )
 @click.option(
+    "--memory",
+    callback=size_option,
+    metavar="SIZE",
+    help="Memory for the model, such as 64GiB: what serve takes as --memory.  [default: what is "
+    "free here]",
+)
+@click.option(
+    "--disk",
+    callback=rate_option,
+    metavar="RATE",
+    help="Speed of the disk, such as 4GB/s.  [default: measured]",
+)
+@click.option(
+    "--bandwidth",
+    callback=rate_option,
+    metavar="RATE",
+    help="Speed of memory, such as 60GB/s.  [default: measured]",
+)
+@click.option(
     "--cluster",
     metavar="COUNTxMEMORY",
     help="Plan for devices such as 8x80GB instead of this machine.",
@@ -198,14 +219,23 @@ def _span(numbers: list[int]) -> str:
 @click.option("--link", type=float, metavar="GB/S", help="A device's link speed, one direction.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def plan(
-    model: str | None, context: int, cluster: str | None, link: float | None, as_json: bool
+    model: str | None,
+    context: int,
+    memory: int | None,
+    disk: int | None,
+    bandwidth: int | None,
+    cluster: str | None,
+    link: float | None,
+    as_json: bool,
 ) -> None:
     """Compare what a model needs with what this machine, or a cluster, has.
 
     MODEL is a preset (tiny, nano, flash, pro) or a folder, as for inspect. Weights, state and
-    workspace of one sequence are compared with free memory and disk. Memory bandwidth is measured;
-    disk bandwidth is measured if a shard is large enough, else 2 GB/s are assumed. Tokens per
-    second are an upper bound: one sequence, each byte read once per token, experts equally likely.
+    workspace of one sequence are compared with free memory and disk, or with those of the machine
+    that --memory, --disk and --bandwidth describe. Memory bandwidth is measured; disk bandwidth is
+    measured if a shard is large enough, else 2 GB/s are assumed. Tokens per second are those of
+    reading alone: one sequence, each byte once per token, first what is missing from disk, then all
+    from memory. Arithmetic may take longer on a machine with few cores.
 
     With --cluster, the model is planned on equal devices: to serve, with routed experts divided
     over them and everything else on each; to train, as `train` shards it under torchrun, one
@@ -215,6 +245,7 @@ def plan(
     \b
     Examples:
       sounding plan flash --context 131072
+      sounding plan flash --memory 64GiB --disk 4GB/s --bandwidth 60GB/s
       sounding plan flash --cluster 8x80GB
 
     \b
@@ -224,16 +255,26 @@ def plan(
                           needed; "none": does not fit; reason says why
       context_tokens, weight_bytes, expert_bytes, state_bytes
       needed_bytes        memory for everything, including 1 GiB of workspace
-      streaming_bytes     memory for everything except the routed experts
+      streaming_bytes     the least memory, with the routed experts on disk
       dense_bytes_per_token, expert_bytes_per_token, state_bytes_per_token
       cached_experts      share of the experts that fit in memory
-      tokens_per_second   upper bound by bandwidth; 0 if the model does not fit
+      hit_rate, hit_rate_source    share of a token's experts expected there, and by what
+      disk_bytes_per_token         expected reads
+      chunk_tokens        tokens of a prompt for which each expert is read once
+      tokens_per_second   by reading alone; 0 if the model does not fit
+      prompt_tokens_per_second     bound of prefill by reading experts; 0 if none is streamed
       machine             {memory_bytes, available_bytes, disk_free_bytes, memory_bandwidth,
-                          disk_bandwidth, disk_bandwidth_measured}, bandwidths in bytes/s
+                          memory_bandwidth_measured, disk_bandwidth, disk_bandwidth_measured},
+                          bandwidths in bytes/s
+      stated              the options that describe another machine
     """
     model = model or SHIPPED_NAME
     description, checkpoint = describe(model)
+    given = {"memory": memory, "disk": disk, "bandwidth": bandwidth}
+    stated = [name for name, value in given.items() if value is not None]
     if cluster is not None:
+        if stated:
+            raise ValueError(f"--{stated[0]} describes one machine and --cluster many: give one")
         from sounding.cli.cluster_plan import print_cluster_plan
 
         print_cluster_plan(model, description, cluster, context, link, as_json=as_json)
@@ -241,13 +282,18 @@ def plan(
     if link is not None:
         raise ValueError(f"--link {link:g} is of a cluster's devices: give --cluster too")
     folder = Path.cwd() if checkpoint is None else checkpoint.folder
-    machine = this_machine(folder, _largest_shard(checkpoint))
+    machine = this_machine(folder, _largest_shard(checkpoint)).described(memory, disk, bandwidth)
     found = make_plan(description, machine, context, on_disk=checkpoint is not None)
-    answer = {"model": model, **dataclasses.asdict(found), "machine": dataclasses.asdict(machine)}
+    answer = {
+        "model": model,
+        **dataclasses.asdict(found),
+        "machine": dataclasses.asdict(machine),
+        "stated": stated,
+    }
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     else:
-        _print_plan(found, answer["machine"])
+        _print_plan(found, answer["machine"], stated)
 
 
 def _largest_shard(checkpoint: "Checkpoint | None") -> Path | None:
@@ -257,7 +303,7 @@ def _largest_shard(checkpoint: "Checkpoint | None") -> Path | None:
     return max(files, key=os.path.getsize)
 
 
-def _print_plan(found: Plan, machine: dict[str, Any]) -> None:
+def _print_plan(found: Plan, machine: dict[str, Any], stated: list[str]) -> None:
     verdicts = {
         "memory": "[bold green]fits in memory[/]",
         "stream": "[bold yellow]needs streaming from disk[/]",
@@ -268,6 +314,9 @@ def _print_plan(found: Plan, machine: dict[str, Any]) -> None:
     )
     free = human_bytes(machine["available_bytes"])
     origin = "measured" if machine["disk_bandwidth_measured"] else "assumed"
+    disk_origin = "stated" if "disk" in stated else origin
+    memory_origin = "stated" if "bandwidth" in stated else "measured"
+    share = f"{free} free of {human_bytes(machine['memory_bytes'])}"
     takes = _facts(
         (
             "weights",
@@ -278,16 +327,28 @@ def _print_plan(found: Plan, machine: dict[str, Any]) -> None:
         ("read per token", human_bytes(per_token)),
     )
     has = _facts(
-        ("memory", f"{free} free of {human_bytes(machine['memory_bytes'])}"),
-        ("memory speed", f"{machine['memory_bandwidth'] / 1e9:.1f} GB/s, measured"),
-        ("disk", f"{human_bytes(machine['disk_free_bytes'])} free"),
-        ("disk speed", f"{machine['disk_bandwidth'] / 1e9:.1f} GB/s, {origin}"),
+        ("memory", f"{free}, stated" if "memory" in stated else share),
+        ("memory speed", f"{machine['memory_bandwidth'] / 1e9:.1f} GB/s, {memory_origin}"),
+        *([] if stated else [("disk", f"{human_bytes(machine['disk_free_bytes'])} free")]),
+        ("disk speed", f"{machine['disk_bandwidth'] / 1e9:.1f} GB/s, {disk_origin}"),
     )
     console = Console()
     console.print("[bold]needed[/]", takes, "[bold]available[/]", has)
     console.print(f"{verdicts[found.verdict]}: {found.reason}", soft_wrap=True)
+    if found.verdict == "stream":
+        console.print(
+            f"{found.cached_experts:.1%} of the experts fit in memory, where {found.hit_rate:.0%} "
+            f"of a token's are expected ({found.hit_rate_source}); "
+            f"{human_bytes(found.disk_bytes_per_token)} per token from disk",
+            soft_wrap=True,
+        )
+        console.print(
+            f"at most {found.prompt_tokens_per_second:,.1f} tokens per second of a prompt, by "
+            f"reading experts once per {found.chunk_tokens:,} tokens",
+            soft_wrap=True,
+        )
     if found.verdict != "none":
-        console.print(f"at most {found.tokens_per_second:,.2f} tokens per second, by bandwidth")
+        console.print(f"about {found.tokens_per_second:,.2f} tokens per second, by bandwidth")
 
 
 # --------------------------------------------------------------------------------------------------

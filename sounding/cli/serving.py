@@ -8,6 +8,7 @@ import click
 
 from sounding.cli.completion import drafter_option, open_model
 from sounding.cli.model_argument import model_argument
+from sounding.cli.sizes import memory_option
 from sounding.loading import can_converse, find_model, trained_context
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 @click.command()
 @model_argument
+@memory_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -189,6 +191,7 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 )
 def serve(
     model: str | None,
+    memory_bytes: int | None,
     host: str,
     port: int,
     names: tuple[str, ...],
@@ -255,6 +258,7 @@ def serve(
     source = EngineSource(
         model=str(folder.resolve()),
         prefix_store=str(prefix_store.expanduser().resolve()) if prefix_store else None,
+        memory_bytes=memory_bytes,
         store_bytes=prefix_store_gib << 30,
         adapters={name: str(place.resolve()) for name, place in named.items()},
         drafter=str(Path(drafter).resolve()) if drafter and drafter != "none" else drafter,
@@ -327,7 +331,7 @@ def _one_engine(
     """A service whose engine runs in this process."""
     from sounding.server.service import Service
 
-    opened = open_model(source.model, source.drafter)
+    opened = open_model(source.model, source.memory_bytes, source.drafter)
     engine = source.engine_of(opened)
     return Service(
         *(engine, opened.tokenizer, settings, _card(opened.folder, opened.network.config)),

@@ -29,6 +29,7 @@ from sounding.engine.requests import (
     Usage,
 )
 from sounding.engine.stream import EventStream
+from sounding.native.expert_store import sum_of_stats
 
 _log = logging.getLogger(__name__)
 
@@ -153,7 +154,10 @@ class RemoteEngine:
         for one in every.values():
             for drafter, counts in one.drafts.items():
                 drafts[drafter] = drafts.get(drafter, DraftCounts()) + counts
-        return EngineStats(**sums, expert_load=load, drafts=drafts, extra={"replicas": parts})
+        stores = sum_of_stats([one.experts for one in live if one.experts is not None])
+        return EngineStats(
+            **sums, expert_load=load, drafts=drafts, experts=stores, extra={"replicas": parts}
+        )
 
     def close(self, grace_seconds: float = 0.0) -> None:
         """See `EngineLike`; also stops the replicas. A second call cuts the grace period short."""

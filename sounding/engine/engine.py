@@ -7,7 +7,7 @@ answer. Other threads submit and cancel requests through one queue of small mess
 import logging
 import threading
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from sounding.engine.adapters import Adapters
@@ -15,11 +15,12 @@ from sounding.engine.memory_budget import StatePool
 from sounding.engine.network import Network
 from sounding.engine.requests import EngineStats, FinishReason, GenerationRequest, Overloaded
 from sounding.engine.runner import Runner
-from sounding.engine.scheduler import Scheduler
+from sounding.engine.scheduler import Move, Scheduler
 from sounding.engine.sequence import ActiveSequence
 from sounding.engine.settings import EngineSettings
 from sounding.engine.stream import EventStream
 from sounding.engine.token_checks import check_prompt
+from sounding.native.expert_store import StepCancelled
 from sounding.runtime import give_back_free_memory
 from sounding.text.markup import EOS
 from sounding.text.tokenizer import Tokenizer
@@ -196,6 +197,7 @@ class Engine:
             stored_prefixes=0 if store is None else len(store),
             stored_bytes=0 if store is None else store.nbytes,
             expert_load=counters.expert_load.tolist(),
+            experts=None if self._model.store is None else self._model.store.stats(),
         )
 
     def close(self, grace_seconds: float = 0.0) -> None:
@@ -277,8 +279,15 @@ class Engine:
         moves = self._scheduler.plan()
         if not moves:
             return
+        if self._model.store is not None:
+            self._model.store.cancelled = lambda: self._all_cancelled(moves)
         try:
             self._runner.step(moves)
+        except StepCancelled:
+            for move in moves:
+                move.generation.state = None  # it holds a part of the step
+                self._end_those([move.generation], "cancelled")
+            return
         except Exception as error:  # the states of all sequences in the step are undefined
             _log.exception("a step failed")
             self._end_those([move.generation for move in moves], "error", str(error))
@@ -287,6 +296,12 @@ class Engine:
             reason = move.generation.finished
             if reason is not None:
                 self._end_those([move.generation], reason)
+
+    def _all_cancelled(self, moves: Sequence[Move]) -> bool:
+        """True if nobody waits for the results of a step any more."""
+        with self._changed:
+            gone = {id(each.generation) for each in self._messages if each.kind == "cancel"}
+            return self._stopping or all(id(move.generation) in gone for move in moves)
 
     def _end_those(
         self, generations: list[ActiveSequence], reason: FinishReason, error: str | None = None

@@ -4,8 +4,8 @@ Arrays are NumPy's. Streams are opaque to the engine: it stores rows of them, co
 passes them back.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,10 @@ from sounding.config import ModelConfig
 from sounding.state.sequence_state import SequenceState
 from sounding.weights.adapters import Adapter
 from sounding.weights.raw import ParameterSize
+
+if TYPE_CHECKING:
+    from sounding.native.expert_store import ExpertStats
+    from sounding.weights.memory_plan import MemoryPlan
 
 Streams = NDArray[Any]
 """Residual streams of tokens, [t, m, c]: what the output layer and the drafters read. A network
@@ -83,6 +87,21 @@ class BlockDrafter(Protocol):
 
 
 @runtime_checkable
+class ExpertSupply(Protocol):
+    """Routed experts that are read from disk as steps need them."""
+
+    plan: "MemoryPlan | None"
+    cancelled: "Callable[[], bool] | None"
+    """Asked within a step; True ends it with `StepCancelled`."""
+
+    def stats(self) -> "ExpertStats":
+        """Its counters now; may be called from any thread."""
+
+    def close(self) -> None:
+        """Stop reading. Safe to call twice."""
+
+
+@runtime_checkable
 class Network(Protocol):
     """A loaded network. Only one thread calls it at a time."""
 
@@ -91,6 +110,10 @@ class Network(Protocol):
     """The dtype of its arithmetic, such as "bfloat16"."""
     tries_exact_splits: bool
     """True if results may be bit-identical however a sequence is split."""
+
+    @property
+    def store(self) -> ExpertSupply | None:
+        """Where its routed experts come from if not all are in memory."""
 
     @property
     def num_mtp_blocks(self) -> int:

@@ -8,10 +8,13 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequen
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import zip_longest
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from sounding.engine.faults import DamagedModel, EngineFault
 from sounding.engine.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from sounding.native.expert_store import ExpertStats
 
 __all__ = [
     "DamagedModel",
@@ -223,6 +226,8 @@ class EngineStats:
     stored_bytes: int = 0
     expert_load: Sequence[Sequence[int]] = ()
     """Choices of each expert since start: a row per layer."""
+    experts: "ExpertStats | None" = None
+    """Hits, misses and reads of experts, if some are on disk."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

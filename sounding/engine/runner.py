@@ -56,6 +56,7 @@ class Runner:
             allowed(drafters_for(model, num_tokens), settings.drafters),
             settings.effective_draft_tokens,
             always=settings.always_draft,
+            streamed=model.store is not None,
         )
         self.store = store
         self.prefixes = PrefixCache(settings.prefix_limit_bytes)

@@ -1,7 +1,10 @@
 """Engine settings: widths, limits, budgets."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+from sounding.engine.network import Network
 
 BLOCK_TOKENS = 128  # holds whole groups of every compression ratio: prefixes are kept in these
 
@@ -43,6 +46,8 @@ class EngineSettings:
     """Memory of the prefix cache; 0 turns it off."""
     checkpoint_tokens: int = 1024
     """A long prompt's state is cached every so many tokens."""
+    keep_inner: bool = True
+    """Cache states a little before the end of a prompt as well, which takes a step of its own."""
     draft_tokens: int | None = None
     """Most draft tokens that a sequence verifies in a step, whoever drafted them; 0 turns drafting
     off. None: as many as a block of the network's DSpark drafter has, without one 4."""
@@ -105,10 +110,27 @@ class EngineSettings:
         `checkpoint_tokens`; and the end of the common prefix with other prompts.
         """
         size = BLOCK_TOKENS if self.exact_splits else self.piece_tokens
-        before = (prompt_length - _CHANGING_TOKENS) // size * size
-        wanted = {prompt_length, before, *range(0, prompt_length, self.checkpoint_tokens)}
+        wanted = {prompt_length, *range(0, prompt_length, self.checkpoint_tokens)}
+        if self.keep_inner:
+            wanted.add((prompt_length - _CHANGING_TOKENS) // size * size)
         if not self.exact_splits:
             wanted.add(prompt_length - prompt_length % size)
         if matched - hit >= size:
             wanted.add(self.keepable(matched))
         return {length for length in wanted if length > hit}
+
+
+def within_memory(network: Network, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for a network with a memory budget: limits from its plan, and long steps, since
+    every step reads nearly all experts of a prompt's layers once. Without a budget unchanged."""
+    plan = None if network.store is None else network.store.plan
+    if plan is None:
+        return dict(settings)
+    chosen = {
+        "step_tokens": plan.chunk_tokens,
+        "checkpoint_tokens": max(plan.chunk_tokens, 8 * BLOCK_TOKENS),
+        "keep_inner": False,
+        **settings,
+    }
+    limits = {"state_limit_bytes": plan.state_bytes, "prefix_limit_bytes": plan.prefix_bytes}
+    return chosen | {name: min(limit, chosen.get(name, limit)) for name, limit in limits.items()}

@@ -41,6 +41,7 @@ class ReferenceNetwork:
 
     # It multiplies matrices with whatever algorithm is the fastest for their shape.
     tries_exact_splits = False
+    store = None  # all experts are in memory
 
     def __init__(self, model: Transformer) -> None:
         self.model, self.config = model, model.config

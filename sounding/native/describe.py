@@ -2,9 +2,10 @@
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sounding.config import CSA, ModelConfig
 from sounding.native.structs import (
@@ -19,13 +20,17 @@ from sounding.native.structs import (
 )
 from sounding.rotary import rope_frequencies
 from sounding.simulation import Simulation
-from sounding.weights.layout import FP4_BLOCK, WEIGHT_TILE
+from sounding.weights.expert_files import PARTS
+from sounding.weights.layout import DTYPE_BYTES, FP4_BLOCK, WEIGHT_TILE
 from sounding.weights.raw import RawTensor
+
+if TYPE_CHECKING:
+    from sounding.native.expert_store import ExpertStore
 
 _FORMATS = {"F32": 0, "BF16": 1, "F8_E4M3": 2, "I8": 3}
 _PLAIN = ("F32", "BF16")
 # With scales outside this range the exponent of a value may not fit in a bfloat16.
-_LEAST_SCALE, _LARGEST_SCALE = 10, 240
+LEAST_SCALE, LARGEST_SCALE = 10, 240
 
 
 class NotServed(ValueError):
@@ -61,14 +66,21 @@ class NetworkDescription:
     """The structs of a network; it keeps the buffers alive that they point to."""
 
     def __init__(
-        self, config: ModelConfig, tensors: Mapping[str, RawTensor], simulation: Simulation
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, RawTensor],
+        simulation: Simulation,
+        store: "ExpertStore | None" = None,
     ) -> None:
-        """`tensors` by their published names. Raises NotServed."""
+        """`tensors` by their published names; with `store` the routed experts come from there.
+        Raises NotServed."""
         if simulation.weights:
             raise NotServed("the kernels do not round weights at each use")
-        self._tensors, self._simulation = tensors, simulation
+        self._tensors, self._simulation, self.store = tensors, simulation, store
         self._kept: list[Any] = [tensors]
         self.config = config
+        self.tables: list[NDArray[np.int64]] = []
+        """Of the hash layers, which come first: token to experts."""
         self.network = _network(config, simulation)
         self.layers = [
             self._layer(f"layers.{index}", ratio, index < config.num_hash_layers)
@@ -146,7 +158,7 @@ class NetworkDescription:
         layer.wo_a = self._linear(f"{name}.attn.wo_a", simulate=False)
         for part in ("w1", "w2", "w3"):
             setattr(layer, f"shared_{part}", self._linear(f"{name}.ffn.shared_experts.{part}"))
-            setattr(layer, part, self._experts(f"{name}.ffn.experts", part, experts))
+        self._set_experts(layer, name, experts)
         if ratio:
             layer.compressor = self._pooling(f"{name}.attn.compressor", config.head_dim)
         if ratio == CSA:
@@ -160,13 +172,35 @@ class NetworkDescription:
             layer.bias = self._vector(f"{name}.ffn.gate.bias")
         return layer
 
-    def _experts(self, name: str, part: str, count: int) -> Any:
-        """One weight per expert; they need not be contiguous."""
-        weights = (NativeWeight * count)(
-            *(self._linear(f"{name}.{expert}.{part}") for expert in range(count))
+    def _set_experts(self, layer: NativeLayer, name: str, count: int) -> None:
+        """One weight per expert; they need not be contiguous, nor in memory with a store."""
+        store = self.store
+        number = 0 if store is None else store.files.names.index(name)
+        arrays = []
+        for part in PARTS:
+            if store is None:
+                described = [
+                    self._linear(f"{name}.ffn.experts.{expert}.{part}") for expert in range(count)
+                ]
+            else:
+                described = [self._stored_expert(store, number, part)] * count
+            arrays.append((NativeWeight * count)(*described))
+            setattr(layer, part, ctypes.cast(arrays[-1], ctypes.c_void_p))
+        self._kept += arrays
+        if store is not None:
+            store.attach(number, arrays)
+            layer.source, layer.number = ctypes.addressof(store.source), number
+
+    def _stored_expert(self, store: "ExpertStore", layer: int, part: str) -> NativeWeight:
+        """An expert's weight without its addresses, which the store sets."""
+        sources = store.files.sources[layer]
+        values, scale = sources[f"{part}.weight"], sources.get(f"{part}.scale")
+        return describe_matrix(
+            values.where,
+            (values.dtype, values.shape),
+            None if scale is None else scale.dtype,
+            simulate=self._rounded(f".ffn.experts.{part}"),
         )
-        self._kept.append(weights)
-        return ctypes.cast(weights, ctypes.c_void_p)
 
     def _pooling(self, name: str, width: int) -> NativePooling:
         return NativePooling(
@@ -186,10 +220,13 @@ class NetworkDescription:
     def _linear(self, name: str, *, simulate: bool = True) -> NativeWeight:
         """A linear layer that is deployed in FP8 or FP4; with `simulate` False its inputs are never
         rounded."""
+        return self._weight(f"{name}.weight", simulate=simulate and self._rounded(name))
+
+    def _rounded(self, name: str) -> bool:
+        """True if the inputs of a linear layer are rounded."""
         experts = ".ffn.experts." in name
         deployed = self.config.expert_format if experts else self.config.linear_format
-        rounded = simulate and deployed is not None and self._simulation.linear_inputs
-        return self._weight(f"{name}.weight", simulate=rounded)
+        return deployed is not None and self._simulation.linear_inputs
 
     def _weight(self, name: str, *, simulate: bool = False) -> NativeWeight:
         scale = self._tensors.get(name.removesuffix("weight") + "scale")
@@ -209,7 +246,7 @@ class NetworkDescription:
 
     def _table(self, name: str) -> int:
         table = np.ascontiguousarray(self._tensors[name].array, dtype=np.int64)
-        self._kept.append(table)
+        self.tables.append(table)
         return table.ctypes.data
 
 
@@ -217,30 +254,44 @@ def describe_weight(
     name: str, values: RawTensor, scale: RawTensor | None, *, simulate: bool = False
 ) -> NativeWeight:
     """Describe a matrix [o, i], or FP4 codes [o, i / 2]. Raises NotServed."""
-    packed = values.dtype in ("F8_E4M3", "I8")
-    if values.dtype not in _FORMATS or packed != (scale is not None):
-        raise NotServed(f"{name} is {values.dtype}; the kernels do not read that")
-    rows, columns = values.shape
-    scale_row = 0
+    scale_dtype = None if scale is None else scale.dtype
+    weight = describe_matrix(name, (values.dtype, values.shape), scale_dtype, simulate=simulate)
+    weight.values, weight.row_bytes = values.address, values.array.strides[0]
     if scale is not None:
         low, high = int(scale.array.min()), int(scale.array.max())
-        if scale.dtype != "F8_E8M0" or low < _LEAST_SCALE or high > _LARGEST_SCALE:
+        if low < LEAST_SCALE or high > LARGEST_SCALE:
             raise NotServed(
                 f"the scales of {name} are {scale.dtype} from code {low} to {high}; the kernels "
-                f"read F8_E8M0 from {_LEAST_SCALE} to {_LARGEST_SCALE}"
+                f"read F8_E8M0 from {LEAST_SCALE} to {LARGEST_SCALE}"
             )
-        columns *= 2 if values.dtype == "I8" else 1
-        scale_row = -(-columns // (FP4_BLOCK if values.dtype == "I8" else WEIGHT_TILE))
+        weight.scales = scale.address
+    return weight
+
+
+def describe_matrix(
+    name: str,
+    stored: tuple[str, tuple[int, ...]],
+    scale_dtype: str | None,
+    *,
+    simulate: bool,
+) -> NativeWeight:
+    """A weight by its dtype and shape as stored, without addresses. Raises NotServed."""
+    dtype, (rows, width) = stored
+    if dtype not in _FORMATS or (dtype in ("F8_E4M3", "I8")) != (scale_dtype is not None):
+        raise NotServed(f"{name} is {dtype}; the kernels do not read that")
+    columns, scale_row = width, 0
+    if scale_dtype is not None:
+        if scale_dtype != "F8_E8M0":
+            raise NotServed(f"the scales of {name} are {scale_dtype}; the kernels read F8_E8M0")
+        columns *= 2 if dtype == "I8" else 1
+        scale_row = -(-columns // (FP4_BLOCK if dtype == "I8" else WEIGHT_TILE))
     return NativeWeight(
-        values.address,
-        None if scale is None else scale.address,
-        rows,
-        columns,
-        values.array.strides[0],
-        scale_row,
-        _FORMATS[values.dtype],
-        simulate,
-        0,
+        rows=rows,
+        columns=columns,
+        row_bytes=width * DTYPE_BYTES[dtype],
+        scale_row=scale_row,
+        format=_FORMATS[dtype],
+        simulate=simulate,
     )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sounding.config import ModelConfig
 from sounding.native.describe import DSparkDescription, NetworkDescription, pointers
-from sounding.native.kernels import INT, address, kernels, multiply, threads_argument
+from sounding.native.kernels import INT, STEP_ENDED, address, kernels, multiply, threads_argument
 from sounding.native.state import KernelState, join_addresses, lists_of
 from sounding.state.token_ids import require_tokens
 
@@ -80,7 +80,7 @@ class KernelDrafter:
             np.empty((*tokens.shape, self._config.vocab_size), dtype=np.float32),
         )
         lists = [lists_of(state.blocks) for state in states]
-        kernels().network_draft_block(
+        ended = kernels().network_draft_block(
             ctypes.byref(self._drafter.network),
             self._layers,
             INT(len(self._layers)),
@@ -94,6 +94,9 @@ class KernelDrafter:
             address(made.logits),
             threads_argument(),
         )
+        if ended == STEP_ENDED:
+            assert self._network.store is not None
+            raise self._network.store.take_error()
         return made
 
     def correct(self, hidden: NDArray[Any], previous: Sequence[int]) -> Correction:

@@ -12,6 +12,8 @@ from sounding.native.structs import NativeWeight
 from sounding.ops.cpu import library
 
 INT = ctypes.c_int64
+STEP_ENDED = -3
+"""Returned where the source of some experts ended a step."""
 _threads: int | None = None
 
 
@@ -45,8 +47,8 @@ def kernels() -> ctypes.CDLL:
     """The library, which must have been built."""
     found = library()
     assert found is not None, "the kernels were not built"
-    counts = "network_run", "network_begin_draft", "network_read_context", "network_layout"
-    for name in counts:
+    counts = "run", "begin_draft", "read_context", "draft_block", "layout"
+    for name in (f"network_{what}" for what in counts):
         getattr(found, name).restype = INT
     return found
 

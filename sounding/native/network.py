@@ -17,7 +17,8 @@ from sounding.config import ModelConfig
 from sounding.native.adapters import KernelAdapter
 from sounding.native.describe import NetworkDescription, pointers
 from sounding.native.dspark import KernelDrafter
-from sounding.native.kernels import INT, address, kernels, threads_argument
+from sounding.native.expert_store import ExpertStore
+from sounding.native.kernels import INT, STEP_ENDED, address, kernels, threads_argument
 from sounding.native.state import (
     KernelLayer,
     KernelState,
@@ -35,8 +36,8 @@ from sounding.weights.adapters import Adapter
 from sounding.weights.digest import weights_digest
 from sounding.weights.raw import ParameterSize, RawTensor, parameter_size
 
-_PIECE_TOKENS = 1024  # of a long chunk at a time, so that intermediate results fit the caches
-_DONE = -1  # returned by network_run; otherwise the index of a list without room
+PIECE_TOKENS = 1024  # of a long chunk at a time, so that intermediate results fit the caches
+_DONE = -1  # returned by network_run; STEP_ENDED, or the index of a list without room
 
 Streams = NDArray[np.uint16]
 """Residual streams of tokens, [t, m, c], bfloat16 as bits."""
@@ -67,10 +68,15 @@ class KernelNetwork:
         config: ModelConfig,
         tensors: Mapping[str, RawTensor],
         simulation: Simulation = EXACT,
+        *,
+        store: ExpertStore | None = None,
+        piece_tokens: int = PIECE_TOKENS,
     ) -> None:
-        """`tensors` by their published names. Raises NotServed."""
+        """`tensors` by their published names; with `store` the routed experts come from there.
+        Chunks are run `piece_tokens` at a time. Raises NotServed."""
         self.config, self.tensors, self.simulation = config, tensors, simulation
-        self._description = NetworkDescription(config, tensors, simulation)
+        self.store, self.piece_tokens = store, piece_tokens
+        self._description = NetworkDescription(config, tensors, simulation, store)
         self._layers = pointers(self._description.layers)
         self._taps = _tap_places(config)
         dspark = self._description.dspark
@@ -134,7 +140,8 @@ class KernelNetwork:
         states: Sequence[KernelState],
     ) -> Prediction:
         """See `Network`. Raises ValueError for a token outside the vocabulary, before any state
-        changes."""
+        changes. ExpertReadError and StepCancelled end a step within: its states are then of no
+        further use."""
         given = np.asarray(tokens, dtype=np.int64)
         if sum(lengths) != len(given) or min(lengths, default=0) < 0:
             raise ValueError(f"lengths {list(lengths)} must add up to {len(given)} tokens")
@@ -152,7 +159,7 @@ class KernelNetwork:
         )
         layer_states = [state.layers for state in states]
         adapters = [state.adapter for state in states]
-        if count <= _PIECE_TOKENS:
+        if count <= self.piece_tokens:
             ends = self._description.ends
             self._run(self._layers, ends, given, rows, lengths, layer_states, made, adapters)
         else:
@@ -238,8 +245,8 @@ class KernelNetwork:
         wanted = np.asarray(rows, dtype=np.int64)
         first = 0
         for length, state, adapter in zip(lengths, states, adapters, strict=True):
-            for low in range(first, first + length, _PIECE_TOKENS):
-                high = min(low + _PIECE_TOKENS, first + length)
+            for low in range(first, first + length, self.piece_tokens):
+                high = min(low + self.piece_tokens, first + length)
                 here = (wanted >= low) & (wanted < high)
                 part = Prediction(
                     made.streams[low:high],
@@ -289,12 +296,25 @@ class KernelNetwork:
             threads_argument(),
             _addresses(adapters),
         )
+        if self.store is not None and ends is not None:
+            self._read_ahead(tokens)
         while (crowded := kernels().network_run(*given)) >= 0:
             sequence, number = divmod(crowded, len(lists[0].rows))
             full = lists[sequence].rows[number]
             assert full is not None
             full.make_room(lengths[sequence])
+        if crowded == STEP_ENDED:
+            assert self.store is not None
+            raise self.store.take_error()
         assert crowded == _DONE, "tokens were checked before"
+
+    def _read_ahead(self, tokens: NDArray[np.int64]) -> None:
+        """Begin to read the experts of hash layers, which tokens alone decide."""
+        assert self.store is not None
+        self.store.begin_step()
+        for layer, table in enumerate(self._description.tables):
+            chosen = table[tokens].ravel()
+            self.store.expect(layer, list(dict.fromkeys(chosen.tolist())))
 
     def _tap_arguments(self, taps: Streams | None) -> tuple[Any, ...]:
         if taps is None or self._taps is None:

@@ -51,6 +51,18 @@ class NativePooling(ctypes.Structure):
     )
 
 
+NeedExperts = ctypes.CFUNCTYPE(
+    _INT, _INT, ctypes.POINTER(_INT), ctypes.POINTER(_INT), _INT
+)  # fmt: skip
+NextExperts = ctypes.CFUNCTYPE(_INT, _INT, ctypes.POINTER(_INT))
+
+
+class NativeExpertSource(ctypes.Structure):
+    """struct ExpertSource of network.h."""
+
+    _fields_ = (("need", NeedExperts), ("next", NextExperts))
+
+
 class NativeLayer(ctypes.Structure):
     """struct Layer of network.h."""
 
@@ -68,6 +80,8 @@ class NativeLayer(ctypes.Structure):
         ("table", _POINTER),
         *((name, _POINTER) for name in ("w1", "w2", "w3")),
         *((name, NativeWeight) for name in ("shared_w1", "shared_w2", "shared_w3")),
+        ("source", _POINTER),
+        ("number", _INT),
     )
 
 
@@ -150,6 +164,7 @@ STRUCTS: tuple[type[ctypes.Structure], ...] = (
     NativeVector,
     NativeHyperConnection,
     NativePooling,
+    NativeExpertSource,
     NativeLayer,
     NativeDelta,
     NativeAdapterLayer,

@@ -43,6 +43,20 @@ _GAUGES = {
     "stored_bytes": "Bytes of prefixes on disk.",
 }
 
+_EXPERT_TOTALS = {
+    "hits": "Experts that a step needed and found in memory, from earlier steps.",
+    "ahead": "Experts that a step needed and that were read ahead.",
+    "misses": "Experts that began to be read when a step needed them.",
+    "bytes_read": "Bytes of experts read from disk.",
+    "waited_seconds": "Time in which steps had nothing to compute.",
+    "read_seconds": "Time of all reads, which overlap.",
+    "failed_reads": "Reads of experts that failed.",
+}
+_EXPERT_GAUGES = {
+    "slots": "Experts that memory has room for.",
+    "slot_bytes": "Memory of one of them.",
+}
+
 
 class Metrics:
     """The registry of one server."""
@@ -102,6 +116,10 @@ class _EngineCollector(Collector):
         for name, what in _GAUGES.items():
             yield GaugeMetricFamily(f"sounding_{name}", what, value=stats[name])
         yield from _drafts(stats["drafts"])
+        for name, what in _EXPERT_TOTALS.items() if stats["experts"] else ():
+            yield CounterMetricFamily(f"sounding_expert_{name}", what, value=stats["experts"][name])
+        for name, what in _EXPERT_GAUGES.items() if stats["experts"] else ():
+            yield GaugeMetricFamily(f"sounding_expert_{name}", what, value=stats["experts"][name])
         replicas = stats["extra"].get("replicas")
         if replicas is not None:
             what = "Engines that run, in processes of their own."

@@ -8,7 +8,7 @@ Source: docs/checkpoints.md 1 to 5.
 import dataclasses
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -77,6 +77,17 @@ class TensorSource:
     def num_bytes(self) -> int:
         """Bytes in the file."""
         return StoredTensor(self.stored_name, self.shape, self.dtype).num_bytes
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Its bytes in the file, from and to."""
+        entry = self.shard.entries[self.stored_name]
+        if self.expert is None:
+            return entry.begin, entry.end
+        _, rows, _ = entry.shape
+        row_bytes = self.num_bytes // self.shape[0]
+        begin = entry.begin + (self.expert * rows + self.first_row) * row_bytes
+        return begin, begin + self.num_bytes
 
     def read(self) -> RawTensor:
         """The tensor as stored, without a copy."""
@@ -159,12 +170,16 @@ class Checkpoint:
 
     def read_all(self) -> dict[str, RawTensor]:
         """Every tensor of the network by its published name, scales included, each checked."""
-        found = {}
+        return {name: self.read_raw(name) for name in self.names()}
+
+    def names(self, *, routed_experts: bool = True) -> Iterator[str]:
+        """The published names of all tensors of the network, scales included; or of all but those
+        of routed experts."""
         for parameter in self.parameters:
-            found[parameter.name] = self.read_raw(parameter.name)
-            if found[parameter.name].dtype in _PACKED:
-                found[parameter.scale_name] = self.read_raw(parameter.scale_name)
-        return found
+            if routed_experts or parameter.kind is not Kind.EXPERT:
+                yield parameter.name
+                if self.sources[parameter.name].dtype in _PACKED:
+                    yield parameter.scale_name
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:

@@ -14,7 +14,7 @@ from math import ceil, prod
 from sounding.config import ModelConfig
 from sounding.weights.description import Description, StateSize
 from sounding.weights.layout import Component, Kind, Parameter, count_parameters, parameters
-from sounding.weights.plan import human_bytes
+from sounding.weights.units import human_bytes
 
 _SIZE = re.compile(r"(\d+)x(\d+(?:\.\d+)?)(GB|GiB|TB|TiB)")
 _UNITS = {"GB": 10**9, "GiB": 2**30, "TB": 10**12, "TiB": 2**40}

@@ -15,6 +15,7 @@ from sounding.weights.layout import (
     DRAFTERS,
     FORMATS,
     Component,
+    Kind,
     Parameter,
     parameters,
     storage_of,
@@ -33,6 +34,8 @@ class Description:
     num_tensors: int
     bytes_by_part: dict[tuple[Component, str], int]
     """Sizes by component and format; scales count with their weights."""
+    streamed_bytes: int
+    """Weights that may stay on disk: routed experts, those of a drafter included."""
 
     @property
     def total_bytes(self) -> int:
@@ -42,6 +45,13 @@ class Description:
     def component_bytes(self, component: Component) -> int:
         """The weights of one component, whatever their format."""
         return sum(size for (part, _), size in self.bytes_by_part.items() if part is component)
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts of all layers, those of a drafter included."""
+        config = self.config
+        layers = len(config.ratios) + config.num_mtp_layers
+        return layers * config.n_routed_experts + config.num_dspark_blocks * config.draft_experts
 
     @property
     def active_expert_bytes(self) -> int:
@@ -88,12 +98,13 @@ def describe_checkpoint(checkpoint: "Checkpoint") -> Description:
 
 def _describe(config: ModelConfig, sizes: Iterable[tuple[Parameter, str, int, int]]) -> Description:
     by_part: dict[tuple[Component, str], int] = {}
-    num_tensors = 0
+    num_tensors = streamed = 0
     for parameter, dtype, count, num_bytes in sizes:
         part = (parameter.component, FORMATS[dtype])
         by_part[part] = by_part.get(part, 0) + num_bytes
         num_tensors += count
-    return Description(config, num_tensors, by_part)
+        streamed += num_bytes if parameter.kind is Kind.EXPERT else 0
+    return Description(config, num_tensors, by_part, streamed)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,19 @@ class Machine:
     memory_bandwidth: float
     disk_bandwidth: float
     disk_bandwidth_measured: bool
+    memory_bandwidth_measured: bool = True
+
+    def described(self, memory: int | None, disk: int | None, bandwidth: int | None) -> "Machine":
+        """This machine with what is given in place of what was measured."""
+        return Machine(
+            memory_bytes=memory or self.memory_bytes,
+            available_bytes=memory or self.available_bytes,
+            disk_free_bytes=self.disk_free_bytes if memory is None else sys.maxsize,
+            memory_bandwidth=float(bandwidth or self.memory_bandwidth),
+            disk_bandwidth=float(disk or self.disk_bandwidth),
+            disk_bandwidth_measured=disk is None and self.disk_bandwidth_measured,
+            memory_bandwidth_measured=bandwidth is None,
+        )
 
 
 def this_machine(folder: Path, sample: Path | None = None) -> Machine:

@@ -27,6 +27,7 @@ from sounding.ops.quant import (
 )
 from sounding.weights.adapters import Adapter, require_fit
 from sounding.weights.checkpoint import Checkpoint, reconcile
+from sounding.weights.companions import companions
 from sounding.weights.layout import (
     BF16,
     FLOAT32,
@@ -48,8 +49,6 @@ Target = Literal["fp4", "fp8", "bf16", "transformers"]
 PlainDtype = Literal["bfloat16", "float32"]
 
 _SLAB_ROWS = 32 * WEIGHT_TILE  # whole tiles, and about 100 MB of float32 at hidden size 7168
-# Files that travel with the weights unchanged; anything else in the folder is not copied.
-_COMPANIONS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "LICENSE*")
 
 
 @dataclass
@@ -148,7 +147,7 @@ def convert(
             key = (str(move.parameter.component), source, result)
             _carry_out(move, checkpoint, writer, rows.setdefault(key, ErrorSummary(*key)))
             on_progress(source_bytes(checkpoint, move.parameter))
-        for path in _companions(checkpoint.folder):
+        for path in companions(checkpoint.folder):
             writer.copy_file(path)
     return _report(checkpoint, target, list(rows.values()))
 
@@ -183,11 +182,6 @@ def _report(checkpoint: Checkpoint, target: Target, rows: list[ErrorSummary]) ->
     if not report.exact:
         report.notes.append("numbers changed: converting back will not restore the source exactly")
     return report
-
-
-def _companions(folder: Path) -> Iterator[Path]:
-    for pattern in _COMPANIONS:
-        yield from (path for path in sorted(folder.glob(pattern)) if path.is_file())
 
 
 def source_bytes(checkpoint: Checkpoint, parameter: Parameter) -> int:

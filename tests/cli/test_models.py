@@ -94,9 +94,26 @@ def test_plan_reports_verdict_and_bandwidths(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_plan_of_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sounding.weights.machine._MEMORY_SAMPLE_BYTES", 2**20)
-    monkeypatch.setattr("sounding.weights.plan.WORKSPACE_BYTES", 2**60)
-    assert "does not fit" in run("plan", "tiny").stdout
-    assert answer("plan", "tiny")["tokens_per_second"] == 0
+    assert "does not fit" in run("plan", "tiny", "--memory", "1MiB").stdout
+    assert answer("plan", "tiny", "--memory", "1MiB")["tokens_per_second"] == 0
+
+
+def test_plan_of_a_machine_that_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sounding.weights.machine._MEMORY_SAMPLE_BYTES", 2**20)
+    machine = ("--memory", "32GiB", "--disk", "5GB/s", "--bandwidth", "50 GB/s")
+    found = answer("plan", "flash", *machine)
+    assert found["verdict"] == "stream"
+    assert found["stated"] == ["memory", "disk", "bandwidth"]
+    assert found["machine"]["disk_bandwidth"] == 5e9
+    shown = run("plan", "flash", *machine).stdout
+    assert "measured with V4-Flash completing code" in shown
+    assert "5.0 GB/s, stated" in shown
+
+
+@pytest.mark.parametrize("size", ["12", "GiB", "12 parsecs", "-3GB", "0GB", "nanGB", "4GB/s"])
+def test_a_size_without_a_unit_is_refused(size: str) -> None:
+    result = run("plan", "tiny", "--memory", size)
+    assert "must be" in result.output and "12GiB" in result.output
 
 
 def test_convert_reports_exactness_and_replaces_only_by_force(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def wait_for(holds: Callable[[], bool], process: "subprocess.Popen[bytes]") -> N
         time.sleep(0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_four_loses_one_then_all_and_ends_on_two(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     metrics = folder / METRICS_NAME

@@ -97,7 +97,7 @@ def load(group: Group, out: Path, setting: str) -> dict[str, Any]:
     """Go on with what others saved; weights and moments as they were loaded, and later metrics."""
     one = runs.trainer(runs.run_config(setting), out / "saved", group, torch.float32)
     tensors = _whole(one, group)
-    return {"step": one.step, "tensors": tensors, "metrics": [one.take_step() for _ in range(2)]}
+    return {"step": one.step, "tensors": tensors, "metrics": [one.take_step()]}
 
 
 def _whole(one: Any, group: Group) -> dict[str, torch.Tensor]:

@@ -6,7 +6,9 @@ that comes again is a hit, and that metrics and traces are the engine's own numb
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,19 @@ from openai import OpenAI
 
 from sounding.engine.engine import Engine
 from sounding.engine.settings import EngineSettings
+from sounding.native.expert_store import ExpertStore
+from sounding.native.network import KernelNetwork
+from sounding.ops.cpu import library
 from sounding.presets import tiny
 from sounding.server.options import ServerOptions
+from sounding.weights.checkpoint import Checkpoint
+from sounding.weights.expert_files import ExpertFiles
 from tests.engine.scripted import small_tokenizer
 from tests.networks import as_network, make_network
 from tests.server.http.test_middleware import until
 from tests.server.live import HANG_SECONDS, Live, get, live, post
 from tests.server.test_events import samples
+from tests.weights.folders import TINY
 
 HI: list[Any] = [{"role": "user", "content": "Say something about the compressor. " * 20}]
 TOOLS: list[Any] = [
@@ -208,3 +216,43 @@ def test_a_damaged_model_is_a_500_that_says_so(caplog: pytest.LogCaptureFixture)
             assert done.status_code == 500 and "the model is damaged" in done.text
     lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert len([line for line in lines if "the model is damaged" in line]) == 3
+
+
+@pytest.mark.skipif(library() is None, reason="no native kernels were built")
+def test_a_disk_that_fails_is_a_500_that_names_the_file_and_the_server_goes_on() -> None:
+    tokenizer = small_tokenizer()
+    checkpoint = Checkpoint(TINY)
+    config = checkpoint.config
+    names = [*(f"layers.{n}" for n in range(5)), "mtp.0"]
+    fails = threading.Event()
+
+    def read(file: int, buffers: Sequence[memoryview], offset: int) -> int:
+        if fails.is_set():
+            raise OSError(5, "Input/output error")
+        return os.preadv(file, buffers, offset)
+
+    files = ExpertFiles(checkpoint, names, [config.n_routed_experts] * len(names), read=read)
+    store = ExpertStore(files, slots=9)
+    network = KernelNetwork(config, checkpoint.read_all(), store=store)
+    engine = Engine(network, tokenizer, EngineSettings(context_tokens=1500))
+    asked = {"model": "sounding", "prompt": [5, 6, 7], "max_tokens": 4, "temperature": 0}
+    with live(engine, ServerOptions(), tokenizer=tokenizer) as running:
+
+        def ask() -> httpx.Response:
+            return httpx.post(running.url + "/v1/completions", json=asked, timeout=HANG_SECONDS)
+
+        before = ask()
+        assert before.status_code == 200, before.text
+        fails.set()
+        failed = ask()
+        assert failed.status_code == 500
+        assert str(TINY) in failed.text and "check the disk" in failed.text
+        fails.clear()
+        assert ask().json()["choices"] == before.json()["choices"]
+        metrics = samples(get(running.url + "/metrics").text)
+        experts = get(running.url + "/status").json()["engine"]["experts"]
+        assert experts["misses"] > 0 and experts["failed_reads"] > 0
+        for name in ("hits", "ahead", "misses", "bytes_read", "failed_reads"):
+            assert metrics[f"sounding_expert_{name}_total"] == experts[name]
+        assert metrics["sounding_expert_slots"] == 9
+    store.close()

@@ -16,7 +16,9 @@ from sounding.weights.description import (
 )
 from sounding.weights.layout import Component
 from sounding.weights.machine import Machine, this_machine
-from sounding.weights.plan import human_bytes, make_plan
+from sounding.weights.memory_plan import divide_memory, everything_bytes, floor_bytes
+from sounding.weights.plan import expected_hit_rate, make_plan
+from sounding.weights.units import human_bytes
 from tests.weights.folders import TINY
 
 GB = 10**9
@@ -77,19 +79,21 @@ def test_verdicts_follow_memory_and_disk(description: Description) -> None:
     read = plan.dense_bytes_per_token + plan.expert_bytes_per_token + plan.state_bytes_per_token
     assert plan.tokens_per_second == pytest.approx(100e9 / read)
 
-    laptop = replace(WORKSTATION, available_bytes=plan.streaming_bytes + plan.expert_bytes // 4)
+    laptop = replace(WORKSTATION, available_bytes=32 * GB)
     streamed = make_plan(description, laptop, 2**20, on_disk=False)
     assert streamed.verdict == "stream"
-    assert streamed.cached_experts == pytest.approx(0.25)
-    memory = plan.dense_bytes_per_token + plan.state_bytes_per_token
-    seconds = (memory + plan.expert_bytes_per_token / 4) / 100e9
-    seconds += plan.expert_bytes_per_token * 0.75 / 5e9
-    assert streamed.tokens_per_second == pytest.approx(1 / seconds)
+    assert 0.10 < streamed.cached_experts < 0.15
+    assert streamed.hit_rate == expected_hit_rate(streamed.cached_experts)
+    missed = (1 - streamed.hit_rate) * plan.expert_bytes_per_token
+    assert streamed.disk_bytes_per_token == pytest.approx(missed, abs=1)
+    assert streamed.tokens_per_second == pytest.approx(1 / (read / 100e9 + missed / 5e9))
+    sweep = (1 - streamed.cached_experts) * streamed.expert_bytes / 5e9
+    assert streamed.prompt_tokens_per_second == pytest.approx(streamed.chunk_tokens / sweep)
 
     phone = replace(WORKSTATION, available_bytes=plan.streaming_bytes - 1)
     none = make_plan(description, phone, 2**20, on_disk=False)
     assert (none.verdict, none.tokens_per_second) == ("none", 0)
-    assert "even without the routed experts it takes" in none.reason
+    assert "even with the routed experts on disk it takes" in none.reason
 
     full = replace(WORKSTATION, disk_free_bytes=1)
     assert make_plan(description, full, 1, on_disk=True).verdict == "memory"
@@ -126,3 +130,78 @@ def test_disk_speed_is_measured_on_large_files_only(
 def test_sizes_for_people() -> None:
     sizes = [human_bytes(n) for n in (5, 2048, 3 * 2**20, 2**40)]
     assert sizes == ["5 B", "2.00 KiB", "3.00 MiB", "1024.00 GiB"]
+
+
+def test_a_described_machine_takes_the_place_of_this_one() -> None:
+    described = WORKSTATION.described(64 * GB, 3 * GB, None)
+    assert described.available_bytes == described.memory_bytes == 64 * GB
+    assert (described.disk_bandwidth, described.memory_bandwidth) == (3e9, 100e9)
+    assert not described.disk_bandwidth_measured and described.memory_bandwidth_measured
+    assert WORKSTATION.described(None, None, None) == WORKSTATION
+
+
+def test_hit_rates_are_those_measured_and_grow_with_the_cache() -> None:
+    assert expected_hit_rate(0.0) == 0
+    assert expected_hit_rate(0.109) == pytest.approx(0.571)
+    assert expected_hit_rate(1.0) == 1
+    shares = [n / 100 for n in range(101)]
+    rates = [expected_hit_rate(share) for share in shares]
+    assert rates == sorted(rates)
+
+
+@pytest.mark.parametrize("gigabytes", [10, 12, 16, 32, 64, 128])
+def test_a_budget_is_divided_without_a_rest_or_an_excess(
+    description: Description, gigabytes: int
+) -> None:
+    config, slot = description.config, 13_369_344
+    resident = description.total_bytes - description.streamed_bytes
+    plan = divide_memory(
+        config,
+        gigabytes * GB,
+        resident_bytes=resident,
+        slot_bytes=slot,
+        num_experts=description.num_experts,
+    )
+    used = plan.resident_bytes + plan.state_bytes + plan.workspace_bytes
+    used += plan.prefix_bytes + plan.slots * slot
+    assert gigabytes * GB - 400 * 2**20 - slot < used <= gigabytes * GB
+    assert plan.slots >= 8
+    assert 64 <= plan.chunk_tokens <= 4096
+
+
+def test_the_floor_is_the_least_budget(description: Description) -> None:
+    config, slot = description.config, 13_369_344
+    resident = description.total_bytes - description.streamed_bytes
+    floor = floor_bytes(config, resident, slot)
+    sizes = {"resident_bytes": resident, "slot_bytes": slot, "num_experts": description.num_experts}
+    assert divide_memory(config, floor, **sizes).slots == 8
+    with pytest.raises(ValueError, match=human_bytes(floor)):
+        divide_memory(config, floor - 1, **sizes)
+    assert everything_bytes(config, description.total_bytes) > 150 * GB
+
+
+def test_the_tables_for_large_models_are_what_plan_computes(description: Description) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "large-models.md").read_text()
+    budgets = {"16 GB": 14, "32 GB": 28, "64 GB": 58, "128 GB": 120}
+    rows = [line.strip("|").split(" | ") for line in page.splitlines() if " GB |" in line[:10]]
+    assert len(rows) == 8
+    for row in rows:
+        memory, *cells = (cell.strip() for cell in row)
+        plans = [
+            make_plan(
+                description,
+                WORKSTATION.described(budgets[memory] * GB, disk * GB, 50 * GB),
+                32768,
+                on_disk=True,
+            )
+            for disk in (1, 2, 3, 5, 10)
+        ]
+        if len(cells) == 8:
+            first = plans[0]
+            expected = [f"{budgets[memory]} GB", f"{first.cached_experts:.1%}".replace("%", " %")]
+            expected += [f"{first.hit_rate:.0%}".replace("%", " %")]
+            expected += [f"{plan.tokens_per_second:.2f}" for plan in plans]
+        else:
+            expected = [f"{plans[0].chunk_tokens:,}"]
+            expected += [f"{plan.prompt_tokens_per_second:.1f}" for plan in plans]
+        assert cells == expected

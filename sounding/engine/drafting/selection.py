@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from weakref import WeakKeyDictionary
 
 from sounding.engine.drafting.acceptance import Acceptance, AcceptanceRate, BlockAcceptance
-from sounding.engine.drafting.cost_model import CostModel, Prices, best_prefix
+from sounding.engine.drafting.cost_model import STREAMED_ROW, CostModel, Prices, best_prefix
 from sounding.engine.drafting.drafter import CountDrafts, Drafter
 from sounding.engine.drafting.dspark import DSparkDrafter
 from sounding.engine.drafting.grammar_drafter import GrammarDrafter
@@ -45,12 +45,21 @@ def allowed(drafters: Sequence[Drafter], names: Collection[str] | None) -> list[
 class DraftSelection:
     """Sets the drafts of sequences: those of the drafter that promises the most."""
 
-    def __init__(self, drafters: Sequence[Drafter], most: int, *, always: bool = False) -> None:
+    def __init__(
+        self,
+        drafters: Sequence[Drafter],
+        most: int,
+        *,
+        always: bool = False,
+        streamed: bool = False,
+    ) -> None:
         """At most `most` drafts per sequence and step; 0 turns drafting off. `always` verifies all
-        drafts of the first drafter that has any, to measure them."""
+        drafts of the first drafter that has any, to measure them. `streamed`: experts are on disk,
+        where a wider verification reads more of them."""
         self._drafters = list(drafters) if most else []
         self.most = most
-        self.costs = CostModel({each.name: each.assumed_cost for each in self._drafters})
+        assumed = {each.name: each.assumed_cost for each in self._drafters}
+        self.costs = CostModel(assumed, STREAMED_ROW) if streamed else CostModel(assumed)
         self.common = {each.name: _no_outcomes(each) for each in self._drafters}
         """Outcomes in all sequences, with which a new one begins."""
         self._outcomes: dict[str, WeakKeyDictionary[ActiveSequence, Acceptance]]

@@ -103,7 +103,16 @@ function tellMemory(engine) {
   $("memory").textContent = bytes(used);
   $("memory-bar").value = limit ? used / limit : 0;
   const stored = engine.stored_prefixes ? `, ${bytes(engine.stored_bytes)} on disk` : "";
-  $("memory-sub").textContent = `of ${bytes(limit)}, ${engine.cached_prefixes} prefixes${stored}`;
+  $("memory-sub").textContent =
+    `of ${bytes(limit)}, ${engine.cached_prefixes} prefixes${stored}${expertReads(engine.experts)}`;
+}
+
+// What experts on disk have cost so far; nothing if all are in memory.
+function expertReads(experts) {
+  if (!experts) return "";
+  const needed = experts.hits + experts.ahead + experts.misses;
+  const rate = needed ? Math.round((100 * experts.hits) / needed) : 0;
+  return `; experts: ${rate} % hits, ${bytes(experts.bytes_read)} read, waited ${duration(experts.waited_seconds)}`;
 }
 
 function share(id, part, whole, what) {

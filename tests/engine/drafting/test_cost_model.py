@@ -1,7 +1,7 @@
 """The number of drafts follows from their acceptance and their measured costs."""
 
 from sounding.engine.drafting.acceptance import Acceptance, AcceptanceRate, BlockAcceptance
-from sounding.engine.drafting.cost_model import CostModel, Prices
+from sounding.engine.drafting.cost_model import STREAMED_ROW, CostModel, Prices
 
 
 def prices(draft: float, row: float = 0.1, running: int = 1) -> Prices:
@@ -92,3 +92,17 @@ def test_a_trial_can_turn_the_estimate() -> None:
         outcomes.take_part()
         outcomes.observe(1, 1)
     assert outcomes.plan(4, prices(0.0)).drafts > 0
+
+
+def test_drafts_stop_where_a_wider_verification_reads_too_many_experts() -> None:
+    """Each further row reads nearly as many experts as the first."""
+    costs = CostModel({"mtp": 0.1}, STREAMED_ROW)
+    for _ in range(8):
+        costs.record_step(1.0, sequences=1, rows=1)
+    assert 0 < count(costs, "mtp") < AcceptanceRate().plan(4, prices(0.1)).drafts
+    for _ in range(8):
+        costs.record_step(2.7, sequences=1, rows=3)
+    assert count(costs, "mtp") == 0
+    for _ in range(16):
+        costs.record_step(1.1, sequences=1, rows=3)  # hits in memory
+    assert count(costs, "mtp") > 1

@@ -55,6 +55,7 @@ struct Groups {
             places[i] = pair;
         }
     }
+    int64_t count(int64_t expert) const { return starts[expert + 1] - starts[expert]; }
 };
 
 void route(const Work& work, const float* logits, float* scores, int64_t* chosen, float* shares) {
@@ -76,6 +77,21 @@ void route(const Work& work, const float* logits, float* scores, int64_t* chosen
     });
 }
 
+// Some experts, the pairs of each, and where their rows lie in an array of the rows of these experts alone.
+struct Chosen {
+    List<int64_t> experts, firsts;  // firsts[i] is the first row of experts[i]
+    int64_t rows = 0;
+
+    Chosen(Arena& arena, const Groups& groups, const int64_t* given, int64_t count)
+        : experts(arena, count), firsts(arena, count) {
+        for (int64_t i = 0; i < count; i++) {
+            experts.push_back(given[i]);
+            firsts.push_back(rows);
+            rows += groups.count(given[i]);
+        }
+    }
+};
+
 // Which pairs of each expert belong to which adapter of the step.
 struct AdaptedPairs {
     const Work& work;
@@ -90,23 +106,25 @@ struct AdaptedPairs {
             for (int64_t i = 0; i < work.adapted[a].count; i++) adapter[work.adapted[a].rows[i]] = a;
     }
 
-    // Adds deltas to out [pairs, out_stride]. Row p of the input is that of pair p, or of its token.
-    void add(const List<int64_t>& active, const Delta* AdapterLayer::*which, const BFloat16* x, int64_t stride,
-             bool by_token, float* out, int64_t out_stride) const {
+    // Adds deltas to out. Row p of it, and of x unless that is by token, is that of pair p, or with `packed` of the
+    // chosen experts' pairs alone.
+    void add(const Chosen& chosen, const Delta* AdapterLayer::*which, const BFloat16* x, int64_t stride,
+             bool by_token, float* out, int64_t out_stride, bool packed) const {
         if (work.adapters == 0) return;
-        parallel_for(active.size(), 1, work.threads, [&](int64_t low, int64_t high) {
+        parallel_for(chosen.experts.size(), 1, work.threads, [&](int64_t low, int64_t high) {
             thread_local static Arena own;
             for (int64_t i = low; i < high; i++) {
                 Scope scope(own);
-                const int64_t e = active[i], first = groups.starts[e], end = groups.starts[e + 1];
+                const int64_t e = chosen.experts[i], first = groups.starts[e], end = groups.starts[e + 1];
                 int64_t* from = own.take<int64_t>(end - first);
                 int64_t* to = own.take<int64_t>(end - first);
                 for (int64_t a = 0; a < work.adapters; a++) {
                     int64_t count = 0;
                     for (int64_t p = first; p < end; p++) {
                         if (adapter[groups.tokens[p]] != a) continue;
-                        from[count] = by_token ? groups.tokens[p] : p;
-                        to[count++] = p;
+                        const int64_t row = p - first + chosen.firsts[i];
+                        from[count] = by_token ? groups.tokens[p] : row;
+                        to[count++] = packed ? row : p;
                     }
                     const Delta* deltas = work.adapted[a].layer->*which;
                     if (deltas != nullptr) add_delta(deltas[e], x, stride, from, to, count, out, out_stride, 1, own);
@@ -116,9 +134,100 @@ struct AdaptedPairs {
     }
 };
 
+// One step of a layer's experts: its input x[t, c], and the results of each pair and of the shared expert.
+struct Mixture {
+    const Work& work;
+    const BFloat16* x;
+    const Groups& groups;
+    const AdaptedPairs& adapted;
+    const float *shared_gates, *shared_ups;  // [t, inner]
+    float *results, *shared_results;         // [pairs, c] and [t, c]
+
+    // Computes the results of some experts, and with `shared` those of the shared expert. A row's bits do not depend
+    // on which experts are computed together.
+    void compute(const int64_t* experts, int64_t count, bool shared) const;
+};
+
+void Mixture::compute(const int64_t* experts, int64_t count, bool shared) const {
+    const Network& net = work.net;
+    const Layer& layer = work.layer;
+    Arena& arena = work.arena;
+    Scope scope(arena);
+    const int64_t c = net.channels, inner = net.inner, t_count = shared ? work.count : 0;
+    const Chosen chosen(arena, groups, experts, count);
+    const int64_t pairs = chosen.rows;
+    List<Product> products(arena, 2 * count + 1);
+    float* gates = arena.take<float>(pairs * inner);
+    float* ups = arena.take<float>(pairs * inner);
+    float* weights = arena.take<float>(pairs);
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t e = experts[i], at = chosen.firsts[i];
+        std::copy_n(groups.weights + groups.starts[e], groups.count(e), weights + at);
+        const Panel panel = make_panel(arena, groups.count(e), layer.w1[e]);
+        products.push_back({layer.w1[e], panel, gates + at * inner, inner});
+        products.push_back({layer.w3[e], panel, ups + at * inner, inner});
+    }
+    // Experts per range of a thread when rows are packed: distributing less work takes longer than doing it.
+    const int64_t in_turn = std::max<int64_t>(1, ROWS_IN_TURN * count / std::max<int64_t>(pairs, 1));
+    parallel_for(count, in_turn, work.threads, [&](int64_t low, int64_t high) {
+        for (int64_t i = low; i < high; i++)
+            fill(products[2 * i].x, x, c, 1, &groups.tokens[groups.starts[experts[i]]]);
+    });
+    multiply(products.data(), 2 * count, work.threads);
+    adapted.add(chosen, &AdapterLayer::w1, x, c, true, gates, inner, true);
+    adapted.add(chosen, &AdapterLayer::w3, x, c, true, ups, inner, true);
+
+    BFloat16* acted = arena.take<BFloat16>(pairs * inner);
+    BFloat16* shared_acted = arena.take<BFloat16>(t_count * inner);
+    const float limit = float(net.swiglu_limit);
+    parallel_for(pairs + t_count, 32, work.threads, [&](int64_t low, int64_t high) {
+        for (int64_t i = low; i < high; i++) {
+            if (i < pairs) {
+                CALL(activate, gates + i * inner, ups + i * inner, inner, limit, weights[i], acted + i * inner);
+            } else {
+                const int64_t t = i - pairs;
+                CALL(activate, shared_gates + t * inner, shared_ups + t * inner, inner, limit, 1.0f,
+                     shared_acted + t * inner);
+            }
+        }
+    });
+    products.clear();
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t e = experts[i];
+        products.push_back({layer.w2[e], make_panel(arena, groups.count(e), layer.w2[e]),
+                            results + groups.starts[e] * c, c});
+    }
+    if (shared)
+        products.push_back({layer.shared_w2, make_panel(arena, t_count, layer.shared_w2), shared_results, c});
+    parallel_for(products.size(), in_turn, work.threads, [&](int64_t low, int64_t high) {
+        for (int64_t i = low; i < high; i++)
+            fill(products[i].x, i < count ? acted + chosen.firsts[i] * inner : shared_acted, inner, 1);
+    });
+    multiply(products.data(), products.size(), work.threads);
+    adapted.add(chosen, &AdapterLayer::w2, acted, inner, false, results, c, false);
+    if (shared) add_deltas(work, &AdapterLayer::shared_w2, shared_acted, inner, shared_results, c);
+}
+
+// Computes all experts of a step, in the order in which their source has them in memory. Returns false if that fails.
+bool compute_from(const ExpertSource& source, const Mixture& mixture, const List<int64_t>& active, Arena& arena) {
+    const int64_t layer = mixture.work.layer.number, count = active.size();
+    int64_t* last = arena.take<int64_t>(count);
+    // The pairs of an expert are in the order of their tokens.
+    for (int64_t i = 0; i < count; i++) last[i] = mixture.groups.tokens[mixture.groups.starts[active[i] + 1] - 1];
+    if (source.need(layer, active.data(), last, count) < 0) return false;
+    int64_t* ready = arena.take<int64_t>(count);
+    for (int64_t done = 0, turn = 0; done < count; turn++) {
+        const int64_t given = source.next(layer, ready);
+        if (given < 0) return false;
+        mixture.compute(ready, given, turn == 0);
+        done += given;
+    }
+    return true;
+}
+
 }  // namespace
 
-void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* chosen,
+bool experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* chosen,
              float* scores) {
     const Network& net = work.net;
     const Layer& layer = work.layer;
@@ -127,7 +236,7 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
     const int64_t pairs = t_count * k;
 
     // The gate and the shared expert process every token.
-    List<Product> products(arena, 3 + 2 * net.experts);
+    List<Product> products(arena, 3);
     auto whole = [&](const Weight& weight, const BFloat16* rows, int64_t stride) {
         const Panel panel = make_panel(arena, t_count, weight);
         fill(panel, rows, stride, work.threads);
@@ -149,66 +258,17 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
     route(work, logits, scores, chosen, shares);
 
     const Groups groups(arena, chosen, shares, t_count, k, net.experts);
-    float* gates = arena.take<float>(pairs * inner);
-    float* ups = arena.take<float>(pairs * inner);
-    List<int64_t> active(arena, net.experts);
-    for (int64_t e = 0; e < net.experts; e++)
-        if (groups.starts[e + 1] > groups.starts[e]) active.push_back(e);
-    products.clear();
-    for (int64_t i = 0; i < active.size(); i++) {
-        const int64_t e = active[i];
-        const int64_t first = groups.starts[e], count = groups.starts[e + 1] - first;
-        const Panel panel = make_panel(arena, count, layer.w1[e]);
-        products.push_back({layer.w1[e], panel, gates + first * inner, inner});
-        products.push_back({layer.w3[e], panel, ups + first * inner, inner});
-    }
-    const int64_t active_count = active.size();
-    // Experts per range of a thread when rows are packed: distributing less work takes longer than doing it.
-    const int64_t in_turn = std::max<int64_t>(1, ROWS_IN_TURN * active_count / std::max<int64_t>(pairs, 1));
-    parallel_for(active_count, in_turn, work.threads, [&](int64_t low, int64_t high) {
-        for (int64_t i = low; i < high; i++)
-            fill(products[2 * i].x, x, c, 1, &groups.tokens[groups.starts[active[i]]]);
-    });
-    multiply(products.data(), 2 * active_count, work.threads);
     const AdaptedPairs adapted(work, groups);
-    adapted.add(active, &AdapterLayer::w1, x, c, true, gates, inner);
-    adapted.add(active, &AdapterLayer::w3, x, c, true, ups, inner);
-
-    BFloat16* acted = arena.take<BFloat16>(pairs * inner);
-    BFloat16* shared_acted = arena.take<BFloat16>(t_count * inner);
-    const float limit = float(net.swiglu_limit);
-    parallel_for(pairs + t_count, 32, work.threads, [&](int64_t low, int64_t high) {
-        for (int64_t i = low; i < high; i++) {
-            if (i < pairs) {
-                CALL(activate, gates + i * inner, ups + i * inner, inner, limit, groups.weights[i],
-                     acted + i * inner);
-            } else {
-                const int64_t t = i - pairs;
-                CALL(activate, shared_gates + t * inner, shared_ups + t * inner, inner, limit, 1.0f,
-                     shared_acted + t * inner);
-            }
-        }
-    });
     float* results = arena.take<float>(pairs * c);
     float* shared_results = arena.take<float>(t_count * c);
-    products.clear();
-    for (int64_t i = 0; i < active.size(); i++) {
-        const int64_t e = active[i];
-        const int64_t first = groups.starts[e], count = groups.starts[e + 1] - first;
-        products.push_back({layer.w2[e], make_panel(arena, count, layer.w2[e]),
-                            results + first * c, c});
-    }
-    products.push_back({layer.shared_w2, make_panel(arena, t_count, layer.shared_w2),
-                        shared_results, c});
-    parallel_for(active_count + 1, in_turn, work.threads, [&](int64_t low, int64_t high) {
-        for (int64_t i = low; i < high; i++)
-            fill(products[i].x,
-                 i < active_count ? acted + groups.starts[active[i]] * inner : shared_acted, inner,
-                 1);
-    });
-    multiply(products.data(), active_count + 1, work.threads);
-    adapted.add(active, &AdapterLayer::w2, acted, inner, false, results, c);
-    add_deltas(work, &AdapterLayer::shared_w2, shared_acted, inner, shared_results, c);
+    const Mixture mixture{work, x, groups, adapted, shared_gates, shared_ups, results, shared_results};
+    List<int64_t> active(arena, net.experts);
+    for (int64_t e = 0; e < net.experts; e++)
+        if (groups.count(e) > 0) active.push_back(e);
+    if (layer.source == nullptr)
+        mixture.compute(active.data(), active.size(), true);
+    else if (!compute_from(*layer.source, mixture, active, arena))
+        return false;
 
     parallel_for(t_count, 16, work.threads, [&](int64_t low, int64_t high) {
         thread_local static Arena own;
@@ -226,6 +286,7 @@ void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* cho
             to_bfloat16(total, c, output + t * c);
         }
     });
+    return true;
 }
 
 #else

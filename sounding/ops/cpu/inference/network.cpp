@@ -57,7 +57,7 @@ struct Task {
     }
 };
 
-void run_block(const Work& work, BFloat16* streams, int64_t* chosen, float* scores) {
+bool run_block(const Work& work, BFloat16* streams, int64_t* chosen, float* scores) {
     Scope scope(work.arena);
     BFloat16* output = work.arena.take<BFloat16>(work.count * work.net.channels);
     {
@@ -67,8 +67,9 @@ void run_block(const Work& work, BFloat16* streams, int64_t* chosen, float* scor
         write_back(work, streams, by, output);
     }
     const Connection by = connect(work, streams, work.layer.ffn_hc, work.layer.ffn_norm);
-    experts(work, by.x, output, chosen, scores);
+    if (!experts(work, by.x, output, chosen, scores)) return false;
     write_back(work, streams, by, output);
+    return true;
 }
 
 // The rows of each adapter of a step, with the adapter's first layer.
@@ -118,7 +119,8 @@ void lay_out(const Task& task, Span* spans, int64_t* positions) {
     }
 }
 
-void run_blocks(const Task& task, BFloat16* streams, int64_t* chosen, float* scores, const Taps& taps, bool block,
+// False if the source of some experts ended the step.
+bool run_blocks(const Task& task, BFloat16* streams, int64_t* chosen, float* scores, const Taps& taps, bool block,
                 Arena& arena) {
     Scope scope(arena);
     const int64_t count = task.count;
@@ -130,11 +132,13 @@ void run_blocks(const Task& task, BFloat16* streams, int64_t* chosen, float* sco
         for (int64_t s = 0; s < task.sequences; s++) spans[s].lists = task.lists + task.number(s, l);
         const Work work{task.net, *task.layers[l], task.tokens, positions, spans, count,
                         task.sequences, task.threads, arena, adapted.data(), adapted.size(), block};
-        run_block(work, streams, chosen + l * count * task.net.choices,
-                  scores + l * count * task.net.experts);
+        if (!run_block(work, streams, chosen + l * count * task.net.choices,
+                       scores + l * count * task.net.experts))
+            return false;
         for (int64_t a = 0; a < adapted.size(); a++) adapted[a].layer++;
         taps.take(task.net, l, streams, count, task.threads);
     }
+    return true;
 }
 
 // out[t * weight.rows + o] = <x_t, w_o>
@@ -241,7 +245,8 @@ extern "C" {
 // tokens, whose embedding it writes to the streams, and computes logits[row_count, vocabulary] of some rows.
 // adapters[s] are the deltas of all layers for sequence s, or null; `adapters` is null where no sequence has any.
 // Returns -1 on success. Before anything is changed it returns the index of the first list (in that order) without
-// room for its new rows, or -2 for an unknown token.
+// room for its new rows, or -2 for an unknown token. -3 says that the source of some experts ended the step; the
+// states then hold rows of some layers only.
 int64_t network_run(const Network* net, const Layer* const* layers, int64_t layer_count,
                     const Ends* ends, BFloat16* streams, const int64_t* tokens, int64_t count,
                     const int64_t* lengths, int64_t sequences, Rows* const* lists,
@@ -257,7 +262,7 @@ int64_t network_run(const Network* net, const Layer* const* layers, int64_t laye
     Memory memory;
     Step step;
     if (ends != nullptr) embed(task, ends->embedding, streams);
-    run_blocks(task, streams, chosen, scores, {places, tap_count, taps}, false, memory.arena());
+    if (!run_blocks(task, streams, chosen, scores, {places, tap_count, taps}, false, memory.arena())) return -3;
     if (ends != nullptr) read_logits(task, *ends, streams, rows, row_count, logits, memory.arena());
     return -1;
 }
@@ -289,8 +294,9 @@ int64_t network_read_context(const Network* net, const Layer* const* layers, int
 }
 
 // Runs the blocks of a DSpark drafter over blocks of known tokens: hidden[count, c] before the norm of the head,
-// and logits[count, vocabulary]. The states stay as they are.
-void network_draft_block(const Network* net, const Layer* const* layers, int64_t layer_count, const Ends* ends,
+// and logits[count, vocabulary]. The states stay as they are. Returns -1 on success, or -3 if the source of some
+// experts ended the step.
+int64_t network_draft_block(const Network* net, const Layer* const* layers, int64_t layer_count, const Ends* ends,
                          const int64_t* tokens, int64_t count, const int64_t* lengths, int64_t sequences,
                          Rows* const* lists, BFloat16* hidden, float* logits, int threads) {
     const Task task{*net, layers, layer_count, tokens, lengths, count, sequences, lists, threads};
@@ -303,7 +309,7 @@ void network_draft_block(const Network* net, const Layer* const* layers, int64_t
     int64_t* chosen = arena.take<int64_t>(layer_count * count * net->choices);
     float* scores = arena.take<float>(layer_count * count * net->experts);
     embed(task, ends->embedding, streams);
-    run_blocks(task, streams, chosen, scores, {}, true, arena);
+    if (!run_blocks(task, streams, chosen, scores, {}, true, arena)) return -3;
     collapse(*net, ends->hc, {}, streams, nullptr, count, hidden, threads);
     BFloat16* normed = arena.take<BFloat16>(count * c);
     const float* norm = ends->norm.floats(c, arena.take<float>(c));
@@ -313,6 +319,7 @@ void network_draft_block(const Network* net, const Layer* const* layers, int64_t
         rms_norm(wide, c, norm, float(net->norm_eps), normed + t * c);
     }
     linear(ends->head, normed, count, logits, threads, arena);
+    return -1;
 }
 
 // logits[count, vocabulary] from streams [count, m, c].
@@ -336,11 +343,13 @@ int64_t network_layout(int64_t* out) {
     AT(Vector, data) AT(Vector, bfloat16) END(Vector)
     AT(HyperConnection, fn) AT(HyperConnection, base) AT(HyperConnection, scale) END(HyperConnection)
     AT(Pooling, wkv) AT(Pooling, wgate) AT(Pooling, ape) AT(Pooling, norm) AT(Pooling, width) END(Pooling)
+    AT(ExpertSource, need) AT(ExpertSource, next) END(ExpertSource)
     AT(Layer, ratio) AT(Layer, frequencies) AT(Layer, attn_norm) AT(Layer, ffn_norm) AT(Layer, q_norm)
     AT(Layer, kv_norm) AT(Layer, sink) AT(Layer, attn_hc) AT(Layer, ffn_hc) AT(Layer, wq_a) AT(Layer, wq_b)
     AT(Layer, wkv) AT(Layer, wo_a) AT(Layer, wo_b) AT(Layer, compressor) AT(Layer, index_compressor)
     AT(Layer, index_wq_b) AT(Layer, index_weights) AT(Layer, gate) AT(Layer, bias) AT(Layer, table)
     AT(Layer, w1) AT(Layer, w2) AT(Layer, w3) AT(Layer, shared_w1) AT(Layer, shared_w2) AT(Layer, shared_w3)
+    AT(Layer, source) AT(Layer, number)
     END(Layer)
     AT(Delta, low) AT(Delta, high) AT(Delta, factor) END(Delta)
     AT(AdapterLayer, wq_a) AT(AdapterLayer, wq_b) AT(AdapterLayer, wkv) AT(AdapterLayer, wo_a)

@@ -32,6 +32,16 @@ struct Pooling {  // a compressor
     int64_t width;  // channels of an entry
 };
 
+// Experts that are not all in memory. Its functions run on the thread that runs the network.
+struct ExpertSource {
+    // Announces the experts that a step needs of a layer, and the last row that needs each. Returns 0, or -1 if the
+    // step is to end.
+    int64_t (*need)(int64_t layer, const int64_t* experts, const int64_t* last_rows, int64_t count);
+    // Writes announced experts that are in memory now and returns how many: the first call those there at once, a
+    // further one at least one that was not given yet. Those given before may be gone then. -1 if the step is to end.
+    int64_t (*next)(int64_t layer, int64_t* experts);
+};
+
 struct Layer {
     int64_t ratio;             // tokens per compressed entry; 0: window only
     const float* frequencies;  // rotary, one per pair
@@ -45,6 +55,8 @@ struct Layer {
     const int64_t* table;  // hash layers: token to experts
     const Weight *w1, *w2, *w3;  // one per expert, which need not be contiguous
     Weight shared_w1, shared_w2, shared_w3;
+    const ExpertSource* source;  // null: all experts are in memory
+    int64_t number;              // of this layer for the source
 };
 
 // What an adapter adds to a weight's product: factor * high (low x). Without rows in `low` it is nothing.
@@ -176,5 +188,5 @@ void compress(const Work& work, const Pooling& pooling, const float* values, flo
 void choose(const Work& work, const BFloat16* queries, const float* weights, int32_t* chosen,
             int32_t* counts);
 
-// experts.cpp
-void experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* chosen, float* scores);
+// experts.cpp: false if the source of the experts ended the step
+bool experts(const Work& work, const BFloat16* x, BFloat16* output, int64_t* chosen, float* scores);
