@@ -226,12 +226,14 @@ class Model:
             stream.cancel()  # the caller may have stopped reading
 
 
-def load(name: str | Path | None = None) -> Model:
+def load(name: str | Path | None = None, *, drafter: str | Path | None = None) -> Model:
     """Load a model: "nano", the shipped one, by default, or a folder with a checkpoint.
 
-    Raises ValueError, saying what is missing or wrong, where there is none.
+    `drafter` is the folder of a DSpark drafter trained for it; by default the folder `drafter` in
+    the model's own if there is one; "none": without. Raises ValueError, saying what is missing or
+    wrong, where there is none.
     """
-    return Model(open_model(name))
+    return Model(open_model(name, drafter=drafter))
 
 
 def _collected(events: Iterator[Event]) -> Generation:

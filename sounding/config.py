@@ -13,6 +13,8 @@ WINDOW, CSA, HCA = 0, 4, 128  # the compression ratio names the kind of a layer
 
 RATIO_NAMES = {WINDOW: "window", CSA: "CSA", HCA: "HCA"}
 
+_OPTIONAL_SIZES = ("n_routed_experts", "n_activated_experts", "moe_intermediate_size", "n_blocks")
+
 ExpertDtype = Literal["fp4", "fp8"]
 
 
@@ -72,12 +74,19 @@ class DSparkConfig:
     """Experts of a draft block; None: as many as a layer of the network has."""
     n_activated_experts: int | None = None
     """Experts per token of a draft block; None: as many as in the network."""
+    moe_intermediate_size: int | None = None
+    """Width of an expert of a draft block; None: as in the network."""
+    n_blocks: int | None = None
+    """Draft blocks; None: as many as `compress_ratios` lists, or one for each layer read."""
+    beside: bool = False
+    """True if the drafter lies beside the model in a file of its own: its parameters are under
+    `drafter.` and the model keeps its MTP blocks. False: it has their place and their names."""
 
     def __post_init__(self) -> None:
         for name in ("block_size", "markov_rank"):
             _require_integer(f"dspark_{name}", getattr(self, name), minimum=1)
         _require_integer("dspark_noise_token_id", self.noise_token_id, minimum=0)
-        for name in ("n_routed_experts", "n_activated_experts"):
+        for name in _OPTIONAL_SIZES:
             if getattr(self, name) is not None:
                 _require_integer(f"dspark_{name}", getattr(self, name), minimum=1)
         layers = self.target_layer_ids
@@ -243,7 +252,8 @@ class ModelConfig:
     @property
     def num_mtp_layers(self) -> int:
         """MTP blocks of the network; a DSpark drafter under the same names is none."""
-        return 0 if self.dspark else self.num_nextn_predict_layers
+        in_their_place = self.dspark is not None and not self.dspark.beside
+        return 0 if in_their_place else self.num_nextn_predict_layers
 
     @property
     def num_dspark_blocks(self) -> int:
@@ -251,8 +261,14 @@ class ModelConfig:
         `num_nextn_predict_layers` stays 1 beside three blocks."""
         if self.dspark is None:
             return 0
-        listed = len(self.compress_ratios) - self.num_hidden_layers
-        return listed or len(self.dspark.target_layer_ids)
+        listed = 0 if self.dspark.beside else len(self.compress_ratios) - self.num_hidden_layers
+        return self.dspark.n_blocks or listed or len(self.dspark.target_layer_ids)
+
+    @property
+    def dspark_prefix(self) -> str:
+        """What the names of the DSpark drafter's parameters begin with."""
+        beside = self.dspark is not None and self.dspark.beside
+        return "drafter." if beside else "mtp."
 
     @property
     def draft_experts(self) -> int:
@@ -267,6 +283,12 @@ class ModelConfig:
         return own or self.num_experts_per_tok
 
     @property
+    def draft_expert_width(self) -> int:
+        """Width of an expert in a draft block."""
+        own = None if self.dspark is None else self.dspark.moe_intermediate_size
+        return own or self.moe_intermediate_size
+
+    @property
     def draft_block(self) -> "ModelConfig":
         """The same network with the experts of a draft block in place of its own."""
         return dataclasses.replace(
@@ -274,6 +296,7 @@ class ModelConfig:
             dspark=None,
             n_routed_experts=self.draft_experts,
             num_experts_per_tok=self.draft_experts_per_token,
+            moe_intermediate_size=self.draft_expert_width,
         )
 
     @property
@@ -292,7 +315,9 @@ class ModelConfig:
         """The published `config.json`."""
         raw = dataclasses.asdict(self)
         dspark = raw.pop("dspark") or {}
-        raw |= {f"dspark_{key}": value for key, value in dspark.items() if value is not None}
+        given = {key: value for key, value in dspark.items() if value is not None}
+        given = {key: value for key, value in given.items() if value is not False}
+        raw |= {f"dspark_{key}": value for key, value in given.items()}
         if not raw["mlp_bias"]:
             del raw["mlp_bias"]  # only transformers writes it
         for name in ("expert_dtype", "quantization_config"):

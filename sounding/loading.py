@@ -116,11 +116,32 @@ def open_checkpoint(name: str | Path | None = None) -> "Checkpoint":
     return Checkpoint(find_model(name))
 
 
+def open_with_drafter(folder: Path, drafter: str | Path | None = None) -> "Checkpoint":
+    """The checkpoint of a model joined with a DSpark drafter that lies beside it: the one in the
+    folder `drafter` of its own if there is one, or that of the folder given; "none": without.
+
+    Raises ValueError, naming what does not fit, for a drafter of another shape or other weights.
+    """
+    from sounding.weights.checkpoint import Checkpoint
+
+    if drafter is None and not (folder / "drafter").is_dir():  # most models
+        return Checkpoint(folder)
+    from sounding.weights.drafter import find_drafter
+
+    found = find_drafter(folder, drafter)
+    if found is None:
+        return Checkpoint(folder)
+    joined = Checkpoint(folder, found)
+    found.require_base(weights_digest(folder))
+    return joined
+
+
 def load_network(
     name: str | Path | None = None,
     *,
     simulate: bool = False,
     exact: bool = False,
+    drafter: str | Path | None = None,
     memory_bytes: int | None = None,
 ) -> "Network":
     """The network of a model: by the C++ kernels in bfloat16, as the models are published.
@@ -130,10 +151,12 @@ def load_network(
 
     Where they do not serve it, and with `exact`, the PyTorch reference computes it in float32.
     There a quantized weight is unpacked at every use; where memory allows, once and for all here.
-    `simulate` rounds activations to FP8 and FP4 as the deployed network. Raises ValueError, saying
-    what to install, where PyTorch is needed and missing.
+    `simulate` rounds activations to FP8 and FP4 as the deployed network. For `drafter` see
+    `open_with_drafter`. Raises ValueError, saying what to install, where PyTorch is needed and
+    missing.
     """
-    return _network_of(open_checkpoint(name), simulate, exact, memory_bytes)
+    checkpoint = open_with_drafter(find_model(name), drafter)
+    return _network_of(checkpoint, simulate, exact, memory_bytes)
 
 
 def _network_of(
@@ -363,17 +386,21 @@ def weights_digest(folder: Path) -> str:
     return digest.weights_digest(open_checkpoint(folder).read_all())
 
 
-def open_model(name: str | Path | None = None, memory_bytes: int | None = None) -> LoadedModel:
-    """Load network and tokenizer of a model, in `memory_bytes` as `load_network` does. Raises
-    ValueError saying what is missing or wrong."""
+def open_model(
+    name: str | Path | None = None,
+    memory_bytes: int | None = None,
+    drafter: str | Path | None = None,
+) -> LoadedModel:
+    """Load network and tokenizer of a model, in `memory_bytes` as `load_network` does; for
+    `drafter` see `open_with_drafter`. Raises ValueError saying what is missing or wrong."""
     from sounding.text.fim_format import FimFormat
 
     folder = find_model(name)
     _require_tokenizer(folder)
-    checkpoint = open_checkpoint(folder)  # once for both: its headers are checked in full
+    checkpoint = open_with_drafter(folder, drafter)  # once for both: its headers are checked
     tokenizer = _tokenizer_of(checkpoint)  # first: it is quick, and its errors need no weights
     fim_format = FimFormat.from_folder(folder)
-    files = file_facts(folder.glob("*.safetensors"))
+    files = file_facts(checkpoint.files)
     network = _network_of(checkpoint, memory_bytes=memory_bytes)
     return LoadedModel(folder, network, tokenizer, fim_format, files)
 
@@ -403,6 +430,7 @@ def start_engine(
     options = EngineSettings(
         exact_splits=splits_are_exact(network), **within_memory(network, settings)
     )
+    options = options.resolved(network.block_drafter)
     store = None
     if prefix_store is not None:
         from sounding.engine.prefix.store import PrefixStore, state_identity

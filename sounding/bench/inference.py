@@ -125,7 +125,11 @@ def token_cost(model: Network, context: int) -> Cost:
     share = config.num_experts_per_tok / config.n_routed_experts
     bytes_read = numbers = 0.0
     for name, size in model.parameter_sizes().items():
-        if name.startswith("mtp.") or name.endswith("tid2eid") or name == "embed.weight":
+        if (
+            name.startswith(("mtp.", "drafter."))
+            or name.endswith("tid2eid")
+            or name == "embed.weight"
+        ):
             continue
         part = share if ".ffn.experts." in name else 1.0
         bytes_read += part * size.nbytes

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("models", "Describe a model: layers, parameters, bytes, state."),
     "plan": ("models", "Compare what a model needs with what this machine, or a cluster, has."),
     "convert": ("conversion", "Convert a checkpoint to another format and report the error."),
+    "drafter": ("conversion", "Write a trained DSpark drafter as a file of its own."),
     "pack": ("packing", "Write a copy of a model whose experts are quick to read from disk."),
     "logits": ("generation", "Compute the logits of tokens."),
     "generate": ("generation", "Continue a prompt and stream the result."),

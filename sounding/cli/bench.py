@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn
 from rich.table import Table
 
+from sounding.bench.drafting import DraftingReport, print_drafting
 from sounding.bench.training import compare_training, print_training
+from sounding.cli.completion import drafter_option, open_model
 from sounding.cli.model_argument import model_argument
 from sounding.cli.sizes import memory_option
 from sounding.loading import SHIPPED_NAME, open_checkpoint
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from sounding.bench.inference import Measurement
     from sounding.bench.peers.transformers_v4 import Peer
     from sounding.engine.network import Network
+    from sounding.loading import LoadedModel
 
 
 def _counts(ctx: click.Context, parameter: click.Parameter, value: str) -> list[int]:
@@ -50,8 +53,18 @@ def _sequences(
 
 
 # Options that only inference or only training has.
-_INFERENCE = ("memory_bytes", "prefill", "decode", "context", "simulate")
+_INFERENCE = (
+    "memory_bytes",
+    "prefill",
+    "decode",
+    "context",
+    "simulate",
+    "drafts",
+    "places",
+    "drafter",
+)
 _TRAINING = ("tokens", "phase", "no_mtp")
+_PLACE_TOKENS = 256  # before a place, if --context does not say
 
 
 def _refuse_others(ctx: click.Context, train: bool) -> None:
@@ -110,6 +123,19 @@ def _refuse_others(ctx: click.Context, train: bool) -> None:
 @click.option(
     "--against", type=click.Choice(["transformers"]), help="Compare with another library."
 )
+@click.option(
+    "--drafts",
+    type=click.Path(exists=True, path_type=Path),
+    help="Measure the drafters along this text: a file, a folder, or a corpus's held-out split.",
+)
+@click.option(
+    "--places",
+    default=32,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Places of the text behind which --decode tokens are continued.",
+)
+@drafter_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def bench(
@@ -127,6 +153,9 @@ def bench(
     no_mtp: bool,
     simulate: bool,
     against: str | None,
+    drafts: Path | None,
+    places: int,
+    drafter: str | None,
     as_json: bool,
 ) -> None:
     """Measure the speed of prefill, decode or training.
@@ -137,13 +166,15 @@ def bench(
     operations, and of reading what a token misses from disk, then the rest from memory; the table
     then shows what of the reads was hidden by computing meanwhile. By default MODEL is the shipped
     model. With --train it may be a preset; training then starts from random weights and reads
-    random tokens.
+    random tokens. With --drafts the network continues a text behind many places, with each drafter
+    alone, without drafts, and as the engine chooses, by turns.
 
     \b
     Examples:
       sounding bench MODEL --prefill 512,2048 --decode 64
       sounding bench MODEL --decode 64 --context 100000 --prefill ''
       sounding bench nano --train --tokens 4x1024 --against transformers
+      sounding bench nano --drafts src --drafter trained
 
     \b
     Keys of the JSON:
@@ -167,12 +198,31 @@ def bench(
       peer_tokens_per_second, peer_peak_bytes, differences    the same for the peer, and how the
                                        two setups differ
       ratio, memory_ratio              median ratio of alternating steps; ratio of the peaks
+
+    \b
+    Keys of the JSON with --drafts (costs are in steps without drafts):
+      places, tokens      how many places, and tokens continued behind each
+      rows                [{name, tokens_per_second, gain, expected_gain, tokens_per_step,
+                          drafts_per_step, acceptance by position, draft_cost of a draft or a
+                          block, row_cost, step_cost}]; expected_gain = tokens_per_step / step_cost
     """
     import psutil
 
     _refuse_others(ctx, train)
     model = model or SHIPPED_NAME
     threads = threads or psutil.cpu_count() or 1
+    if drafts is not None:
+        from sounding.native.kernels import set_num_threads
+
+        set_num_threads(threads)
+        opened = open_model(model, memory_bytes, drafter)
+        sizes = (places, decode, context or _PLACE_TOKENS)
+        drafting = _measure_drafts(ctx, opened, drafts, sizes)
+        if as_json:
+            click.echo(json.dumps(drafting.to_dict(), indent=2))
+        else:
+            print_drafting(drafting)
+        return
     if train:
         report = compare_training(
             model,
@@ -194,6 +244,27 @@ def bench(
         click.echo(json.dumps(report, indent=2))
     else:
         show(report)
+
+
+def _measure_drafts(
+    ctx: click.Context, opened: "LoadedModel", text: Path, sizes: tuple[int, int, int]
+) -> DraftingReport:
+    """Measure drafters; `sizes` are places, tokens behind each, and tokens before each."""
+    from sounding.bench.drafting import measure_drafters, places_in
+    from sounding.evaluation.measuring import read_texts
+
+    for name in ("prefill", "simulate", "against"):
+        if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name} cannot be combined with --drafts")
+    count, tokens, context = sizes
+    texts = read_texts(text, (".py",), lambda note: click.echo(note, err=True))
+    documents = [opened.tokenizer.encode(each, named=False) for _, each in texts]
+    prompts = places_in(documents, count, context)
+    with progress_bar(MofNCompleteColumn()) as bar:
+        task = bar.add_task("places", total=len(prompts))
+        return measure_drafters(
+            opened.network, opened.tokenizer, prompts, tokens, lambda: bar.advance(task)
+        )
 
 
 def _infer(

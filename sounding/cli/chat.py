@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sounding.cli.chat_session import EFFORTS, ChatSession, Effort, Write
-from sounding.cli.completion import open_model
+from sounding.cli.completion import drafter_option, open_model
 from sounding.cli.model_argument import model_argument
 from sounding.cli.sizes import memory_option
 from sounding.engine.faults import EngineFault
@@ -54,6 +54,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
     type=click.Path(dir_okay=False, path_type=Path),
     help="File of the input history.  [default: chat-history in the settings folder]",
 )
+@drafter_option
 def chat(
     model: str | None,
     memory_bytes: int | None,
@@ -64,6 +65,7 @@ def chat(
     top_p: float,
     seed: int | None,
     history: Path | None,
+    drafter: str | None,
 ) -> None:
     """Chat with a model in the terminal.
 
@@ -86,7 +88,7 @@ def chat(
         raise ValueError(
             "stdin is empty; pipe a question to it, or run the command in a terminal to chat"
         )
-    opened = open_model(model, memory_bytes)
+    opened = open_model(model, memory_bytes, drafter)
     if not can_converse(opened.folder):
         click.echo(
             "this is a base model: it completes code and is not trained to chat; try "

@@ -19,12 +19,14 @@ _PYTHON = (".py", ".pyi")
 _ROUNDS = 4  # repetitions of the same lines after which generation stops
 
 
-def open_model(name: str | Path | None, memory_bytes: int | None = None) -> "LoadedModel":
-    """Load the model of a command, within a memory budget if one is given; its engines are closed
-    when the command ends."""
+def open_model(
+    name: str | Path | None, memory_bytes: int | None = None, drafter: str | None = None
+) -> "LoadedModel":
+    """Load the model of a command, within a memory budget if one is given, and with a drafter; its
+    engines are closed when the command ends."""
     from sounding import loading
 
-    model = loading.open_model(name, memory_bytes)
+    model = loading.open_model(name, memory_bytes, drafter)
     context = click.get_current_context(silent=True)
     if context is not None:  # None in a thread of a command
         context.call_on_close(model.close)
@@ -33,6 +35,12 @@ def open_model(name: str | Path | None, memory_bytes: int | None = None) -> "Loa
 
 model_option = click.option(
     "--model", help="Folder of a checkpoint with a tokenizer.json.  [default: the shipped model]"
+)
+drafter_option = click.option(
+    "--drafter",
+    metavar="DIR",
+    help="Folder of a DSpark drafter for the model, as `sounding drafter` writes it; none: without."
+    "  [default: the folder `drafter` in the model's, if there is one]",
 )
 _context_option = click.option(
     "--context-tokens",
@@ -58,6 +66,7 @@ _context_option = click.option(
 )
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same text.")
+@drafter_option
 def write(
     text: str,
     model: str | None,
@@ -67,6 +76,7 @@ def write(
     temperature: float,
     top_p: float,
     seed: int,
+    drafter: str | None,
 ) -> None:
     """Continue code and stream the result.
 
@@ -89,7 +99,7 @@ def write(
     stop: Kind | None = "block" if until == "block" or (until is None and opens) else None
     if until == "line":
         stop = "line"
-    opened = open_model(model)
+    opened = open_model(model, drafter=drafter)
     completer = Completer(opened.tokenizer, opened.fim_format, opened.batch(1))
     written = ""
     for piece in completer.write(text, settings, params, until=stop):
@@ -151,6 +161,7 @@ def _repeats(text: str) -> bool:
     help="Show only completions with at least this confidence.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@drafter_option
 def complete(
     where: str,
     model: str | None,
@@ -165,6 +176,7 @@ def complete(
     seed: int,
     min_confidence: float,
     as_json: bool,
+    drafter: str | None,
 ) -> None:
     """Fill in code at the cursor in a file.
 
@@ -198,7 +210,7 @@ def complete(
     settings = CompletionSettings(max_tokens=max_tokens, context_tokens=context_tokens)
     params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
     files = [(str(path), _read_text(path)) for path in others]
-    opened = open_model(model, memory_bytes)
+    opened = open_model(model, memory_bytes, drafter)
     completer = Completer(opened.tokenizer, opened.fim_format, opened.batch(16))
     python = place.path.suffix in _PYTHON
     plan = completer.plan(place.gap, kind, settings, files=files, python=python)

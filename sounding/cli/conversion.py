@@ -143,3 +143,38 @@ def _print_report(destination: Path, report: "Report") -> None:
     click.echo(f"{destination}: {verdict}")
     for note in report.notes:
         click.echo(f"note: {note}")
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("destination", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--model",
+    "base",
+    help="Model that the drafter was trained for.  [default: the shipped model]",
+)
+def drafter(source: Path, destination: Path, base: str | None) -> None:
+    """Write a trained DSpark drafter as a file of its own.
+
+    SOURCE is a checkpoint with a DSpark drafter, or the folder of a run that has trained one;
+    DESTINATION becomes a folder with config.json and drafter.safetensors. The drafter keeps the
+    format it has in SOURCE; `convert --to bf16` first makes it smaller. The network in SOURCE must
+    be that of --model, in whatever format. Then --drafter DESTINATION runs the model with it, and
+    so does the name `drafter` in the model's own folder.
+
+    \b
+    Examples:
+      sounding convert runs/nano-drafter/checkpoints/step-00001600/model trained --to bf16
+      sounding drafter trained nano-drafter
+      sounding serve --drafter nano-drafter
+    """
+    from sounding.weights.drafter import open_drafter, write_drafter
+
+    write_drafter(open_checkpoint(str(source)), open_checkpoint(base), destination)
+    written = open_drafter(destination)
+    assert written.config.dspark is not None
+    click.echo(
+        f"{written.path}: {written.path.stat().st_size:,} bytes, "
+        f"{written.config.num_dspark_blocks} blocks, "
+        f"{written.config.dspark.block_size} tokens at once, for weights {written.base[:12]}"
+    )

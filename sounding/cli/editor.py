@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sounding.cli.clients import api_key_file_option, read_api_key
-from sounding.cli.completion import open_model
+from sounding.cli.completion import drafter_option, open_model
 from sounding.cli.model_argument import model_argument
 from sounding.completion import SHOWN_FROM
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1),
     help="Suggest a line only if it is at least this likely to be exactly right. 0: always.",
 )
+@drafter_option
 def language_server(
     model: str | None,
     server: str | None,
@@ -58,6 +59,7 @@ def language_server(
     max_tokens: int,
     context_tokens: int,
     min_confidence: float,
+    drafter: str | None,
 ) -> None:
     """Complete code in an editor, over LSP on stdin and stdout.
 
@@ -75,6 +77,8 @@ def language_server(
         raise click.UsageError(
             "give either MODEL or --server, not both: a server has its own model"
         )
+    if drafter is not None and server is not None:
+        raise click.UsageError("--drafter belongs to MODEL; a server has its own")
     if api_key_file is not None and server is None:
         raise click.UsageError("--api-key-file requires --server")
     seconds = budget_ms / 1000
@@ -95,7 +99,7 @@ def language_server(
             candidates=TYPING_CANDIDATES,
             typing=True,
         )
-        opened = open_model(model)
+        opened = open_model(model, drafter=drafter)
         engine = opened.engine()
         adapter = WorkspaceAdapter(
             *(engine.adapters, opened.read_adapter),

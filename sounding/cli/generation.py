@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.progress import MofNCompleteColumn
 
+from sounding.cli.completion import drafter_option
 from sounding.cli.model_argument import model_argument
 from sounding.cli.sizes import memory_option
 from sounding.progress import progress_bar
@@ -70,7 +71,7 @@ def logits(
 
     tokens = _read_tokens(source)
     splits = [_pieces(split, tokens.shape[1], row) for row in range(len(tokens))]
-    network = load_network(model, simulate=simulate, exact=not bfloat16)
+    network = load_network(model, simulate=simulate, exact=not bfloat16, drafter="none")
     with progress_bar(MofNCompleteColumn()) as progress:
         task = progress.add_task("logits", total=tokens.size)
         result = split_logits(
@@ -159,6 +160,7 @@ def _random_pieces(length: int, choose: random.Random) -> list[int]:
 )
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same answer.")
 @click.option("--stop", multiple=True, help="Stop before this string; can be given repeatedly.")
+@drafter_option
 def generate(
     model: str | None,
     memory_bytes: int | None,
@@ -169,6 +171,7 @@ def generate(
     top_p: float,
     seed: int,
     stop: tuple[str, ...],
+    drafter: str | None,
 ) -> None:
     """Continue a prompt and stream the result.
 
@@ -197,9 +200,8 @@ def generate(
     else:
         text = sys.stdin.read() if prompt == "-" else prompt or ""
         dialect = _Text(folder, text)
-    stream = start_engine(
-        load_network(folder, memory_bytes=memory_bytes), dialect.tokenizer
-    ).submit(
+    network = load_network(folder, memory_bytes=memory_bytes, drafter=drafter)
+    stream = start_engine(network, dialect.tokenizer).submit(
         GenerationRequest(
             prompt=dialect.prompt,
             params=params,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sounding.cli.completion import open_model
+from sounding.cli.completion import drafter_option, open_model
 from sounding.cli.model_argument import model_argument
 from sounding.cli.sizes import memory_option
 from sounding.loading import can_converse, find_model, trained_context
@@ -144,6 +144,7 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
     type=click.FloatRange(min=0),
     help="Time for running answers to finish after SIGTERM or Ctrl-C.",
 )
+@drafter_option
 @click.option(
     "--adapter",
     "adapters",
@@ -207,6 +208,7 @@ def serve(
     adapters: tuple[str, ...],
     load_adapters: bool,
     thinking: bool | None,
+    drafter: str | None,
     replicas: int | None,
     most_replicas: int | None,
     replica_cpus: int | None,
@@ -259,6 +261,7 @@ def serve(
         memory_bytes=memory_bytes,
         store_bytes=prefix_store_gib << 30,
         adapters={name: str(place.resolve()) for name, place in named.items()},
+        drafter=str(Path(drafter).resolve()) if drafter and drafter != "none" else drafter,
         settings={
             "width": width,
             "context_tokens": context_tokens,
@@ -328,7 +331,7 @@ def _one_engine(
     """A service whose engine runs in this process."""
     from sounding.server.service import Service
 
-    opened = open_model(source.model, source.memory_bytes)
+    opened = open_model(source.model, source.memory_bytes, source.drafter)
     engine = source.engine_of(opened)
     return Service(
         *(engine, opened.tokenizer, settings, _card(opened.folder, opened.network.config)),

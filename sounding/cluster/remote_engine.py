@@ -19,6 +19,7 @@ from typing import Protocol, runtime_checkable
 from sounding.cluster.messages import Accepted, Item, Pushed, Refused, pack
 from sounding.cluster.prefix_index import prefix_blocks
 from sounding.engine.requests import (
+    DraftCounts,
     EngineStats,
     Finished,
     FinishReason,
@@ -149,8 +150,14 @@ class RemoteEngine:
         loads = [one.expert_load for one in every.values() if one.expert_load]
         load = [[sum(n) for n in zip(*rows, strict=True)] for rows in zip(*loads, strict=True)]
         parts = {name: _numbers(every[name]) for name in sorted(self._live) if name in every}
+        drafts: dict[str, DraftCounts] = {}
+        for one in every.values():
+            for drafter, counts in one.drafts.items():
+                drafts[drafter] = drafts.get(drafter, DraftCounts()) + counts
         stores = sum_of_stats([one.experts for one in live if one.experts is not None])
-        return EngineStats(**sums, expert_load=load, experts=stores, extra={"replicas": parts})
+        return EngineStats(
+            **sums, expert_load=load, drafts=drafts, experts=stores, extra={"replicas": parts}
+        )
 
     def close(self, grace_seconds: float = 0.0) -> None:
         """See `EngineLike`; also stops the replicas. A second call cuts the grace period short."""

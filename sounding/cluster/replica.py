@@ -25,6 +25,8 @@ class EngineSource:
     store_bytes: int | None = None
     adapters: Mapping[str, str] = field(default_factory=dict)
     """Folders of adapters by name."""
+    drafter: str | None = None
+    """Folder of a DSpark drafter, or "none"; None: the one in the model's folder, if any."""
     memory_bytes: int | None = None
     """Memory that each replica keeps within, experts on disk if need be."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -32,7 +34,7 @@ class EngineSource:
 
     def __call__(self) -> tuple[Engine, Tokenizer]:
         """Open it. Raises ValueError for a folder that is no model."""
-        opened = open_model(self.model, self.memory_bytes)
+        opened = open_model(self.model, self.memory_bytes, self.drafter)
         return self.engine_of(opened), opened.tokenizer
 
     def engine_of(self, opened: LoadedModel) -> Engine:

@@ -58,7 +58,8 @@ class Engine:
         may be chosen. The default stop token is the config's EOS.
         """
         self._model, self._tokenizer = model, tokenizer
-        self._settings = settings = settings or EngineSettings()
+        settings = (settings or EngineSettings()).resolved(model.block_drafter)
+        self._settings = settings
         eos = model.config.eos_token_id
         if eos is None and tokenizer is not None:
             eos = tokenizer.named.get(EOS)
@@ -185,6 +186,9 @@ class Engine:
             completion_tokens=counters.completion_tokens,
             drafted_tokens=counters.drafted_tokens,
             accepted_tokens=counters.accepted_tokens,
+            drafts=dict(self._runner.drafting.counts),
+            draft_costs=dict(self._runner.drafting.costs.draft_costs),
+            row_cost=self._runner.drafting.costs.row_cost,
             state_bytes=self._pool.reserved_bytes,
             state_limit_bytes=self._pool.limit_bytes,
             prefix_bytes=self._runner.prefixes.nbytes,

@@ -69,7 +69,7 @@ class Correction(Protocol):
 
 @runtime_checkable
 class BlockDrafter(Protocol):
-    """The DSpark drafter of a network. `state.drafts` holds what it has read."""
+    """The DSpark drafter of a network. `state.blocks` holds what it has read."""
 
     block_size: int
     """Tokens drafted at once."""

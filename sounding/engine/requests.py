@@ -7,6 +7,7 @@ thread; events of one request arrive in order and end with exactly one `Finished
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from sounding.engine.faults import DamagedModel, EngineFault
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DamagedModel",
+    "DraftCounts",
     "EngineFault",
     "EngineLike",
     "EngineStats",
@@ -120,6 +122,24 @@ class TokenEvent:
     top_logprobs: Sequence[tuple[int, float]] = ()
 
 
+@dataclass(frozen=True)
+class DraftCounts:
+    """Drafts that were verified and accepted, by their place among those of one step."""
+
+    verified: tuple[int, ...] = ()
+    accepted: tuple[int, ...] = ()
+
+    def plus(self, drafted: int, accepted: int) -> "DraftCounts":
+        """With a step that verified `drafted` drafts, of which the first `accepted` were kept."""
+        return self + DraftCounts((1,) * drafted, (1,) * accepted + (0,) * (drafted - accepted))
+
+    def __add__(self, other: "DraftCounts") -> "DraftCounts":
+        return DraftCounts(
+            tuple(a + b for a, b in zip_longest(self.verified, other.verified, fillvalue=0)),
+            tuple(a + b for a, b in zip_longest(self.accepted, other.accepted, fillvalue=0)),
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Usage:
     """Token counts and times of a request. Seconds are wall clock."""
@@ -132,6 +152,8 @@ class Usage:
     completion_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    drafts: DraftCounts = DraftCounts()
+    """The same by position."""
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -187,6 +209,12 @@ class EngineStats:
     completion_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    drafts: Mapping[str, DraftCounts] = field(default_factory=dict)
+    """The same by drafter and position."""
+    draft_costs: Mapping[str, float] = field(default_factory=dict)
+    """Of making a draft, or a block of them, by drafter, in steps of one sequence."""
+    row_cost: float = 0.0
+    """Of verifying one more draft, in the same unit."""
     state_bytes: int = 0
     """Bytes reserved for running sequences."""
     state_limit_bytes: int = 0

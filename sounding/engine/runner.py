@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sounding.engine.drafting.selection import DraftSelection, drafters_for
+from sounding.engine.drafting.selection import DraftSelection, allowed, drafters_for
 from sounding.engine.network import Network, Streams
 from sounding.engine.prefix.cache import Found, PrefixCache
 from sounding.engine.prefix.snapshot import put_together
@@ -52,9 +52,10 @@ class Runner:
         """Token ids from `num_tokens` on are never chosen."""
         config = model.config
         self._model, self._settings, self._num_tokens = model, settings, num_tokens
-        self._drafting = DraftSelection(
-            drafters_for(model, num_tokens),
+        self.drafting = DraftSelection(
+            allowed(drafters_for(model, num_tokens), settings.drafters),
             settings.effective_draft_tokens,
+            always=settings.always_draft,
             streamed=model.store is not None,
         )
         self.store = store
@@ -74,7 +75,7 @@ class Runner:
             put_together(state, found.blocks, found.tail)
             generation.streams = found.tail.streams
             if found.tail.drafting:
-                self._drafting.resume(generation, found.tail.streams)
+                self.drafting.resume(generation, found.tail.streams)
         generation.state = state
         if settings.prefix_limit_bytes:
             generation.checkpoints = settings.checkpoints(
@@ -96,7 +97,7 @@ class Runner:
             state.length > generation.prompt_length or state.length % settings.piece_tokens > 0
         )
         if not cut or state.length == generation.prompt_length:
-            drafting = self._drafting.catch_up(generation)
+            drafting = self.drafting.catch_up(generation)
             tokens = generation.tokens[: state.length]
             kept = self.prefixes.keep(
                 tokens,
@@ -123,7 +124,7 @@ class Runner:
                 generation.score(row_logits)
                 generation.stream.prefilled = generation.fed
                 generation.streams = streams[-1:]
-                self._drafting.extend(generation, streams)
+                self.drafting.extend(generation, streams)
                 if generation.fed in generation.checkpoints:
                     self.keep(generation)
             if not generation.prefilling and generation.finished is None:
@@ -141,12 +142,12 @@ class Runner:
             for generation, streams, row_logits in zip(choosing, wanted, logits, strict=True):
                 self._choose(generation, streams, row_logits)
             if answering:
-                self._drafting.costs.record_step(
+                self.drafting.costs.record_step(
                     time.perf_counter() - before,
                     len(moves),
                     sum(move.num_tokens for move in moves),
                 )
-            self._drafting.propose([g for g in choosing if g.finished is None])
+            self.drafting.propose([g for g in choosing if g.finished is None])
         self.counters.steps += 1
 
     def _find(self, generation: ActiveSequence) -> Found:
@@ -220,10 +221,10 @@ class Runner:
         if drafted:
             generation.state.rewind(generation.fed - drafted + accepted)
             generation.count_drafts(drafted, accepted)
-            self._drafting.verified(generation, drafted, accepted)
+            self.drafting.verified(generation, drafted, accepted)
             self.counters.drafted_tokens += drafted
             self.counters.accepted_tokens += accepted
-        self._drafting.extend(generation, streams)
+        self.drafting.extend(generation, streams)
 
     def _count_experts(self, chosen: NDArray[np.int64]) -> None:
         load = self.counters.expert_load

@@ -199,6 +199,7 @@ class ActiveSequence:
             self.usage,
             drafted_tokens=self.usage.drafted_tokens + drafted,
             accepted_tokens=self.usage.accepted_tokens + accepted,
+            drafts=self.usage.drafts.plus(drafted, accepted),
         )
 
     def cut_drafts(self) -> None:

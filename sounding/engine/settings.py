@@ -1,15 +1,23 @@
 """Engine settings: widths, limits, budgets."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, runtime_checkable
 
 from sounding.engine.network import Network
 
 BLOCK_TOKENS = 128  # holds whole groups of every compression ratio: prefixes are kept in these
 
+_DRAFT_TOKENS = 4  # drafts to verify where no drafter says how many it makes at once
 _GRAIN_TOKENS = 16  # where prompts part they are cut at multiples of this
 _CHANGING_TOKENS = 8  # at the end of a prompt, such as the one that opens a thought
+
+
+@runtime_checkable  # for the shape checks of the tests
+class _InBlocks(Protocol):
+    """The part of a `BlockDrafter` that settings depend on."""
+
+    block_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +48,14 @@ class EngineSettings:
     """A long prompt's state is cached every so many tokens."""
     keep_inner: bool = True
     """Cache states a little before the end of a prompt as well, which takes a step of its own."""
-    draft_tokens: int = 4
-    """Most draft tokens per sequence; 0 turns drafting off."""
+    draft_tokens: int | None = None
+    """Most draft tokens that a sequence verifies in a step, whoever drafted them; 0 turns drafting
+    off. None: as many as a block of the network's DSpark drafter has, without one 4."""
+    drafters: tuple[str, ...] | None = None
+    """Names of the drafters to choose among; None: all that the network allows."""
+    always_draft: bool = False
+    """Verify all drafts of the first drafter that has any, also where they cost more time than they
+    bring: to measure them."""
     patience_steps: int = 50
     """A sequence that waits this many steps rises by one priority."""
     repetition_tokens: int = 256
@@ -52,7 +66,7 @@ class EngineSettings:
         allowed_zero = ("queue", "prefix_limit_bytes", "draft_tokens")
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None or isinstance(value, bool):
+            if value is None or isinstance(value, bool | tuple):
                 continue
             least = 0 if field.name in allowed_zero else 1
             if value < least:
@@ -67,7 +81,15 @@ class EngineSettings:
     @property
     def effective_draft_tokens(self) -> int:
         """`draft_tokens`, if verifying several tokens at once gives the same bits as one by one."""
-        return self.draft_tokens if self.exact_splits else 0
+        most = _DRAFT_TOKENS if self.draft_tokens is None else self.draft_tokens
+        return most if self.exact_splits else 0
+
+    def resolved(self, drafter: "_InBlocks | None") -> "EngineSettings":
+        """With the number of draft tokens that suits the network's DSpark drafter, if it has one,
+        where none was given."""
+        if self.draft_tokens is not None or drafter is None:
+            return self
+        return replace(self, draft_tokens=drafter.block_size)
 
     def keepable(self, length: int, *lengths: int) -> int:
         """The greatest length up to `length` at which a state may be cached for other prompts.

@@ -153,7 +153,7 @@ class ReferenceNetwork:
         *,
         depth: int = 0,
     ) -> Streams:
-        given = self.tensor(streams)
+        given = self.tensor(streams)[:, : self.config.hc_mult]  # without taps
         made = self.model.draft(given, self.tokens(next_tokens), lengths, states, depth=depth)
         return _array(made.streams)
 
@@ -204,7 +204,7 @@ class ReferenceDrafter:
     @torch.inference_mode()
     def read(self, streams: Streams, lengths: Sequence[int], states: Sequence[TensorState]) -> None:
         taps = self._network.tensor(streams)[:, self._network.config.hc_mult :]
-        self._dspark.read(taps, lengths, [state.drafts for state in states])
+        self._dspark.read(taps, lengths, [state.blocks for state in states])
 
     @torch.inference_mode()
     def draft(self, anchors: Sequence[int], states: Sequence[TensorState]) -> DraftBlock:

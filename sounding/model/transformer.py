@@ -72,15 +72,17 @@ class Transformer(nn.Module):
         )
         register_head(self, config)
         self.head = Linear(config.hidden_size, config.vocab_size)
-        self.mtp = self._drafter(config, simulation)
+        self.mtp = self._mtp(config, simulation)
+        beside = config.dspark if config.dspark is not None and config.dspark.beside else None
+        self.drafter = None if beside is None else DSpark(config, beside, simulation)
         self.config = config
         self.simulation = simulation
         self.dtype = dtype
 
     @staticmethod
-    def _drafter(config: ModelConfig, simulation: Simulation) -> nn.ModuleList:
-        """Either kind of drafter has this one name in checkpoints."""
-        if config.dspark is not None:
+    def _mtp(config: ModelConfig, simulation: Simulation) -> nn.ModuleList:
+        """Either kind of drafter has this one name in checkpoints, unless it lies beside them."""
+        if config.dspark is not None and not config.dspark.beside:
             return DSpark(config, config.dspark, simulation)
         return nn.ModuleList(MTPBlock(config, simulation) for _ in range(config.num_mtp_layers))
 
@@ -97,7 +99,7 @@ class Transformer(nn.Module):
     @property
     def dspark(self) -> DSpark | None:
         """The DSpark drafter, if the network has one."""
-        return self.mtp if isinstance(self.mtp, DSpark) else None
+        return self.mtp if isinstance(self.mtp, DSpark) else self.drafter
 
     def forward(
         self,
@@ -166,7 +168,7 @@ class Transformer(nn.Module):
         dspark = self.dspark
         assert dspark is not None, "this network has no DSpark drafter"
         embedded = self.embed(dspark.tokens_of_block(anchors).flatten(), self.dtype)
-        hidden = dspark(embedded, anchors, [state.drafts for state in states])
+        hidden = dspark(embedded, anchors, [state.blocks for state in states])
         logits = self.logits(dspark.normed(hidden.flatten(0, 1)))
         return DraftBlock(hidden, logits.unflatten(0, hidden.shape[:2]))
 

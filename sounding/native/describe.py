@@ -105,17 +105,18 @@ class NetworkDescription:
 
     def _dspark(self) -> DSparkDescription:
         config, count = self.config, self.config.num_dspark_blocks
-        last = f"mtp.{count - 1}."
+        prefix = config.dspark_prefix
+        last = f"{prefix}{count - 1}."
         pairs = self._tensors[f"{last}markov_head.markov_w1.weight"]
         if pairs.dtype != "BF16":
             raise NotServed(f"{last}markov_head.* are {pairs.dtype}; the kernels read bfloat16")
         experts = config.draft_experts
         return DSparkDescription(
             _network(config.draft_block, self._simulation),
-            [self._layer(f"mtp.{stage}", 0, False, experts) for stage in range(count)],
+            [self._layer(f"{prefix}{stage}", 0, False, experts) for stage in range(count)],
             self._ends(last),
-            self._linear("mtp.0.main_proj"),
-            self._vector("mtp.0.main_norm.weight"),
+            self._linear(f"{prefix}0.main_proj"),
+            self._vector(f"{prefix}0.main_norm.weight"),
             pairs,
             self._exact(f"{last}markov_head.markov_w2.weight"),
             self._exact(f"{last}confidence_head.proj.weight"),

@@ -50,7 +50,7 @@ class KernelDrafter:
     ) -> None:
         """See `BlockDrafter`."""
         taps = np.ascontiguousarray(streams[:, self._config.hc_mult :])
-        lists = [lists_of(state.drafts) for state in states]
+        lists = [lists_of(state.blocks) for state in states]
         given = (
             ctypes.byref(self._drafter.network),
             self._layers,
@@ -79,7 +79,7 @@ class KernelDrafter:
             np.empty((*tokens.shape, self._config.hidden_size), dtype=np.uint16),
             np.empty((*tokens.shape, self._config.vocab_size), dtype=np.float32),
         )
-        lists = [lists_of(state.drafts) for state in states]
+        lists = [lists_of(state.blocks) for state in states]
         ended = kernels().network_draft_block(
             ctypes.byref(self._drafter.network),
             self._layers,

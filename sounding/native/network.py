@@ -181,11 +181,12 @@ class KernelNetwork:
         tokens = np.asarray(next_tokens, dtype=np.int64)
         require_tokens(tokens, self.config.vocab_size)
         block = self._description.drafts[depth]
+        streams = np.ascontiguousarray(streams[:, : self.config.hc_mult])  # without taps
         made = np.empty_like(streams)
         kernels().network_begin_draft(
             ctypes.byref(self._description.network),
             ctypes.byref(block.begins),
-            address(np.ascontiguousarray(streams)),
+            address(streams),
             address(tokens),
             INT(len(tokens)),
             address(made),
@@ -214,10 +215,11 @@ class KernelNetwork:
 
     def _logits(self, ends: NativeEnds, streams: Streams) -> NDArray[np.float32]:
         made = np.empty((len(streams), self.config.vocab_size), dtype=np.float32)
+        streams = np.ascontiguousarray(streams)  # kept until the kernels have read it
         kernels().network_logits(
             ctypes.byref(self._description.network),
             ctypes.byref(ends),
-            address(np.ascontiguousarray(streams)),
+            address(streams),
             INT(len(streams)),
             address(made),
             threads_argument(),

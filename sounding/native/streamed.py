@@ -22,8 +22,9 @@ def load_streamed(
         return None
     names = list(checkpoint.names(routed_experts=False))
     layers = [(f"layers.{n}", config.n_routed_experts) for n in range(config.num_hidden_layers)]
-    drafters = config.num_mtp_layers or config.num_dspark_blocks
-    layers += [(f"mtp.{n}", config.draft_experts) for n in range(drafters)]
+    layers += [(f"mtp.{n}", config.n_routed_experts) for n in range(config.num_mtp_layers)]
+    drafter, blocks = config.dspark_prefix, range(config.num_dspark_blocks)
+    layers += [(f"{drafter}{n}", config.draft_experts) for n in blocks]
     files = ExpertFiles(checkpoint, [name for name, _ in layers], [count for _, count in layers])
     try:
         plan = divide_memory(

@@ -145,7 +145,7 @@ class Grpo:
 def is_policy(name: str) -> bool:
     """Whether a parameter takes part in sampling a token: MTP blocks only draft, and indexers learn
     from the attention they see, which post-training leaves alone."""
-    return not name.startswith("mtp.") and not is_indexer(name)
+    return not name.startswith(("mtp.", "drafter.")) and not is_indexer(name)
 
 
 def counts_of(batch: RolloutBatch) -> dict[str, int]:

@@ -4,7 +4,7 @@ Totals are read from the engine at each scrape, so that `/metrics`, `/status` an
 traces agree.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from prometheus_client import (
@@ -115,6 +115,7 @@ class _EngineCollector(Collector):
             yield CounterMetricFamily(f"sounding_{name}", what, value=stats[name])
         for name, what in _GAUGES.items():
             yield GaugeMetricFamily(f"sounding_{name}", what, value=stats[name])
+        yield from _drafts(stats["drafts"])
         for name, what in _EXPERT_TOTALS.items() if stats["experts"] else ():
             yield CounterMetricFamily(f"sounding_expert_{name}", what, value=stats["experts"][name])
         for name, what in _EXPERT_GAUGES.items() if stats["experts"] else ():
@@ -132,3 +133,18 @@ class _EngineCollector(Collector):
             for expert, count in enumerate(counts):
                 load.add_metric([str(layer), str(expert)], count)
         yield load
+
+
+def _drafts(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> Iterable[Metric]:
+    """Drafts by drafter and by their place among those of a step, from 1 on."""
+    for what, help in (
+        ("verified", "Drafts that were verified, by drafter and place in the step."),
+        ("accepted", "Drafts that were accepted, by drafter and place in the step."),
+    ):
+        family = CounterMetricFamily(
+            f"sounding_drafts_{what}", help, labels=["drafter", "position"]
+        )
+        for drafter, by_position in counts.items():
+            for position, count in enumerate(by_position[what], 1):
+                family.add_metric([drafter, str(position)], count)
+        yield family

@@ -77,9 +77,12 @@ def layer_layouts(config: ModelConfig, *, rewind_tokens: int = 0) -> list[LayerL
 
 
 def draft_layouts(config: ModelConfig, *, rewind_tokens: int = 0) -> list[LayerLayout]:
-    """The layouts of the blocks of a drafter."""
-    if config.dspark is None:
-        return [_layer(config, 0, rewind_tokens) for _ in range(config.num_mtp_layers)]
+    """The layouts of the MTP blocks."""
+    return [_layer(config, 0, rewind_tokens) for _ in range(config.num_mtp_layers)]
+
+
+def block_layouts(config: ModelConfig, *, rewind_tokens: int = 0) -> list[LayerLayout]:
+    """The layouts of the blocks of a DSpark drafter."""
     # All of a drafted block sees the whole window before the block.
     kept = Retention(config.sliding_window + rewind_tokens, config.sliding_window)
     window = ListLayout("window", config.head_dim, kept)
@@ -87,8 +90,8 @@ def draft_layouts(config: ModelConfig, *, rewind_tokens: int = 0) -> list[LayerL
 
 
 def all_lists(config: ModelConfig, *, rewind_tokens: int = 0) -> Iterator[ListLayout]:
-    """Every list of a state, those of a drafter included."""
-    for layouts in (layer_layouts, draft_layouts):
+    """Every list of a state, those of drafters included."""
+    for layouts in (layer_layouts, draft_layouts, block_layouts):
         for layer in layouts(config, rewind_tokens=rewind_tokens):
             yield from layer.lists()
 

@@ -19,6 +19,7 @@ from sounding.state.row_layout import (
     CompressorLayout,
     LayerLayout,
     ListLayout,
+    block_layouts,
     draft_layouts,
     layer_layouts,
 )
@@ -91,13 +92,13 @@ def _fork(rows: _R) -> _R:
 
 @dataclass
 class SequenceState(Generic[_R]):
-    """One sequence: a state per decoder layer, and one per block of a drafter."""
+    """One sequence: a state per decoder layer, and one per block of each drafter."""
 
     layers: list[LayerState[_R]]
     drafts: list[LayerState[_R]]
-    draft_lag: int
-    """Tokens that the drafter stays behind: 1 for MTP blocks, whose position t needs token t + 1;
-    0 for DSpark."""
+    """Of the MTP blocks, which stay one token behind: position t needs token t + 1."""
+    blocks: list[LayerState[_R]]
+    """Of the blocks of a DSpark drafter."""
     adapter: Any = None
     """What the network's `load_adapter` made, applied to every token of this sequence; None: the
     base alone. Drafters are always the base's."""
@@ -116,8 +117,8 @@ class SequenceState(Generic[_R]):
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot rewind to {length}: the state holds {self.length} tokens")
         parts = [(layer, length) for layer in self.layers]
-        readable = max(0, length - self.draft_lag)
-        parts += [(draft, min(draft.length, readable)) for draft in self.drafts]
+        parts += [(draft, min(draft.length, max(0, length - 1))) for draft in self.drafts]
+        parts += [(block, min(block.length, length)) for block in self.blocks]
         shorter = [
             (rows, rows_length)
             for part, part_length in parts
@@ -132,13 +133,16 @@ class SequenceState(Generic[_R]):
 
     def fork(self) -> "SequenceState[_R]":
         """An independent continuation; growing storage shares its tensors, packed copies."""
-        layers = [layer.fork() for layer in self.layers]
-        drafts = [draft.fork() for draft in self.drafts]
-        return SequenceState(layers, drafts, self.draft_lag, self.adapter)
+        layers, drafts, blocks = ([layer.fork() for layer in layers] for _, layers in self.groups())
+        return SequenceState(layers, drafts, blocks, self.adapter)
 
     def fork_drafts(self) -> "SequenceState[_R]":
-        """A continuation of the drafter's blocks alone, for steps on their own output."""
-        return SequenceState([], [draft.fork() for draft in self.drafts], self.draft_lag)
+        """A continuation of the MTP blocks alone, for steps on their own output."""
+        return SequenceState([], [draft.fork() for draft in self.drafts], [])
+
+    def groups(self) -> tuple[tuple[str, list[LayerState[_R]]], ...]:
+        """The lists of layers, by their names."""
+        return ("layers", self.layers), ("drafts", self.drafts), ("blocks", self.blocks)
 
     @property
     def nbytes(self) -> int:
@@ -177,7 +181,7 @@ class SequenceState(Generic[_R]):
         if not all(type(length) is int and length >= 0 for length in lengths.values()):
             raise ValueError("the saved state is damaged: lengths must be counts")
         total = lengths["layers.0.window"]
-        for group, layers in (("layers", self.layers), ("drafts", self.drafts)):
+        for group, layers in self.groups():
             for index, layer in enumerate(layers):
                 prefix = f"{group}.{index}."
                 own = lengths[f"{prefix}window"]
@@ -196,7 +200,7 @@ class SequenceState(Generic[_R]):
         return arrays, lengths
 
     def _named_rows(self) -> Iterator[tuple[str, _R]]:
-        for group, layers in (("layers", self.layers), ("drafts", self.drafts)):
+        for group, layers in self.groups():
             for index, layer in enumerate(layers):
                 for name, rows in layer.named_rows():
                     yield f"{group}.{index}.{name}", rows
@@ -229,5 +233,5 @@ def empty_state(
     return SequenceState(
         [layer(each) for each in layer_layouts(config, rewind_tokens=rewind_tokens)],
         [layer(each) for each in draft_layouts(config, rewind_tokens=rewind_tokens)],
-        draft_lag=0 if config.dspark is not None else 1,
+        [layer(each) for each in block_layouts(config, rewind_tokens=rewind_tokens)],
     )

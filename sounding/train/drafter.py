@@ -26,7 +26,8 @@ from sounding.train.optim import learning_rate
 from sounding.train.run_config import RunConfig
 from sounding.train.source import HeldOut
 
-_ANCHORS = 64  # of a batch, at most
+_TOKENS_PER_ANCHOR = 4  # the drafter's rows then cost about as much as the network's
+_LEAST_ANCHORS = 64  # of a batch that has so many tokens
 _DECAY = 4.0  # rows by which the weight of a row falls to 1/e
 _LABEL, _DISTANCE, _CONFIDENCE = 0.1, 0.9, 1.0  # weights of the losses
 
@@ -50,7 +51,9 @@ class DrafterObjective:
         self._block = run.model.dspark.block_size
 
     def plan(self, step: int) -> StepPlan:
-        return StepPlan("drafter", learning_rate(step, self._run.train), trains=_is_drafter)
+        prefix = self._run.model.dspark_prefix
+        rate = learning_rate(step, self._run.train)
+        return StepPlan("drafter", rate, trains=lambda name: name.startswith(prefix))
 
     def counts(self, batch: TokenBatch) -> dict[str, int]:
         """`tokens`, and for each row of a block the blocks in which it has a token to draft."""
@@ -166,12 +169,12 @@ def _states_before(
     keys = dspark.keys(taps, batch.lengths, [0] * len(batch.lengths))
     states = []
     for anchor in anchors:
-        drafts = []
+        blocks = []
         for stage in keys:
             rows = GrowingRows(config.head_dim, Retention(window, window))
             rows.append(stage[int(begins[anchor]) : anchor])
-            drafts.append(TensorLayerState(0, rows, None, None))
-        states.append(TensorState([], drafts, draft_lag=0))
+            blocks.append(TensorLayerState(0, rows, None, None))
+        states.append(TensorState([], [], blocks))
     return states
 
 
@@ -188,7 +191,8 @@ def _anchors(batch: TokenBatch) -> Int[Tensor, " n"]:
     rows = allowed.nonzero()[:, 0]
     generator = torch.Generator().manual_seed(int(tokens.sum()))
     order = torch.randperm(len(rows), generator=generator)
-    return rows[order[:_ANCHORS]].sort().values
+    most = max(_LEAST_ANCHORS, len(tokens) // _TOKENS_PER_ANCHOR)
+    return rows[order[:most]].sort().values
 
 
 def _valid_rows(
@@ -200,10 +204,6 @@ def _valid_rows(
     inside = places < len(batch.tokens)
     targets = batch.targets.to(anchors.device)[places.clamp_max(len(batch.tokens) - 1)]
     return (inside & (targets != IGNORED)).cumprod(1).bool()
-
-
-def _is_drafter(name: str) -> bool:
-    return name.startswith("mtp.")
 
 
 def _row(index: int) -> str:

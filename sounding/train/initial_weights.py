@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 # How weights are stored, and notes: a network with another value is the same network.
 _STORAGE_FIELDS = {"expert_dtype", "quantization_config", "torch_dtype", "architectures"}
-_DRAFTER = "mtp."  # opens the names of a drafter's parameters, of either kind
 
 
 @torch.no_grad()
@@ -45,7 +44,7 @@ def load_initial_weights(model: Transformer, folder: Path, beside: Sequence[Path
     state = read_state(checkpoint, torch.float32)
     kept = _begins_anew(checkpoint.config, model.config)
     for name, param in model.named_parameters():
-        if not (kept and name.startswith(_DRAFTER)):
+        if not (kept and name.startswith(model.config.dspark_prefix)):
             param.copy_(state[name])
 
 
@@ -72,7 +71,7 @@ def _require_same_shapes(
     ours = {parameter.name: parameter.shape for parameter in parameters(config)}
     anew = _begins_anew(checkpoint.config, config)
     for name in {**ours, **theirs}:
-        if anew and name.startswith(_DRAFTER):
+        if anew and name.startswith(config.dspark_prefix):
             continue
         if theirs.get(name) == ours.get(name):
             continue

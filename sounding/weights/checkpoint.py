@@ -35,6 +35,8 @@ from sounding.weights.shards import Shard, foreign_weights, read_folder
 if TYPE_CHECKING:  # reading a checkpoint needs no PyTorch
     from torch import Tensor
 
+    from sounding.weights.drafter import DrafterFile
+
 CONFIG_NAME = "config.json"
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ ALLOWED_DTYPES = {
 _PACKED = ("I8", "F8_E4M3")  # formats with scales beside them
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _DRAFT = re.compile(r"mtp\.\d+\.")
+_DRAFT_GROUP = re.compile(r"^mtp\.")
 # Copies of the embedding and the vocabulary head inside a draft block, which shares the main ones.
 _DRAFT_COPY = re.compile(r"mtp\.\d+\.(?!markov_head\.)(.*emb.*|(.+\.)?head\.weight)")
 
@@ -103,7 +106,9 @@ class Checkpoint:
     Only headers are read. Raises ValueError naming file, tensor, rule and way out.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, drafter: "DrafterFile | None" = None) -> None:
+        """With `drafter` the network has the DSpark drafter of that file, in place of one that the
+        checkpoint may hold."""
         self.folder = folder
         raw, config = read_config(folder)
         shards = read_folder(folder)
@@ -114,8 +119,12 @@ class Checkpoint:
         self.sources = _resolve(shards)
         if self.dialect == "transformers":
             config = _without_absent_drafts(config, self.sources)
+        if drafter is not None:
+            config = drafter.joined(config)
         self.parameters = tuple(parameters(config))
         self.skipped = _skip_drafts(self.sources, config, folder)
+        if drafter is not None:
+            self.sources |= _drafter_sources(drafter)
         _require_all(self.sources, self.parameters, folder)
         expected = _validate(self.sources, self.parameters)
         _refuse_unknown(self.sources, expected, folder)
@@ -123,6 +132,11 @@ class Checkpoint:
             self.parameters, {name: source.dtype for name, source in self.sources.items()}
         )
         self.config = reconcile(config, self.storage)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that its tensors are read from."""
+        return sorted({source.shard.path for source in self.sources.values()})
 
     @property
     def num_bytes(self) -> int:
@@ -267,6 +281,15 @@ def _published(stored_name: str, shard: Shard) -> Iterable[tuple[str, TensorSour
             )
 
 
+def _drafter_sources(drafter: "DrafterFile") -> dict[str, TensorSource]:
+    """The tensors of a drafter's own file, where they have the names of MTP blocks."""
+    return {
+        _DRAFT_GROUP.sub("drafter.", name): source
+        for stored_name in drafter.shard.entries
+        for name, source in _published(stored_name, drafter.shard)
+    }
+
+
 def _packed_dtype(name: str, dtype: str) -> str:
     """The dtype of a tensor where packed bytes are called U8: FP4 experts, and e8m0 scales."""
     if dtype == "U8" and name.endswith(".scale"):
@@ -287,8 +310,8 @@ def _skip_drafts(
     sources: dict[str, TensorSource], config: ModelConfig, folder: Path
 ) -> tuple[str, ...]:
     """Take out draft tensors the network does not have; returns their names."""
-    announced = config.num_mtp_layers or config.num_dspark_blocks
-    unused = _DRAFT_COPY if announced else _DRAFT
+    in_their_place = config.dspark is not None and not config.dspark.beside
+    unused = _DRAFT_COPY if config.num_mtp_layers or in_their_place else _DRAFT
     skipped = tuple(name for name in sources if unused.match(name))
     for name in skipped:
         del sources[name]
@@ -311,6 +334,11 @@ def _require_all(
     if not missing:
         return
     hint = "download the missing shards, or correct the sizes in config.json"
+    if all(name.startswith("drafter.") for name in missing):
+        raise ValueError(
+            f"the drafter beside {folder} lacks {_some(missing)}, which its config calls for; "
+            "write it anew, or give --drafter none to run without it"
+        )
     if all(name.startswith("mtp.") for name in missing):
         hint = "to run without drafts set num_nextn_predict_layers to 0 in config.json"
         if any(parameter.component is Component.DSPARK for parameter in expected):

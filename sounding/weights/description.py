@@ -50,8 +50,8 @@ class Description:
     def num_experts(self) -> int:
         """Routed experts of all layers, those of a drafter included."""
         config = self.config
-        drafters = config.num_mtp_layers or config.num_dspark_blocks
-        return len(config.ratios) * config.n_routed_experts + drafters * config.draft_experts
+        layers = len(config.ratios) + config.num_mtp_layers
+        return layers * config.n_routed_experts + config.num_dspark_blocks * config.draft_experts
 
     @property
     def active_expert_bytes(self) -> int:

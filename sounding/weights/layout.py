@@ -154,22 +154,23 @@ def _mtp(config: ModelConfig, prefix: str) -> Iterator[Parameter]:
 
 
 def _dspark(config: ModelConfig, dspark: DSparkConfig) -> Iterator[Parameter]:
-    """Blocks `mtp.S`: what reads the network is in the first, what predicts tokens in the last."""
-    hidden, last = config.hidden_size, config.num_dspark_blocks - 1
+    """What reads the network is in the first block, what predicts tokens in the last."""
+    prefix, hidden = config.dspark_prefix, config.hidden_size
+    last = config.num_dspark_blocks - 1
     table = (config.vocab_size, dspark.markov_rank)
     for stage in range(config.num_dspark_blocks):
-        yield from _block(config.draft_block, f"mtp.{stage}", 0, hashed=False)
+        yield from _block(config.draft_block, f"{prefix}{stage}", 0, hashed=False)
         if stage == 0:
             taps = len(dspark.target_layer_ids)
-            yield _linear("mtp.0.main_proj", hidden, taps * hidden, Component.DSPARK)
-            yield _norm("mtp.0.main_norm", hidden)
+            yield _linear(f"{prefix}0.main_proj", hidden, taps * hidden, Component.DSPARK)
+            yield _norm(f"{prefix}0.main_norm", hidden)
         if stage == last:
-            yield _norm(f"mtp.{last}.norm", hidden)
-            yield from _hyper_head(config, f"mtp.{last}.")
+            yield _norm(f"{prefix}{last}.norm", hidden)
+            yield from _hyper_head(config, f"{prefix}{last}.")
             for name in ("markov_w1", "markov_w2"):
-                yield _plain(f"mtp.{last}.markov_head.{name}.weight", table, Component.DSPARK)
+                yield _plain(f"{prefix}{last}.markov_head.{name}.weight", table, Component.DSPARK)
             confidence = (1, hidden + dspark.markov_rank)
-            name = f"mtp.{last}.confidence_head.proj.weight"
+            name = f"{prefix}{last}.confidence_head.proj.weight"
             yield _plain(name, confidence, Component.DSPARK)
 
 
@@ -312,8 +313,9 @@ def shard_groups(names: Iterable[str]) -> list[list[str]]:
 
 def _shard_key(name: str) -> tuple[int, int]:
     first, _, rest = name.partition(".")
-    if first in ("layers", "mtp"):
-        return (1 if first == "layers" else 3), int(rest.partition(".")[0])
+    numbered = {"layers": 1, "mtp": 3, "drafter": 4}
+    if first in numbered:
+        return numbered[first], int(rest.partition(".")[0])
     return (0 if first == "embed" else 2), 0
 
 

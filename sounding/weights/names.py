@@ -149,7 +149,7 @@ def transformers_name(name: str) -> str:
     """
     if name in _GLOBAL_TO_TRANSFORMERS:
         return _GLOBAL_TO_TRANSFORMERS[name]
-    if name.startswith("mtp."):
+    if name.startswith(("mtp.", "drafter.")):
         return name
     layers, layer, leaf = name.split(".", 2)
     return f"model.{layers}.{layer}.{_TO_TRANSFORMERS[leaf]}"

@@ -24,6 +24,7 @@ from sounding.engine.batch import Batch
 from sounding.engine.engine import Engine
 from sounding.engine.exact import splits_are_exact
 from sounding.engine.requests import (
+    DraftCounts,
     EngineLike,
     Event,
     Finished,
@@ -311,6 +312,10 @@ def test_statistics_are_sums(remote: RemoteEngine, engines: list[Engine]) -> Non
     assert stats.expert_load == [
         [x + y for x, y in zip(*rows, strict=True)] for rows in zip(*loads, strict=True)
     ]
+    by_drafter = [engine.stats().drafts for engine in engines[:2]]
+    for name, counts in stats.drafts.items():
+        assert counts == sum((each[name] for each in by_drafter), DraftCounts())
+    assert sum(sum(c.verified) for c in stats.drafts.values()) == stats.drafted_tokens
 
 
 def test_totals_do_not_fall_where_a_replica_is_gone(

@@ -37,7 +37,7 @@ def read(network: Transformer, tokens: Tensor, state: TensorState) -> None:
     """Append tokens to a sequence, which the drafter reads too."""
     taps = network(tokens, None, [state]).taps
     assert taps is not None
-    drafter_of(network).read(taps, [len(tokens)], [state.drafts])
+    drafter_of(network).read(taps, [len(tokens)], [state.blocks])
 
 
 def draft(
@@ -132,7 +132,7 @@ def test_any_split_and_rejected_tokens_leave_the_same_state(network: Transformer
         output = network(torch.cat((tokens[low:high], tokens[:6])), None, [parts])
         parts.rewind(high)  # the last six were drafts, which the drafter never reads
         assert output.taps is not None
-        drafter_of(network).read(output.taps[: high - low], [high - low], [parts.drafts])
+        drafter_of(network).read(output.taps[: high - low], [high - low], [parts.blocks])
         low = high
     expected, found = draft(network, [9], [whole]), draft(network, [9], [parts])
     assert torch.equal(expected[0], found[0])
@@ -158,12 +158,12 @@ def test_a_window_is_all_that_a_block_sees(network: Transformer) -> None:
     taps = network(tokens, None, [whole]).taps
     assert taps is not None
     drafter = drafter_of(network)
-    drafter.read(taps, [50], [whole.drafts])
-    drafter.read(taps[-16:], [16], [end.drafts])
+    drafter.read(taps, [50], [whole.blocks])
+    drafter.read(taps[-16:], [16], [end.blocks])
     expected, found = draft(network, [2], [whole]), draft(network, [2], [end])
     # Positions differ, whose angles are float32 products.
     assert torch.allclose(expected[1], found[1], rtol=1e-5, atol=1e-5)
-    drafter.read(taps[-17:-16] + 1, [1], [end.drafts])  # one more moves the window
+    drafter.read(taps[-17:-16] + 1, [1], [end.blocks])  # one more moves the window
     assert not torch.allclose(draft(network, [2], [end])[1], found[1], rtol=1e-3)
 
 
@@ -174,7 +174,7 @@ def test_going_back_keeps_what_the_drafter_has_read(network: Transformer) -> Non
     read(network, tokens_of(40), state)
     read(network, tokens_of(40)[:37], shorter)
     state.rewind(37)
-    assert [each.length for each in state.drafts] == [37] * 3
+    assert [each.length for each in state.blocks] == [37] * 3
     assert torch.allclose(
         draft(network, [2], [state])[1], draft(network, [2], [shorter])[1], rtol=1e-9
     )

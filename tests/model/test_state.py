@@ -295,7 +295,7 @@ STORAGE = pytest.mark.parametrize("storage", STATES)
 def contents(state: TensorState) -> dict[str, Any]:
     return {
         f"{layer}.{name}": (rows.length, rows.read().tolist())
-        for layer, part in enumerate([*state.layers, *state.drafts])
+        for layer, part in enumerate([*state.layers, *state.drafts, *state.blocks])
         for name, rows in part.named_rows()
     }
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sounding.engine.drafting.cost_model import BlockGain
+from sounding.engine.drafting.acceptance import BlockAcceptance, Plan
+from sounding.engine.drafting.cost_model import Prices
 from sounding.engine.engine import Engine
 from sounding.engine.settings import EngineSettings
 from sounding.model.reference_network import DraftBlock, ReferenceNetwork
@@ -115,9 +116,9 @@ def test_pieces_and_company_change_no_bit_and_blocks_leave_no_trace(
     streams = kernel.predict(chunk(), [], LENGTHS, [kernel.new_state() for _ in LENGTHS]).streams
     states = [kernel.new_state(rewind_tokens=4) for _ in LENGTHS]
     drafter.read(streams, LENGTHS, states)
-    before = [kept(each.drafts[stage].window.read()) for each in states for stage in range(3)]
+    before = [kept(each.blocks[stage].window.read()) for each in states for stage in range(3)]
     together = drafter.draft(ANCHORS, states)
-    after = [kept(each.drafts[stage].window.read()) for each in states for stage in range(3)]
+    after = [kept(each.blocks[stage].window.read()) for each in states for stage in range(3)]
     assert before == after
     first = 0
     for i, length in enumerate(LENGTHS):
@@ -142,7 +143,7 @@ def test_an_engine_gives_the_same_tokens(
     temperature: float,
 ) -> None:
     kernel, _ = pair
-    monkeypatch.setattr(BlockGain, "pays", lambda self, **how: True)
+    monkeypatch.setattr(BlockAcceptance, "plan", lambda self, most, prices: Plan(most, 9.0))
     monkeypatch.setattr("sounding.engine.drafting.selection.best_prefix", whole_block)
     asked = [request(n, temperature=temperature, seed=2, max_tokens=40) for n in (5, 30, 47)]
     answers = []
@@ -156,7 +157,7 @@ def test_an_engine_gives_the_same_tokens(
     assert sum(end.usage.drafted_tokens for _, end in drafted) > 100
 
 
-def whole_block(survival: Sequence[float], **how: float) -> int:
+def whole_block(survival: Sequence[float], prices: Prices) -> int:
     return len(survival)
 
 

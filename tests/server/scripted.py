@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 
 from sounding.engine.requests import (
+    DraftCounts,
     EngineStats,
     Event,
     Finished,
@@ -134,6 +135,7 @@ class ScriptedEngine:
             completion_tokens=count,
             drafted_tokens=count // 2,
             accepted_tokens=count // 3,
+            drafts=DraftCounts().plus(count // 2, count // 3),
         )
         with self._lock:
             stats = self._stats
@@ -145,6 +147,7 @@ class ScriptedEngine:
                 completion_tokens=stats.completion_tokens + usage.completion_tokens,
                 drafted_tokens=stats.drafted_tokens + usage.drafted_tokens,
                 accepted_tokens=stats.accepted_tokens + usage.accepted_tokens,
+                drafts={"mtp": stats.drafts.get("mtp", DraftCounts()) + usage.drafts},
             )
             self._seen.append((*request.prompt, *stream.tokens))
         stream.put(replace(end, usage=usage))

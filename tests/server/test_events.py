@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from sounding.engine.requests import DraftCounts, Usage
 from sounding.server.options import ServerOptions
+from sounding.server.protocols.usage import openai_usage
 from tests.server.http.test_middleware import until
 from tests.server.live import Live, get, live, post
 from tests.server.scripted import ScriptedEngine
@@ -176,6 +178,12 @@ def test_metrics_traces_and_status_agree(tmp_path: Path) -> None:
     assert metrics['sounding_generations_total{reason="length",route="/infill"}'] == 1
     load = status["engine"]["expert_load"]
     assert metrics['sounding_expert_choices_total{expert="1",layer="1"}'] == load[1][1] == 4
+    for what in ("verified", "accepted"):
+        first = sum(trace["usage"]["drafts"][what][0] for trace in traces)
+        labels = '{drafter="mtp",position="1"}'
+        assert metrics[f"sounding_drafts_{what}_total{labels}"] == first > 0
+        assert status["engine"]["drafts"]["mtp"][what][0] == first
+
     sessions = {session["id"]: session for session in status["sessions"]}
     for trace in traces:
         session = sessions[trace["id"]]
@@ -183,6 +191,13 @@ def test_metrics_traces_and_status_agree(tmp_path: Path) -> None:
         assert session["prompt_tokens"] == len(trace["prompt_token_ids"])
         assert session["hit_tokens"] == trace["usage"]["hit_tokens"]
         assert session["state"] == trace["finish_reason"]
+
+
+def test_usage_counts_drafts_by_position() -> None:
+    usages = [Usage(drafts=DraftCounts().plus(3, 1)), Usage(drafts=DraftCounts().plus(1, 1))]
+    details = openai_usage(usages)["completion_tokens_details"]
+    assert details["draft_positions"] == {"verified": (2, 1, 1), "accepted": (2, 0, 0)}
+    assert "draft_positions" not in openai_usage([Usage()])["completion_tokens_details"]
 
 
 def samples(text: str) -> dict[str, float]:

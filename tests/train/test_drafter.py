@@ -60,7 +60,7 @@ def test_blocks_are_those_of_decoding_and_end_where_targets_do() -> None:
         wanted = model.logits(model.hidden(whole.streams)).softmax(-1)
         for anchor in range(1, len(tokens)):
             state = growing_state(PLAIN)
-            dspark.read(whole.taps[:anchor], [anchor], [state.drafts])
+            dspark.read(whole.taps[:anchor], [anchor], [state.blocks])
             block = model.draft_block(tokens[anchor : anchor + 1], [state])
             for row in range(4):
                 at = anchor + row

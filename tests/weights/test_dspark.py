@@ -73,7 +73,7 @@ def test_it_runs_and_is_written_back_byte_for_byte(folder: Path, tmp_path: Path)
     state = growing_state(model.config)
     taps = model(torch.arange(200), None, [state]).taps
     assert taps is not None
-    model.dspark.read(taps, [200], [state.drafts])
+    model.dspark.read(taps, [200], [state.blocks])
     drafted = model.draft_block(torch.tensor([9]), [state])
     assert drafted.logits.shape == (1, 5, 512)
     assert drafted.logits.isfinite().all()

@@ -13,7 +13,8 @@ from sounding.engine.sequence import ActiveSequence
 
 @runtime_checkable  # for the shape checks of the tests
 class CountDrafts(Protocol):
-    """The number of drafts worth verifying, by a source's acceptance rate and cost."""
+    """The number of drafts worth verifying, by a source's acceptance and cost, and by those of the
+    other sources."""
 
     def __call__(self, sequence: ActiveSequence, available: int) -> int:
         """At most `available`; 0 if none pays. Called once per sequence and step, and only where
@@ -48,17 +49,21 @@ class Drafter(Protocol):
         """
         ...
 
+    def is_ready(self, sequence: ActiveSequence) -> bool:
+        """True if it will draft for the sequence if it is asked to; False if it may not."""
+        return False
+
     def extend(self, sequence: ActiveSequence, streams: Streams) -> None:
         """Read the streams of the last tokens fed: of a prompt, and later of accepted drafts only,
         in order. A state made of these alone never goes back."""
         return
 
     def catch_up(self, sequences: Sequence[ActiveSequence]) -> None:
-        """Bring `sequence.state.drafts` up to date, before the states are cached."""
+        """Bring its part of `sequence.state` up to date, before the states are cached."""
         return
 
     def is_caught_up(self, sequence: ActiveSequence) -> bool:
-        """True if `sequence.state.drafts` and the streams of the last token are all that `resume`
+        """True if `sequence.state` and the streams of the last token are all that `resume`
         needs."""
         return True
 

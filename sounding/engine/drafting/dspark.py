@@ -42,6 +42,9 @@ class DSparkDrafter(Drafter):
         drafts = dict(zip(drafting, self._draft(drafting, size, worth), strict=True))
         return [drafts.get(each, []) for each in sequences]
 
+    def is_ready(self, sequence: ActiveSequence) -> bool:
+        return sequence in self._pending
+
     def extend(self, sequence: ActiveSequence, streams: Streams) -> None:
         window = self._model.config.sliding_window
         if sequence.fed <= sequence.prompt_length - window:
@@ -49,7 +52,7 @@ class DSparkDrafter(Drafter):
             return
         pending = self._pending.get(sequence)
         if pending is None:  # it has read nothing of these tokens' window, or not all of it
-            _state_of(sequence).drafts = self._model.new_state().drafts
+            _state_of(sequence).blocks = self._model.new_state().blocks
             self._pending[sequence] = PendingStreams(streams[-window:])
             return
         pending.append(streams)

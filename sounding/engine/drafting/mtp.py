@@ -37,6 +37,9 @@ class MTPDrafter(Drafter):
         drafts = iter(self._draft(drafting, [count for count in counts if count]))
         return [next(drafts) if count else [] for count in counts]
 
+    def is_ready(self, sequence: ActiveSequence) -> bool:
+        return sequence in self._pending
+
     def extend(self, sequence: ActiveSequence, streams: Streams) -> None:
         window = self._model.config.sliding_window
         if sequence.fed <= sequence.prompt_length - window:

@@ -1,22 +1,22 @@
-"""The drafters of an engine: which there are, and whose drafts each sequence verifies."""
+"""The drafters of an engine: which there are, and whose drafts each sequence verifies.
+
+For each sequence and step it is the source that promises the most tokens per time, by its
+acceptance in this sequence and by measured costs; none where plain steps promise more.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from weakref import WeakKeyDictionary
 
-from sounding.engine.drafting.cost_model import (
-    STREAMED_ROW,
-    AcceptanceRate,
-    BlockGain,
-    CostModel,
-    best_prefix,
-)
+from sounding.engine.drafting.acceptance import Acceptance, AcceptanceRate, BlockAcceptance
+from sounding.engine.drafting.cost_model import STREAMED_ROW, CostModel, Prices, best_prefix
 from sounding.engine.drafting.drafter import CountDrafts, Drafter
 from sounding.engine.drafting.dspark import DSparkDrafter
 from sounding.engine.drafting.grammar_drafter import GrammarDrafter
 from sounding.engine.drafting.mtp import MTPDrafter
 from sounding.engine.drafting.prompt_lookup import PromptLookup
 from sounding.engine.network import Network, Streams
+from sounding.engine.requests import DraftCounts
 from sounding.engine.sequence import ActiveSequence
 
 
@@ -30,20 +30,43 @@ def drafters_for(model: Network, num_tokens: int) -> list[Drafter]:
     return drafters
 
 
-class DraftSelection:
-    """Sets the drafts of sequences: those of the first drafter with any worth verifying."""
+def allowed(drafters: Sequence[Drafter], names: Collection[str] | None) -> list[Drafter]:
+    """The drafters of these names, or all. Raises ValueError for a name that none has."""
+    known = [each.name for each in drafters]
+    for name in names or ():
+        if name not in known:
+            raise ValueError(
+                f"drafters = {list(names or ())} names {name!r}, which this network does not have; "
+                f"it has {', '.join(known)}"
+            )
+    return [each for each in drafters if names is None or each.name in names]
 
-    def __init__(self, drafters: Sequence[Drafter], most: int, *, streamed: bool = False) -> None:
-        """At most `most` drafts per sequence and step; 0 turns drafting off. `streamed`: experts
-        are on disk, where a wider verification reads more of them."""
+
+class DraftSelection:
+    """Sets the drafts of sequences: those of the drafter that promises the most."""
+
+    def __init__(
+        self,
+        drafters: Sequence[Drafter],
+        most: int,
+        *,
+        always: bool = False,
+        streamed: bool = False,
+    ) -> None:
+        """At most `most` drafts per sequence and step; 0 turns drafting off. `always` verifies all
+        drafts of the first drafter that has any, to measure them. `streamed`: experts are on disk,
+        where a wider verification reads more of them."""
         self._drafters = list(drafters) if most else []
-        self._most = most
+        self.most = most
         assumed = {each.name: each.assumed_cost for each in self._drafters}
         self.costs = CostModel(assumed, STREAMED_ROW) if streamed else CostModel(assumed)
-        self._rates: dict[str, WeakKeyDictionary[ActiveSequence, AcceptanceRate]]
-        self._rates = {each.name: WeakKeyDictionary() for each in self._drafters}
-        self._gains: dict[str, WeakKeyDictionary[ActiveSequence, BlockGain]]
-        self._gains = {each.name: WeakKeyDictionary() for each in self._drafters}
+        self.common = {each.name: _no_outcomes(each) for each in self._drafters}
+        """Outcomes in all sequences, with which a new one begins."""
+        self._outcomes: dict[str, WeakKeyDictionary[ActiveSequence, Acceptance]]
+        self._outcomes = {each.name: WeakKeyDictionary() for each in self._drafters}
+        self.always = always
+        self.counts = {each.name: DraftCounts() for each in self._drafters}
+        """Drafts that were verified and accepted since the start, by drafter."""
         self._proposed: WeakKeyDictionary[ActiveSequence, Drafter] = WeakKeyDictionary()
         """Whose drafts are being verified."""
 
@@ -51,9 +74,10 @@ class DraftSelection:
         """Set the drafts of sequences that have not ended."""
         allowed = [each for each in sequences if each.request.speculate]
         without = allowed
-        for drafter in self._drafters:
+        for place, drafter in enumerate(self._drafters):
             if without and (drafter.certain or not self.costs.baseline_due):
-                self._ask(drafter, without, running=len(allowed))
+                rivals = self._drafters[place + 1 :]
+                self._ask(drafter, without, _Worth(self, drafter, rivals, len(allowed)))
                 without = [each for each in without if not each.drafts]
         for sequence in allowed:
             if sequence.drafts:
@@ -62,10 +86,8 @@ class DraftSelection:
     def verified(self, sequence: ActiveSequence, drafted: int, accepted: int) -> None:
         """Record how many of the drafts of a sequence were accepted."""
         drafter = self._proposed.pop(sequence)
-        if drafter.in_blocks:
-            self.gain(drafter.name, sequence).observe(drafted, accepted)
-        else:
-            self.rate(drafter.name, sequence).observe(drafted, accepted)
+        self.observe(drafter, sequence, drafted, accepted)
+        self.counts[drafter.name] = self.counts[drafter.name].plus(drafted, accepted)
 
     def extend(self, sequence: ActiveSequence, streams: Streams) -> None:
         """Show the drafters the streams of tokens that were fed and accepted."""
@@ -87,18 +109,23 @@ class DraftSelection:
 
     # ----------------------------------------------------------------------------------------------
 
-    def rate(self, name: str, sequence: ActiveSequence) -> AcceptanceRate:
-        """The acceptance rate of a drafter's drafts in a sequence."""
-        return self._rates[name].setdefault(sequence, AcceptanceRate())
+    def outcomes(self, drafter: Drafter, sequence: ActiveSequence) -> Acceptance:
+        """Those of a drafter's drafts in a sequence."""
+        known = self._outcomes[drafter.name]
+        if sequence not in known:
+            known[sequence] = self.common[drafter.name].inherited()
+        return known[sequence]
 
-    def gain(self, name: str, sequence: ActiveSequence) -> BlockGain:
-        """What a drafter's blocks have brought in a sequence."""
-        return self._gains[name].setdefault(sequence, BlockGain())
+    def observe(
+        self, drafter: Drafter, sequence: ActiveSequence, drafted: int, accepted: int
+    ) -> None:
+        """Record an outcome."""
+        self.outcomes(drafter, sequence).observe(drafted, accepted)
+        self.common[drafter.name].observe(drafted, accepted)
 
-    def _ask(self, drafter: Drafter, sequences: Sequence[ActiveSequence], running: int) -> None:
+    def _ask(self, drafter: Drafter, sequences: Sequence[ActiveSequence], worth: "_Worth") -> None:
         before = time.perf_counter()
-        worth = _Worth(self, drafter, running)
-        proposals = drafter.propose(sequences, self._most, worth)
+        proposals = drafter.propose(sequences, self.most, worth)
         for sequence, drafts in zip(sequences, proposals, strict=True):
             sequence.drafts = drafts
             if drafts:
@@ -108,37 +135,64 @@ class DraftSelection:
             self.costs.record_drafting(drafter.name, time.perf_counter() - before, count)
 
 
-class _Worth(CountDrafts):
-    """What is worth drafting and verifying in one step, by the drafts of one source so far."""
+def _no_outcomes(drafter: Drafter) -> Acceptance:
+    return BlockAcceptance() if drafter.in_blocks else AcceptanceRate()
 
-    def __init__(self, selection: DraftSelection, drafter: Drafter, running: int) -> None:
+
+class _Worth(CountDrafts):
+    """What of one source is worth drafting and verifying in one step."""
+
+    def __init__(
+        self,
+        selection: DraftSelection,
+        drafter: Drafter,
+        rivals: Sequence[Drafter],
+        running: int,
+    ) -> None:
+        """`rivals` are asked afterwards, if it proposes nothing."""
         self._selection, self._drafter, self._running = selection, drafter, running
+        self._rivals = rivals
         self.blocks = 0
         """Blocks that were found worth making."""
 
     def __call__(self, sequence: ActiveSequence, available: int) -> int:
-        name, costs = self._drafter.name, self._selection.costs
-        if not self._drafter.in_blocks:
-            return self._selection.rate(name, sequence).best_count(
-                available,
-                running=self._running,
-                draft_cost=costs.draft_costs[name],
-                row_cost=costs.row_cost,
-            )
-        pays = self._selection.gain(name, sequence).pays(
-            running=self._running, block_cost=costs.draft_costs[name], row_cost=costs.row_cost
-        )
-        self.blocks += pays
-        return available if pays else 0
+        if not available:
+            return 0
+        selection, drafter = self._selection, self._drafter
+        outcomes = selection.outcomes(drafter, sequence)
+        count, speed = outcomes.plan(available, self._prices(drafter))
+        if selection.always:
+            count = available
+        elif outcomes.is_due:
+            count = max(1, count)
+        elif count and any(self._yields(sequence, speed, rival) for rival in self._rivals):
+            count = 0
+        if not count:
+            outcomes.pass_over()
+        else:
+            outcomes.take_part()
+        selection.common[drafter.name].share_schedule(outcomes)
+        if not count:
+            return 0
+        self.blocks += drafter.in_blocks
+        return available if drafter.in_blocks else count
 
     def to_verify(self, sequence: ActiveSequence, survival: Sequence[float]) -> int:
-        name, costs = self._drafter.name, self._selection.costs
-        count = best_prefix(
-            survival,
-            running=self._running,
-            block_cost=costs.draft_costs[name],
-            row_cost=costs.row_cost,
-        )
+        if self._selection.always:
+            return len(survival)
+        count = best_prefix(survival, self._prices(self._drafter))
         if not count:  # the block was made for nothing
-            self._selection.gain(name, sequence).observe(0, 0)
+            self._selection.observe(self._drafter, sequence, 0, 0)
         return count
+
+    def _yields(self, sequence: ActiveSequence, speed: float, rival: Drafter) -> bool:
+        """True if another source, which can draft now, promises more or is to be tried."""
+        if rival.certain or not rival.is_ready(sequence):
+            return False
+        outcomes = self._selection.outcomes(rival, sequence)
+        if outcomes.is_due:
+            return True
+        return outcomes.plan(self._selection.most, self._prices(rival)).speed > speed
+
+    def _prices(self, drafter: Drafter) -> Prices:
+        return self._selection.costs.prices(drafter.name, self._running)

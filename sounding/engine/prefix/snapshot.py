@@ -2,7 +2,7 @@
 
 Compressed entries are only appended to, never changed, so those of every block of tokens are stored
 once, however many states contain them. The rest (the window, the projections of groups that other
-groups still need, the MTP blocks' windows) is of a fixed size and belongs to one length: the tail.
+groups still need, the drafters' windows) is of a fixed size and belongs to one length: the tail.
 Source: docs/architecture.md 8 and 8.2.
 """
 
@@ -32,7 +32,7 @@ class Tail:
     streams: Streams
     """Streams of the last token, from which the next one is chosen."""
     drafting: bool
-    """True if the MTP blocks have read all tokens before the last one."""
+    """True if the drafters have read all tokens before the last one."""
 
     @property
     def nbytes(self) -> int:
@@ -77,7 +77,7 @@ def put_together(state: State, blocks: Sequence[Entries], tail: Tail) -> None:
 
 def _lists(state: State, length: int) -> Iterator[tuple[str, Rows, int]]:
     """Every list with its name and the length it has after `length` tokens."""
-    for group, layers in (("layers", state.layers), ("drafts", state.drafts)):
+    for group, layers in state.groups():
         for index, layer in enumerate(layers):
             for name, rows, rows_length in layer.lengths_after(length):
                 yield f"{group}.{index}.{name}", rows, rows_length

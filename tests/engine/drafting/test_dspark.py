@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sounding.engine.drafting.cost_model import BlockGain, best_prefix
+from sounding.engine.drafting.acceptance import BlockAcceptance, Plan
+from sounding.engine.drafting.cost_model import Prices, best_prefix
 from sounding.engine.drafting.prompt_lookup import TokenHistory
 from sounding.engine.drafting.selection import DraftSelection, drafters_for
 from sounding.engine.engine import Engine
@@ -34,9 +35,9 @@ def network(network_maker: NetworkMaker) -> Transformer:
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of every block is verified, whatever it costs, and nothing is looked up."""
     monkeypatch.setattr(TokenHistory, "find", lambda *given: [])
-    monkeypatch.setattr(BlockGain, "pays", lambda self, **how: True)
+    monkeypatch.setattr(BlockAcceptance, "plan", lambda self, most, prices: Plan(most, 9.0))
     monkeypatch.setattr(
-        "sounding.engine.drafting.selection.best_prefix", lambda survival, **how: len(survival)
+        "sounding.engine.drafting.selection.best_prefix", lambda survival, prices: len(survival)
     )
 
 
@@ -61,7 +62,7 @@ def block_drafts(network: Transformer, tokens: Sequence[int]) -> list[int]:
     with torch.inference_mode():
         taps = network(torch.tensor(tokens[:-1])).taps
         assert taps is not None
-        dspark.read(taps, [len(tokens) - 1], [state.drafts])
+        dspark.read(taps, [len(tokens) - 1], [state.blocks])
         previous = torch.tensor(tokens[-1:])
         block = network.draft_block(previous, [state])
         drafts: list[int] = []
@@ -155,7 +156,7 @@ def sequence_of(asked: Any) -> ActiveSequence:
 
 def test_confidence_and_costs_decide_how_much_of_a_block_is_verified() -> None:
     def count(survival: Sequence[float], row_cost: float = 0.1, block_cost: float = 0.5) -> int:
-        return best_prefix(survival, running=1, block_cost=block_cost, row_cost=row_cost)
+        return best_prefix(survival, Prices(1.0, block_cost, row_cost))
 
     assert count([0.99] * 5) == 5
     assert count([0.99, 0.99, 0.02, 0.99, 0.99]) == 2
@@ -165,26 +166,6 @@ def test_confidence_and_costs_decide_how_much_of_a_block_is_verified() -> None:
     assert count([0.5, 0.5, 0.5], row_cost=1.0) == 0
     assert count([]) == 0
     assert count([float("nan")] * 3) == 0
-
-
-def test_blocks_that_bring_nothing_are_made_no_longer_and_tried_again() -> None:
-    gain = BlockGain()
-
-    def pays() -> bool:
-        return gain.pays(running=1, block_cost=0.3, row_cost=0.1)
-
-    assert pays()
-    for _ in range(40):  # confident and wrong
-        gain.observe(4, 0)
-    answers = [pays() for _ in range(70)]
-    assert not answers[0] and any(answers)
-    assert not any(answers[: answers.index(True)]) and answers.index(True) > 50
-    for _ in range(40):
-        gain.observe(4, 3)
-    assert pays()
-    for _ in range(40):  # hopeless, and known to be
-        gain.observe(0, 0)
-    assert not pays()
 
 
 def test_the_drafter_is_one_of_those_of_a_network(network: Transformer) -> None:

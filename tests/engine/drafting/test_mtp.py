@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sounding.engine.drafting.cost_model import AcceptanceRate
+from sounding.engine.drafting.acceptance import AcceptanceRate, Plan
 from sounding.engine.drafting.pending_streams import PendingStreams
 from sounding.engine.drafting.prompt_lookup import TokenHistory
 from sounding.engine.drafting.selection import DraftSelection
@@ -46,7 +46,7 @@ def test_the_block_reads_along(network: Transformer, monkeypatch: pytest.MonkeyP
     """Its drafts are those of a block that has read all of the text at once: after prompts in
     pieces, rejected drafts, in company, and where a state was found in the cache."""
     monkeypatch.setattr(TokenHistory, "find", lambda *given: [])
-    monkeypatch.setattr(AcceptanceRate, "best_count", lambda self, most, **how: most - 1)
+    monkeypatch.setattr(AcceptanceRate, "plan", lambda self, most, prices: Plan(most - 1, 9.0))
     made: list[tuple[list[int], list[int]]] = []
     propose = DraftSelection.propose
 

@@ -1,5 +1,6 @@
 """Drafting changes how long an answer takes and nothing else."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from sounding.engine import runner
 from sounding.engine.drafting.drafter import CountDrafts, Drafter
 from sounding.engine.drafting.selection import DraftSelection, drafters_for
 from sounding.engine.engine import Engine
-from sounding.engine.requests import GenerationRequest
+from sounding.engine.requests import DraftCounts, GenerationRequest
 from sounding.engine.sequence import ActiveSequence
 from sounding.engine.settings import EngineSettings
 from sounding.engine.stream import EventStream
@@ -88,7 +89,29 @@ def test_the_same_tokens_with_drafts_of_its_own(network: Transformer, temperatur
     stats = engine.stats()
     assert stats.drafted_tokens == sum(end.usage.drafted_tokens for _, end in answers)
     assert stats.accepted_tokens == sum(end.usage.accepted_tokens for _, end in answers)
+    by_position = sum((end.usage.drafts for _, end in answers), DraftCounts())
+    assert by_position == sum(stats.drafts.values(), DraftCounts())
+    assert sum(by_position.verified) == stats.drafted_tokens
+    assert sum(by_position.accepted) == stats.accepted_tokens
+    assert list(by_position.verified) == sorted(by_position.verified, reverse=True)
     engine.close()
+
+
+def test_drafts_are_counted_by_position() -> None:
+    counts = DraftCounts().plus(3, 1).plus(1, 1).plus(2, 0)
+    assert counts == DraftCounts((3, 2, 1), (2, 0, 0))
+    assert counts + DraftCounts((1,), (1,)) == DraftCounts((4, 2, 1), (3, 0, 0))
+
+
+def test_only_drafters_that_are_named_draft(network: Transformer) -> None:
+    only = dataclasses.replace(EXACT, drafters=("prompt lookup",), always_draft=True)
+    engine = Engine(as_network(network), settings=only)
+    collect(engine.submit(request(prompt(40) * 2, max_tokens=30, guard_repetition=False)))
+    stats = engine.stats()
+    engine.close()
+    assert list(stats.drafts) == ["prompt lookup"]
+    with pytest.raises(ValueError, match=r"names 'lookup', which .* it has grammar, prompt lookup"):
+        Engine(as_network(network), settings=dataclasses.replace(EXACT, drafters=("lookup",)))
 
 
 def test_off_where_asked(network: Transformer) -> None:
@@ -104,6 +127,9 @@ class Recording(Drafter):
     def __init__(self, name: str, drafts: Sequence[int], *, certain: bool = False) -> None:
         self.name, self.certain, self._drafts = name, certain, list(drafts)
         self.asked: list[int] = []
+
+    def is_ready(self, sequence: ActiveSequence) -> bool:
+        return True
 
     def propose(
         self, sequences: Sequence[ActiveSequence], most: int, worth: CountDrafts
@@ -135,21 +161,31 @@ def measured(selection: DraftSelection) -> DraftSelection:
     return selection
 
 
-def test_the_first_drafter_with_drafts_is_chosen_and_judged_by_them() -> None:
+def test_the_drafter_that_promises_most_is_chosen_and_judged_by_its_drafts() -> None:
     first, second = Recording("first", [7, 8]), Recording("second", [9])
-    selection = measured(DraftSelection([first, second], 4))
+    selection = measured(DraftSelection([first, second], 2))
     one = sequence(1)
     selection.propose([one])
     assert one.drafts == [7, 8]
-    assert second.asked == []
-    while one.drafts == [7, 8] or one.drafts == [7]:  # until they no longer pay
-        selection.verified(one, len(one.drafts), 0)
-        selection.propose([one])
+    assert second.asked == []  # the same is expected of both, so the first is asked
+    selection.verified(one, 2, 0)
+    selection.propose([one])
     assert one.drafts == [9]
     selection.verified(one, 1, 1)
     other = sequence(2)
-    selection.propose([one, other])  # one sequence's rejections are not the other's
-    assert (one.drafts, other.drafts) == ([9], [7, 8])
+    selection.propose([one, other])  # a new sequence begins with what others have taught
+    assert (one.drafts, other.drafts) == ([9], [9])
+
+
+def test_a_drafter_that_cannot_draft_yet_is_no_rival() -> None:
+    first, second = Recording("first", [7]), Recording("second", [9])
+    second.is_ready = lambda sequence: False  # type: ignore[method-assign]
+    selection = measured(DraftSelection([first, second], 4))
+    one = sequence(1)
+    selection.propose([one])
+    selection.verified(one, 1, 0)
+    selection.propose([one])
+    assert one.drafts == [7]
 
 
 def test_only_certain_drafts_are_made_while_a_baseline_is_due() -> None:
