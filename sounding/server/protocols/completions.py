@@ -232,7 +232,7 @@ async def _take(service: Service, exchange: Exchange, choice: _Choice, event: Ev
         require_ended(event)
     else:
         choice.events.append(event)
-    more = await text_of(choice.source, event, service, exchange.runs[0].request.adapter)
+    more = await text_of(choice.source, event, service, exchange)
     choice.text += more
     return more
 

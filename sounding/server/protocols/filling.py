@@ -23,6 +23,7 @@ from sounding.engine.requests import (
     TokenEvent,
 )
 from sounding.server.conversation import Sampling
+from sounding.server.exchange import Exchange
 from sounding.server.http.errors import Refusal, context_overflow
 from sounding.server.service import Service
 from sounding.text.markup import BOS, FIM_BEGIN, FIM_END, FIM_HOLE
@@ -183,11 +184,11 @@ class Plain:
 
 
 async def text_of(
-    source: Filling | Plain, event: Event, service: Service, adapter: str | None = None
+    source: Filling | Plain, event: Event, service: Service, exchange: Exchange
 ) -> str:
     """The text that became certain with an event: with the last one, the best candidate's."""
     if isinstance(source, Filling) and isinstance(event, Finished):
-        await source.settle(event, service, adapter)
+        await source.settle(event, service, exchange.runs[0].request.adapter)
     return source.feed(event)
 
 

@@ -145,7 +145,7 @@ class Infill:
         text = ""
         async with exchange:
             async for _, event in exchange:
-                text += await text_of(filling, event, self._service, _adapter(exchange))
+                text += await text_of(filling, event, self._service, exchange)
         finished = exchange.runs[0].finished
         assert finished is not None
         require_ended(finished)
@@ -155,7 +155,7 @@ class Infill:
         self, exchange: Exchange, filling: Filling | Plain, asked: LlamaRequest, model: str
     ) -> AsyncIterator[bytes]:
         async for _, event in exchange:
-            text = await text_of(filling, event, self._service, _adapter(exchange))
+            text = await text_of(filling, event, self._service, exchange)
             if isinstance(event, Finished):
                 if (fault := failure(event)) is not None:
                     yield sse(llama_error(fault))
@@ -194,10 +194,6 @@ class Infill:
             },
             "timings": _timings(usage),
         }
-
-
-def _adapter(exchange: Exchange) -> str | None:
-    return exchange.runs[0].request.adapter
 
 
 def sampling_of(

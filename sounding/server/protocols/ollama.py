@@ -279,8 +279,7 @@ class _Continued:
 
     async def answer(self, objects: Objects) -> AsyncIterator[Json | Refusal]:
         async for _, event in self.exchange:
-            adapter = self.exchange.runs[0].request.adapter
-            text = await text_of(self._source, event, self._service, adapter)
+            text = await text_of(self._source, event, self._service, self.exchange)
             if isinstance(event, Finished):
                 yield failure(event) or objects.end(event.reason, event.usage, {"response": text})
             elif text:
